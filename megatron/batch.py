@@ -1,0 +1,95 @@
+"""The nouns everyone shares. b samples, s positions, n asked positions."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """What the dataset yields."""
+    tokens: Tensor                  # [b, s+1] int64
+    scored: Tensor                  # [b, s+1] bool    False: padding, or not part of the problem
+    index: Tensor                   # [b] int64        global sample number: names the noise, survives resume
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the model is asked. Loss = sum(weights * nll) / sum(scored), for every objective."""
+    inputs: Tensor                  # [b, s] int64     what it reads
+    targets: Tensor                 # [b, s] int64     what it must predict
+    weights: Tensor                 # [b, s] fp32      how much each prediction counts; 0 = not asked
+    scored: Tensor                  # [b, s] bool      the denominator
+    positions: Tensor               # [b, s] int64     rotary positions
+    index: Tensor                   # [b] int64        global sample number: dropout's address
+    asked: Tensor                   # [n] int64        flat positions with a weight, so that the head reads only those
+
+    def to(self, device: torch.device) -> "Batch":
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+
+
+def asked_positions(weights: Tensor) -> Tensor:
+    """Flat indices of the positions that carry weight.  [b, s] -> [n]"""
+    return weights.flatten().nonzero()[:, 0]
+
+
+class Purpose:
+    """What a random number is for. Purposes never share a stream. The numbers are part of the experiment: never reuse one."""
+    MASK, RATE, RATE_ORDER, DATA_ORDER, HIDDEN_DROPOUT, ATTENTION_DROPOUT = range(6)
+
+
+def stream(seed: int, purpose: int, number: int) -> np.random.Generator:
+    """The generator at one address. Addresses are 2**128 draws apart (Philox, Salmon et al. 2011)."""
+    return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, purpose, number]))
+
+
+class Noise:
+    """Uniforms in [0, 1) addressed by (seed, sample number): independent of rank, layout, resume and device."""
+
+    def __init__(self, seed: int, index: Tensor):
+        self.seed, self.index = seed, [int(i) for i in index]
+
+    def uniform(self, purpose: int, *shape: int) -> Tensor:
+        """float32 uniforms.  -> [b, *shape]"""
+        return torch.from_numpy(np.stack([stream(self.seed, purpose, i).random(shape, np.float32) for i in self.index]))
+
+    def stratified(self, strata: int) -> Tensor:
+        """One noise level in (0, 1] a sample; `strata` consecutive samples fill all strata once.  -> [b] float64
+
+        Block k of samples shares the offset u_k and an order drawn from (seed, k): 1 - ((u_k + place / strata) mod 1).
+        """
+        levels = []
+        for i in self.index:
+            block, place = divmod(i, strata)
+            rng = stream(self.seed, Purpose.RATE_ORDER, block)
+            offset, order = rng.random(), rng.permutation(strata)
+            levels.append(1.0 - (offset + order[place] / strata) % 1.0)
+        return torch.tensor(levels, dtype=torch.float64)
+
+    def independent(self) -> Tensor:
+        """One independent noise level in (0, 1] a sample.  -> [b] float64"""
+        return torch.tensor([1.0 - stream(self.seed, Purpose.RATE, i).random() for i in self.index], dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one optimizer step reports, already reduced over the whole world."""
+    loss: float                     # sum(weights * nll) / sum(scored), nats a token
+    accuracy: float                 # share of asked positions whose most likely id is the target
+    grad_norm: float                # before clipping
+    clipped_norm: float             # after clipping
+    skipped: bool                   # not finite: weights and moments untouched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands. Everything that happens next is a function of this, the weights and the config."""
+    step: int = 0
+    samples: int = 0
+    skipped: int = 0                # steps, in all
+    skipped_in_row: int = 0
+    best_val_loss: float | None = None
+    best_step: int | None = None

@@ -1,0 +1,197 @@
+"""The transformer: RMSNorm, rotary attention, SwiGLU. b batch, s sequence, h hidden; n heads, d head width, f ffn, v vocabulary.
+
+Weights are fp32; the model computes in the dtype of its embeddings' output, each weight cast where it is used.
+Fused projections put the axis that a tensor-parallel cut would take first: (head, q|k|v, d) and (f, gate|up).
+"""
+from __future__ import annotations
+
+import math
+import zlib
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megatron.batch import Batch
+from megatron.core.dropout import drop, keep, row_keys
+from megatron.core.head import weighted_nll
+
+if TYPE_CHECKING:
+    from megatron.config import Model
+
+
+class Linear(nn.Module):
+    """One weight [out, in], no bias: [..., in] -> [..., out]."""
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_out, width_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+class Dropout(nn.Module):
+    """Hidden dropout at one site of the model, addressed by each row's key."""
+
+    def __init__(self, p: float, site: int):
+        super().__init__()
+        self.p, self.site = p, site
+
+    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        if keys is None or not self.p:
+            return x
+        return drop(x, keep(keys, self.site, torch.arange(x.shape[-1], device=x.device), self.p), self.p)
+
+
+class Attention(nn.Module):
+    def __init__(self, cfg: Model, causal: bool, site: int):
+        super().__init__()
+        self.d, self.n, self.causal, self.p, self.site = cfg.kv_channels, cfg.num_attention_heads, causal, cfg.attention_dropout, site
+        self.qkv = Linear(cfg.hidden_size, 3 * self.n * self.d)
+        self.out = Linear(self.n * self.d, cfg.hidden_size)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (self.n, 3, self.d))                            # [b, s, n, 3, d]
+        q, k = rotate(qkv[..., :2, :], *rope).unbind(-2)                                # each [b, s, n, d]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), qkv[..., 2, :].transpose(1, 2)  # each [b, n, s, d]
+        if keys is not None and self.p:
+            y = self.dropped(q, k, v, keys)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out(y.transpose(1, 2).flatten(2))                                   # [b, s, h]
+
+    def dropped(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
+        """Attention with its probabilities written out, because no fused kernel drops them by address."""
+        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(self.d)                  # [b, n, s, s]
+        if self.causal:
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(later, -math.inf)
+        heads = torch.arange(self.n, device=q.device, dtype=torch.int32) * 0x3504F333
+        kept = keep(keys[:, None] ^ heads[:, None], self.site, torch.arange(scores.shape[-1], device=q.device), self.p)
+        return drop(scores.softmax(-1), kept, self.p).to(v.dtype) @ v
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x) (Shazeer, arXiv:2002.05202)."""
+
+    def __init__(self, cfg: Model):
+        super().__init__()
+        self.up = Linear(cfg.hidden_size, 2 * cfg.ffn_hidden_size)
+        self.down = Linear(cfg.ffn_hidden_size, cfg.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.up(x).unflatten(-1, (-1, 2)).unbind(-1)                         # each [b, s, f]
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """Two residual branches. Its dropout sites are 3 layer + 1, 2, 3; site 0 is the embedding's."""
+
+    def __init__(self, cfg: Model, causal: bool, layer: int):
+        super().__init__()
+        self.norm1, self.attention = RMSNorm(cfg.hidden_size, cfg.norm_epsilon), Attention(cfg, causal, 3 * layer + 1)
+        self.norm2, self.mlp = RMSNorm(cfg.hidden_size, cfg.norm_epsilon), SwiGLU(cfg)
+        self.dropout1, self.dropout2 = (Dropout(cfg.hidden_dropout, 3 * layer + site) for site in (2, 3))
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None) -> Tensor:
+        x = x + self.dropout1(self.attention(self.norm1(x), rope, keys), keys)
+        return x + self.dropout2(self.mlp(self.norm2(x)), keys)
+
+
+class GPT(nn.Module):
+    """Embedding, blocks, norm and head. `score(batch)` is all that training and evaluation call."""
+
+    def __init__(self, cfg: Model, causal: bool, seed: int, dtype: torch.dtype = torch.float32, recompute: bool = False):
+        super().__init__()
+        self.cfg, self.seed, self.dtype, self.recompute = cfg, seed, dtype, recompute
+        self.embed = nn.Embedding(cfg.padded_vocab_size, cfg.hidden_size, _weight=torch.empty(cfg.padded_vocab_size, cfg.hidden_size))
+        self.dropout = Dropout(cfg.hidden_dropout, 0)
+        self.blocks = nn.ModuleDict({str(i): Block(cfg, causal, i) for i in range(cfg.num_layers)})
+        self.norm = RMSNorm(cfg.hidden_size, cfg.norm_epsilon)
+        self.head = Linear(cfg.hidden_size, cfg.padded_vocab_size) if cfg.untie_embeddings_and_output_weights else None
+        self.init_weights()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """What the head reads.  -> [b, s, h]"""
+        keys = row_keys(self.seed, batch.index, batch.positions) if self.training and self.drops() else None
+        x = self.dropout(self.embed(batch.inputs).to(self.dtype), keys)                 # [b, s, h]
+        rope = rotary(batch.positions, self.cfg.kv_channels, self.cfg.rotary_base, self.dtype)
+        for block in self.blocks.values():
+            if not torch.is_grad_enabled():
+                x = block.forward(x, rope, keys)                                        # never compiled: passes of any size
+            elif self.recompute:
+                x = checkpoint(block, x, rope, keys, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, rope, keys)
+        return self.norm(x)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """sum(weights * nll) of the asked positions, and each one's nll and hit.  -> [] fp32, [n] fp32, [n] bool"""
+        x = self.hidden(batch).flatten(0, 1)                                            # [b s, h]
+        asked = batch.asked
+        if len(asked) < len(x):
+            x = x.index_select(0, asked)                                                # [n, h]
+        table = self.embed.weight if self.head is None else self.head.weight
+        columns = self.cfg.padded_vocab_size if self.cfg.predict_reserved else self.cfg.vocab_size
+        return weighted_nll(x, table, batch.targets.flatten()[asked], batch.weights.flatten()[asked], columns)
+
+    def drops(self) -> bool:
+        return bool(self.cfg.hidden_dropout or self.cfg.attention_dropout)
+
+    def compile_blocks(self) -> None:
+        """Compile the block, not the model: all layers share one compilation, and the head's chunks stay as they are."""
+        for block in self.blocks.values():
+            block.compile(dynamic=False)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Weights are a function of (seed, parameter name): the same model at any layout, vocabulary padding or device.
+
+        N(0, std), output projections / sqrt(2 layers), norms 1 (Megatron's rule). Table rows above the mask are zero.
+        """
+        for name, p in self.named_parameters():
+            if p.dim() == 1:
+                p.fill_(1.0)
+                continue
+            residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            std = self.cfg.init_method_std / (math.sqrt(2 * self.cfg.num_layers) if residual else 1.0)
+            if name in ("embed.weight", "head.weight"):
+                known = min(self.cfg.vocab_size, len(p))
+                p.zero_()
+                p[:known] = normal(self.seed, name, (known, p.shape[1])) * std
+                p[known:known + 1] = normal(self.seed, name + "[mask]", (1, p.shape[1]))[:len(p) - known] * std
+            else:
+                p.copy_(normal(self.seed, name, p.shape) * std)
+
+
+def normal(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Standard normals at the address (seed, name)."""
+    rng = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + zlib.crc32(name.encode())) % 2**63)
+    return torch.randn(shape, generator=rng)
+
+
+def rotary(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles (Su et al., arXiv:2104.09864).  positions [b, s] -> two [b, s, 1, 1, d/2]"""
+    frequency = base ** -(torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
+    angle = positions[..., None, None, None].float() * frequency                        # [b, s, 1, 1, d/2]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn channel pairs (i, i + d/2), as GPT-NeoX and Megatron do.  [..., d] -> [..., d]"""
+    low, high = x.chunk(2, -1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), -1)

@@ -1,0 +1,115 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron.batch import Batch, asked_positions
+from megatron.budget import padded_vocab
+from megatron.config import Model
+from megatron.core.transformer import GPT, rotary, rotate
+
+TINY = Model(num_layers=3, hidden_size=32, num_attention_heads=4, kv_channels=8, ffn_hidden_size=64, seq_length=12, vocab_size=50,
+             padded_vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0)
+
+
+def batch(b=3, s=12, seed=0, vocab=50):
+    rng = torch.Generator().manual_seed(seed)
+    weights = torch.rand(b, s, generator=rng) * (torch.rand(b, s, generator=rng) < 0.7)
+    return Batch(inputs=torch.randint(0, vocab, (b, s), generator=rng), targets=torch.randint(0, vocab, (b, s), generator=rng), weights=weights,
+                 scored=torch.ones(b, s, dtype=torch.bool), positions=torch.arange(s).expand(b, s), index=torch.arange(b) + 7,
+                 asked=asked_positions(weights))
+
+
+def all_asked(x: Batch) -> Batch:
+    return replace(x, asked=torch.arange(x.inputs.numel()))
+
+
+def gradients(model, x):
+    model.zero_grad()
+    loss, _, _ = model.train()(x)
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameter_count_is_the_budgets(tied):
+    cfg = replace(TINY, untie_embeddings_and_output_weights=not tied)
+    model = GPT(cfg, True, 0)
+    assert sum(p.numel() for p in model.parameters()) == cfg.shape().total()
+    tables = sum(p.numel() for n, p in model.named_parameters() if n in ("embed.weight", "head.weight"))
+    assert cfg.shape().total() - tables == cfg.shape().non_embedding()
+
+
+def test_causal_does_not_see_the_future_and_bidirectional_does():
+    x = batch()
+    changed = replace(x, inputs=torch.cat([x.inputs[:, :-1], (x.inputs[:, -1:] + 1) % 50], 1))
+    for causal in (True, False):
+        model = GPT(TINY, causal, 1).eval()
+        with torch.no_grad():
+            same = torch.equal(model.hidden(x)[:, :-1], model.hidden(changed)[:, :-1])
+        assert same == causal
+
+
+def test_skipping_unasked_positions_changes_nothing():
+    model = GPT(TINY, False, 1)
+    loss, grads = gradients(model, batch())
+    full_loss, full = gradients(model, all_asked(batch()))
+    torch.testing.assert_close(loss, full_loss, rtol=1e-6, atol=0)
+    for name in grads:
+        torch.testing.assert_close(grads[name], full[name], rtol=1e-5, atol=1e-6 * float(full[name].abs().max()))
+
+
+def test_recompute_is_bit_equal_also_with_dropout():
+    cfg = replace(TINY, hidden_dropout=0.2, attention_dropout=0.1)
+    plain, recomputed = gradients(GPT(cfg, True, 1), batch()), gradients(GPT(cfg, True, 1, recompute=True), batch())
+    assert torch.equal(plain[0], recomputed[0])
+    assert all(torch.equal(plain[1][n], recomputed[1][n]) for n in plain[1])
+
+
+def test_dropout_belongs_to_the_sample_and_rests_in_evaluation():
+    model = GPT(replace(TINY, hidden_dropout=0.2, attention_dropout=0.1), True, 1)
+    x = batch()
+    one = Batch(**{k: v[1:2] for k, v in vars(x).items() if k != "asked"}, asked=asked_positions(x.weights[1:2]))
+    torch.testing.assert_close(model.train().hidden(x)[1:2], model.hidden(one), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(model.hidden(x), model.eval().hidden(x))
+    assert torch.equal(model.hidden(x), GPT(TINY, True, 1).eval().hidden(x))
+
+
+def test_dropped_attention_at_rate_zero_is_the_fused_one():
+    attention = GPT(TINY, True, 1).blocks["0"].attention
+    q, k, v = torch.randn(3, 2, 4, 12, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    explicit = attention.dropped(q, k, v, torch.zeros(2, 12, dtype=torch.int32))
+    torch.testing.assert_close(explicit, torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_are_named_by_seed_and_name_whatever_the_padding():
+    a, b = GPT(TINY, True, 5), GPT(replace(TINY, padded_vocab_size=padded_vocab(50, 512)), False, 5)
+    other = GPT(TINY, True, 6)
+    for (name, p), q, r in zip(a.named_parameters(), b.parameters(), other.parameters()):
+        assert torch.equal(p, q[:len(p)]), name
+        assert p.dim() == 1 or not torch.equal(p, r)
+    assert (b.embed.weight[51:] == 0).all() and b.embed.weight[50].std() > 0.01
+
+
+def test_initial_scale_is_megatrons():
+    model = GPT(replace(TINY, hidden_size=128, num_attention_heads=8, kv_channels=16), True, 0)
+    assert abs(model.blocks["1"].attention.qkv.weight.std() / 0.02 - 1) < 0.05
+    assert abs(model.blocks["1"].mlp.down.weight.std() / (0.02 / math.sqrt(6)) - 1) < 0.05
+
+
+def test_rotary_is_relative_and_keeps_length():
+    q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    def at(x, place):
+        cos, sin = rotary(torch.tensor([[place]]), 8, 10000.0, torch.float32)
+        return rotate(x.view(1, 1, 1, 1, 8), cos, sin).flatten()
+    torch.testing.assert_close(at(q, 3) @ at(k, 7), at(q, 103) @ at(k, 107), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(at(q, 9).square().sum(), q.square().sum())
+
+
+def test_bf16_computes_low_and_keeps_weights_fp32():
+    model = GPT(TINY, True, 1, torch.bfloat16)
+    loss, grads = gradients(model, batch())
+    exact, _ = gradients(GPT(TINY, True, 1), batch())
+    assert all(g.dtype == torch.float32 for g in grads.values())
+    assert abs(loss / exact - 1) < 1e-2
