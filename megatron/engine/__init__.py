@@ -1,0 +1,1 @@
+"""Engines turn posed batches into updates. One today: `native`, on torch alone."""

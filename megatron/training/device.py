@@ -1,0 +1,104 @@
+"""Where a run computes, how fast that place can be, and whether compiling pays there."""
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+
+import torch
+
+from megatron.config import Config
+from megatron.errors import MissingInput
+
+# Dense bf16 peaks in FLOP/s, from the vendors' data sheets (without sparsity).
+GPU_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A800": 312e12,
+             "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12, "V100": 125e12}
+# Compiling the block took 10-40 s on two CPU cores and saved 13-30 % of a step: it repays itself within this much compute.
+COMPILE_REPAYS_SECONDS = {"cpu": 600.0, "cuda": 120.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    device: torch.device
+    dtype: torch.dtype
+    peak_flops: float               # FLOP/s of dense products in `dtype`
+    peak_source: str
+    compile: bool
+    compile_reason: str
+
+
+def setup(cfg: Config) -> Where:
+    """Choose the device, set threads and determinism. Raises MissingInput when the asked device is not there."""
+    train = cfg.train
+    if train.device == "cuda" and not torch.cuda.is_available():
+        raise MissingInput("--device cuda: torch sees no GPU here; use --device cpu or auto")
+    kind = "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if train.num_threads:
+        torch.set_num_threads(train.num_threads)
+    dtype = torch.bfloat16 if train.bf16 else torch.float32
+    peak, source = peak_flops(kind, dtype, torch.get_num_threads())
+    chosen, reason = choose_compile(cfg, kind, peak)
+    deterministic = train.deterministic_mode or chosen           # a compiled CPU step is not reproducible without it
+    if deterministic and kind == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    return Where(device=torch.device(kind), dtype=dtype, peak_flops=peak, peak_source=source, compile=chosen, compile_reason=reason)
+
+
+@functools.cache
+def peak_flops(kind: str, dtype: torch.dtype, num_threads: int) -> tuple[float, str]:
+    """Dense FLOP/s: the data sheet's for a known GPU in bf16, else the best of a few products timed here."""
+    if kind == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name()
+        for known, peak in GPU_PEAKS.items():
+            if known in name:
+                return peak, f"data sheet of {name}, dense bf16"
+    size = 8192 if kind == "cuda" else 1024
+    a = torch.randn(size, size, device=kind).to(dtype)
+    best = min(timed_product(a) for _ in range(4))
+    return 2 * size**3 / best, f"best of four {size}^3 products on {num_threads} threads" if kind == "cpu" else f"best of four {size}^3 products"
+
+
+def timed_product(a: torch.Tensor) -> float:
+    start = time.perf_counter()
+    a @ a
+    if a.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def choose_compile(cfg: Config, kind: str, peak: float) -> tuple[bool, str]:
+    """Whether to compile, and why, in words for the log."""
+    asked = cfg.train.compile
+    if asked == "off" or cfg.train.skip_train:
+        return False, "--compile off" if asked == "off" else "nothing is trained"
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if not compiler or not shutil.which(compiler):
+        if asked == "on":
+            raise MissingInput("--compile on: torch.compile needs a C++ compiler and none is on PATH; install g++ or use --compile off")
+        return False, "no C++ compiler"
+    if asked == "on":
+        return True, "--compile on"
+    flops = cfg.model.shape().flops_per_token(cfg.model.seq_length) * cfg.train.train_samples * cfg.model.seq_length
+    seconds, needed = flops / (0.4 * peak), COMPILE_REPAYS_SECONDS[kind]
+    return seconds > needed, f"about {seconds:.0f} s of compute, compiling repays itself after {needed:.0f} s"
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory of this process so far: the allocator's on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def utilization(device: torch.device) -> float | None:
+    """Percent of time the GPU was busy; None where it cannot be read."""
+    if device.type != "cuda":
+        return None
+    try:
+        return float(torch.cuda.utilization(device))
+    except (ModuleNotFoundError, RuntimeError):
+        return None

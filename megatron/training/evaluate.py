@@ -1,0 +1,111 @@
+"""Validation that can be compared: one fixed slice, fixed noise, the same tokens under the same conditioning.
+
+AR and MDM both score tokens 1 .. S-1 of each row of S+1 and see token 0, so their curves speak of the same tokens.
+"""
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from megatron.batch import Clean, Noise
+from megatron.data.gpt_dataset import PackedDataset
+from megatron.data.loader import micro_batches
+from megatron.engine.native import NativeEngine, RowScores
+from megatron.objectives import REFERENCE_STRATA, Objective
+
+TOKENS_A_PASS = 16384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """The rows that every evaluation of a run scores, and how."""
+    dataset: PackedDataset
+    rows: int
+    seq_length: int
+    num_mc: int
+    seed: int
+    score_first_token: bool
+    bytes_per_token: float = math.nan
+
+    def fingerprint(self) -> str:
+        said = f"{self.dataset.fingerprint()} rows {self.rows} length {self.seq_length} seed {self.seed} first {self.score_first_token}"
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def convention(self, objective: Objective) -> dict:
+        """What a number measured on this slice means."""
+        last = self.seq_length if self.score_first_token and objective.causal else self.seq_length - 1
+        first = 0 if self.score_first_token and not objective.causal else 1
+        return {"slice": self.fingerprint(), "rows": self.rows, "scored_tokens": f"{first}..{last} of each row",
+                "conditioned_on": "nothing" if first == 0 else "token 0", "eps": None if objective.exact else 0.0,
+                "noise_seed": None if objective.exact else self.seed, "num_mc": self.num_mc,
+                "unit": "nats per token", "value": "exact NLL" if objective.exact else "upper bound on the NLL"}
+
+
+def evaluate(engine: NativeEngine, objective: Objective, data: Slice) -> dict:
+    """Loss with both of its errors, accuracy and bits per byte on the slice."""
+    draws = [draw(engine, objective, data, m) for m in range(data.num_mc)]
+    loss = np.stack([d.loss for d in draws])                                            # [draws, rows]
+    scored = draws[0].scored
+    asked, hits = sum(int(d.asked.sum()) for d in draws), sum(int(d.hits.sum()) for d in draws)
+    value = float(loss.mean(0).sum() / scored.sum())
+    return {"loss": value, "loss_se_noise": 0.0 if objective.exact else noise_error(loss, scored),
+            "loss_se_data": data_error(loss, scored), "perplexity": math.exp(min(700.0, value)), "accuracy": hits / max(1, asked),
+            "bits_per_byte": value / (math.log(2) * data.bytes_per_token), "bound": "exact" if objective.exact else "bound",
+            "rows": data.rows, "num_mc": data.num_mc, "convention": data.convention(objective)}
+
+
+def cleans(data: Slice, draw: int) -> list[Clean]:
+    """The slice in passes; each draw of the noise has sample numbers of its own."""
+    offset = draw * -(-data.rows // REFERENCE_STRATA) * REFERENCE_STRATA
+    out = []
+    for clean in micro_batches(data.dataset, 0, data.rows, max(1, TOKENS_A_PASS // data.seq_length)):
+        scored = clean.scored.clone()
+        if not data.score_first_token:
+            scored[:, 0] = scored[:, -1] = False
+        out.append(replace(clean, scored=scored, index=clean.index + offset))
+    return out
+
+
+def draw(engine: NativeEngine, objective: Objective, data: Slice, number: int) -> RowScores:
+    parts = [engine.score(objective.pose(c, Noise(data.seed, c.index), 1.0)) for c in cleans(data, number)]
+    return RowScores(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0])})
+
+
+def noise_error(loss: np.ndarray, scored: np.ndarray) -> float | None:
+    """Standard error of the mean over draws of t and masks, given the rows; None with a single draw.
+
+    Rows that share a stratification of t are dependent, blocks of REFERENCE_STRATA rows and draws are not: the
+    variance between draws is taken block by block and summed.  loss [draws, rows]
+    """
+    num_draws, num_rows = loss.shape
+    if num_draws < 2:
+        return None
+    blocks = np.add.reduceat(loss, np.arange(0, num_rows, REFERENCE_STRATA), axis=1)    # [draws, blocks]
+    return float(np.sqrt(blocks.var(0, ddof=1).sum() / num_draws) / scored.sum())
+
+
+def data_error(loss: np.ndarray, scored: np.ndarray) -> float | None:
+    """Standard error from the choice of rows; the part of the scatter between rows that is noise is taken off.
+
+    With a single draw, or rows too few to tell, nothing can be taken off and the error is an upper one.
+    """
+    num_draws, num_rows = loss.shape
+    if num_rows < 2:
+        return None
+    rows = loss / scored                                                                # [draws, rows]
+    between = rows.mean(0).var(ddof=1)
+    within = rows.var(0, ddof=1).mean() / num_draws if num_draws > 1 else 0.0
+    return float(np.sqrt((between - within if between > within else between) / num_rows))
+
+
+def bytes_per_token(data: Slice, objective: Objective, token_bytes: np.ndarray) -> float:
+    """Mean UTF-8 bytes behind a scored token of the slice.  token_bytes [V]"""
+    tokens = num_bytes = 0
+    for clean in cleans(data, 0):
+        batch = objective.pose(clean, Noise(data.seed, clean.index), 1.0)
+        ids = batch.targets[batch.scored].numpy()
+        tokens, num_bytes = tokens + len(ids), num_bytes + int(token_bytes[ids].sum())
+    return num_bytes / tokens

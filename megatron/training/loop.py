@@ -1,0 +1,97 @@
+"""The training loop. It knows samples, steps and cadence; not losses, layouts or files."""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from megatron.batch import Batch, Noise, Progress, Step
+from megatron.config import Config
+from megatron.data.gpt_dataset import PackedDataset
+from megatron.data.loader import micro_batches
+from megatron.engine.native import NativeEngine
+from megatron.errors import TooManyBadSteps
+from megatron.objectives import Objective
+from megatron.training.schedule import learning_rate
+
+
+@dataclass
+class Interval:
+    """Sums since the last log line. Kept in checkpoints, so that a restart prints the same means."""
+    steps: int = 0
+    loss: float = 0.0
+    accuracy: float = 0.0
+    seconds: float = 0.0
+    skipped: int = 0
+
+    def add(self, done: Step, seconds: float) -> None:
+        self.seconds += seconds
+        if done.skipped:
+            self.skipped += 1
+            return
+        self.steps, self.loss, self.accuracy = self.steps + 1, self.loss + done.loss, self.accuracy + done.accuracy
+
+    def mean(self, done: Step) -> tuple[float, float]:
+        """Loss and accuracy a step; the last step's own when none counted, so that a NaN is seen."""
+        return (self.loss / self.steps, self.accuracy / self.steps) if self.steps else (done.loss, done.accuracy)
+
+
+class Run(Protocol):
+    """What the loop tells the world, and what the world may tell the loop."""
+    def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None: ...
+    def validate(self, at: Progress) -> Progress: ...
+    def save(self, at: Progress, interval: Interval) -> None: ...
+    def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None: ...
+    def stop_reason(self, at: Progress) -> str | None: ...
+
+
+def train(cfg: Config, engine: NativeEngine, objective: Objective, data: PackedDataset, run: Run, at: Progress,
+          interval: Interval) -> tuple[Progress, str | None]:
+    """Go on from `at` to the last sample, or until the run is asked to stop; says why it stopped early."""
+    last_sample, batch_size = cfg.train.train_samples, cfg.train.global_batch_size
+    saved = at.step
+    reason = run.stop_reason(at)
+    while at.samples + batch_size <= last_sample and reason is None:
+        start = time.monotonic()
+        batches = pose(objective, data, cfg, at)
+        lr = learning_rate(cfg.optim, at.samples)
+        done = engine.step(batches, lr)
+        if done.skipped:
+            run.dump(at, done, batches)
+        at = after(at, done, batch_size)
+        interval.add(done, time.monotonic() - start)
+
+        if due(at, cfg.log.log_interval) or done.skipped:
+            run.log_train(at, done, interval, lr)
+            interval = Interval()
+        if at.skipped_in_row > cfg.train.max_skipped_steps:
+            raise TooManyBadSteps(f"{at.skipped_in_row} steps in a row were not finite, the last one step {at.step}: "
+                                  "tools/replay.py runs the dumped batches of bad_batches/ alone and names the first bad tensor")
+        finished = at.samples + batch_size > last_sample
+        if cfg.train.eval_iters and (due(at, cfg.train.eval_interval) and not finished):
+            at = run.validate(at)
+        if due(at, cfg.train.save_interval) and not finished:
+            run.save(at, interval)
+            saved = at.step
+        reason = run.stop_reason(at)
+    if cfg.train.eval_iters and reason is None:
+        at = run.validate(at)
+    if saved != at.step or reason is None:
+        run.save(at, interval)
+    return at, reason
+
+
+def pose(objective: Objective, data: PackedDataset, cfg: Config, at: Progress) -> list[Batch]:
+    """The micro-batches of the step that begins at `at`: a pure function of config and progress."""
+    cleans = micro_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size)
+    progress = at.samples / cfg.train.train_samples
+    return [objective.pose(c, Noise(cfg.train.seed, c.index), progress) for c in cleans]
+
+
+def after(at: Progress, done: Step, samples: int) -> Progress:
+    return replace(at, step=at.step + 1, samples=at.samples + samples, skipped=at.skipped + done.skipped,
+                   skipped_in_row=at.skipped_in_row + 1 if done.skipped else 0)
+
+
+def due(at: Progress, every: int | None) -> bool:
+    return bool(every) and at.step % every == 0

@@ -1,0 +1,130 @@
+"""Everything that can be known wrong before the first step, a line each. Passing means that step 0 is reached."""
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import megatron
+from megatron.batch import Progress
+from megatron.config import Config
+from megatron.data.gpt_dataset import PackedDataset
+from megatron.data.tokenizer import Tokenizer
+from megatron.errors import BadData, CannotWrite
+from megatron.objectives import Objective
+from megatron.training.device import Where
+from megatron.training.evaluate import Slice
+from megatron.training.loop import pose
+
+ACTIVATION_WIDTHS = 34          # values a token and layer keeps for the backward pass, in units of h (Korthikanti et al., arXiv:2205.05198)
+
+
+def check(cfg: Config, where: Where, tokenizer: Tokenizer, data: dict[str, PackedDataset | None], slices: dict[str, Slice], objective: Objective,
+          at: Progress, say: Callable[[str], None]) -> None:
+    """Run every check and say what each found. Raises the Refusal of the first that fails."""
+    checks = {"environment": lambda: environment(), "device": lambda: device(where), "output": lambda: output(cfg),
+              "tokenizer": lambda: f"{tokenizer.name}, {tokenizer.vocab_size} ids, {tokenizer.fingerprint()[:16]}",
+              "model": lambda: model(cfg), "memory": lambda: memory(cfg, where), "data": lambda: describe(cfg, data, slices),
+              "batch": lambda: batch(cfg, data["train"], objective, at), "dropout": lambda: dropout(cfg), "compile": lambda: compiled(where)}
+    for name, what in checks.items():
+        for line in filter(None, (what() or "").split("\n")):
+            say(f"preflight ok | {name}: {line}")
+
+
+def environment() -> str:
+    lines = [f"megatron {megatron.__version__} from {Path(megatron.__file__).parent}, torch {torch.__version__}"]
+    try:
+        other = importlib.metadata.version("megatron-core")
+        lines.append(f"megatron-core {other} is installed here too, under the same name `megatron`: `import megatron.core` finds this project's")
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    if importlib.util.find_spec("amp_C"):
+        lines.append("NVIDIA apex is installed; it is not used: torch's own fused kernels are")
+    if importlib.util.find_spec("megatron.data._helpers") is None:
+        lines.append("the compiled data helper is missing (no compiler at install time): numpy gives the same arrays, slower")
+    return "\n".join(lines)
+
+
+def device(where: Where) -> str:
+    return f"{where.device.type}, {where.dtype}, {torch.get_num_threads()} threads, peak {where.peak_flops / 1e9:.0f} GFLOP/s ({where.peak_source})"
+
+
+def output(cfg: Config) -> str:
+    """Write, sync and rename a probe in every folder that the run will write to."""
+    folders = dict.fromkeys(Path(p) for p in (cfg.log.run_dir, cfg.train.save, cfg.log.tensorboard_dir) if p)
+    for folder in folders:
+        probe = folder / f".probe-{uuid.uuid4().hex}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(probe, "wb") as f:
+                f.write(b"probe")
+                f.flush()
+                os.fsync(f.fileno())
+            probe.rename(probe.with_suffix(".renamed"))
+            probe.with_suffix(".renamed").unlink()
+        except OSError as error:
+            raise CannotWrite(f"{folder} cannot be written to ({error.strerror}): choose another --run-dir, --save or --tensorboard-dir") from error
+    needed = 12 * cfg.model.shape().total() if cfg.train.save else 0
+    free = min(shutil.disk_usage(f).free for f in folders)
+    if free < needed:
+        raise CannotWrite(f"a checkpoint takes {needed / 2**30:.1f} GiB and {cfg.train.save} has {free / 2**30:.1f} GiB free: make room")
+    return f"{', '.join(map(str, folders))} can be written; {free / 2**30:.0f} GiB free" + (f", a checkpoint takes {needed / 2**30:.2f}" if needed else "")
+
+
+def model(cfg: Config) -> str:
+    shape = cfg.model.shape()
+    return (f"{shape.total():,} parameters ({shape.non_embedding():,} outside the embedding; published formula {shape.published():,}), "
+            f"vocabulary {cfg.model.vocab_size} in {cfg.model.padded_vocab_size} rows")
+
+
+def memory(cfg: Config, where: Where) -> str:
+    """What the run will take, against what is there. Only what is certain not to fit is refused."""
+    m, size = cfg.model, 2 if cfg.train.bf16 else 4
+    state = cfg.model.shape().total() * (4 if cfg.train.skip_train else 16)            # weights, gradient, two moments in fp32
+    layers = 1 if cfg.train.recompute_granularity else m.num_layers
+    kept = size * cfg.train.micro_batch_size * m.seq_length * (m.hidden_size * ACTIVATION_WIDTHS * layers // 2 + m.hidden_size * m.num_layers)
+    total = torch.cuda.mem_get_info(where.device)[1] if where.device.type == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if state > total:
+        raise CannotWrite(f"weights, gradients and moments take {state / 2**30:.1f} GiB and {where.device.type} has {total / 2**30:.1f} GiB: take a smaller model")
+    tight = "; this may not fit: lower --micro-batch-size or use --recompute-granularity full" if state + kept > 0.9 * total else ""
+    return f"about {state / 2**30:.2f} GiB of state and {kept / 2**30:.2f} GiB of activations, of {total / 2**30:.0f} GiB{tight}"
+
+
+def describe(cfg: Config, data: dict[str, PackedDataset | None], slices: dict[str, Slice]) -> str:
+    lines = [f"{split}: {line}" for split, found in data.items() if found for line in found.describe().split("\n")]
+    if data["train"]:
+        tokens = (cfg.train.train_samples or 0) * cfg.model.seq_length
+        lines.append(f"Tokens per epoch: {data['train'].tokens_per_epoch} | {tokens} tokens to train on = {tokens / data['train'].tokens_per_epoch:.3f} epochs")
+    for split, found in slices.items():
+        asked = cfg.train.eval_iters * cfg.train.global_batch_size
+        short = f" (all there are; {asked} were asked for)" if found.rows < asked else ""
+        lines.append(f"{split} slice: {found.rows} rows of {found.seq_length} tokens{short}, {found.bytes_per_token:.3f} bytes a token, {found.fingerprint()}")
+    return "\n".join(lines)
+
+
+def batch(cfg: Config, data: PackedDataset | None, objective: Objective, at: Progress) -> str:
+    """Pose the step that comes next and look at it."""
+    if data is None or cfg.train.skip_train or at.samples + cfg.train.global_batch_size > cfg.train.train_samples:
+        return ""
+    batches = pose(objective, data, cfg, at)
+    largest = max(int(b.inputs.max()) for b in batches)
+    if largest >= cfg.model.padded_vocab_size:
+        raise BadData(f"a posed batch holds id {largest}, the embedding table has {cfg.model.padded_vocab_size} rows: is the tokenizer the one that made the data?")
+    asked, scored = sum(len(b.asked) for b in batches), sum(int(b.scored.sum()) for b in batches)
+    return f"step {at.step} has {len(batches)} micro-batches, {asked} asked of {scored} scored tokens, largest id {largest}"
+
+
+def dropout(cfg: Config) -> str:
+    m = cfg.model
+    slow = "; attention dropout writes the probabilities out and costs several times a fused attention" if m.attention_dropout and not cfg.train.skip_train else ""
+    return f"attention {m.attention_dropout:g}, hidden {m.hidden_dropout:g}{slow}"
+
+
+def compiled(where: Where) -> str:
+    return f"{'on' if where.compile else 'off'}: {where.compile_reason}"

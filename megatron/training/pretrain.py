@@ -1,0 +1,119 @@
+"""The composition root: a config becomes a run. Read `main` as a table of contents."""
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from megatron import objectives
+from megatron.batch import Progress
+from megatron.config import Config
+from megatron.core.transformer import GPT
+from megatron.data.gpt_dataset import PackedDataset, build_datasets
+from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
+from megatron.engine.native import NativeEngine
+from megatron.errors import CannotWrite, MissingInput, exits
+from megatron.objectives import Objective
+from megatron.training import device, preflight
+from megatron.training.device import Where
+from megatron.training.evaluate import Slice, bytes_per_token
+from megatron.training.logs import Log
+from megatron.training.loop import Interval, train
+from megatron.training.resume import FREE, check_agreement, open_checkpoint, restore
+from megatron.training.run import Run, write_json
+from megatron.training.signals import StopRequest
+
+
+@exits
+def main(cfg: Config) -> int:
+    """Train or evaluate as `cfg` says. Returns an exit code of megatron/errors.py."""
+    with StopRequest(cfg.train) as stop:
+        tokenizer = build_tokenizer(cfg.data.tokenizer_type, cfg.data.vocab_file, cfg.data.merge_file, cfg.data.tokenizer_model)
+        cfg = cfg.with_vocabulary(tokenizer.vocab_size)
+        where = device.setup(cfg)
+        data = build_datasets(cfg.data, cfg.model.seq_length, cfg.train.seed, cfg.train.eval_seed)
+        mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
+        objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
+        reference = objectives.build_reference(cfg.objective, mask)
+        slices = {split: cut_slice(cfg, data[split], reference, tokenizer) for split in ("valid", "test") if data[split] and cfg.train.eval_iters}
+        fingerprints = {"tokenizer": tokenizer.fingerprint(), **{split: found and found.fingerprint() for split, found in data.items()}}
+        with claimed(cfg):
+            early: list[str] = []
+            loaded = open_checkpoint(cfg, lambda line: (early.append(line), print(line, flush=True)))
+            changed = check_agreement(cfg, loaded, fingerprints, early.append) if loaded else []
+            engine = build_engine(cfg, objective, where)
+            at, interval = restore(cfg, engine, loaded)
+            with open_log(cfg, at) as log:
+                for line in early:
+                    log.say(line)
+                preflight.check(cfg, where, tokenizer, data, slices, objective, at, log.say)
+                if cfg.train.preflight:
+                    log.say("preflight passed: every check above is ok")
+                    return 0
+                epoch = data["train"].tokens_per_epoch if data["train"] else None
+                run = Run(cfg, engine, reference, slices, where, stop, log, fingerprints, epoch, at)
+                if cfg.train.skip_train:
+                    return run.evaluate_only(at)
+                run.identify(at, loaded, changed)
+                at, reason = train(cfg, engine, objective, data["train"], run, at, interval)
+                return run.leave(at, reason)
+
+
+def cut_slice(cfg: Config, dataset: PackedDataset, reference: Objective, tokenizer: Tokenizer) -> Slice:
+    """The first rows of the validation data's own order; never a row twice."""
+    rows = min(cfg.train.eval_iters * cfg.train.global_batch_size, dataset.rows_in_first_epoch)
+    found = Slice(dataset=dataset, rows=rows, seq_length=cfg.model.seq_length, num_mc=cfg.objective.num_mc, seed=cfg.train.eval_seed,
+                  score_first_token=cfg.objective.score_first_token)
+    return replace(found, bytes_per_token=bytes_per_token(found, reference, tokenizer.token_bytes()))
+
+
+def build_engine(cfg: Config, objective: Objective, where: Where) -> NativeEngine:
+    model = GPT(cfg.model, objective.causal, cfg.train.seed, where.dtype, recompute=bool(cfg.train.recompute_granularity)).to(where.device)
+    if where.compile:
+        model.compile_blocks()
+    live_rows = cfg.model.padded_vocab_size if cfg.model.predict_reserved else cfg.model.vocab_size + objective.uses_mask
+    return NativeEngine(model, cfg.optim, live_rows)
+
+
+@contextmanager
+def claimed(cfg: Config) -> Iterator[None]:
+    """Make the run's directory, refuse one that holds another experiment, and keep other processes out."""
+    folder = Path(cfg.log.run_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        raise CannotWrite(f"--run-dir {folder} cannot be made or written ({error.strerror}): choose another") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotWrite(f"{folder} is in use by another running process: choose another --run-dir or --save, or wait for it") from None
+        if not cfg.train.skip_train and not cfg.train.preflight:
+            refuse_other_run(cfg, folder / "config.json")
+            write_json(folder / "config.json", cfg.as_dict())
+        yield
+
+
+def refuse_other_run(cfg: Config, path: Path) -> None:
+    """A folder's records belong to one experiment."""
+    if not path.exists() or cfg.train.load:
+        return
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError:
+        raise CannotWrite(f"{path} is damaged: move the folder away, or choose another --run-dir") from None
+    other = [f"--{name.replace('_', '-')} {saved.get(section, {}).get(name)}" for section, flags in cfg.as_dict().items() for name, value in flags.items()
+             if FREE.get(section, ()) is not None and name not in FREE.get(section, ()) and saved.get(section, {}).get(name) != value]
+    if other:
+        raise CannotWrite(f"{path.parent} holds another run ({', '.join(other[:6])}): choose another --run-dir or --save, or --load its checkpoint to go on")
+
+
+def open_log(cfg: Config, at: Progress) -> Log:
+    """A resumed or restarted run rewinds its records to where it begins; an evaluation adds to them."""
+    rewind = None if cfg.train.skip_train or cfg.train.preflight else at.step
+    steps = (cfg.train.train_samples or 0) // cfg.train.global_batch_size
+    return Log(cfg.log, Path(cfg.log.run_dir), Path(cfg.log.run_dir).name, steps, cfg.as_dict(), resumed_step=rewind)

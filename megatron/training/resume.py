@@ -1,0 +1,81 @@
+"""Going on from a checkpoint: what it must agree with, and what may have changed."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron.batch import Progress
+from megatron.config import Config, spelling
+from megatron.core import checkpoint
+from megatron.core.checkpoint import Checkpoint
+from megatron.engine.native import NativeEngine
+from megatron.errors import Mismatch, MissingInput
+from megatron.training.loop import Interval
+
+# Flags that may differ from the checkpoint's without changing what the run is.
+FREE = {"data": ("data_path", "train_data_path", "train_data_path_file", "valid_data_path", "valid_data_path_file", "test_data_path",
+                 "test_data_path_file", "vocab_file", "merge_file", "tokenizer_model"),
+        "train": ("save", "save_interval", "keep_last", "keep_every", "load", "finetune", "exit_interval", "exit_duration_in_mins",
+                  "kill_switch_file", "preflight", "num_threads", "device", "compile", "recompute_granularity", "deterministic_mode",
+                  "eval_interval", "eval_iters", "eval_seed", "skip_train", "max_skipped_steps", "micro_batch_size"),
+        "objective": ("num_mc", "score_first_token"), "log": None}
+# Flags that may differ, but change the run: said aloud and recorded.
+NOTED = {"optim": None, "train": ("train_samples", "bf16"), "model": ("attention_dropout", "hidden_dropout", "max_position_embeddings", "model_config")}
+
+
+def open_checkpoint(cfg: Config, say: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint that --load names; None for a fresh start, which is only silent agreement when --load is --save."""
+    if not cfg.train.load:
+        return None
+    path = Path(cfg.train.load)
+    if checkpoint.CHECKPOINT.fullmatch(path.name):
+        return checkpoint.load(path, say=say)
+    found = checkpoint.load_latest(path, say=say)
+    if found is None and (cfg.train.load != cfg.train.save or cfg.train.finetune or cfg.train.skip_train):
+        raise MissingInput(f"--load {path}: there is no checkpoint in it; check the path")
+    if found is None:
+        say(f"--load {path} holds no checkpoint yet: starting from step 0")
+    return found
+
+
+def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str | None], say: Callable[[str], None]) -> list[str]:
+    """What changed since the checkpoint. Raises Mismatch with every difference that would make it another experiment."""
+    saved, now, fatal, noted = loaded.facts["config"], cfg.as_dict(), [], []
+    for section, flags in now.items():
+        for name, value in flags.items():
+            old = saved.get(section, {}).get(name)
+            if old == value or FREE.get(section, ()) is None or name in FREE.get(section, ()):
+                continue
+            line = f"{spelling(name)} was {old}, is {value}"
+            soft = section in NOTED and (NOTED[section] is None or name in NOTED[section])
+            (noted if soft or (cfg.train.finetune and section != "model") or (cfg.train.skip_train and section in ("train", "data")) else fatal).append(line)
+    for what, value in fingerprints.items():
+        old = loaded.facts["fingerprints"].get(what)
+        harmless = cfg.train.finetune or cfg.train.skip_train or what != "train"
+        if old != value and value is not None and what != "tokenizer":
+            (noted if harmless else fatal).append(f"the {what} data was {old}, is {value}")
+        if old != value and what == "tokenizer":
+            fatal.append(f"the tokenizer was {old}, is {value}")
+    if fatal:
+        raise Mismatch(f"{loaded.path} was made by another experiment: {'; '.join(fatal)}. Give the same flags, or --finetune to take only the weights")
+    for line in noted:
+        say(f"changed since {loaded.path.name}: {line}")
+    return noted
+
+
+def restore(cfg: Config, engine: NativeEngine, loaded: Checkpoint | None) -> tuple[Progress, Interval]:
+    """Weights, and unless --finetune the moments and the place in the run."""
+    if loaded is None:
+        return Progress(), Interval()
+    engine.load(loaded.tensors, weights_only=cfg.train.finetune)
+    if cfg.train.finetune:
+        return Progress(), Interval()
+    return Progress(**loaded.facts["progress"]), Interval(**loaded.facts["interval"])
+
+
+def facts(cfg: Config, at: Progress, interval: Interval, fingerprints: dict[str, str | None], wandb_id: str | None) -> dict:
+    """What a checkpoint says beside its tensors; the first six fields are those that readers of other trainers expect."""
+    return {"global_step": at.step, "architecture": cfg.objective.objective, "model_config": asdict(cfg.model),
+            "train_config": asdict(cfg.train) | asdict(cfg.optim), "best_val_loss": at.best_val_loss, "samples": at.samples,
+            "config": cfg.as_dict(), "progress": asdict(at), "interval": asdict(interval), "fingerprints": fingerprints, "wandb_id": wandb_id}

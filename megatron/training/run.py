@@ -1,0 +1,186 @@
+"""One run and its directory: what it logs, saves and leaves behind."""
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import megatron
+from megatron.batch import Batch, Progress, Step
+from megatron.config import Config
+from megatron.core import checkpoint
+from megatron.core.checkpoint import Checkpoint
+from megatron.engine.native import NativeEngine
+from megatron.errors import CannotWrite
+from megatron.objectives import Objective
+from megatron.training.device import Where, memory_bytes, utilization
+from megatron.training.evaluate import Slice, evaluate
+from megatron.training.logs import Log
+from megatron.training.loop import Interval
+from megatron.training.resume import facts
+from megatron.training.schedule import decayed
+from megatron.training.signals import StopRequest
+
+
+class Run:
+    """Implements what the loop asks of the world."""
+
+    def __init__(self, cfg: Config, engine: NativeEngine, reference: Objective, slices: dict[str, Slice], where: Where, stop: StopRequest,
+                 log: Log, fingerprints: dict[str, str | None], tokens_per_epoch: int | None, at: Progress):
+        self.cfg, self.engine, self.reference, self.slices = cfg, engine, reference, slices
+        self.where, self.stop, self.log, self.fingerprints, self.tokens_per_epoch = where, stop, log, fingerprints, tokens_per_epoch
+        self.dir, self.start, self.start_samples = Path(cfg.log.run_dir), time.monotonic(), at.samples
+        self.shape, self.dumps, self.stopped, self.last = cfg.model.shape(), 0, None, {}
+
+    def where_at(self, at: Progress) -> dict:
+        """The x axes that every record carries."""
+        tokens = at.samples * self.cfg.model.seq_length
+        return {"step": at.step, "samples": at.samples, "tokens": tokens, "flops": 6.0 * self.shape.total() * tokens,
+                "epoch": tokens / self.tokens_per_epoch if self.tokens_per_epoch else 0.0, "time": time.time()}
+
+    def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
+        loss, accuracy = interval.mean(done)
+        steps = interval.steps + interval.skipped
+        seconds = interval.seconds / steps
+        rate = self.cfg.train.global_batch_size * self.cfg.model.seq_length / seconds
+        speed = rate * self.shape.flops_per_token(self.cfg.model.seq_length)
+        self.last["train"] = loss
+        self.log.record({"kind": "train", **self.where_at(at), "loss": loss, "accuracy": accuracy, "perplexity": math.exp(min(700.0, loss)),
+                         "lr": lr, "grad_norm": done.grad_norm, "clipped_norm": done.clipped_norm, "params_norm": self.engine.params_norm(),
+                         "batch_size": self.cfg.train.global_batch_size, "seq_length": self.cfg.model.seq_length, "step_seconds": seconds,
+                         "tokens_per_sec": rate, "tflops": speed / 1e12, "mfu": speed / self.where.peak_flops,
+                         "memory_bytes": memory_bytes(self.where.device), "utilization": utilization(self.where.device),
+                         "skipped": at.skipped, "skipped_in_interval": interval.skipped})
+
+    def validate(self, at: Progress) -> Progress:
+        """Score the validation slice; remembers the best."""
+        if "valid" not in self.slices:
+            return at
+        loss = self.score("valid", "val", at)["loss"]
+        if at.best_val_loss is None or loss < at.best_val_loss:
+            at = replace(at, best_val_loss=loss, best_step=at.step)
+        return at
+
+    def score(self, split: str, kind: str, at: Progress) -> dict:
+        found = evaluate(self.engine, self.reference, self.slices[split])
+        self.log.record({"kind": kind, **self.where_at(at), **found})
+        self.last[kind] = found
+        return found
+
+    def save(self, at: Progress, interval: Interval) -> None:
+        train = self.cfg.train
+        if not train.save:
+            return
+        wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id)
+        path = checkpoint.save(Path(train.save), at.step, self.engine.tensors(), wrote, say=self.log.say)
+        self.log.say(f"saved {path}")
+        best = next((p for p in checkpoint.find(Path(train.save)) if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
+        checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, say=self.log.say)
+
+    def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None:
+        """Keep a step that was not finite, weights and all, for tools/replay.py; at most --max-skipped-steps of them."""
+        self.log.say(f"step {at.step + 1} is not finite (loss {done.loss}, gradient norm {done.grad_norm}): skipped, weights and moments untouched")
+        if self.dumps >= self.cfg.train.max_skipped_steps:
+            return
+        self.dumps += 1
+        tensors = {f"batch/{i}/{name}": value.contiguous() for i, b in enumerate(batches) for name, value in vars(b).items()}
+        tensors |= {name: value for name, value in self.engine.tensors().items() if name.startswith("model/")}
+        said = {"config": self.cfg.as_dict(), "samples": at.samples, "micro_batches": len(batches), "loss": str(done.loss), "grad_norm": str(done.grad_norm)}
+        try:
+            path = checkpoint.save(self.dir / "bad_batches", at.step + 1, tensors, said, audit=False, say=self.log.say)
+            self.log.say(f"its batch is in {path}: python tools/replay.py {path}")
+        except CannotWrite as error:
+            self.log.say(f"its batch could not be kept: {error}")
+
+    def stop_reason(self, at: Progress) -> str | None:
+        self.stopped = self.stop.reason(at)
+        return self.stopped[0] if self.stopped else None
+
+    def leave(self, at: Progress, reason: str | None) -> int:
+        """End a finished run with result.json, whose presence says so; an interrupted one with its reason. The exit code."""
+        if reason is not None:
+            saved = f"saved at step {at.step} in {self.cfg.train.save}" if self.cfg.train.save else "nothing was saved: there is no --save"
+            self.log.say(f"stopped at step {at.step}: {reason}; {saved}")
+            return self.stopped[1]
+        if "test" in self.slices:
+            self.score("test", "test", at)
+        write_json(self.dir / "result.json", self.result(at))
+        self.log.say(f"finished: {self.dir / 'result.json'}")
+        return 0
+
+    def evaluate_only(self, at: Progress) -> int:
+        """--skip-train: score the slices and leave evaluation.json."""
+        found = {split: self.score(split, {"valid": "val"}.get(split, split), at) for split in self.slices}
+        write_json(self.dir / "evaluation.json", {"objective": self.cfg.objective.objective, **self.where_at(at), **found})
+        return 0
+
+    def result(self, at: Progress) -> dict:
+        cfg, shape, axes = self.cfg, self.shape, self.where_at(at)
+        val = self.last.get("val", {})
+        seconds = time.monotonic() - self.start
+        trained = (at.samples - self.start_samples) * cfg.model.seq_length
+        return {"name": self.dir.name, "objective": cfg.objective.objective, "params": shape.total(), "params_non_embedding": shape.non_embedding(),
+                "params_with_head": shape.with_head(), "params_published": shape.published(), "params_convention": "total",
+                "tokens": axes["tokens"], "unique_tokens": min(axes["tokens"], self.tokens_per_epoch or axes["tokens"]), "epochs": axes["epoch"],
+                "samples": at.samples, "steps": at.step, "flops": axes["flops"], "flops_convention": "6ND, N = all parameters",
+                "flops_exact": shape.flops_per_token(cfg.model.seq_length) * axes["tokens"], "train_loss": self.last.get("train"),
+                "loss": val.get("loss"), "loss_se_noise": val.get("loss_se_noise"), "loss_se_data": val.get("loss_se_data"),
+                "bits_per_byte": val.get("bits_per_byte"), "accuracy": val.get("accuracy"), "bound": "exact" if self.reference.exact else "bound",
+                "test_loss": self.last.get("test", {}).get("loss"), "best_loss": at.best_val_loss, "seq_length": cfg.model.seq_length,
+                "batch_size": cfg.train.global_batch_size, "lr": cfg.optim.lr, "lr_decay_style": cfg.optim.lr_decay_style,
+                "lr_decayed": decayed(cfg.optim, at.samples), "seed": cfg.train.seed, "tokenizer": self.fingerprints["tokenizer"],
+                "vocab_size": cfg.model.vocab_size, "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
+                "convention": val.get("convention"), "attention_dropout": cfg.model.attention_dropout, "hidden_dropout": cfg.model.hidden_dropout,
+                "seconds": seconds, "tokens_per_sec": trained / seconds, "skipped": at.skipped}
+
+    def identify(self, at: Progress, loaded: Checkpoint | None, changed: list[str]) -> None:
+        """run.json: who this run is, and every time it went on. A result of an earlier process is no longer one."""
+        (self.dir / "result.json").unlink(missing_ok=True)
+        path = self.dir / "run.json"
+        known = json.loads(path.read_text()) if path.exists() and at.step else {}
+        resumes = known.get("resumes", []) + ([{"time": time.time(), "step": at.step, "from": str(loaded.path), "changed": changed}] if loaded else [])
+        write_json(path, {"name": self.dir.name, "created": known.get("created", time.time()), "version": megatron.__version__, "code": code_version(),
+                          "environment": environment(self.where), "fingerprints": self.fingerprints, "tokens_per_epoch": self.tokens_per_epoch,
+                          "params": self.shape.total(), "params_non_embedding": self.shape.non_embedding(),
+                          "params_with_head": self.shape.with_head(), "params_published": self.shape.published(),
+                          "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length), "noise_seed": self.cfg.train.seed,
+                          "eval_seed": self.cfg.train.eval_seed, "resumes": resumes})
+
+
+def write_json(path: Path, what: dict) -> None:
+    """Written aside and renamed: there is never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "w") as f:
+            json.dump(what, f, indent=1)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise CannotWrite(f"{path} cannot be written: {error.strerror}; make room or choose another --run-dir") from error
+
+
+def environment(where: Where) -> dict:
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "machine": platform.machine(),
+            "device": torch.cuda.get_device_name() if where.device.type == "cuda" else "cpu", "threads": torch.get_num_threads(),
+            "dtype": str(where.dtype).removeprefix("torch."), "compile": where.compile, "peak_flops": where.peak_flops, "peak_source": where.peak_source}
+
+
+def code_version() -> str:
+    """The commit of the checkout, `+` when files differ from it; the package's version outside a checkout."""
+    root = Path(megatron.__file__).parents[1]
+    try:
+        said = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+                              capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return megatron.__version__
+    return said.stdout.strip() if said.returncode == 0 else megatron.__version__
