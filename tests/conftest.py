@@ -1,0 +1,20 @@
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"         # before torch is imported: tests share their cores
+
+import numpy as np
+import pytest
+
+from megatron.data.indexed import IndexedWriter
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Prefix of a small corpus: 64 documents, 8192 tokens, ids below 250."""
+    rng = np.random.default_rng(0)
+    borders = np.sort(rng.choice(np.arange(1, 8192), 63, replace=False))
+    prefix = str(tmp_path / "corpus")
+    with IndexedWriter(prefix, np.uint16) as writer:
+        for document in np.split(rng.integers(0, 250, 8192), borders):
+            writer.add_document(document)
+    return prefix
