@@ -1,0 +1,1 @@
+"""Blocks that know torch and nothing of data, objectives or flags."""
