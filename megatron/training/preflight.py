@@ -16,7 +16,7 @@ from megatron.batch import Progress
 from megatron.config import Config
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.tokenizer import Tokenizer
-from megatron.errors import BadData, CannotWrite
+from megatron.errors import BadData, CannotWrite, Mismatch
 from megatron.objectives import Objective
 from megatron.training.device import Where
 from megatron.training.evaluate import Slice
@@ -41,9 +41,13 @@ def environment() -> str:
     lines = [f"megatron {megatron.__version__} from {Path(megatron.__file__).parent}, torch {torch.__version__}"]
     try:
         other = importlib.metadata.version("megatron-core")
-        lines.append(f"megatron-core {other} is installed here too, under the same name `megatron`: `import megatron.core` finds this project's")
     except importlib.metadata.PackageNotFoundError:
-        pass
+        other = None
+    if other and (Path(megatron.__file__).parent / "core" / "transformer").is_dir():
+        raise Mismatch(f"megatron-core {other} is installed into the same folder {Path(megatron.__file__).parent}: the two overwrite each other; "
+                       "use an environment of its own for this project")
+    if other:
+        lines.append(f"megatron-core {other} is installed here too, under the same name `megatron`: in this process the name is this project's")
     if importlib.util.find_spec("amp_C"):
         lines.append("NVIDIA apex is installed; it is not used: torch's own fused kernels are")
     if importlib.util.find_spec("megatron.data._helpers") is None:
@@ -98,6 +102,8 @@ def memory(cfg: Config, where: Where) -> str:
 
 def describe(cfg: Config, data: dict[str, PackedDataset | None], slices: dict[str, Slice]) -> str:
     lines = [f"{split}: {line}" for split, found in data.items() if found for line in found.describe().split("\n")]
+    if cfg.data.data_path and data["test"] is None and (cfg.data.split.split(",") + ["0"] * 3)[2] not in ("0", "0.0"):
+        lines.append(f"test: the last share of --split {cfg.data.split} is shorter than one sample: nothing is tested at the end")
     if data["train"]:
         tokens = (cfg.train.train_samples or 0) * cfg.model.seq_length
         lines.append(f"Tokens per epoch: {data['train'].tokens_per_epoch} | {tokens} tokens to train on = {tokens / data['train'].tokens_per_epoch:.3f} epochs")

@@ -34,7 +34,7 @@ def main(cfg: Config) -> int:
         tokenizer = build_tokenizer(cfg.data.tokenizer_type, cfg.data.vocab_file, cfg.data.merge_file, cfg.data.tokenizer_model)
         cfg = cfg.with_vocabulary(tokenizer.vocab_size)
         where = device.setup(cfg)
-        data = build_datasets(cfg.data, cfg.model.seq_length, cfg.train.seed, cfg.train.eval_seed)
+        data = build_datasets(cfg.data, cfg.model.seq_length, cfg.train.seed, cfg.train.eval_seed, cfg.model.vocab_size)
         mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
         objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
         reference = objectives.build_reference(cfg.objective, mask)

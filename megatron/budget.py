@@ -1,0 +1,230 @@
+"""Sizes, tokens and compute: the arithmetic that recipes, trainer and fits share. Standard library only.
+
+P parameters, D tokens, C training FLOPs; l layers, h hidden, f SwiGLU width, V vocabulary.
+`python -m megatron.budget --model 217M --flops 1e19` prints one planned run, a `name=value` a line.
+"""
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron.errors import MissingInput, exits
+
+TABLES = Path(__file__).resolve().parent.parent / "utils"
+GPT2_VOCAB = 50257
+RESERVED_IDS = 3            # mask, padding, ignore: Vocabulary in data/tokenizer.py names them
+
+
+def swiglu_width(hidden_size: int) -> int:
+    """The reference's SwiGLU width: two thirds of 4h, down to a multiple of 64 (64 at least)."""
+    return max(64, int((4 * hidden_size * 2 / 3) / 64) * 64)
+
+
+def padded_vocab(vocab_size: int, multiple: int = 128, rule: str = "fixed", tensor_parallel: int = 1) -> int:
+    """Rows of the embedding table.
+
+    `fixed` keeps room for the reserved ids and does not depend on the layout; `reference` is Megatron's
+    smallest multiple of `multiple` x tensor-parallel size.
+    """
+    if rule == "reference":
+        multiple, needed = multiple * tensor_parallel, vocab_size
+    else:
+        needed = vocab_size + RESERVED_IDS
+    return -(-needed // multiple) * multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a parameter count depends on."""
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    kv_channels: int
+    ffn_hidden_size: int
+    vocab_size: int = GPT2_VOCAB
+    padded_vocab_size: int = 50304
+    tied: bool = True
+
+    @property
+    def attention_width(self) -> int:
+        return self.num_attention_heads * self.kv_channels
+
+    def non_embedding(self) -> int:
+        """Blocks and final norm, exactly as the model allocates them."""
+        h = self.hidden_size
+        block = 4 * h * self.attention_width + 3 * h * self.ffn_hidden_size + 2 * h
+        return self.num_layers * block + h
+
+    def total(self) -> int:
+        """Every parameter that the model allocates, padded vocabulary included."""
+        tables = 1 if self.tied else 2
+        return self.non_embedding() + tables * self.padded_vocab_size * self.hidden_size
+
+    def with_head(self) -> int:
+        """Blocks, norm and one V x h output head: what a token is multiplied with."""
+        return self.non_embedding() + self.vocab_size * self.hidden_size
+
+    def published(self) -> int:
+        """P = 4lh^2 + 3lhf + 6lh + Vh, the count of arXiv:2507.15857 (table 5) and its scripts."""
+        l, h = self.num_layers, self.hidden_size
+        return 4 * l * h * h + 3 * l * h * self.ffn_hidden_size + 6 * l * h + self.vocab_size * h
+
+    def flops_per_token(self, seq_length: int) -> float:
+        """Training FLOPs a token, 6 (N_blocks + V h) + 12 l w s (PaLM, arXiv:2204.02311, appendix B): no causal halving."""
+        blocks = self.non_embedding() - (2 * self.num_layers + 1) * self.hidden_size
+        return 6 * (blocks + self.vocab_size * self.hidden_size) + 12 * self.num_layers * self.attention_width * seq_length
+
+
+def read_table(file: str, prefix: str) -> dict[str, list[int]]:
+    """`PREFIX_name=(1 2 3)` and `PREFIX_name=1` lines of a sourceable file under utils/.  -> {name: numbers}
+
+    Raises MissingInput.
+    """
+    path = TABLES / file
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise MissingInput(f"{path}: the published table cannot be read ({error.strerror}); run from a checkout of the project") from None
+    lines = re.findall(rf"^{prefix}_(\w+)=\(?([\d ]+)\)?", text, re.MULTILINE)
+    return {name: [int(n) for n in numbers.split()] for name, numbers in lines}
+
+
+def sizes() -> dict[str, list[int]]:
+    """The model table: name -> d_model, ffw (unused: SwiGLU's width follows from d_model), kv, heads, layers."""
+    return read_table("model_params.sh", "PARAM")
+
+
+def epoch_tokens() -> dict[str, int]:
+    """Tokens of each published subset: name -> count."""
+    return {name: count for name, (count,) in read_table("epoch_tokens.sh", "DATA").items()}
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The names a user may have meant: by spelling, and for `426M` also by number."""
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    if re.fullmatch(r"\d+M", name):
+        numbers = [k for k in known if re.fullmatch(r"\d+M", k)]
+        close = sorted(numbers, key=lambda k: abs(int(k[:-1]) - int(name[:-1])))[:2]
+    return " or ".join(close) or "one of " + ", ".join(known)
+
+
+def find_size(model: str, vocab_size: int = GPT2_VOCAB) -> tuple[str, Shape]:
+    """A table name, or the table's five numbers (`1280 5120 128 10 18`), as a name and a shape. Raises ValueError."""
+    table = sizes()
+    numbers = [int(n) for n in re.findall(r"\d+", model)] if re.fullmatch(r"\d+([ ,]+\d+){4}", model.strip()) else table.get(model)
+    if numbers is None:
+        raise ValueError(f"no size {model!r} in utils/model_params.sh; did you mean {nearest(model, list(table))}?")
+    hidden, _, kv, heads, layers = numbers
+    if 0 in (hidden, kv, heads, layers):
+        raise ValueError(f"the size {model} holds a zero: d_model ffw kv heads layers must be positive")
+    name = next((n for n, known in table.items() if known == numbers), f"{layers}x{hidden}")
+    return name, Shape(num_layers=layers, hidden_size=hidden, num_attention_heads=heads, kv_channels=kv,
+                       ffn_hidden_size=swiglu_width(hidden), vocab_size=vocab_size, padded_vocab_size=padded_vocab(vocab_size))
+
+
+def find_tokens(data: str) -> int:
+    """A subset's name (`100M` is the published 99952399) or a count as tokens. Raises ValueError."""
+    table = epoch_tokens()
+    if data not in table and not re.fullmatch(r"[1-9]\d*", data):
+        raise ValueError(f"no subset {data!r} in utils/epoch_tokens.sh; did you mean {nearest(data, list(table))}? A count is read too")
+    return table[data] if data in table else int(data)
+
+
+def flop_budget(flops: float, params: int, seq_length: int = 2048) -> tuple[int, int, int]:
+    """The FLOP-budget rule of the published scripts, C = 6 P D.  -> tokens, samples, warm-up samples"""
+    tokens = int((flops / 1e18 * 1e9 / 6) * (1e9 / params))
+    samples = round(tokens / seq_length)
+    return tokens, samples, max(round(samples / 100), 100)
+
+
+def epoch_budget(unique_tokens: int, epochs: int, seq_length: int = 2048) -> tuple[int, int, int]:
+    """The multi-epoch rule of the published scripts.  -> tokens, samples, warm-up samples"""
+    tokens = unique_tokens * epochs
+    samples = tokens // seq_length
+    return tokens, samples, samples // 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run, before it starts; `flops` is 6 x params x tokens."""
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    kv_channels: int
+    params: int
+    params_published: int
+    params_total: int
+    tokens: int = 0
+    unique_tokens: int = 0
+    train_samples: int = 0
+    warmup_samples: int = 0
+    flops: float = 0.0
+
+
+def plan(given: argparse.Namespace) -> Plan:
+    """What the command line asks for. Raises ValueError with a sentence."""
+    name, shape = find_size(" ".join(given.model), given.vocab_size)
+    params = shape.total() if given.params == "total" else shape.published()
+    size = dict(name=name, num_layers=shape.num_layers, hidden_size=shape.hidden_size, num_attention_heads=shape.num_attention_heads,
+                kv_channels=shape.kv_channels, params=params, params_published=shape.published(), params_total=shape.total())
+    if given.flops is not None:
+        tokens, samples, warmup = flop_budget(given.flops, params, given.seq_length)
+        unique, flops = tokens // given.epochs, given.flops
+    elif given.tokens is not None:
+        unique = find_tokens(given.tokens)
+        tokens, samples, warmup = epoch_budget(unique, given.epochs, given.seq_length)
+        flops = 6.0 * params * tokens
+    else:
+        return Plan(**size)
+    if samples < 1:
+        raise ValueError(f"{flops:g} FLOPs train {name} on {tokens} tokens, less than one sample of {given.seq_length}: "
+                         "take more FLOPs or a smaller size")
+    return Plan(**size, tokens=tokens, unique_tokens=unique, train_samples=samples, warmup_samples=warmup, flops=flops)
+
+
+def spell(value: str | int | float) -> str:
+    """A value as recipes write it: `1e19`, not `1e+19`."""
+    return f"{value:g}".replace("e+0", "e").replace("e+", "e") if isinstance(value, float) else str(value)
+
+
+def positive(kind: type):
+    """A type for argparse: a finite number above zero."""
+    def read(text: str):
+        number = kind(text)
+        if not (number > 0 and math.isfinite(number)):
+            raise ValueError
+        return number
+    read.__name__ = "positive number"
+    return read
+
+
+@exits
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m megatron.budget", allow_abbrev=False, description="The arithmetic of the recipes.",
+                                     usage="%(prog)s --model SIZE [--flops C | --tokens D] [--epochs E] [--field NAME ...]")
+    parser.add_argument("--model", nargs="+", required=True, help="a name of utils/model_params.sh, or d_model ffw kv heads layers")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--flops", type=positive(float), help="budget C: D = C / (6 P) tokens")
+    length.add_argument("--tokens", help="or: unique tokens, a name of utils/epoch_tokens.sh or a count")
+    parser.add_argument("--epochs", type=positive(int), default=1, help="passes over the unique tokens")
+    parser.add_argument("--seq-length", type=positive(int), default=2048)
+    parser.add_argument("--vocab-size", type=positive(int), default=GPT2_VOCAB)
+    parser.add_argument("--params", choices=["published", "total"], default="published", help="P: the published formula, or every parameter")
+    parser.add_argument("--field", nargs="+", metavar="NAME", choices=list(Plan.__dataclass_fields__),
+                        help="print only these values, on one line")
+    given = parser.parse_args(argv)
+    try:
+        planned = {name: spell(value) for name, value in asdict(plan(given)).items()}
+    except ValueError as error:
+        parser.error(str(error))
+    print(" ".join(planned[f] for f in given.field) if given.field else "\n".join(f"{k}={v}" for k, v in planned.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

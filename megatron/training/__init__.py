@@ -1,0 +1,1 @@
+"""Schedules, loop, validation, logs, stopping: everything that exists only while a model trains."""

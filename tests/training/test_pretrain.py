@@ -1,0 +1,93 @@
+"""Two of the four tests that carry the project: resume and golden. (Layout is in test_loop, bound in objectives/test_masked.)"""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron.data.indexed import IndexedWriter
+
+
+def losses(found):
+    return [r["loss"] for r in found if r["kind"] == "train"]
+
+
+def hashes(checkpoint):
+    return {t["name"]: t["sha256"] for t in json.loads((checkpoint / "manifest.json").read_text())["tensors"]}
+
+
+@pytest.mark.parametrize("objective", ["ar", "mdm"])
+@pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=pytest.mark.slow)])
+def test_resume_is_bit_exact(run, corpus, tmp_path, objective, compile):
+    """20 steps equal 7 + restart + 13: every record, and every bit of weights and moments; dropout is on."""
+    _, whole = run(corpus, tmp_path / "whole", objective, "--save", str(tmp_path / "whole"), "--compile", compile)
+    code, _ = run(corpus, tmp_path / "cut", objective, "--save", str(tmp_path / "cut"), "--exit-interval", "7", "--compile", compile)
+    assert code == 85
+    code, cut = run(corpus, tmp_path / "cut", objective, "--save", str(tmp_path / "cut"), "--load", str(tmp_path / "cut"), "--compile", compile)
+    assert code == 0 and cut == whole and len(losses(whole)) == 20
+    assert hashes(tmp_path / "whole/step-00000020") == hashes(tmp_path / "cut/step-00000020")
+
+
+def test_resume_keeps_the_means_of_an_open_log_interval(run, corpus, tmp_path):
+    _, whole = run(corpus, tmp_path / "whole", "mdm", "--log-interval", "5")
+    run(corpus, tmp_path / "cut", "mdm", "--log-interval", "5", "--save", str(tmp_path / "cut"), "--exit-interval", "7")
+    _, cut = run(corpus, tmp_path / "cut", "mdm", "--log-interval", "5", "--save", str(tmp_path / "cut"), "--load", str(tmp_path / "cut"))
+    assert cut == whole
+
+
+@pytest.fixture
+def squares(tmp_path):
+    """A corpus that can be learned: squares modulo 61, over and over."""
+    with IndexedWriter(str(tmp_path / "squares"), np.uint16) as writer:
+        writer.add_document(np.arange(6100) ** 2 % 61)
+    return str(tmp_path / "squares")
+
+
+@pytest.mark.parametrize("objective", ["ar", "mdm"])
+def test_golden(run, squares, tmp_path, objective):
+    """The losses of 20 steps are those of the day this was written; a tolerance for other machines' kernels."""
+    path = Path(__file__).parents[1] / "golden" / f"{objective}.txt"
+    _, found = run(squares, tmp_path / "run", objective)
+    expected = [float(line) for line in path.read_text().split()]
+    assert losses(found) + [found[-1]["loss"]] == pytest.approx(expected, rel=1e-4)
+
+
+def test_mdm_is_above_ar_on_text_that_can_be_learned(run, tmp_path):
+    """A cycle of four bytes: AR knows each next one, MDM has rows with nothing visible, where the bound stays above; both beat ln 4."""
+    prefix = str(tmp_path / "cycle")
+    with IndexedWriter(prefix, np.uint16) as writer:
+        writer.add_document(np.tile(np.arange(4) * 3, 2400))
+    last = {objective: run(prefix, tmp_path / objective, objective, "--train-iters", "400", "--lr", "5e-3", "--lr-warmup-samples", "100",
+                           "--hidden-dropout", "0", "--attention-dropout", "0", "--log-interval", "400")[1][-1] for objective in ("ar", "mdm")}
+    assert last["ar"]["loss"] < 0.01 < last["mdm"]["loss"] < 0.5 * math.log(4)
+    assert last["ar"]["bound"] == "exact" and last["mdm"]["bound"] == "bound"
+
+
+def test_evaluation_alone_repeats_the_runs_last_value(run, corpus, tmp_path):
+    _, trained = run(corpus, tmp_path / "run", "mdm", "--save", str(tmp_path / "run"))
+    code, _ = run(corpus, tmp_path / "eval", "mdm", "--load", str(tmp_path / "run"), "--skip-train", "")
+    found = json.loads((tmp_path / "eval/evaluation.json").read_text())
+    assert code == 0 and found["valid"]["loss"] == trained[-1]["loss"] and found["step"] == 20
+
+
+def test_bf16_and_recompute_change_little_and_nothing(run, corpus, tmp_path):
+    _, plain = run(corpus, tmp_path / "plain", "ar")
+    _, again = run(corpus, tmp_path / "again", "ar", "--recompute-granularity", "full")
+    _, low = run(corpus, tmp_path / "low", "ar", "--bf16", "")
+    assert losses(again) == losses(plain)
+    assert losses(low) == pytest.approx(losses(plain), rel=5e-3) and losses(low) != losses(plain)
+
+
+def test_result_says_what_was_done(run, corpus, tmp_path):
+    run(corpus, tmp_path / "run", "mdm")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["tokens"] == 20 * 8 * 32 and result["flops"] == 6 * result["params"] * result["tokens"]
+    assert result["bound"] == "bound" and result["lr_decayed"] and result["loss_se_noise"] > 0 and result["unique_tokens"] == result["tokens"]
+    assert json.loads((tmp_path / "run/config.json").read_text())["train"]["train_samples"] == 160
+
+
+def test_keeps_the_best_checkpoint(run, corpus, tmp_path):
+    code, found = run(corpus, tmp_path / "run", "ar", "--save", str(tmp_path / "run"), "--save-interval", "2", "--eval-interval", "2", "--keep-last", "1")
+    best = min((r for r in found if r["kind"] == "val"), key=lambda r: r["loss"])["step"]
+    assert {p.name for p in (tmp_path / "run").glob("step-*")} == {f"step-{best:08d}", "step-00000020"}
