@@ -105,7 +105,8 @@ class Objective:
     objective: Literal["ar", "mdm"] = flag("ar", "ar: predict the next token; mdm: masked diffusion")
     mdm_t_sampling: Literal["stratified", "iid"] = flag(
         "stratified", "noise levels: one in each stratum of the global batch, or independent")
-    mdm_eps: float = flag(1e-3, "training masks with probability p = (1 - eps) t + eps; validation always has eps 0", least=0, below=1)
+    mdm_eps: float = flag(
+        1e-3, "training masks with probability p = (1 - eps) t + eps; validation always has eps 0", least=0, below=1)
     num_mc: int = flag(None, "noise draws a validation row [ar 1, mdm 2; 2 or more give a standard error]")
     score_first_token: bool = flag(False, "parity: validation scores token 0 too (mdm), and the last one (ar)")
 
@@ -145,7 +146,8 @@ class Train:
     bf16: bool = flag(False, "compute in bfloat16; weights and moments stay fp32")
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "where to run")
     num_threads: int = flag(None, "CPU threads [OMP_NUM_THREADS, or all cores]")
-    compile: Literal["auto", "on", "off"] = flag("auto", "torch.compile of the blocks; auto: where the run is long enough to repay it")
+    compile: Literal["auto", "on", "off"] = flag(
+        "auto", "torch.compile of the blocks; auto: where the run is long enough to repay it")
     deterministic_mode: bool = flag(False, "only deterministic kernels (eager on CPU is deterministic without it)")
     recompute_granularity: Literal["full"] = flag(
         None, "full: keep only each block's input, recompute the rest in the backward pass")
@@ -217,10 +219,11 @@ PRESETS = {name: dict(zip(("num_layers", "hidden_size", "num_attention_heads", "
 ALIASES: dict[str, tuple[str, Any]] = {
     "max-steps": ("train_iters", None), "token-budget": ("train_tokens", None), "target-flops": ("flops", None),
     "log-dir": ("run_dir", None), "output-dir": ("run_dir", None), "wandb-run-name": ("wandb_exp_name", None),
-    "resume-from": ("load", None), "checkpoint-interval-steps": ("save_interval", None), "max-step-checkpoints": ("keep_last", None),
+    "resume-from": ("load", None), "checkpoint-interval-steps": ("save_interval", None),
+    "max-step-checkpoints": ("keep_last", None), "learning-rate": ("lr", None), "force-cpu": ("device", "cpu"),
     "gradient-checkpointing": ("recompute_granularity", "full"), "checkpoint-activations": ("recompute_granularity", "full"),
-    "layernorm-epsilon": ("norm_epsilon", None), "rotary-theta": ("rotary_base", None), "learning-rate": ("lr", None),
-    "eval-every": ("eval_interval", None), "max-seq-len": ("seq_length", None), "force-cpu": ("device", "cpu"),
+    "layernorm-epsilon": ("norm_epsilon", None), "rotary-theta": ("rotary_base", None),
+    "eval-every": ("eval_interval", None), "max-seq-len": ("seq_length", None),
     "disable-bias-linear": ("bias_linear", False), "no-position-embedding": ("use_rotary_position_embeddings", True),
 }
 
@@ -248,7 +251,8 @@ LATER = {
     **dict.fromkeys(["download-from-s3", "upload-to-s3", "upload-results-to-s3", "s3-bucket", "s3-prefix"], "remote storage"),
     **dict.fromkeys(["num-query-groups", "group-query-attention"], "grouped-query attention"),
     **dict.fromkeys(["full-dataset", "max-examples-per-split"], "the arXiv corpus"), "mock-data": "synthetic corpora",
-    "epochs": "a length in epochs (--train-tokens is there)", "target-param-data-ratio": "a length by tokens a parameter (--flops is there)",
+    "epochs": "a length in epochs (--train-tokens is there)",
+    "target-param-data-ratio": "a length by tokens a parameter (--flops is there)",
 }
 
 # Flags that stand for nothing here, refused for good.
@@ -455,7 +459,8 @@ def read_file(path: str, mistakes: list[str]) -> list[tuple[str, Any]]:
         mistakes.append(f"--config {path}: cannot be read ({error.strerror})")
         return []
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mistakes.append(f"--config {path}: is not {'JSON' if path.endswith('.json') else 'YAML'} ({' '.join(str(error).split())})")
+        kind = "JSON" if path.endswith(".json") else "YAML"
+        mistakes.append(f"--config {path}: is not {kind} ({' '.join(str(error).split())})")
         return []
     if not isinstance(tree, dict | None):
         mistakes.append(f"--config {path}: must hold `flag: value` lines, found {type(tree).__name__}")
@@ -559,7 +564,7 @@ def resolve_model(cfg: Config, unread: set[str], mistakes: list[str]) -> Model:
     if m.max_position_embeddings < m.seq_length:
         mistakes.append(f"--seq-length {m.seq_length} is above --max-position-embeddings {m.max_position_embeddings}")
     if m.use_flash_attn and m.attention_dropout:
-        mistakes.append("--use-flash-attn: the fused kernel has no dropout that a resume could repeat; give --attention-dropout 0")
+        mistakes.append("--use-flash-attn: the fused kernel has no addressed dropout; give --attention-dropout 0")
     vocab_size = known_vocabulary(cfg, mistakes)
     return fill_vocabulary(m, vocab_size, cfg.objective.objective, cfg.parallel, mistakes) if vocab_size else m
 
@@ -587,7 +592,7 @@ def known_vocabulary(cfg: Config, mistakes: list[str]) -> int | None:
     d, given = cfg.data, cfg.model.vocab_size
     known = {"GPT2BPETokenizer": GPT2_VOCAB, "ByteTokenizer": 257}.get(d.tokenizer_type)
     if d.vocab_file and (given or cfg.train.flops is None):
-        return given                                 # perhaps a vocabulary of their own; --flops alone needs to know at once
+        return given                                 # perhaps not GPT-2's own; only --flops needs to know at once
     if None not in (given, known) and given != known:
         mistakes.append(f"--vocab-size {given} is not {d.tokenizer_type}'s {known}: leave it out")
     return known or given
@@ -600,7 +605,8 @@ def fill_vocabulary(m: Model, vocab_size: int, objective: str, p: Parallel, mist
     if m.padded_vocab_size not in (None, rows):
         mistakes.append(f"--padded-vocab-size {m.padded_vocab_size} is not the derived {rows}: leave it out")
     if objective == "mdm" and rows < vocab_size + RESERVED_IDS:
-        mistakes.append(f"--pad-vocab {m.pad_vocab} gives {rows} rows for {vocab_size} ids: no room for the mask; use --pad-vocab fixed")
+        mistakes.append(f"--pad-vocab {m.pad_vocab} gives {rows} rows for {vocab_size} ids: no room for the mask; "
+                        "use --pad-vocab fixed")
     return replace(m, vocab_size=vocab_size, padded_vocab_size=rows)
 
 
@@ -619,8 +625,9 @@ def check_parallel(p: Parallel, m: Model, environ: dict[str, str], mistakes: lis
     if p.zero_stage:
         later.append(f"--zero-stage {p.zero_stage}: sharding the optimizer needs")
     mistakes += [f"{what} 3D parallelism, which is not built yet: leave the flag out" for what in later]
-    if environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        mistakes.append(f"WORLD_SIZE={environ['WORLD_SIZE']}: data parallelism needs 3D parallelism, which is not built yet: start one process")
+    world = environ.get("WORLD_SIZE", "1")
+    if world not in ("", "1"):
+        mistakes.append(f"WORLD_SIZE={world}: data parallelism needs 3D parallelism, which is not built yet: start one process")
 
 
 def resolve_train(t: Train, m: Model, unread: set[str], mistakes: list[str]) -> Train:
@@ -646,8 +653,10 @@ def resolve_train(t: Train, m: Model, unread: set[str], mistakes: list[str]) -> 
 def budget_samples(name: str, t: Train, m: Model, batch: int, mistakes: list[str]) -> int | None:
     """How many samples a budget is; None where that is not known."""
     value = getattr(t, name)
-    samples = {"train_samples": lambda: value, "train_iters": lambda: value * batch, "train_tokens": lambda: value // m.seq_length,
-               "flops": lambda: flop_samples(value, m, mistakes)}[name]()
+    if name == "flops":
+        samples = flop_samples(value, m, mistakes)
+    else:
+        samples = {"train_samples": value, "train_iters": value * batch, "train_tokens": value // m.seq_length}[name]
     if samples is not None and samples < batch and not t.skip_train:
         mistakes.append(f"{spelling(name)} {value:g} is {samples} samples, less than one global batch of {batch}")
     if samples is not None and samples >= LARGEST:
@@ -657,7 +666,7 @@ def budget_samples(name: str, t: Train, m: Model, batch: int, mistakes: list[str
 
 def flop_samples(flops: float, m: Model, mistakes: list[str]) -> int | None:
     if m.padded_vocab_size is None:
-        mistakes.append("--flops needs the parameter count, and with it the vocabulary: give --vocab-size, or --train-samples instead")
+        mistakes.append("--flops needs the parameter count, and with it the vocabulary: give --vocab-size, or --train-samples")
         return None
     if None in (m.num_layers, m.hidden_size, m.num_attention_heads, m.kv_channels):
         return None                                  # already a mistake
@@ -700,7 +709,8 @@ def check_data(cfg: Config, unread: set[str], mistakes: list[str]) -> None:
     d, skip = cfg.data, cfg.train.skip_train
     train, valid = CORPORA[0], CORPORA[1]
     if not skip and not given_of(d, train) and not unread & set(train):
-        mistakes.append("no training data: give --train-data-path-file FILE or --data-path PREFIX (tools/preprocess_data.py makes one)")
+        mistakes.append("no training data: give --train-data-path-file FILE or --data-path PREFIX "
+                        "(tools/preprocess_data.py makes one)")
     if skip and not given_of(d, valid) and not unread & set(valid):
         mistakes.append("--skip-train needs validation data: give --valid-data-path-file FILE or --data-path PREFIX")
     try:
@@ -730,28 +740,28 @@ def help_text(program: str) -> str:
     rows = {f.name: [] for f in fields(Config)}
     for name, (section, f, hint) in declared().items():
         only = f" (accepted as it stands: {f.metadata['only']})" if f.metadata["only"] else ""
-        default = "" if f.default in (None, False, True) or only else f" [{f.default}]"
+        default = "" if f.default is None or hint is bool or only else f" [{f.default}]"
         alias = f"; also {', '.join(also[name])}" if name in also else ""
         rows[section].append(help_row(f"{spelling(name)} {metavar(hint)}", f"{f.metadata['help']}{default}{only}{alias}"))
     sizes = [f"  {name:10}" + "".join(f"{number:>10}" for number in sizes.values()) for name, sizes in PRESETS.items()]
     return "\n".join([
         f"usage: {program} [--config FILE] [--print-config] [--help] FLAGS", "",
         "Flags may be spelled with - or _; --no-FLAG turns off a switch that a file turned on. [default]", "",
-        help_row("--config FILE", "flags from YAML or JSON, also a run's config.json; later files win, and the command line over all"),
+        help_row("--config FILE", "flags from YAML, or from a run's config.json; later files win, and the command line over all"),
         help_row("--print-config", "show the resolved whole, in a form that --config reads, and stop"),
         *(f"\n{section}:\n" + "\n".join(lines) for section, lines in rows.items()),
         "\npresets of --model-config:", "  " + " " * 10 + f"{'layers':>10}{'hidden':>10}{'heads':>10}{'ffn':>10}", *sizes])
 
 
 def metavar(hint) -> str:
-    if legal := choices(hint):
-        return "{" + ",".join(legal) + "}" if len(legal) < 5 else "NAME"
+    if choices(hint):
+        return "{" + ",".join(choices(hint)) + "}"
     return {bool: "", int: "N", float: "X", str: "TEXT"}.get(hint, "TEXT ...")
 
 
 def help_row(left: str, right: str) -> str:
     """Two columns; a long left side has its own line."""
-    lines = textwrap.wrap(right, 76)
+    lines = textwrap.wrap(right, 76, break_on_hyphens=False)
     first = f"  {left:<43} {lines[0]}" if len(left) <= 43 else f"  {left}\n{'':46}{lines[0]}"
     return "\n".join([first, *(" " * 46 + line for line in lines[1:])])
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from megatron import objectives
 from megatron.batch import Progress
 from megatron.config import Config
+from megatron.core.checkpoint import Checkpoint
 from megatron.core.transformer import GPT
 from megatron.data.gpt_dataset import PackedDataset, build_datasets
 from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
 from megatron.engine.native import NativeEngine
-from megatron.errors import CannotWrite, MissingInput, exits
+from megatron.errors import CannotWrite, Refusal, exits
 from megatron.objectives import Objective
 from megatron.training import device, preflight
 from megatron.training.device import Where
@@ -41,12 +42,10 @@ def main(cfg: Config) -> int:
         slices = {split: cut_slice(cfg, data[split], reference, tokenizer) for split in ("valid", "test") if data[split] and cfg.train.eval_iters}
         fingerprints = {"tokenizer": tokenizer.fingerprint(), **{split: found and found.fingerprint() for split, found in data.items()}}
         with claimed(cfg):
-            early: list[str] = []
-            loaded = open_checkpoint(cfg, lambda line: (early.append(line), print(line, flush=True)))
-            changed = check_agreement(cfg, loaded, fingerprints, early.append) if loaded else []
+            loaded, changed, early = take_up(cfg, fingerprints)
             engine = build_engine(cfg, objective, where)
             at, interval = restore(cfg, engine, loaded)
-            with open_log(cfg, at) as log:
+            with open_log(cfg, at, loaded) as log:
                 for line in early:
                     log.say(line)
                 preflight.check(cfg, where, tokenizer, data, slices, objective, at, log.say)
@@ -68,6 +67,17 @@ def cut_slice(cfg: Config, dataset: PackedDataset, reference: Objective, tokeniz
     found = Slice(dataset=dataset, rows=rows, seq_length=cfg.model.seq_length, num_mc=cfg.objective.num_mc, seed=cfg.train.eval_seed,
                   score_first_token=cfg.objective.score_first_token)
     return replace(found, bytes_per_token=bytes_per_token(found, reference, tokenizer.token_bytes()))
+
+
+def take_up(cfg: Config, fingerprints: dict[str, str | None]) -> tuple[Checkpoint | None, list[str], list[str]]:
+    """The checkpoint to go on from, what changed since, and what is to be said once there is a log."""
+    early: list[str] = []
+    try:
+        loaded = open_checkpoint(cfg, early.append)
+        return loaded, check_agreement(cfg, loaded, fingerprints, early.append) if loaded else [], early
+    except Refusal:
+        print(*early, sep="\n", flush=True)
+        raise
 
 
 def build_engine(cfg: Config, objective: Objective, where: Where) -> NativeEngine:
@@ -112,8 +122,10 @@ def refuse_other_run(cfg: Config, path: Path) -> None:
         raise CannotWrite(f"{path.parent} holds another run ({', '.join(other[:6])}): choose another --run-dir or --save, or --load its checkpoint to go on")
 
 
-def open_log(cfg: Config, at: Progress) -> Log:
-    """A resumed or restarted run rewinds its records to where it begins; an evaluation adds to them."""
+def open_log(cfg: Config, at: Progress, loaded: Checkpoint | None) -> Log:
+    """A resumed or restarted run rewinds its records to where it begins; an evaluation or a preflight adds to them."""
     rewind = None if cfg.train.skip_train or cfg.train.preflight else at.step
+    views = replace(cfg.log, wandb_project=None, tensorboard_dir=None) if cfg.train.preflight else cfg.log
     steps = (cfg.train.train_samples or 0) // cfg.train.global_batch_size
-    return Log(cfg.log, Path(cfg.log.run_dir), Path(cfg.log.run_dir).name, steps, cfg.as_dict(), resumed_step=rewind)
+    return Log(views, Path(cfg.log.run_dir), Path(cfg.log.run_dir).name, steps, cfg.as_dict(), resumed_step=rewind,
+               wandb_id=loaded.facts["wandb_id"] if loaded and not cfg.train.finetune else None)

@@ -41,6 +41,8 @@ def open_checkpoint(cfg: Config, say: Callable[[str], None]) -> Checkpoint | Non
 
 def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str | None], say: Callable[[str], None]) -> list[str]:
     """What changed since the checkpoint. Raises Mismatch with every difference that would make it another experiment."""
+    if "progress" not in loaded.facts:
+        raise Mismatch(f"--load {loaded.path}: this is no training checkpoint (a dumped batch is for tools/replay.py); give a folder of --save")
     saved, now, fatal, noted = loaded.facts["config"], cfg.as_dict(), [], []
     for section, flags in now.items():
         for name, value in flags.items():

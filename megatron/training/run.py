@@ -37,8 +37,8 @@ class Run:
                  log: Log, fingerprints: dict[str, str | None], tokens_per_epoch: int | None, at: Progress):
         self.cfg, self.engine, self.reference, self.slices = cfg, engine, reference, slices
         self.where, self.stop, self.log, self.fingerprints, self.tokens_per_epoch = where, stop, log, fingerprints, tokens_per_epoch
-        self.dir, self.start, self.start_samples = Path(cfg.log.run_dir), time.monotonic(), at.samples
-        self.shape, self.dumps, self.stopped, self.last = cfg.model.shape(), 0, None, {}
+        self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
+        self.shape, self.dumps, self.stopped, self.saved, self.last = cfg.model.shape(), 0, None, None, {}
 
     def where_at(self, at: Progress) -> dict:
         """The x axes that every record carries."""
@@ -80,8 +80,8 @@ class Run:
         if not train.save:
             return
         wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id)
-        path = checkpoint.save(Path(train.save), at.step, self.engine.tensors(), wrote, say=self.log.say)
-        self.log.say(f"saved {path}")
+        self.saved = checkpoint.save(Path(train.save), at.step, self.engine.tensors(), wrote, say=self.log.say)
+        self.log.say(f"saved {self.saved}")
         best = next((p for p in checkpoint.find(Path(train.save)) if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
         checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, say=self.log.say)
 
@@ -89,11 +89,13 @@ class Run:
         """Keep a step that was not finite, weights and all, for tools/replay.py; at most --max-skipped-steps of them."""
         self.log.say(f"step {at.step + 1} is not finite (loss {done.loss}, gradient norm {done.grad_norm}): skipped, weights and moments untouched")
         if self.dumps >= self.cfg.train.max_skipped_steps:
+            self.log.say(f"its batch is not kept: {self.dumps} are in {self.dir / 'bad_batches'} already")
             return
         self.dumps += 1
         tensors = {f"batch/{i}/{name}": value.contiguous() for i, b in enumerate(batches) for name, value in vars(b).items()}
         tensors |= {name: value for name, value in self.engine.tensors().items() if name.startswith("model/")}
-        said = {"config": self.cfg.as_dict(), "samples": at.samples, "micro_batches": len(batches), "loss": str(done.loss), "grad_norm": str(done.grad_norm)}
+        said = {"config": self.cfg.as_dict(), "samples": at.samples, "micro_batches": len(batches), "loss": str(done.loss), "grad_norm": str(done.grad_norm),
+                "fingerprints": self.fingerprints, "environment": environment(self.where), "host": platform.node()}
         try:
             path = checkpoint.save(self.dir / "bad_batches", at.step + 1, tensors, said, audit=False, say=self.log.say)
             self.log.say(f"its batch is in {path}: python tools/replay.py {path}")
@@ -101,14 +103,14 @@ class Run:
             self.log.say(f"its batch could not be kept: {error}")
 
     def stop_reason(self, at: Progress) -> str | None:
-        self.stopped = self.stop.reason(at)
+        self.stopped = self.stop.reason(at.step, at.step - self.began.step)
         return self.stopped[0] if self.stopped else None
 
     def leave(self, at: Progress, reason: str | None) -> int:
         """End a finished run with result.json, whose presence says so; an interrupted one with its reason. The exit code."""
         if reason is not None:
-            saved = f"saved at step {at.step} in {self.cfg.train.save}" if self.cfg.train.save else "nothing was saved: there is no --save"
-            self.log.say(f"stopped at step {at.step}: {reason}; {saved}")
+            nothing = "no step was done, so there is nothing to save" if self.cfg.train.save else "nothing was saved: there is no --save"
+            self.log.say(f"stopped at step {at.step}: {reason}; {f'saved {self.saved}' if self.saved else nothing}")
             return self.stopped[1]
         if "test" in self.slices:
             self.score("test", "test", at)
@@ -126,7 +128,7 @@ class Run:
         cfg, shape, axes = self.cfg, self.shape, self.where_at(at)
         val = self.last.get("val", {})
         seconds = time.monotonic() - self.start
-        trained = (at.samples - self.start_samples) * cfg.model.seq_length
+        trained = (at.samples - self.began.samples) * cfg.model.seq_length
         return {"name": self.dir.name, "objective": cfg.objective.objective, "params": shape.total(), "params_non_embedding": shape.non_embedding(),
                 "params_with_head": shape.with_head(), "params_published": shape.published(), "params_convention": "total",
                 "tokens": axes["tokens"], "unique_tokens": min(axes["tokens"], self.tokens_per_epoch or axes["tokens"]), "epochs": axes["epoch"],

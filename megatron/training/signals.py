@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from megatron.batch import Progress
 from megatron.config import Train
 from megatron.errors import KILLED, PREEMPTED, Refusal
 
@@ -39,13 +38,13 @@ class StopRequest:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
 
-    def reason(self, at: Progress) -> tuple[str, int] | None:
-        """Why to stop after this step, in words, and the exit code."""
+    def reason(self, step: int, steps_done: int) -> tuple[str, int] | None:
+        """Why to stop at this step, in words, and the exit code; `steps_done` of them were done by this process."""
         if self.signal is not None:
             return f"received {signal.Signals(self.signal).name}", PREEMPTED
         if self.cfg.kill_switch_file and Path(self.cfg.kill_switch_file).exists():
             return f"found --kill-switch-file {self.cfg.kill_switch_file}", KILLED
-        if self.cfg.exit_interval and at.step and at.step % self.cfg.exit_interval == 0:
+        if self.cfg.exit_interval and steps_done and step % self.cfg.exit_interval == 0:
             return f"reached --exit-interval {self.cfg.exit_interval}", PREEMPTED
         if self.cfg.exit_duration_in_mins and time.monotonic() - self.start > 60 * self.cfg.exit_duration_in_mins:
             return f"reached --exit-duration-in-mins {self.cfg.exit_duration_in_mins:g}", PREEMPTED
