@@ -1,0 +1,124 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron.batch import Batch, asked_positions
+from megatron.config import Model, Optim
+from megatron.core.transformer import GPT
+from megatron.engine.native import NativeEngine
+from megatron.errors import Mismatch
+
+MODEL = Model(num_layers=2, hidden_size=32, num_attention_heads=2, kv_channels=16, ffn_hidden_size=64, seq_length=8, vocab_size=50,
+              padded_vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0)
+OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_grad=0.5)
+
+
+def engine(seed=0, optim=OPTIM, model=MODEL):
+    return NativeEngine(GPT(model, True, seed), optim, live_rows=50)
+
+
+def batch(seed=0, rows=4):
+    rng = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 50, (rows, 9), generator=rng)
+    weights = torch.ones(rows, 8)
+    return Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weights=weights, scored=weights.bool(), positions=torch.arange(8).expand(rows, 8),
+                 index=torch.arange(rows), asked=asked_positions(weights))
+
+
+def poisoned(x):
+    return replace(x, weights=torch.full_like(x.weights, torch.nan))
+
+
+def state(e):
+    return {name: t.clone() for name, t in e.tensors().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_equals_plain_torch():
+    """Clip and AdamW by torch itself on the same model, except for the decay of vectors, which is Megatron's: none."""
+    ours, plain = engine(), GPT(MODEL, True, 0)
+    matrices, vectors = [p for p in plain.parameters() if p.dim() > 1], [p for p in plain.parameters() if p.dim() == 1]
+    adam = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1)
+    for i in range(4):
+        step = ours.step([batch(i)], 1e-2)
+        loss = plain.train()(batch(i))[0] / 32
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        adam.step()
+        adam.zero_grad()
+        assert step.loss == pytest.approx(loss.item(), rel=1e-6) and step.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+        assert step.clipped_norm == pytest.approx(min(0.5, norm.item()), rel=1e-4)
+    for p, q in zip(ours.model.parameters(), plain.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_add_up_to_the_global_batch():
+    whole, parts = engine(), engine()
+    big = batch(rows=4)
+    halves = [Batch(**{k: v[i:i + 2] for k, v in vars(big).items() if k != "asked"}, asked=torch.arange(16)) for i in (0, 2)]
+    a, b = whole.step([big], 1e-2), parts.step(halves, 1e-2)
+    assert a.loss == pytest.approx(b.loss, abs=2e-6) and a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_non_finite_step_touches_nothing(bad):
+    e = engine()
+    e.step([batch()], 1e-2)
+    before = state(e)
+    batches = [batch(1), batch(2)]
+    batches[bad] = poisoned(batches[bad])
+    assert e.step(batches, 1e-2).skipped and same(before, state(e))
+    other = engine()
+    other.step([batch()], 1e-2)
+    assert e.step([batch(3)], 1e-2) == other.step([batch(3)], 1e-2) and same(state(e), state(other))
+
+
+def test_save_and_load_are_bit_exact():
+    a, b = engine(), engine(seed=9)
+    for i in range(3):
+        a.step([batch(i)], 1e-2)
+    b.load(state(a))
+    assert same(state(a), state(b)) and a.step([batch(5)], 1e-2) == b.step([batch(5)], 1e-2) and same(state(a), state(b))
+
+
+def test_weights_only_starts_the_optimizer_afresh():
+    a, b = engine(), engine(seed=9)
+    a.step([batch()], 1e-2)
+    b.load(state(a), weights_only=True)
+    assert not [n for n in b.tensors() if "exp_avg" in n] and torch.equal(b.model.embed.weight, a.model.embed.weight)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_changes():
+    e = engine()
+    before = state(e)
+    wrong = state(engine(model=replace(MODEL, ffn_hidden_size=96)))
+    with pytest.raises(Mismatch, match=r"model/blocks.0.mlp.up.weight has shape \[192, 32\], expected \[128, 32\]"):
+        e.load(wrong)
+    with pytest.raises(Mismatch, match="model/norm.weight is missing"):
+        e.load({n: t for n, t in before.items() if n != "model/norm.weight"})
+    assert same(before, state(e))
+
+
+def test_rows_that_no_id_names_do_not_count_in_norms():
+    e, padded = engine(), engine(model=replace(MODEL, padded_vocab_size=256))
+    with torch.no_grad():
+        padded.model.embed.weight[60:] = 100.0
+    assert e.params_norm() == padded.params_norm()
+    assert e.step([batch()], 1e-2).grad_norm == padded.step([batch()], 1e-2).grad_norm
+
+
+def test_score_gives_each_row_its_own_sums():
+    e, x = engine(), batch()
+    weights = x.weights.clone()
+    weights[1, 3:] = 0
+    x = replace(x, weights=weights, asked=asked_positions(weights))
+    scores = e.score(x)
+    assert scores.asked.tolist() == [8, 3, 8, 8] and scores.scored.tolist() == [8] * 4
+    with torch.no_grad():
+        total, nll, hit = e.model.eval()(x)
+    assert scores.loss.sum() == pytest.approx(float(total), rel=1e-6) and scores.loss[1] == pytest.approx(float(nll[8:11].sum()), rel=1e-6)
+    assert scores.hits.sum() == int(hit.sum())

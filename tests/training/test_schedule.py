@@ -1,0 +1,39 @@
+import math
+
+import pytest
+
+from megatron.config import Optim
+from megatron.training.schedule import decayed, learning_rate
+
+
+def optim(style="cosine", **changes):
+    return Optim(**{"lr": 2e-4, "min_lr": 2e-5, "lr_decay_style": style, "lr_warmup_samples": 100, "lr_decay_samples": 1100, "lr_wsd_decay_samples": 200} | changes)
+
+
+def test_warm_up_is_linear_in_consumed_samples_and_starts_at_zero():
+    assert [learning_rate(optim(), n) for n in (0, 50, 100)] == pytest.approx([0.0, 1e-4, 2e-4])
+
+
+@pytest.mark.parametrize("style, middle", [("cosine", 1.1e-4), ("linear", 1.1e-4), ("constant", 2e-4), ("WSD", 2e-4)])
+def test_shapes(style, middle):
+    assert learning_rate(optim(style), 600) == pytest.approx(middle)
+    end = 2e-4 if style == "constant" else 2e-5
+    assert learning_rate(optim(style), 1100) == pytest.approx(end) and learning_rate(optim(style), 5000) == pytest.approx(end)
+
+
+def test_megatrons_cosine_at_a_quarter():
+    assert learning_rate(optim(), 350) == pytest.approx(2e-5 + 1.8e-4 * 0.5 * (1 + math.cos(math.pi / 4)))
+
+
+@pytest.mark.parametrize("shape, left", [("linear", 0.5), ("cosine", 0.5), ("exponential", 2 * 0.5**0.5 - 1), ("minus_sqrt", 1 - 0.5**0.5)])
+def test_wsd_decays_only_at_the_end(shape, left):
+    cfg = optim("WSD", lr_wsd_decay_style=shape)
+    assert learning_rate(cfg, 899) == pytest.approx(2e-4) and learning_rate(cfg, 1000) == pytest.approx(2e-5 + 1.8e-4 * left)
+
+
+def test_no_warm_up():
+    assert learning_rate(optim(lr_warmup_samples=0), 0) == pytest.approx(2e-4)
+
+
+def test_decayed():
+    assert decayed(optim(), 1100) and not decayed(optim(), 1099) and not decayed(optim("constant"), 9999)
