@@ -63,7 +63,8 @@ def fit_chinchilla(N, D, loss, delta=1e-3, starts=None, seed=0, run=None, num_re
     ends = [_descend(start, data, delta, bounds) for start in first]
     ends = sorted((end for end in ends if end[2]), key=lambda end: end[1])
     if not ends:
-        raise Refusal(f"L(N, D) did not converge from any of {len(first)} starts on {len(data[2])} rows: give other starts or more runs.")
+        raise Refusal(f"L(N, D) did not converge from any of {len(first)} starts on {len(data[2])} rows: "
+                      "give other starts or more runs.")
     theta, objective = _polish(ends[0], data, delta, bounds)
     basins = _basins(theta, ends, centre)
     law = _law(theta, centre)
@@ -85,7 +86,8 @@ def _checked(N, D, loss):
             raise BadData(f"column {name}, row {bad[0] + 1}: found {column[bad[0]]}, expected a positive number; "
                           f"leave out unfinished runs ({len(bad)} such rows).")
     if len(columns["loss"]) < 5:
-        raise BadData(f"L(N, D) has 5 parameters and there are {len(columns['loss'])} runs: add runs (15 or more, over 3 budgets).")
+        raise BadData(f"L(N, D) has 5 parameters and there are {len(columns['loss'])} runs: "
+                      "add runs (15 or more, over 3 budgets).")
     return [np.log(column) for column in columns.values()]
 
 

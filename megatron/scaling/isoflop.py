@@ -9,7 +9,7 @@ evaluation rows is the same for all runs, does not move a minimum, and is left o
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -121,9 +121,9 @@ def _minimum(flops, params, tokens, loss) -> Minimum:
         reason = None if low < vertex < high else "minimum outside the data"
     # without a minimum in the data, the place shown is the end of the data where the curve is lowest
     at = vertex if reason is None else min(low, high, key=lambda end: float(_curve(end, coefficients)))
-    return Minimum(flops=budget, params=float(10 ** (at + shift)), tokens=_tokens_at(at, x, tokens), loss=float(_curve(at, coefficients)),
-                   coefficients=tuple(coefficients.tolist()), shift=shift, params_range=(float(params.min()), float(params.max())),
-                   num_runs=len(loss), reason=reason)
+    return Minimum(flops=budget, params=float(10 ** (at + shift)), tokens=_tokens_at(at, x, tokens), num_runs=len(loss),
+                   loss=float(_curve(at, coefficients)), coefficients=tuple(coefficients.tolist()), shift=shift,
+                   params_range=(float(params.min()), float(params.max())), reason=reason)
 
 
 def _design(x):
@@ -164,7 +164,8 @@ def _resample(minima, budgets, scatter, freedom, num_resamples, seed):
         drawn_scatter = scatter * np.sqrt(freedom / random.chisquare(freedom, num_resamples))
     columns = [_resample_budget(minimum, budget, drawn_scatter, random) for minimum, budget in zip(minima, budgets)]
     shape = (num_resamples, len(minima))
-    return {name: np.array([column[i] for column in columns]).T.reshape(shape) for i, name in enumerate(("params", "tokens", "loss"))}
+    names = ("params", "tokens", "loss")
+    return {name: np.array([column[i] for column in columns]).T.reshape(shape) for i, name in enumerate(names)}
 
 
 def _resample_budget(minimum, budget, drawn_scatter, random):
@@ -194,7 +195,7 @@ def _interval(draws) -> tuple:
 def _with_intervals(minimum, draws, number) -> Minimum:
     columns = {name: column[:, number] for name, column in draws.items()}
     share = float(np.mean(np.isfinite(columns["params"]))) if len(columns["params"]) else None
-    return Minimum(**{**vars(minimum), "share_interior": share, **{f"{name}_ci": _interval(column) for name, column in columns.items()}})
+    return replace(minimum, share_interior=share, **{f"{name}_ci": _interval(column) for name, column in columns.items()})
 
 
 def _exponents(minima, draws):
@@ -234,13 +235,15 @@ def equal_loss_ratios(cheap: IsoFlop, dear: IsoFlop) -> list[dict]:
     ln_flops = np.log([cheap.minima[i].flops for i in used])
     if len(used) < 2:
         return []
+    ln_losses = np.log([[cheap.minima[i].loss for i in used]])
+    pairs = min(len(cheap.draws["loss"]), len(dear.draws["loss"]))
+    ln_draws = np.log(cheap.draws["loss"][:pairs, used])
     found = []
     for number, minimum in enumerate(dear.minima):
-        if minimum.reason is None and np.min(np.abs(ln_flops - np.log(minimum.flops))) <= SAME_BUDGET:
-            point = _ln_ratio(ln_flops, np.log([[cheap.minima[i].loss for i in used]]), np.log(minimum.flops), np.log([minimum.loss]))[0]
-            pairs = min(len(cheap.draws["loss"]), len(dear.draws["loss"]))
-            drawn = _ln_ratio(ln_flops, np.log(cheap.draws["loss"][:pairs, used]), np.log(minimum.flops),
-                              np.log(dear.draws["loss"][:pairs, number]))
+        ln_budget = np.log(minimum.flops)
+        if minimum.reason is None and np.min(np.abs(ln_flops - ln_budget)) <= SAME_BUDGET:
+            point = _ln_ratio(ln_flops, ln_losses, ln_budget, np.log([minimum.loss]))[0]
+            drawn = _ln_ratio(ln_flops, ln_draws, ln_budget, np.log(dear.draws["loss"][:pairs, number]))
             equal = minimum.flops * np.exp(-point)
             outside = not np.exp(ln_flops[0]) * 0.99 <= equal <= np.exp(ln_flops[-1]) * 1.01
             found.append({"flops": minimum.flops, "loss": minimum.loss, "ratio": float(np.exp(point)),

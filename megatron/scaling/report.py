@@ -44,9 +44,9 @@ class Study:
 
     @property
     def label(self) -> str:
-        """'AR (exact NLL)', 'MDM (upper bound)'; without a stated bound it says that."""
+        """'AR (exact NLL)', 'MDM (upper bound)'; where runs do not say which, it says so."""
         bound = self.runs[0].get("bound")
-        return f"{NAMES.get(self.objective, self.objective)} ({BOUNDS.get(bound, bound or 'exact or bound: not stated')})"
+        return f"{NAMES.get(self.objective, self.objective)} ({BOUNDS.get(bound, bound or 'bound not stated')})"
 
     def column(self, name: str) -> np.ndarray:
         """A column of the runs as float64, NaN where a run does not have it."""
@@ -65,8 +65,11 @@ class Report:
     @property
     def warnings(self) -> list[str]:
         """Every warning with the objective it is about."""
+        ratios = [f"compute ratio at {ratio['flops']:.3g}: AR's power law is extended to {ratio['equal_flops']:.3g} FLOPs, "
+                  "beyond its budgets; the interval does not cover the choice of that curve."
+                  for ratio in self.ratios if ratio["extrapolated"]]
         return [f"{study.label}: {warning}" for study in self.studies
-                for warning in [*study.isoflop.warnings, *(study.law.warnings if study.law else []), *study.warnings]]
+                for warning in [*study.isoflop.warnings, *(study.law.warnings if study.law else []), *study.warnings]] + ratios
 
 
 def build_report(runs: list[dict], unfinished: list[dict] = (), num_resamples: int = 400, seed: int = 0) -> Report:
@@ -119,9 +122,9 @@ def _study_record(study: Study) -> dict:
     return {"label": study.label, "num_runs": len(study.runs),
             "isoflop": {"budgets": [minimum.flops for minimum in isoflop.minima], "minima": [vars(m) for m in isoflop.minima],
                         "exponents": {name: {"value": isoflop.exponents[name], "ci": isoflop.ci[name]} for name in ("a", "b")},
-                        "ci_method": "parametric bootstrap", "scatter": isoflop.scatter, "degrees_of_freedom": isoflop.degrees_of_freedom,
-                        "num_resamples": isoflop.num_resamples, "failed_resamples": isoflop.failed_resamples,
-                        "warnings": isoflop.warnings},
+                        "ci_method": "parametric bootstrap", "scatter": isoflop.scatter,
+                        "degrees_of_freedom": isoflop.degrees_of_freedom, "num_resamples": isoflop.num_resamples,
+                        "failed_resamples": isoflop.failed_resamples, "warnings": isoflop.warnings},
             "chinchilla": _law_record(study)}
 
 
@@ -149,7 +152,7 @@ def print_report(report: Report, console: Console) -> None:
 def _table(title: str, columns: list[str]) -> Table:
     table = Table(title=title, title_justify="left", highlight=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 
@@ -159,7 +162,8 @@ def _runs_table(report: Report) -> Table:
     for study in report.studies:
         for run in study.runs:
             errors = ("-" if run.get(name) is None else f"{run[name]:.4f}" for name in ("loss_se_noise", "loss_se_data"))
-            table.add_row(study.label, f"{run['flops']:.3g}", f"{run['params']:,.0f}", f"{run['tokens']:,.0f}", f"{run['loss']:.4f}", *errors)
+            table.add_row(study.label, f"{run['flops']:.3g}", f"{run['params']:,.0f}", f"{run['tokens']:,.0f}",
+                          f"{run['loss']:.4f}", *errors)
     return table
 
 
@@ -177,15 +181,16 @@ def _laws_table(report: Report) -> Table:
     table = _table("Exponents and laws (95 % intervals)", ["objective", "quantity", "value", "interval"])
     for study in report.studies:
         for name, meaning in (("a", "a: N* ~ C^a (isoFLOP)"), ("b", "b: D* ~ C^b (isoFLOP)")):
-            if study.isoflop.exponents[name] is not None:
-                table.add_row(study.label, meaning, f"{study.isoflop.exponents[name]:.4f}", _interval(study.isoflop.ci[name], ".4f"))
+            if (value := study.isoflop.exponents[name]) is not None:
+                table.add_row(study.label, meaning, f"{value:.4f}", _interval(study.isoflop.ci[name], ".4f"))
         for name, value in (study.law.params if study.law else {}).items():
             table.add_row(study.label, f"{name} of L(N, D)", f"{value:.5g}", _interval(study.law.ci.get(name), ".5g"))
     return table
 
 
 def _ratios_table(report: Report) -> Table:
-    table = _table("Compute of MDM over AR at equal loss (95 % intervals)", ["C of MDM", "loss", "C of AR", "ratio", "interval", "AR law"])
+    table = _table("Compute of MDM over AR at equal loss (95 % intervals)",
+                   ["C of MDM", "loss", "C of AR", "ratio", "interval", "AR law"])
     for ratio in report.ratios:
         table.add_row(f"{ratio['flops']:.3g}", f"{ratio['loss']:.4f}", f"{ratio['equal_flops']:.3g}", f"{ratio['ratio']:.2f}",
                       _interval(ratio["ci"], ".2f"), "extrapolated" if ratio["extrapolated"] else "inside its budgets")
@@ -209,8 +214,8 @@ def draw(report: Report) -> Figure:
     _draw_curves(left, report)
     _draw_parabolas(middle, report)
     _draw_frontier(right, report)
-    figure.legend(handles=_legend(report), loc="lower center", bbox_to_anchor=(0.5, 0.045), ncols=6, columnspacing=1.6,
-                  frameon=False, fontsize=10.5)
+    figure.legend(handles=_legend(report), loc="lower center", bbox_to_anchor=(0.5, 0.045), ncols=6,
+                  columnspacing=1.6, handlelength=3, frameon=False, fontsize=10.5)
     figure.text(0.5, 0.02, _caption(report), ha="center", fontsize=10, color="#333333")
     return figure
 
@@ -238,12 +243,14 @@ def _draw_curves(axes: Axes, report: Report) -> None:
         for run in study.runs:
             flops, loss = _smooth(*training_curve(run["path"]))
             keep = flops > run["flops"] * 1e-3        # the first thousandth would take half of the axis
-            axes.plot(flops[keep], loss[keep], color=_style(study.objective, 0.4)["color"], linestyle=style["linestyle"], linewidth=0.8, alpha=0.8)
+            axes.plot(flops[keep], loss[keep], color=_style(study.objective, 0.4)["color"], linestyle=style["linestyle"],
+                      linewidth=0.8, alpha=0.8)
             lowest.append(min([*loss[keep], run["loss"]]))
             highest.append(max([*loss[keep], run["loss"]]))
         axes.plot(study.column("flops"), study.column("loss"), **{**style, "linestyle": "none"}, zorder=3)
     axes.set_ylim(min(lowest) * 0.96, max(highest) * 1.04)
-    ticks = [tick for tick in (*np.arange(0.2, 2, 0.2), *np.arange(2, 4, 0.5), 4, 5, 6, 8, 10, 12) if min(lowest) < tick < max(highest)]
+    round_losses = (*np.arange(0.2, 2, 0.2), *np.arange(2, 4, 0.5), 4, 5, 6, 8, 10, 12)
+    ticks = [tick for tick in round_losses if min(lowest) < tick < max(highest)]
     axes.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
     _log_ticks(axes)
@@ -252,8 +259,9 @@ def _draw_curves(axes: Axes, report: Report) -> None:
 def _smooth(flops: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Moving means over SMOOTHED_SHARE of the records, of both columns, so that a mean stands at its own compute."""
     window = max(1, round(SMOOTHED_SHARE * len(loss)))
-    means = [np.convolve(column, np.full(window, 1 / window), mode="valid") if len(column) else column for column in (flops, loss)]
-    return means[0], means[1]
+    if not len(loss):
+        return flops, loss
+    return tuple(np.convolve(column, np.full(window, 1 / window), mode="valid") for column in (flops, loss))
 
 
 def _draw_parabolas(axes: Axes, report: Report) -> None:
@@ -285,15 +293,17 @@ def _draw_parabola(axes: Axes, runs: list[dict], minimum: Minimum, style: dict) 
     low, high = minimum.params_range
     grid = np.geomspace(low, high, 100)
     axes.plot(grid, minimum.curve(grid), color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
-    axes.errorbar([run["params"] for run in runs], [run["loss"] for run in runs], yerr=[run.get("loss_se_noise") or 0.0 for run in runs],
-                  capsize=3, elinewidth=1.2, **{**style, "linestyle": "none"})
-    ends = [low if minimum.params_ci[0] is None else minimum.params_ci[0], high if minimum.params_ci[1] is None else minimum.params_ci[1]]
-    caps = ["<" if minimum.params_ci[0] is None else "|", ">" if minimum.params_ci[1] is None else "|"]
+    axes.errorbar([run["params"] for run in runs], [run["loss"] for run in runs],
+                  yerr=[run.get("loss_se_noise") or 0.0 for run in runs], capsize=3, elinewidth=1.2,
+                  **{**style, "linestyle": "none"})
+    ends = [edge if end is None else end for end, edge in zip(minimum.params_ci, minimum.params_range)]
+    caps = [arrow if end is None else "|" for end, arrow in zip(minimum.params_ci, "<>")]
     if minimum.reason is None:
         axes.plot(ends, [minimum.loss] * 2, color="black", linewidth=1.4, zorder=4)
         for end, cap in zip(ends, caps):
             axes.plot(end, minimum.loss, marker=cap, color="black", markersize=7, zorder=4)
-        axes.plot(minimum.params, minimum.loss, marker="D", color="white", markeredgecolor="black", markeredgewidth=1.4, markersize=6.5, zorder=5)
+        axes.plot(minimum.params, minimum.loss, marker="D", color="white", markeredgecolor="black", markeredgewidth=1.4,
+                  markersize=6.5, zorder=5)
     else:
         axes.plot(minimum.params, minimum.loss, marker="x", color="black", markersize=11, markeredgewidth=2, zorder=5)
 
@@ -308,8 +318,8 @@ def _label_budgets(axes: Axes, labels: list[tuple]) -> None:
     places = _apart([label[0] for label in labels], gap)
     axes.set_ylim(min(bottom, places[0] - gap), max(top, places[-1] + gap))
     for (end, minimum, colour), place in zip(labels, places):
-        axes.annotate(f"C = {_power(minimum.flops)}", xy=(minimum.params_range[1], end), xytext=(high * (high / low) ** 0.10, place),
-                      fontsize=10, va="center", color="black", annotation_clip=False,
+        axes.annotate(f"C = {_power(minimum.flops)}", xy=(minimum.params_range[1], end),
+                      xytext=(high * (high / low) ** 0.10, place), fontsize=10, va="center", color="black", annotation_clip=False,
                       arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1.0, "shrinkA": 1, "shrinkB": 6})
 
 
@@ -367,8 +377,8 @@ def _draw_ratio(axes: Axes, ratio: dict, lowest: float) -> None:
                   arrowprops={"arrowstyle": "->", "color": "#444444", "linewidth": 1.1, "shrinkA": 7, "shrinkB": 0})
     mark = "*" if ratio["extrapolated"] else ""
     interval = "" if None in ratio["ci"] else f" [{ratio['ci'][0]:.3g}, {ratio['ci'][1]:.3g}]"
-    axes.annotate(f"{ratio['ratio']:.3g}x{interval}{mark}", xy=(np.sqrt(start * end), ratio["loss"]), xytext=(0, 4), textcoords="offset points",
-                  ha="center", va="bottom", fontsize=10.5,
+    axes.annotate(f"{ratio['ratio']:.3g}x{interval}{mark}", xy=(np.sqrt(start * end), ratio["loss"]), xytext=(0, 4),
+                  textcoords="offset points", ha="center", va="bottom", fontsize=10.5,
                   bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6})
 
 
@@ -416,17 +426,18 @@ def _legend(report: Report) -> list[Line2D]:
     if any(study.law and study.law.ci and study.isoflop.interior for study in report.studies):
         handles.append(Line2D([], [], color="#444444", linestyle=":", linewidth=1.6, label="optimum of L(N, D)"))
     if report.ratios:
-        handles.append(Line2D([], [], color="#444444", marker="<", markersize=6, linewidth=1.1, label="compute ratio at equal loss"))
+        handles.append(Line2D([], [], color="#444444", marker="<", markersize=6, linewidth=1.1,
+                              label="compute ratio at equal loss"))
     return handles
 
 
 def _caption(report: Report) -> str:
     first = report.studies[0].runs[0]
-    parts = [f"Thin lines: training loss, mean over {100 * SMOOTHED_SHARE:.0f} % of a run's records.", "Bars on points: one standard error of the noise."]
-    parts.append("Darker: larger C.")
-    parts.append(f"C: {first.get('flops_convention') or 'as given'}.  N: {first.get('params_convention') or 'as given'}.")
+    parts = [f"Thin lines: training loss, mean over {100 * SMOOTHED_SHARE:.0f} % of a run's records.",
+             "Bars on points: one standard error of the noise.", "Darker: larger C.",
+             f"C: {first.get('flops_convention') or 'as given'}.  N: {first.get('params_convention') or 'as given'}."]
     if any(ratio["extrapolated"] for ratio in report.ratios):
-        parts.append("*: beyond AR's budgets.")
+        parts.append("*: extrapolated beyond AR's budgets.")
     return "  ".join(parts)
 
 

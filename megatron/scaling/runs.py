@@ -56,11 +56,11 @@ def check_comparable(runs: list[dict], allow: Iterable[str] = ()) -> None:
         for run in runs:
             by_value.setdefault(run.get(name), []).append(run["run"])
         if len(by_value) > 1:
-            sides = "; ".join(f"{'not stated' if value is None else value} in {_some(names)}" for value, names in by_value.items())
-            raise Mismatch(f"runs differ in {name}: {sides}; fit them apart, or give --allow {name}.")
+            raise Mismatch(f"runs differ in {name}: {_sides(by_value)}; fit them apart, or give --allow {name}.")
     undecayed = [run["run"] for run in runs if run.get("lr_decayed") is False]
     if undecayed and "lr_decayed" not in allow:
-        raise Mismatch(f"the learning rate was not decayed to its end in {_some(undecayed)}; finish them, or give --allow lr_decayed.")
+        raise Mismatch(f"the learning rate was not decayed to its end in {_some(undecayed)}; "
+                       "finish them, or give --allow lr_decayed.")
     if "bound" not in allow:
         _check_bounds(runs)
 
@@ -82,7 +82,8 @@ def _rows(path: Path) -> Iterator[tuple]:
     if path.is_dir():
         found = sorted(_run_directories(path))
         if not found:
-            raise MissingInput(f"{path}: no run in this folder or below it (a run has a result.json); give run directories or a table.")
+            raise MissingInput(f"{path}: no run in this folder or below it (a run has a result.json); "
+                               "give run directories or a table.")
         yield from ((directory.resolve(), _run_row(directory)) for directory in found)
     elif not path.is_file():
         raise MissingInput(f"{path}: no such file or folder; give run directories or a CSV or JSONL table.")
@@ -101,7 +102,8 @@ def _run_directories(path: Path) -> Iterator[Path]:
 def _run_row(directory: Path) -> dict:
     result = directory / "result.json"
     if not result.is_file():
-        return {"run": directory.name, "path": str(directory), "reason": f"no result.json: running or stopped, {_last_step(directory)}"}
+        reason = f"no result.json: running or stopped, {_last_step(directory)}"
+        return {"run": directory.name, "path": str(directory), "reason": reason}
     try:
         row = json.loads(result.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -144,7 +146,8 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, dict]]:
             reader = csv.DictReader(file)
             for row in reader:
                 if None in row or None in row.values():
-                    raise BadData(f"{path}, line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the header names.")
+                    relation = "more" if None in row else "fewer"
+                    raise BadData(f"{path}, line {reader.line_num}: {relation} fields than the header names; repair that line.")
                 yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadData(f"{path}: not a CSV table ({error}).") from None
@@ -158,12 +161,14 @@ def _typed(row: dict, where: str, name: str) -> dict:
             row[column] = _number(row[column], where, column)
     for column in ("params", "tokens", "loss"):
         if column not in row:
-            raise BadData(f"{where}: no column {column}; a table needs params, tokens and loss (found {', '.join(map(str, row)) or 'none'}).")
+            raise BadData(f"{where}: no column {column}; a table needs params, tokens and loss "
+                          f"(found {', '.join(map(str, row)) or 'none'}).")
     if row.get("flops") is None and None not in (row["params"], row["tokens"]):
         row |= {"flops": 6.0 * row["params"] * row["tokens"], "flops_convention": "6ND"}
     if isinstance(row.get("lr_decayed"), str):
         row["lr_decayed"] = row["lr_decayed"].strip().lower() in ("true", "1", "yes")
-    return row | {"run": str(row.get("run") or row.get("name") or name), "path": where, "objective": row.get("objective") or "unlabelled"}
+    name = str(row.get("run") or row.get("name") or name)
+    return row | {"run": name, "path": where, "objective": row.get("objective") or "unlabelled"}
 
 
 def _number(value, where: str, column: str) -> float:
@@ -186,6 +191,10 @@ def _flaw(row: dict) -> str | None:
     return None
 
 
+def _sides(runs_by_value: dict) -> str:
+    return "; ".join(f"{'not stated' if value is None else value} in {_some(names)}" for value, names in runs_by_value.items())
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -197,8 +206,8 @@ def _check_bounds(runs: list[dict]) -> None:
         labels.setdefault(run["objective"], {}).setdefault(run.get("bound"), []).append(run["run"])
     for objective, by_bound in labels.items():
         if len(by_bound) > 1:
-            sides = "; ".join(f"{bound or 'not stated'} in {_some(names)}" for bound, names in by_bound.items())
-            raise Mismatch(f"{objective} runs mix exact losses and bounds: {sides}; fit them apart, or give --allow bound.")
+            raise Mismatch(f"{objective} runs mix exact losses and bounds: {_sides(by_bound)}; "
+                           "fit them apart, or give --allow bound.")
         if len(labels) > 1 and None in by_bound:
             raise Mismatch(f"{objective} runs do not say whether their loss is exact or a bound ({_some(by_bound[None])}), "
                            "and would stand beside another objective; add the column bound, or give --allow bound.")
