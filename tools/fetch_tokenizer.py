@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run fro
 
 from megatron.data.tokenizer import CHECKOUT_DATA, GPT2_MERGE_FILE, GPT2_VOCAB_FILE, GPT2File, read_if_there  # noqa: E402
 from megatron.errors import BadData, CannotWrite, MissingInput, exits  # noqa: E402
-from tools.preprocess_data import staged  # noqa: E402
+from megatron.files import staged  # noqa: E402
 
 HUB = "https://huggingface.co/openai-community/gpt2/resolve/main/"
 TIMEOUT_SECONDS = 10

@@ -20,7 +20,7 @@ from typing import BinaryIO
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
 
 from megatron.errors import CannotWrite, MissingInput, exits  # noqa: E402
-from tools.preprocess_data import staged  # noqa: E402
+from megatron.files import staged  # noqa: E402
 
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 

@@ -13,10 +13,8 @@ import gzip
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import zlib
@@ -24,7 +22,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TextIO, get_args, get_type_hints
@@ -34,9 +32,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
 
 from megatron.config import Data  # noqa: E402
-from megatron.data.indexed import IndexedWriter, best_dtype, sync_folder  # noqa: E402
+from megatron.data.indexed import IndexedWriter, best_dtype  # noqa: E402
 from megatron.data.tokenizer import Tokenizer, build_tokenizer  # noqa: E402
 from megatron.errors import BadData, CannotWrite, MissingInput, Refusal, exits  # noqa: E402
+from megatron.files import staged  # noqa: E402
 
 CHUNK_BYTES = 1 << 19                   # of input a task: a fraction of a second of work
 CHUNKS_A_WORKER = 3                     # in flight, which bounds the memory
@@ -240,28 +239,6 @@ def encode_all(recipe: Recipe, chunks: Iterable[Chunk], workers: int) -> Iterato
 
 
 # ---- writing
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder aside to write into. Its files move to `folder` together when the block ends well, and vanish when it does not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
-    except OSError as error:
-        raise CannotWrite(f"{folder}: {error.strerror}") from error
-    try:
-        yield stage
-        for path in sorted(stage.iterdir()):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        for path in sorted(stage.iterdir()):            # .bin before .idx, which announces it
-            os.replace(path, folder / path.name)
-        sync_folder(folder)
-    except OSError as error:
-        raise CannotWrite(f"{folder}: {error.strerror or error}; nothing was written") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
 
 @dataclass
 class Tally:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Refusal, Untrusted
+from megatron.files import sync_folder, write_synced
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 2 << 30
@@ -102,7 +103,7 @@ def write_and_publish(folder: Path, step: int, tensors: dict[str, Tensor], facts
         manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files,
                     "tensors": [entries[name] for name in tensors], "facts": facts}
         write_synced(aside / "manifest.json", render(manifest))
-        sync(aside)
+        sync_folder(aside)
         return publish(aside, folder, step)
     finally:
         shutil.rmtree(aside, ignore_errors=True)        # gone already if it was published
@@ -163,28 +164,13 @@ def render(manifest: dict) -> bytes:
     return json.dumps(manifest | {"manifest_sha256": own}, indent=1).encode()
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def publish(aside: Path, folder: Path, step: int) -> Path:
     """Rename to step-N, or to step-N.a1, .a2 ... past every earlier attempt at that step."""
     attempts = [attempt for at, attempt in map(step_and_attempt, os.listdir(folder)) if at == step]
     suffix = f".a{max(attempts) + 1}" if attempts else ""
     path = folder / f"step-{step:08d}{suffix}"
     os.rename(aside, path)
-    sync(folder)
+    sync_folder(folder)
     return path
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.errors import BadData, CannotWrite, MissingInput
+from megatron.files import sync_folder
 
 MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 HEADER = struct.Struct("<9sQBQQ")
@@ -248,12 +249,3 @@ def close_synced(file) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

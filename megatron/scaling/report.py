@@ -1,10 +1,8 @@
 """The result a stranger can hold: tables, `fit.json` and one picture, from the runs of one or more objectives."""
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import megatron
-from megatron.errors import CannotWrite, Refusal
+from megatron.errors import Refusal
+from megatron.files import staged
 from megatron.scaling.fit import Fit, fit_chinchilla
 from megatron.scaling.isoflop import IsoFlop, Minimum, equal_loss_ratios, fit_isoflop, group_budgets
 from megatron.scaling.runs import SAME_FOR_ALL, training_curve
@@ -452,19 +451,7 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
     draw(report).savefig(picture, format="png")
     record = json.dumps(as_record(report), indent=1, allow_nan=False, default=float).encode()
     files = {Path(folder) / "fit.json": record, Path(folder) / "isoflop.png": picture.getvalue()}
-    aside = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    with staged(Path(folder)) as stage:
         for path, content in files.items():
-            with open(aside[path], "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path in files:
-            os.replace(aside[path], path)
-    except OSError as error:
-        for path in aside.values():
-            with contextlib.suppress(OSError):
-                path.unlink()
-        raise CannotWrite(f"{folder}: cannot write the report ({error.strerror}); give another --out or free space.") from None
+            (stage / path.name).write_bytes(content)
     return list(files)

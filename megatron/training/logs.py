@@ -22,6 +22,7 @@ from typing import Any
 
 from megatron import config
 from megatron.errors import BadData, MissingInput
+from megatron.files import replace_file
 
 RECORD = "metrics.jsonl"
 RETRIED = (RECORD, "log line")
@@ -165,20 +166,6 @@ def append(path: Path, data: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Give a file new contents at once: written aside, synced, renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-
-
 # The lines of stdout and train.log
 
 def lines(record: dict, total_steps: int) -> list[str]:
@@ -290,7 +277,7 @@ class MetricsFile:
         if not all(keep):
             append(self.path.with_name("metrics.superseded.jsonl"), joined(compress(before, [not k for k in keep])))
         if before:
-            replace(self.path, joined(compress(before, keep)))
+            replace_file(self.path, joined(compress(before, keep)))
         self.kept, self.num_superseded, self.ready = list(compress(records, keep)), keep.count(False), True
 
     def num_unwritten(self) -> int:
@@ -306,7 +293,7 @@ class MetricsTable:
 
     def __init__(self, path: Path, kept: list[dict]):
         self.path = path
-        replace(path, row(COLUMNS) + b"".join(row(map(r.get, COLUMNS)) for r in kept if r["kind"] != "event"))
+        replace_file(path, row(COLUMNS) + b"".join(row(map(r.get, COLUMNS)) for r in kept if r["kind"] != "event"))
 
     def write(self, record: dict) -> None:
         if record["kind"] != "event":
@@ -450,7 +437,7 @@ def stable_id(path: Path, known: str | None) -> str:
     kept = path.read_text().strip() if path.exists() else None
     chosen = os.environ.get("WANDB_RUN_ID") or kept or known or secrets.token_hex(4)
     if chosen != kept:
-        replace(path, f"{chosen}\n".encode())
+        replace_file(path, f"{chosen}\n".encode())
     return chosen
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
 import time
@@ -20,6 +19,7 @@ from megatron.core import checkpoint
 from megatron.core.checkpoint import Checkpoint
 from megatron.engine.native import NativeEngine
 from megatron.errors import CannotWrite
+from megatron.files import replace_file
 from megatron.objectives import Objective
 from megatron.training.device import Where, memory_bytes, utilization
 from megatron.training.evaluate import Slice, evaluate
@@ -158,16 +158,10 @@ class Run:
 
 
 def write_json(path: Path, what: dict) -> None:
-    """Written aside and renamed: there is never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Publish plain JSON at once. Raises CannotWrite."""
     try:
-        with open(aside, "w") as f:
-            json.dump(what, f, indent=1)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(aside, path)
+        replace_file(path, json.dumps(what, indent=1).encode())
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise CannotWrite(f"{path} cannot be written: {error.strerror}; make room or choose another --run-dir") from error
 
 

@@ -162,7 +162,7 @@ def test_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", good.name]
 
 
-@pytest.mark.parametrize("function", ["write_shard", "write_synced", "sync", "publish"])
+@pytest.mark.parametrize("function", ["write_shard", "write_synced", "sync_folder", "publish"])
 def test_any_failure_leaves_nothing_half_written(tmp_path, monkeypatch, function):
     good = save(tmp_path, 1, tensors_of(1), {})
 

@@ -1,0 +1,66 @@
+"""Files that are either there whole or not at all. Standard library only."""
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron.errors import CannotWrite
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and have it on the disk. Raises OSError, also when it exists."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give a file new contents at once: written aside, synced, renamed. Raises OSError, with the old contents intact."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    try:
+        write_synced(aside, data)
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder aside to write into. Its files move to `folder` together when the block ends well, and vanish when it does not.
+
+    Raises CannotWrite.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    except OSError as error:
+        raise CannotWrite(f"{folder}: {error.strerror}") from error
+    try:
+        yield stage
+        for path in sorted(stage.iterdir()):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        for path in sorted(stage.iterdir()):            # .bin before .idx, which announces it
+            os.replace(path, folder / path.name)
+        sync_folder(folder)
+    except OSError as error:
+        raise CannotWrite(f"{folder}: {error.strerror or error}; nothing was written") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
