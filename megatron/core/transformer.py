@@ -60,7 +60,8 @@ class Dropout(nn.Module):
 class Attention(nn.Module):
     def __init__(self, cfg: Model, causal: bool, site: int):
         super().__init__()
-        self.d, self.n, self.causal, self.p, self.site = cfg.kv_channels, cfg.num_attention_heads, causal, cfg.attention_dropout, site
+        self.d, self.n, self.causal = cfg.kv_channels, cfg.num_attention_heads, causal
+        self.p, self.site = cfg.attention_dropout, site
         self.qkv = Linear(cfg.hidden_size, 3 * self.n * self.d)
         self.out = Linear(self.n * self.d, cfg.hidden_size)
 
@@ -118,7 +119,8 @@ class GPT(nn.Module):
     def __init__(self, cfg: Model, causal: bool, seed: int, dtype: torch.dtype = torch.float32, recompute: bool = False):
         super().__init__()
         self.cfg, self.seed, self.dtype, self.recompute = cfg, seed, dtype, recompute
-        self.embed = nn.Embedding(cfg.padded_vocab_size, cfg.hidden_size, _weight=torch.empty(cfg.padded_vocab_size, cfg.hidden_size))
+        table = torch.empty(cfg.padded_vocab_size, cfg.hidden_size)
+        self.embed = nn.Embedding(*table.shape, _weight=table)
         self.dropout = Dropout(cfg.hidden_dropout, 0)
         self.blocks = nn.ModuleDict({str(i): Block(cfg, causal, i) for i in range(cfg.num_layers)})
         self.norm = RMSNorm(cfg.hidden_size, cfg.norm_epsilon)

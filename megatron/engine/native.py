@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from megatron import config
 
 TABLES = ("embed.weight", "head.weight")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ class NativeEngine:
         _, nll, hit = self.model(batch.to(self.device))
         rows, num_rows = (batch.asked // batch.inputs.shape[1]).numpy(), len(batch.index)
         weighted = nll.double().cpu().numpy() * batch.weights.flatten()[batch.asked].double().numpy()
-        return RowScores(loss=np.bincount(rows, weighted, num_rows), hits=np.bincount(rows[hit.cpu().numpy()], minlength=num_rows),
-                         asked=np.bincount(rows, minlength=num_rows), scored=batch.scored.sum(1).numpy())
+        return RowScores(loss=np.bincount(rows, weighted, num_rows), asked=np.bincount(rows, minlength=num_rows),
+                         hits=np.bincount(rows[hit.cpu().numpy()], minlength=num_rows), scored=batch.scored.sum(1).numpy())
 
     def live(self, name: str, x: Tensor) -> Tensor:
         """Table rows that no id can name do not count."""
@@ -92,7 +93,7 @@ class NativeEngine:
         """Everything that a restart needs, by logical name and full shape: weights, both moments, the update count."""
         out = {f"model/{name}": p.detach() for name, p in self.model.named_parameters()}
         for name, p in self.model.named_parameters():
-            for moment in ("exp_avg", "exp_avg_sq") if p in self.optimizer.state else ():
+            for moment in MOMENTS if p in self.optimizer.state else ():
                 out[f"optimizer/{moment}/{name}"] = self.optimizer.state[p][moment]
         updates = next((s["step"] for s in self.optimizer.state.values()), torch.zeros(()))
         return out | {"optimizer/step": updates.detach().cpu().float()}
@@ -100,19 +101,24 @@ class NativeEngine:
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], weights_only: bool = False) -> None:
         """Take over what `tensors()` gave. Raises Mismatch before anything is touched."""
+        updates = 0 if weights_only else int(tensors.get("optimizer/step", torch.zeros(())))
         named = dict(self.model.named_parameters())
         wanted = {f"model/{name}": p for name, p in named.items()}
-        updates = int(tensors.get("optimizer/step", torch.zeros(())))
-        if not weights_only and updates:
-            wanted |= {f"optimizer/{moment}/{name}": p for name, p in named.items() for moment in ("exp_avg", "exp_avg_sq")}
-        wrong = [f"{name} is missing" for name in wanted if name not in tensors]
-        wrong += [f"{name} has shape {list(tensors[name].shape)}, expected {list(p.shape)}" for name, p in wanted.items()
-                  if name in tensors and tensors[name].shape != p.shape]
-        if wrong:
-            raise Mismatch(f"the checkpoint does not fit the model: {'; '.join(wrong[:5])}" + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
+        if updates:
+            wanted |= {f"optimizer/{moment}/{name}": p for name, p in named.items() for moment in MOMENTS}
+        refuse_misfits(wanted, tensors)
         for name, p in named.items():
             p.copy_(tensors[f"model/{name}"])
-            if updates and not weights_only:
-                step = torch.tensor(float(updates), device=p.device if p.is_cuda else "cpu")
-                self.optimizer.state[p] = {"step": step} | {
-                    moment: tensors[f"optimizer/{moment}/{name}"].to(p.device, p.dtype).clone() for moment in ("exp_avg", "exp_avg_sq")}
+            if updates:
+                moments = {moment: tensors[f"optimizer/{moment}/{name}"].to(p.device, p.dtype, copy=True) for moment in MOMENTS}
+                self.optimizer.state[p] = {"step": torch.tensor(float(updates), device=p.device)} | moments
+
+
+def refuse_misfits(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raises Mismatch naming what is missing or has another shape."""
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong += [f"{name} has shape {list(found[name].shape)}, expected {list(p.shape)}" for name, p in wanted.items()
+              if name in found and found[name].shape != p.shape]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise Mismatch(f"the checkpoint does not fit the model: {'; '.join(wrong[:5])}{more}")

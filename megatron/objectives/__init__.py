@@ -33,4 +33,6 @@ def build(cfg: config.Objective, mask_id: int, global_batch_size: int) -> Object
 
 def build_reference(cfg: config.Objective, mask_id: int) -> Objective:
     """The plain problem that validation poses whatever training does: the exact NLL, or the bound with eps 0."""
-    return NextToken() if cfg.objective == "ar" else MaskedDiffusion(mask_id=mask_id, eps=0.0, count=True, strata=REFERENCE_STRATA)
+    if cfg.objective == "ar":
+        return NextToken()
+    return MaskedDiffusion(mask_id=mask_id, eps=0.0, count=True, strata=REFERENCE_STRATA)

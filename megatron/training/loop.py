@@ -68,9 +68,10 @@ def train(cfg: Config, engine: NativeEngine, objective: Objective, data: PackedD
             raise TooManyBadSteps(f"{at.skipped_in_row} steps in a row were not finite, the last one step {at.step}: "
                                   "tools/replay.py runs the dumped batches of bad_batches/ alone and names the first bad tensor")
         finished = at.samples + batch_size > last_sample
-        if cfg.train.eval_iters and (due(at, cfg.train.eval_interval) and not finished):
+        if cfg.train.eval_iters and due(at, cfg.train.eval_interval) and not finished:
             at = run.validate(at)
-        if due(at, cfg.train.save_interval) and not finished:
+        new_best = cfg.train.save_interval and at.best_step == at.step
+        if (due(at, cfg.train.save_interval) or new_best) and not finished:
             run.save(at, interval)
             saved = at.step
         reason = run.stop_reason(at)

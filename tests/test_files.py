@@ -1,0 +1,44 @@
+import os
+
+import pytest
+
+from megatron.errors import CannotWrite
+from megatron.files import replace_file, staged, write_synced
+
+
+def test_replace_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    replace_file(path, b"old")
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        replace_file(path, b"newer")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_write_synced_never_overwrites(tmp_path):
+    write_synced(tmp_path / "a", b"1")
+    with pytest.raises(FileExistsError):
+        write_synced(tmp_path / "a", b"2")
+
+
+def test_staged_files_appear_together_or_not_at_all(tmp_path):
+    with staged(tmp_path / "out") as stage:
+        (stage / "a").write_text("1")
+        (stage / "b").write_text("2")
+        assert not (tmp_path / "out" / "a").exists()
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "b"]
+    with pytest.raises(RuntimeError), staged(tmp_path / "out") as stage:
+        (stage / "c").write_text("3")
+        raise RuntimeError
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "b"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWrite, match="file"), staged(tmp_path / "file" / "sub"):
+        pass
