@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megatron.budget import GPT2_VOCAB, RESERVED_IDS, Shape, padded_vocab, swiglu_width
+from megatron.errors import Refusal
 
 
-class ConfigError(ValueError):
+class ConfigError(Refusal):
     """Every mistake of one command line, a sentence each."""
+    code = 2
 
     def __init__(self, mistakes: list[str]):
         super().__init__("\n".join(mistakes))
@@ -211,9 +213,12 @@ class Config:
 
 
 # Presets of --model-config.
-PRESETS = {name: dict(zip(("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size"), numbers))
-           for name, numbers in {"small": (6, 384, 6, 1536), "medium": (8, 512, 8, 2048),
-                                 "large": (12, 768, 12, 3072), "xl": (24, 1024, 16, 4096)}.items()}
+PRESETS = {
+    "small": dict(num_layers=6, hidden_size=384, num_attention_heads=6, ffn_hidden_size=1536),
+    "medium": dict(num_layers=8, hidden_size=512, num_attention_heads=8, ffn_hidden_size=2048),
+    "large": dict(num_layers=12, hidden_size=768, num_attention_heads=12, ffn_hidden_size=3072),
+    "xl": dict(num_layers=24, hidden_size=1024, num_attention_heads=16, ffn_hidden_size=4096),
+}
 
 # Other spellings of a flag. A value behind the name: the flag takes none and means that value.
 ALIASES: dict[str, tuple[str, Any]] = {
@@ -239,7 +244,8 @@ LATER = {
     **dict.fromkeys(["use-order-list", "num-order-list", "use-predefined-order"], "training in random and predefined orders"),
     **dict.fromkeys(["low-noise-start", "low-noise-iter", "low-noise-ratio"], "the low-noise curriculum"),
     "untie-with-additional-mask": "an extra input row for the mask", "difflm-varilen-prob": "samples of varying length",
-    **dict.fromkeys(["fp16", "loss-scale", "initial-loss-scale", "min-loss-scale", "loss-scale-window"], "fp16 with loss scaling"),
+    **dict.fromkeys(["fp16", "loss-scale", "initial-loss-scale", "min-loss-scale", "loss-scale-window"],
+                    "fp16 with loss scaling"),
     **dict.fromkeys(["task-list", "results-path", "adaptive-seq-len", "num-fewshot", "eval-fp32", "eval-method", "sampling-eps",
                      "only-generate", "only-mc-nll", "max-chunk-size", "inference", "no-load-optim", "no-load-rng", "checkpoint",
                      "metrics", "num-samples", "output"], "the evaluation harness"),
@@ -265,7 +271,8 @@ DEAD = {
     "mask-token": "the mask is the first id after the tokenizer's", "attention-mask-type": "--objective decides what sees what",
     "architecture": "pretrain_gpt.py trains ar, pretrain_diff_gpt.py mdm", "config-name": "name a file: --config FILE.yaml",
     "data-dir": "name a corpus: --data-path PREFIX", "load-tag": "name one checkpoint: --load FOLDER/step-00001000",
-    "pretrained-checkpoint": "give --load FOLDER --finetune", "reduce-lr-factor": "the rate follows --lr-decay-style, not the loss",
+    "pretrained-checkpoint": "give --load FOLDER --finetune",
+    "reduce-lr-factor": "the rate follows --lr-decay-style, not the loss",
 }
 
 LARGEST = 2**53                                      # whole numbers that every JSON reader keeps
@@ -274,9 +281,8 @@ Table = dict[str, tuple[str, dataclasses.Field, Any]]
 
 def declared() -> Table:
     """Field name -> (section, field, type)."""
-    sections = get_type_hints(Config)
-    return {f.name: (name, f, hint) for name, section in sections.items()
-            for f, hint in zip(fields(section), get_type_hints(section).values())}
+    return {f.name: (name, f, hints[f.name]) for name, section in get_type_hints(Config).items()
+            for hints in [get_type_hints(section)] for f in fields(section)}
 
 
 def spelling(name: str) -> str:
@@ -299,7 +305,7 @@ def parse_count(text: str) -> float:
 def convert(f: dataclasses.Field, hint, value: Any) -> Any:
     """A flag's text, or a YAML value, as its field's type. Raises ValueError with the sentence's end."""
     if choices(hint):
-        value = choose(choices(hint), value)
+        value = choose(choices(hint), value, f.metadata["only"])
     elif hint is bool and not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {value!r}")
     elif get_origin(hint) is list:
@@ -313,12 +319,13 @@ def convert(f: dataclasses.Field, hint, value: Any) -> Any:
     return value
 
 
-def choose(legal: tuple[str, ...], value: Any) -> str:
+def choose(legal: tuple[str, ...], value: Any, why: str | None) -> str:
     """The legal value that is meant: letter case does not count, and YAML reads `on` as true."""
     word = ("off", "on")[value] if isinstance(value, bool) else str(value)
     match = next((c for c in legal if c.lower() == word.lower()), None)
     if match is None:
-        raise ValueError(f"must be {'one of ' if len(legal) > 1 else ''}{', '.join(legal)}, not {word!r}")
+        reason = f": {why}" if why else ""
+        raise ValueError(f"must be {'one of ' if len(legal) > 1 else ''}{', '.join(legal)}, not {word!r}{reason}")
     return match
 
 
@@ -538,9 +545,10 @@ def check_idle(cfg: Config, mistakes: list[str]) -> None:
             (t.load, "give --load", t, ("finetune",)),
             (d.data_path, "give --data-path", d, ("split",)),
             (gpt2, "use --tokenizer-type GPT2BPETokenizer", d, ("vocab_file", "merge_file")),
-            (not plain, f"{d.tokenizer_type} has no such file", d, ("tokenizer_model",)),
+            (not plain, "use a --tokenizer-type that reads one", d, ("tokenizer_model",)),
             (cfg.objective.objective == "mdm", "use --objective mdm", cfg.objective, ("mdm_t_sampling", "mdm_eps")),
-            (o.lr_decay_style == "WSD", "use --lr-decay-style WSD", o, EXCLUSIVE[3] + ("lr_wsd_decay_style",)),
+            (o.lr_decay_style == "WSD", "use --lr-decay-style WSD", o,
+             ("lr_wsd_decay_samples", "lr_wsd_decay_iters", "lr_wsd_decay_style")),
             (log.tensorboard_dir, "give --tensorboard-dir", log, ("tensorboard_queue_size",)),
             (log.wandb_project or log.no_wandb, "give --wandb-project", log, ("wandb_group", "wandb_save_dir")),
             (log.tensorboard_dir or log.wandb_project or log.no_wandb, "give --tensorboard-dir or --wandb-project", log,

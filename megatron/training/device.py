@@ -5,8 +5,11 @@ import functools
 import os
 import resource
 import shutil
+import sys
+import sysconfig
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -75,16 +78,25 @@ def choose_compile(cfg: Config, kind: str, peak: float) -> tuple[bool, str]:
     asked = cfg.train.compile
     if asked == "off" or cfg.train.skip_train:
         return False, "--compile off" if asked == "off" else "nothing is trained"
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-    if not compiler or not shutil.which(compiler):
-        if asked == "on":
-            raise MissingInput("--compile on: torch.compile needs a C++ compiler and none is on PATH; install g++ or use --compile off")
-        return False, "no C++ compiler"
+    missing = missing_for_compile()
+    if missing and asked == "on":
+        raise MissingInput(f"--compile on: torch.compile needs {missing}; install it or use --compile off")
+    if missing:
+        return False, f"torch.compile needs {missing}"
     if asked == "on":
         return True, "--compile on"
     flops = cfg.model.shape().flops_per_token(cfg.model.seq_length) * cfg.train.train_samples * cfg.model.seq_length
     seconds, needed = flops / (0.4 * peak), COMPILE_REPAYS_SECONDS[kind]
     return seconds > needed, f"about {seconds:.0f} s of compute, compiling repays itself after {needed:.0f} s"
+
+
+def missing_for_compile() -> str:
+    """What torch.compile would miss on its first step, in words; empty when all is there. It tries $CXX or else g++, no other."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        return f"the C++ compiler {compiler}, which is not on PATH"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return "" if header.exists() else f"Python's headers, and {header} is not there"
 
 
 def memory_bytes(device: torch.device) -> int:

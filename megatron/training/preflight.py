@@ -75,9 +75,9 @@ def output(cfg: Config) -> str:
         except OSError as error:
             raise CannotWrite(f"{folder} cannot be written to ({error.strerror}): choose another --run-dir, --save or --tensorboard-dir") from error
     needed = 12 * cfg.model.shape().total() if cfg.train.save else 0
-    free = min(shutil.disk_usage(f).free for f in folders)
+    free = shutil.disk_usage(cfg.train.save or cfg.log.run_dir).free
     if free < needed:
-        raise CannotWrite(f"a checkpoint takes {needed / 2**30:.1f} GiB and {cfg.train.save} has {free / 2**30:.1f} GiB free: make room")
+        raise CannotWrite(f"a checkpoint takes {needed / 2**30:.1f} GiB and --save {cfg.train.save} has {free / 2**30:.1f} GiB free: make room")
     return f"{', '.join(map(str, folders))} can be written; {free / 2**30:.0f} GiB free" + (f", a checkpoint takes {needed / 2**30:.2f}" if needed else "")
 
 

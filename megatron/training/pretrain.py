@@ -22,9 +22,9 @@ from megatron.training import device, preflight
 from megatron.training.device import Where
 from megatron.training.evaluate import Slice, bytes_per_token
 from megatron.training.logs import Log
-from megatron.training.loop import Interval, train
-from megatron.training.resume import FREE, check_agreement, open_checkpoint, restore
-from megatron.training.run import Run, write_json
+from megatron.training.loop import train
+from megatron.training.resume import FREE, check_agreement, open_checkpoint, standing
+from megatron.training.run import Run
 from megatron.training.signals import StopRequest
 
 
@@ -43,8 +43,7 @@ def main(cfg: Config) -> int:
         fingerprints = {"tokenizer": tokenizer.fingerprint(), **{split: found and found.fingerprint() for split, found in data.items()}}
         with claimed(cfg):
             loaded, changed, early = take_up(cfg, fingerprints)
-            engine = build_engine(cfg, objective, where)
-            at, interval = restore(cfg, engine, loaded)
+            at, interval = standing(cfg, loaded)
             with open_log(cfg, at, loaded) as log:
                 for line in early:
                     log.say(line)
@@ -52,6 +51,9 @@ def main(cfg: Config) -> int:
                 if cfg.train.preflight:
                     log.say("preflight passed: every check above is ok")
                     return 0
+                engine = build_engine(cfg, objective, where)
+                if loaded:
+                    engine.load(loaded.tensors, weights_only=cfg.train.finetune)
                 epoch = data["train"].tokens_per_epoch if data["train"] else None
                 run = Run(cfg, engine, reference, slices, where, stop, log, fingerprints, epoch, at)
                 if cfg.train.skip_train:
@@ -104,7 +106,6 @@ def claimed(cfg: Config) -> Iterator[None]:
             raise CannotWrite(f"{folder} is in use by another running process: choose another --run-dir or --save, or wait for it") from None
         if not cfg.train.skip_train and not cfg.train.preflight:
             refuse_other_run(cfg, folder / "config.json")
-            write_json(folder / "config.json", cfg.as_dict())
         yield
 
 

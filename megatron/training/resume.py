@@ -9,7 +9,6 @@ from megatron.batch import Progress
 from megatron.config import Config, spelling
 from megatron.core import checkpoint
 from megatron.core.checkpoint import Checkpoint
-from megatron.engine.native import NativeEngine
 from megatron.errors import Mismatch, MissingInput
 from megatron.training.loop import Interval
 
@@ -66,12 +65,9 @@ def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str
     return noted
 
 
-def restore(cfg: Config, engine: NativeEngine, loaded: Checkpoint | None) -> tuple[Progress, Interval]:
-    """Weights, and unless --finetune the moments and the place in the run."""
-    if loaded is None:
-        return Progress(), Interval()
-    engine.load(loaded.tensors, weights_only=cfg.train.finetune)
-    if cfg.train.finetune:
+def standing(cfg: Config, loaded: Checkpoint | None) -> tuple[Progress, Interval]:
+    """The place in the run and the sums of its open log interval; the beginning, for a fresh start and --finetune."""
+    if loaded is None or cfg.train.finetune:
         return Progress(), Interval()
     return Progress(**loaded.facts["progress"]), Interval(**loaded.facts["interval"])
 

@@ -21,6 +21,7 @@ from megatron.engine.native import NativeEngine
 from megatron.errors import CannotWrite
 from megatron.files import replace_file
 from megatron.objectives import Objective
+from megatron.training import logs
 from megatron.training.device import Where, memory_bytes, utilization
 from megatron.training.evaluate import Slice, evaluate
 from megatron.training.logs import Log
@@ -71,13 +72,20 @@ class Run:
 
     def score(self, split: str, kind: str, at: Progress) -> dict:
         found = evaluate(self.engine, self.reference, self.slices[split])
-        self.log.record({"kind": kind, **self.where_at(at), **found})
+        if not self.has_record(kind, at, found["loss"]):
+            self.log.record({"kind": kind, **self.where_at(at), **found})
         self.last[kind] = found
         return found
 
+    def has_record(self, kind: str, at: Progress, loss: float) -> bool:
+        """Whether an earlier process measured just this: it ended between its last save and its result, or had finished."""
+        path = self.dir / "metrics.jsonl"
+        return at.step == self.began.step and path.exists() and any(
+            (r["kind"], r.get("step"), r.get("loss")) == (kind, at.step, loss) for r in logs.read_metrics(path))
+
     def save(self, at: Progress, interval: Interval) -> None:
         train = self.cfg.train
-        if not train.save:
+        if not train.save or (at == self.began and train.load == train.save):           # nothing happened since it was loaded
             return
         wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id)
         self.saved = checkpoint.save(Path(train.save), at.step, self.engine.tensors(), wrote, say=self.log.say)
@@ -144,7 +152,8 @@ class Run:
                 "seconds": seconds, "tokens_per_sec": trained / seconds, "skipped": at.skipped}
 
     def identify(self, at: Progress, loaded: Checkpoint | None, changed: list[str]) -> None:
-        """run.json: who this run is, and every time it went on. A result of an earlier process is no longer one."""
+        """config.json and run.json: who this run is, and every time it went on. An earlier process's result is no longer one."""
+        write_json(self.dir / "config.json", self.cfg.as_dict())
         (self.dir / "result.json").unlink(missing_ok=True)
         path = self.dir / "run.json"
         known = json.loads(path.read_text()) if path.exists() and at.step else {}
