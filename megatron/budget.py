@@ -89,7 +89,7 @@ def read_table(file: str, prefix: str) -> dict[str, list[int]]:
     try:
         text = path.read_text()
     except OSError as error:
-        raise MissingInput(f"{path}: the published table cannot be read ({error.strerror}); run from a checkout of the project") from None
+        raise MissingInput(f"{path}: the table cannot be read ({error.strerror}); use a checkout of the project") from None
     lines = re.findall(rf"^{prefix}_(\w+)=\(?([\d ]+)\)?", text, re.MULTILINE)
     return {name: [int(n) for n in numbers.split()] for name, numbers in lines}
 
@@ -116,7 +116,9 @@ def nearest(name: str, known: list[str]) -> str:
 def find_size(model: str, vocab_size: int = GPT2_VOCAB) -> tuple[str, Shape]:
     """A table name, or the table's five numbers (`1280 5120 128 10 18`), as a name and a shape. Raises ValueError."""
     table = sizes()
-    numbers = [int(n) for n in re.findall(r"\d+", model)] if re.fullmatch(r"\d+([ ,]+\d+){4}", model.strip()) else table.get(model)
+    numbers = table.get(model)
+    if re.fullmatch(r"\d+([ ,]+\d+){4}", model.strip()):
+        numbers = [int(n) for n in re.findall(r"\d+", model)]
     if numbers is None:
         raise ValueError(f"no size {model!r} in utils/model_params.sh; did you mean {nearest(model, list(table))}?")
     hidden, _, kv, heads, layers = numbers
@@ -131,7 +133,8 @@ def find_tokens(data: str) -> int:
     """A subset's name (`100M` is the published 99952399) or a count as tokens. Raises ValueError."""
     table = epoch_tokens()
     if data not in table and not re.fullmatch(r"[1-9]\d*", data):
-        raise ValueError(f"no subset {data!r} in utils/epoch_tokens.sh; did you mean {nearest(data, list(table))}? A count is read too")
+        raise ValueError(f"no subset {data!r} in utils/epoch_tokens.sh; did you mean {nearest(data, list(table))}? "
+                         "A count of tokens is read too")
     return table[data] if data in table else int(data)
 
 
@@ -171,8 +174,9 @@ def plan(given: argparse.Namespace) -> Plan:
     """What the command line asks for. Raises ValueError with a sentence."""
     name, shape = find_size(" ".join(given.model), given.vocab_size)
     params = shape.total() if given.params == "total" else shape.published()
-    size = dict(name=name, num_layers=shape.num_layers, hidden_size=shape.hidden_size, num_attention_heads=shape.num_attention_heads,
-                kv_channels=shape.kv_channels, params=params, params_published=shape.published(), params_total=shape.total())
+    size = dict(name=name, num_layers=shape.num_layers, hidden_size=shape.hidden_size,
+                num_attention_heads=shape.num_attention_heads, kv_channels=shape.kv_channels,
+                params=params, params_published=shape.published(), params_total=shape.total())
     if given.flops is not None:
         tokens, samples, warmup = flop_budget(given.flops, params, given.seq_length)
         unique, flops = tokens // given.epochs, given.flops
@@ -206,16 +210,19 @@ def positive(kind: type):
 
 @exits
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m megatron.budget", allow_abbrev=False, description="The arithmetic of the recipes.",
+    parser = argparse.ArgumentParser(prog="python -m megatron.budget", allow_abbrev=False,
+                                     description="The arithmetic of the recipes.",
                                      usage="%(prog)s --model SIZE [--flops C | --tokens D] [--epochs E] [--field NAME ...]")
-    parser.add_argument("--model", nargs="+", required=True, help="a name of utils/model_params.sh, or d_model ffw kv heads layers")
+    parser.add_argument("--model", nargs="+", required=True, metavar="SIZE",
+                        help="a name of utils/model_params.sh, or d_model ffw kv heads layers")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--flops", type=positive(float), help="budget C: D = C / (6 P) tokens")
     length.add_argument("--tokens", help="or: unique tokens, a name of utils/epoch_tokens.sh or a count")
     parser.add_argument("--epochs", type=positive(int), default=1, help="passes over the unique tokens")
     parser.add_argument("--seq-length", type=positive(int), default=2048)
     parser.add_argument("--vocab-size", type=positive(int), default=GPT2_VOCAB)
-    parser.add_argument("--params", choices=["published", "total"], default="published", help="P: the published formula, or every parameter")
+    parser.add_argument("--params", choices=["published", "total"], default="published",
+                        help="P: the published formula, or every parameter")
     parser.add_argument("--field", nargs="+", metavar="NAME", choices=list(Plan.__dataclass_fields__),
                         help="print only these values, on one line")
     given = parser.parse_args(argv)

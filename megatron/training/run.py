@@ -146,7 +146,7 @@ class Run:
                 "bits_per_byte": val.get("bits_per_byte"), "accuracy": val.get("accuracy"), "bound": "exact" if self.reference.exact else "bound",
                 "test_loss": self.last.get("test", {}).get("loss"), "best_loss": at.best_val_loss, "seq_length": cfg.model.seq_length,
                 "batch_size": cfg.train.global_batch_size, "lr": cfg.optim.lr, "lr_decay_style": cfg.optim.lr_decay_style,
-                "lr_decayed": decayed(cfg.optim, at.samples), "seed": cfg.train.seed, "tokenizer": self.fingerprints["tokenizer"],
+                "lr_decayed": decayed(cfg.optim, at.samples, cfg.train.global_batch_size), "seed": cfg.train.seed, "tokenizer": self.fingerprints["tokenizer"],
                 "vocab_size": cfg.model.vocab_size, "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
                 "convention": val.get("convention"), "attention_dropout": cfg.model.attention_dropout, "hidden_dropout": cfg.model.hidden_dropout,
                 "seconds": seconds, "tokens_per_sec": trained / seconds, "skipped": at.skipped}

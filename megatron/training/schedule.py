@@ -34,6 +34,6 @@ def decay(cfg: config.Optim, samples: int, warmup: int, end: int) -> float:
                     "exponential": 2 * 0.5**x - 1, "minus_sqrt": 1 - math.sqrt(x)}[cfg.lr_wsd_decay_style]
 
 
-def decayed(cfg: config.Optim, samples: int) -> bool:
-    """Whether a run that ends after `samples` samples has come to the end of its schedule."""
-    return cfg.lr_decay_style != "constant" and cfg.lr_decay_samples is not None and samples >= cfg.lr_decay_samples
+def decayed(cfg: config.Optim, samples: int, batch_size: int) -> bool:
+    """Whether a run that ends after `samples` samples has come to the end of its schedule: what is left fills no step."""
+    return cfg.lr_decay_style != "constant" and cfg.lr_decay_samples is not None and samples + batch_size > cfg.lr_decay_samples

@@ -36,4 +36,5 @@ def test_no_warm_up():
 
 
 def test_decayed():
-    assert decayed(optim(), 1100) and not decayed(optim(), 1099) and not decayed(optim("constant"), 9999)
+    assert decayed(optim(), 1100, 8) and decayed(optim(), 1096, 8) and not decayed(optim(), 1092, 8)
+    assert not decayed(optim("constant"), 9999, 8)

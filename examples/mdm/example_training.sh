@@ -1,0 +1,26 @@
+#!/bin/bash
+#SBATCH --job-name=mdm_training
+#SBATCH --partition=your_partition
+#SBATCH --time=your_time
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --output=mdm_training-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+# One multi-epoch run, masked diffusion: 425M parameters, 100 passes over 100M unique tokens.
+#   bash examples/mdm/example_training.sh          MODEL_PARAM=, DATA_CNT=, EPOCH_CNT= here or in the environment
+here=$(dirname "$0")
+[[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mdm   # sbatch runs a copy: submit it from the project
+source "$here/../common.sh"
+ENTRY=pretrain_diff_gpt.py
+
+MODEL_PARAM=${MODEL_PARAM:-$(at_scale 425M CPU_33K)}        # a name, or ("${PARAM_425M[@]}")
+DATA_CNT=${DATA_CNT:-$(at_scale "$DATA_100M" 500000)}       # unique tokens
+EPOCH_CNT=${EPOCH_CNT:-$(at_scale 100 4)}
+
+plan "$(sizes)" --tokens "$DATA_CNT" --epochs "$EPOCH_CNT"
+train_on utils/datapaths/train_c4_100m.txt unique
+run "mdm_${size_name}_${DATA_CNT}x${EPOCH_CNT}"
+finish

@@ -1,0 +1,36 @@
+#!/bin/bash
+#SBATCH --job-name=mdm_data_value
+#SBATCH --partition=your_partition
+#SBATCH --time=your_time
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --output=mdm_data_value-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+# What repeated tokens are worth, masked diffusion: compute-optimal runs whose D tokens are E passes over the first 1/E of them.
+#   FLOPS=1e19 EPOCHS="1 10 100" bash examples/mdm/example_training_data_value.sh
+here=$(dirname "$0")
+[[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mdm   # sbatch runs a copy: submit it from the project
+source "$here/../common.sh"
+ENTRY=pretrain_diff_gpt.py
+
+MODEL_PARAM=${MODEL_PARAM:-}        # another size than the budget's optimum: a name, or ("${PARAM_425M[@]}")
+FLOPS_FACTOR=${FLOPS_FACTOR:-}      # one budget alone: 10, 30, 100 (x 1e18)
+
+for flops in $(budgets "1e19 3e19 1e20" "1e11 3e11"); do
+  case $(at_scale "$flops" cpu) in                 # the budget's optimal size, and the corpus of its D tokens
+  1e19) read -r size corpus <<<"117M 13B5" ;;
+  3e19) read -r size corpus <<<"217M 23B" ;;
+  1e20) read -r size corpus <<<"425M 40B" ;;
+  cpu) read -r size corpus <<<"CPU_33K text" ;;
+  *) stop 2 "FLOPS=$flops has no published optimum: use 1e19, 3e19 or 1e20" ;;
+  esac
+  for epochs in ${EPOCHS:-1 2 4 10 20 50 100}; do
+    plan "$(sizes "$size" "$size")" --flops "$flops" --epochs "$epochs"
+    train_on "$(c4_subset "$corpus" "$epochs")" unique
+    run "mdm_data_value_${flops}_${size_name}_${epochs}ep"
+  done
+done
+finish

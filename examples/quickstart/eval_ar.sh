@@ -1,0 +1,24 @@
+#!/bin/bash
+#SBATCH --job-name=quickstart_eval_ar
+#SBATCH --partition=your_partition
+#SBATCH --time=your_time
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --output=quickstart_eval_ar-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+# Score the last checkpoint of train_ar.sh (or CHECKPOINT=folder) on the validation set.
+#   bash examples/quickstart/eval_ar.sh
+here=$(dirname "$0")
+[[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/quickstart   # sbatch runs a copy: submit it from the project
+source "$here/../common.sh"
+ENTRY=pretrain_gpt.py
+MODEL_PARAM=${MODEL_PARAM:-$(at_scale 140M CPU_33K)}        # as in train_ar.sh
+EPOCH_CNT=${EPOCH_CNT:-$(at_scale 50 4)}
+MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-16} EVAL_ITERS=${EVAL_ITERS:-100}
+
+plan "$(sizes)"
+evaluate "quickstart_ar_${size_name}_${EPOCH_CNT}ep"
+finish

@@ -1,0 +1,26 @@
+#!/bin/bash
+#SBATCH --job-name=quickstart_mdm
+#SBATCH --partition=your_partition
+#SBATCH --time=your_time
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --output=quickstart_mdm-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+# The reference's quickstart, masked diffusion: 425M, 500 passes over 100M tokens of C4.
+#   bash examples/quickstart/train_mdm.sh          then eval_mdm.sh
+here=$(dirname "$0")
+[[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/quickstart   # sbatch runs a copy: submit it from the project
+source "$here/../common.sh"
+ENTRY=pretrain_diff_gpt.py
+MODEL_PARAM=${MODEL_PARAM:-$(at_scale 425M CPU_33K)}        # a name, or ("${PARAM_425M[@]}")
+DATA_CNT=$(at_scale "$DATA_100M" 250000)                     # unique tokens
+EPOCH_CNT=${EPOCH_CNT:-$(at_scale 500 8)}
+MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-8} EVAL_ITERS=${EVAL_ITERS:-10}
+
+plan "$(sizes)" --tokens "$DATA_CNT" --epochs "$EPOCH_CNT"
+train_on utils/datapaths/train_c4_100m.txt unique
+run "quickstart_mdm_${size_name}_${EPOCH_CNT}ep"
+finish

@@ -1,0 +1,170 @@
+"""Run a list of trainings in few processes, so that small runs do not each pay for start-up.
+
+    python tools/run_list.py LIST [--processes 2]
+
+A line of LIST is a command as a shell would read it: `pretrain_diff_gpt.py --num-layers 2 ...`. Finished runs are skipped;
+a failed one is reported and the rest goes on (exit code 1 at the end). A signal or a kill switch ends the whole list with
+its code (85, 86) once the runs under way are saved. With several processes each run's own lines are in its train.log only.
+A run has one thread unless OMP_NUM_THREADS says otherwise.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+
+from megatron.config import Config, ConfigError, parse  # noqa: E402
+from megatron.errors import KILLED, PREEMPTED, BadData, MissingInput, exits  # noqa: E402
+
+OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One line of the list: a config, or why there is none."""
+    name: str
+    cfg: Config | None
+    mistakes: str = ""
+
+    def finished(self) -> bool:
+        return not self.cfg.train.skip_train and (Path(self.cfg.log.run_dir) / "result.json").exists()
+
+    def flops(self) -> float:
+        tokens = (self.cfg.train.train_samples or 0) * self.cfg.model.seq_length
+        return tokens * self.cfg.model.shape().flops_per_token(self.cfg.model.seq_length) if self.cfg.model.vocab_size else 0.0
+
+
+def read_list(path: Path) -> list[Member]:
+    """Raises MissingInput or BadData."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise MissingInput(f"{path} cannot be read ({error.strerror}): give a file with a command a line") from None
+    return [read_member(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_member(line: str, where: str) -> Member:
+    try:
+        entry, *argv = shlex.split(line)
+        objective = OBJECTIVES[Path(entry).name]
+    except (ValueError, KeyError):
+        raise BadData(f"{where}: expected a line that starts with {' or '.join(OBJECTIVES)}, found {line[:60]!r}") from None
+    try:
+        cfg = parse(argv, objective)
+    except ConfigError as error:
+        folder = next((value for flag, value in itertools.pairwise(argv) if flag in ("--run-dir", "--save")), where)
+        return Member(Path(folder).name, None, "; ".join(error.mistakes))
+    return Member(Path(cfg.log.run_dir).name, cfg)
+
+
+def train(member: Member) -> int:
+    """Run one member in this process. Returns its exit code and prints one line about it."""
+    from megatron.training.pretrain import main as pretrain
+    began = time.monotonic()
+    try:
+        code = pretrain(member.cfg)
+    except Exception:                                    # noqa: BLE001  a member's crash must not end the others
+        traceback.print_exc()
+        code = 70
+    print(f"{member.name} {summary(member, code)}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return code
+
+
+def summary(member: Member, code: int) -> str:
+    if code in (PREEMPTED, KILLED):
+        return f"stopped and saved (exit code {code})"
+    if code:
+        return f"FAILED with exit code {code}; the reason is above"
+    result = Path(member.cfg.log.run_dir) / "result.json"
+    if member.cfg.train.skip_train or not result.exists():
+        return "done"
+    return "done, loss {loss:.4f} ({bound})".format(**json.loads(result.read_text()))
+
+
+def train_in_turn(members: list[Member]) -> list[int]:
+    """Exit codes of the members that were started; a stop ends the list."""
+    codes = []
+    for member in members:
+        codes.append(train(member))
+        if codes[-1] in (PREEMPTED, KILLED):
+            break
+    return codes
+
+
+def work(waiting, codes, stopping) -> None:
+    """One process of several: takes the next member until none is left or one was stopped."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        while not stopping.is_set() and (member := waiting.get()) is not None:
+            code = train(member)
+            codes.put(code)
+            if code in (PREEMPTED, KILLED):
+                stopping.set()
+
+
+def train_side_by_side(members: list[Member], processes: int) -> list[int]:
+    """The same over several processes, the longest run first. A process that dies counts as one failure."""
+    spawn = multiprocessing.get_context("spawn")
+    waiting, codes, stopping = spawn.Queue(), spawn.SimpleQueue(), spawn.Event()
+    for member in sorted(members, key=Member.flops, reverse=True) + [None] * processes:
+        waiting.put(member)
+    workers = [spawn.Process(target=work, args=(waiting, codes, stopping)) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+
+    def forward(number: int, _frame) -> None:
+        for worker in workers:
+            if worker.is_alive():
+                os.kill(worker.pid, number)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, forward)
+    for worker in workers:
+        worker.join()
+    waiting.cancel_join_thread()                                               # what nobody took is not an error
+    found = [70 for worker in workers if worker.exitcode]
+    while not codes.empty():
+        found.append(codes.get())
+    return found
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@exits
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="run_list.py", allow_abbrev=False, description=__doc__.splitlines()[0])
+    parser.add_argument("list", type=Path, metavar="LIST", help="file with a command a line")
+    parser.add_argument("--processes", type=int, help="run this many at a time [one a core]")
+    given = parser.parse_args(argv)
+    if given.processes is not None and given.processes < 1:
+        parser.error(f"--processes {given.processes} must be at least 1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")        # read when torch is imported; a second thread slows a tiny model down
+    members = read_list(given.list)
+    wrong = [m for m in members if m.cfg is None]
+    for member in wrong:
+        print(f"{member.name} FAILED: {member.mistakes}", file=sys.stderr)
+    done = [m for m in members if m.cfg and m.finished()]
+    for member in done:
+        print(f"{member.name} is finished: skipped", file=sys.stderr)
+    waiting = [m for m in members if m.cfg and m not in done]
+    processes = min(given.processes or num_cores(), len(waiting))
+    codes = train_side_by_side(waiting, processes) if processes > 1 else train_in_turn(waiting)
+    failures = len(wrong) + sum(code not in (0, PREEMPTED, KILLED) for code in codes)
+    print(f"{len(members)} runs: {codes.count(0)} done, {len(done)} were finished, {failures} failed", file=sys.stderr)
+    return next((code for code in (KILLED, PREEMPTED) if code in codes), int(failures > 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
