@@ -195,5 +195,27 @@ def rotary(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tu
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel pairs (i, i + d/2), as GPT-NeoX and Megatron do.  [..., d] -> [..., d]"""
+    return _Rotate.apply(x, cos, sin)
+
+
+class _Rotate(torch.autograd.Function):
+    """A rotation's gradient is the rotation back: half the passes over memory that autograd would make."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, d_y):
+        cos, sin = ctx.saved_tensors
+        return turn(d_y, cos, -sin), None, None
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     low, high = x.chunk(2, -1)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), -1)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y_low, y_high = y.chunk(2, -1)
+    torch.mul(low, cos, out=y_low).addcmul_(high, sin, value=-1)
+    torch.mul(high, cos, out=y_high).addcmul_(low, sin)
+    return y

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron import config
-from megatron.errors import BadData, MissingInput
+from megatron.errors import BadData, MissingInput, Refusal
 from megatron.files import replace_file
 
 RECORD = "metrics.jsonl"
@@ -70,7 +70,9 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, error, *_) -> None:
+        if isinstance(error, Refusal):                   # the terminal hears it from the program's exit
+            self.attempt("train.log", append, self.run_dir / "train.log", f"{kind.__name__}: {error}\n")
         self.close(1 if kind else 0)
 
     def say(self, line: str) -> None:
@@ -203,8 +205,9 @@ def evaluation_line(r: dict) -> str:
 
 def error_line(r: dict) -> str:
     """What Megatron's line lacks: both standard errors, bits per byte, accuracy, and whether the loss is exact or a bound."""
+    noise, rows = ("unknown" if r[name] is None else f"{r[name]:.6f}" for name in ("loss_se_noise", "loss_se_data"))
     return (f" {r['kind']} at iteration {r['step']} | {r['bound']} nats per token: {r['loss']:.6f} | "
-            f"+- se_noise: {r['loss_se_noise']:.6f} | +- se_data: {r['loss_se_data']:.6f} | "
+            f"+- se_noise: {noise} | +- se_data: {rows} | "
             f"bits per byte: {r['bits_per_byte']:.6f} | accuracy: {r['accuracy']:.6f} |")
 
 

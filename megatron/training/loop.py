@@ -48,38 +48,48 @@ class Run(Protocol):
 def train(cfg: Config, engine: NativeEngine, objective: Objective, data: PackedDataset, run: Run, at: Progress,
           interval: Interval) -> tuple[Progress, str | None]:
     """Go on from `at` to the last sample, or until the run is asked to stop; says why it stopped early."""
-    last_sample, batch_size = cfg.train.train_samples, cfg.train.global_batch_size
     saved = at.step
     reason = run.stop_reason(at)
-    while at.samples + batch_size <= last_sample and reason is None:
-        start = time.monotonic()
-        batches = pose(objective, data, cfg, at)
-        lr = learning_rate(cfg.optim, at.samples)
-        done = engine.step(batches, lr)
-        if done.skipped:
-            run.dump(at, done, batches)
-        at = after(at, done, batch_size)
-        interval.add(done, time.monotonic() - start)
-
-        if due(at, cfg.log.log_interval) or done.skipped:
-            run.log_train(at, done, interval, lr)
-            interval = Interval()
-        if at.skipped_in_row > cfg.train.max_skipped_steps:
-            raise TooManyBadSteps(f"{at.skipped_in_row} steps in a row were not finite, the last one step {at.step}: "
-                                  "tools/replay.py runs the dumped batches of bad_batches/ alone and names the first bad tensor")
-        finished = at.samples + batch_size > last_sample
-        if cfg.train.eval_iters and due(at, cfg.train.eval_interval) and not finished:
+    while reason is None and left(cfg, at):
+        at, interval = one_step(cfg, engine, objective, data, run, at, interval)
+        new_best = False
+        if left(cfg, at) and cfg.train.eval_iters and due(at, cfg.train.eval_interval):
             at = run.validate(at)
-        new_best = cfg.train.save_interval and at.best_step == at.step
-        if (due(at, cfg.train.save_interval) or new_best) and not finished:
+            new_best = bool(cfg.train.save_interval) and at.best_step == at.step
+        if left(cfg, at) and (due(at, cfg.train.save_interval) or new_best):
             run.save(at, interval)
             saved = at.step
         reason = run.stop_reason(at)
-    if cfg.train.eval_iters and reason is None:
+    if reason is None and cfg.train.eval_iters:
         at = run.validate(at)
-    if saved != at.step or reason is None:
+    if reason is None or saved != at.step:
         run.save(at, interval)
     return at, reason
+
+
+def one_step(cfg: Config, engine: NativeEngine, objective: Objective, data: PackedDataset, run: Run, at: Progress,
+             interval: Interval) -> tuple[Progress, Interval]:
+    """Pose, update or skip, and log. Raises TooManyBadSteps."""
+    start = time.monotonic()
+    batches = pose(objective, data, cfg, at)
+    lr = learning_rate(cfg.optim, at.samples)
+    done = engine.step(batches, lr)
+    if done.skipped:
+        run.dump(at, done, batches)
+    at = after(at, done, cfg.train.global_batch_size)
+    interval.add(done, time.monotonic() - start)
+    if due(at, cfg.log.log_interval) or done.skipped or not left(cfg, at):
+        run.log_train(at, done, interval, lr)
+        interval = Interval()
+    if at.skipped_in_row >= cfg.train.max_skipped_steps:
+        raise TooManyBadSteps(f"{at.skipped_in_row} steps in a row were not finite, the last one step {at.step}: "
+                              "tools/replay.py runs the dumped batches of bad_batches/ alone and names the first bad tensor")
+    return at, interval
+
+
+def left(cfg: Config, at: Progress) -> bool:
+    """Whether a whole global batch is left."""
+    return at.samples + cfg.train.global_batch_size <= cfg.train.train_samples
 
 
 def pose(objective: Objective, data: PackedDataset, cfg: Config, at: Progress) -> list[Batch]:

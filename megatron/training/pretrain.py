@@ -4,7 +4,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from megatron.training.device import Where
 from megatron.training.evaluate import Slice, bytes_per_token
 from megatron.training.logs import Log
 from megatron.training.loop import train
-from megatron.training.resume import FREE, check_agreement, open_checkpoint, standing
+from megatron.training.resume import check_agreement, differences, open_checkpoint, standing
 from megatron.training.run import Run
 from megatron.training.signals import StopRequest
 
@@ -92,35 +92,45 @@ def build_engine(cfg: Config, objective: Objective, where: Where) -> NativeEngin
 
 @contextmanager
 def claimed(cfg: Config) -> Iterator[None]:
-    """Make the run's directory, refuse one that holds another experiment, and keep other processes out."""
-    folder = Path(cfg.log.run_dir)
+    """Make the run's folders, refuse those that hold another experiment, and keep other processes out."""
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(Path(p).resolve() for p in (cfg.log.run_dir, cfg.train.save) if p):
+            stack.enter_context(locked(folder))
+        if not cfg.train.skip_train and not cfg.train.preflight:
+            refuse_other_run(cfg, Path(cfg.log.run_dir) / "config.json")
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system lets go when the process ends in whatever way. Raises CannotWrite."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")
     except OSError as error:
-        raise CannotWrite(f"--run-dir {folder} cannot be made or written ({error.strerror}): choose another") from error
+        raise CannotWrite(f"{folder} cannot be made or written ({error.strerror}): choose another --run-dir or --save") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CannotWrite(f"{folder} is in use by another running process: choose another --run-dir or --save, or wait for it") from None
-        if not cfg.train.skip_train and not cfg.train.preflight:
-            refuse_other_run(cfg, folder / "config.json")
         yield
 
 
 def refuse_other_run(cfg: Config, path: Path) -> None:
-    """A folder's records belong to one experiment."""
-    if not path.exists() or cfg.train.load:
+    """A folder's records belong to one experiment; going on from its own checkpoint is checked against that."""
+    own = [Path(p).resolve() for p in (cfg.log.run_dir, cfg.train.save) if p]
+    load = Path(cfg.train.load).resolve() if cfg.train.load and not cfg.train.finetune else None
+    if not path.exists() or (load and (load in own or load.parent in own)):
         return
     try:
         saved = json.loads(path.read_text())
     except ValueError:
         raise CannotWrite(f"{path} is damaged: move the folder away, or choose another --run-dir") from None
-    other = [f"--{name.replace('_', '-')} {saved.get(section, {}).get(name)}" for section, flags in cfg.as_dict().items() for name, value in flags.items()
-             if FREE.get(section, ()) is not None and name not in FREE.get(section, ()) and saved.get(section, {}).get(name) != value]
+    other = [line for _, _, line in differences(saved, cfg)]
     if other:
-        raise CannotWrite(f"{path.parent} holds another run ({', '.join(other[:6])}): choose another --run-dir or --save, or --load its checkpoint to go on")
+        raise CannotWrite(f"{path.parent} holds another run ({'; '.join(other[:6])}): choose another --run-dir or --save, "
+                          "or --load its checkpoint to go on")
 
 
 def open_log(cfg: Config, at: Progress, loaded: Checkpoint | None) -> Log:

@@ -20,7 +20,20 @@ FREE = {"data": ("data_path", "train_data_path", "train_data_path_file", "valid_
                   "eval_interval", "eval_iters", "eval_seed", "skip_train", "max_skipped_steps", "micro_batch_size"),
         "objective": ("num_mc", "score_first_token"), "log": None}
 # Flags that may differ, but change the run: said aloud and recorded.
-NOTED = {"optim": None, "train": ("train_samples", "bf16"), "model": ("attention_dropout", "hidden_dropout", "max_position_embeddings", "model_config")}
+NOTED = {"optim": None, "train": ("train_samples", "bf16"),
+         "model": ("attention_dropout", "hidden_dropout", "max_position_embeddings", "model_config")}
+
+
+def among(groups: dict[str, tuple[str, ...] | None], section: str, name: str) -> bool:
+    """Whether a table like FREE has the flag; None stands for the whole section."""
+    return section in groups and (groups[section] is None or name in groups[section])
+
+
+def differences(saved: dict[str, dict], cfg: Config) -> list[tuple[str, str, str]]:
+    """(section, name, sentence) of every flag that differs from a saved config and is not free to."""
+    return [(section, name, f"{spelling(name)} was {saved.get(section, {}).get(name)}, is {value}")
+            for section, flags in cfg.as_dict().items() for name, value in flags.items()
+            if saved.get(section, {}).get(name) != value and not among(FREE, section, name)]
 
 
 def open_checkpoint(cfg: Config, say: Callable[[str], None]) -> Checkpoint | None:
@@ -41,25 +54,21 @@ def open_checkpoint(cfg: Config, say: Callable[[str], None]) -> Checkpoint | Non
 def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str | None], say: Callable[[str], None]) -> list[str]:
     """What changed since the checkpoint. Raises Mismatch with every difference that would make it another experiment."""
     if "progress" not in loaded.facts:
-        raise Mismatch(f"--load {loaded.path}: this is no training checkpoint (a dumped batch is for tools/replay.py); give a folder of --save")
-    saved, now, fatal, noted = loaded.facts["config"], cfg.as_dict(), [], []
-    for section, flags in now.items():
-        for name, value in flags.items():
-            old = saved.get(section, {}).get(name)
-            if old == value or FREE.get(section, ()) is None or name in FREE.get(section, ()):
-                continue
-            line = f"{spelling(name)} was {old}, is {value}"
-            soft = section in NOTED and (NOTED[section] is None or name in NOTED[section])
-            (noted if soft or (cfg.train.finetune and section != "model") or (cfg.train.skip_train and section in ("train", "data")) else fatal).append(line)
+        raise Mismatch(f"--load {loaded.path}: this is no training checkpoint (a dumped batch is for tools/replay.py); "
+                       "give a folder of --save")
+    only_weights, fatal, noted = cfg.train.finetune or cfg.train.skip_train, [], []
+    for section, name, line in differences(loaded.facts["config"], cfg):
+        harmless = among(NOTED, section, name) or (cfg.train.finetune and section != "model") or (
+            cfg.train.skip_train and section in ("train", "data"))
+        (noted if harmless else fatal).append(line)
     for what, value in fingerprints.items():
         old = loaded.facts["fingerprints"].get(what)
-        harmless = cfg.train.finetune or cfg.train.skip_train or what != "train"
-        if old != value and value is not None and what != "tokenizer":
-            (noted if harmless else fatal).append(f"the {what} data was {old}, is {value}")
-        if old != value and what == "tokenizer":
-            fatal.append(f"the tokenizer was {old}, is {value}")
+        if value not in (None, old):
+            harmless = what in ("valid", "test") or (what == "train" and only_weights)
+            (noted if harmless else fatal).append(f"the {what}{'' if what == 'tokenizer' else ' data'} was {old}, is {value}")
     if fatal:
-        raise Mismatch(f"{loaded.path} was made by another experiment: {'; '.join(fatal)}. Give the same flags, or --finetune to take only the weights")
+        raise Mismatch(f"{loaded.path} was made by another experiment: {'; '.join(fatal)}. Give the same flags, "
+                       "or --finetune to take only the weights")
     for line in noted:
         say(f"changed since {loaded.path.name}: {line}")
     return noted
@@ -76,4 +85,5 @@ def facts(cfg: Config, at: Progress, interval: Interval, fingerprints: dict[str,
     """What a checkpoint says beside its tensors; the first six fields are those that readers of other trainers expect."""
     return {"global_step": at.step, "architecture": cfg.objective.objective, "model_config": asdict(cfg.model),
             "train_config": asdict(cfg.train) | asdict(cfg.optim), "best_val_loss": at.best_val_loss, "samples": at.samples,
-            "config": cfg.as_dict(), "progress": asdict(at), "interval": asdict(interval), "fingerprints": fingerprints, "wandb_id": wandb_id}
+            "config": cfg.as_dict(), "progress": asdict(at), "interval": asdict(interval), "fingerprints": fingerprints,
+            "wandb_id": wandb_id}

@@ -1,0 +1,144 @@
+"""The benchmark's sections at toy size. No absolute time is asserted."""
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron.core import head
+from tools import benchmark
+from tools.benchmark import Row
+
+TOY = replace(benchmark.MINIATURE, num_layers=1, seq_length=32)
+
+
+def measured(rows):
+    return all(row.ratio > 0 for row in rows)
+
+
+def test_help_does_not_import_torch():
+    done = subprocess.run([sys.executable, "-X", "importtime", benchmark.__file__, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--check" in done.stdout and "| torch\n" not in done.stderr
+
+
+@pytest.mark.parametrize("argv", [["stpe"], ["--rounds", "0"], ["--rond", "2"]])
+def test_bad_flags_are_refused(argv, capsys):
+    with pytest.raises(SystemExit) as left:
+        benchmark.main(argv)
+    assert left.value.code == 2 and argv[0] in capsys.readouterr().err
+
+
+def test_a_peer_that_is_not_there_is_not_measured(monkeypatch):
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)
+    for peer, why in (("HF", "transformers is not installed"), ("compiled plain", "C++ compiler")):
+        row = benchmark.compare("step", 1, TOY, "float32", peer, 1.0)
+        assert row.ratio is None and row.verdict().startswith("not measured: ") and why in row.why
+
+
+def test_the_faster_mode_of_a_peer_counts():
+    seconds = {"matmul": [1.0], "ours": [2.0], "pure bf16": [3.0], "autocast": [5.0]}
+    row = benchmark.fastest_row("step", "against plain", ["pure bf16", "autocast"], TOY, seconds, 1.2)
+    assert (row.what, row.ratio, row.verdict()) == ("against plain, pure bf16", 1.5, "passed")
+
+
+def test_ratios_are_taken_within_a_round():
+    assert benchmark.median_ratio([2.0, 20.0, 200.0], [1.0, 10.0, 50.0]) == 2.0
+
+
+def test_variants_run_in_turn(monkeypatch):
+    calls = Calls()
+    monkeypatch.setattr(benchmark, "process", ThreadPoolExecutor)
+    seconds = benchmark.in_turn({"a": (note, calls, "a"), "b": (note, calls, "b")}, 3)
+    assert calls == ["a", "b"] * 5 and [len(s) for s in seconds.values()] == [3, 3]
+
+
+class Calls(list):
+    __hash__ = object.__hash__
+
+
+def note(calls, name):
+    return lambda: calls.append(name)
+
+
+def test_the_plain_step_learns(monkeypatch):
+    """The peer is a real training step: its loss on its one batch falls."""
+    losses, original = [], benchmark.plain_loss
+
+    def watched(*given):
+        losses.append(original(*given))
+        return losses[-1]
+    monkeypatch.setattr(benchmark, "plain_loss", watched)
+    step = benchmark.plain_step(TOY, "float32", False)
+    for _ in range(8):
+        step()
+    first, last = losses[0].item(), losses[-1].item()
+    assert 6.0 < first < 6.5 and last < first - 1e-3
+
+
+def test_a_step_section_runs():
+    row = benchmark.compare("step", 1, TOY, "bfloat16", "plain", 1.2)
+    assert measured([row]) and row.what.endswith(("pure bf16", "autocast"))
+
+
+@pytest.mark.slow
+def test_every_step_section_runs():
+    pytest.importorskip("transformers")
+    assert measured(benchmark.step(1, TOY) + benchmark.step_fp32(1, TOY) + benchmark.step_compiled(1, TOY))
+
+
+def test_mdm_runs_and_its_equality_is_checked_for_real(monkeypatch):
+    step, equal = benchmark.mdm(1, TOY, TOY, samples=2)
+    assert measured([step]) and equal.verdict() == "passed"
+    original = head._WeightedNLL.forward
+
+    def careless(ctx, x, table, targets, weights, columns):
+        return original(ctx, x, table, targets, weights * (1 + 1e-4 * (len(x) == 4 * TOY.seq_length)), columns)
+    monkeypatch.setattr(head._WeightedNLL, "forward", careless)
+    assert benchmark.largest_difference(TOY) > 5e-5
+
+
+def test_head_runs_each_variant_in_its_own_process():
+    memory, seconds = benchmark.head(1, 512, 4096, 32)
+    assert measured([memory, seconds]) and "limit 400 MiB" in memory.peer
+
+
+def test_startup_notices_torch(monkeypatch):
+    monkeypatch.setattr(benchmark, "trainer", lambda *given: "import time: 1 | 2 | torch\n")
+    assert benchmark.answer_row("--help", 0, 1).verdict() == "FAILED"
+
+
+def test_an_unexpected_exit_code_is_no_measurement():
+    with pytest.raises(RuntimeError, match="left with 2, expected 0"):
+        benchmark.trainer(["--no-such-flag"], 0)
+
+
+@pytest.mark.slow
+def test_startup_runs():
+    assert measured(benchmark.startup(1))
+
+
+def test_without_a_gpu_every_cell_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert benchmark.gpu(1) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 12 + 1 and all(line.count("not measured") == 5 for line in lines[2:-1]) and "no GPU" in lines[-1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_cells():
+    cells = benchmark.gpu_cells(TOY, "mdm", False, benchmark.gpu_matmul_flops(512), 2)
+    assert len(cells) == 5 and cells[0] == str(benchmark.GPU_BATCHES[0])
+
+
+@pytest.mark.parametrize("ratio, code", [(1.19, 1), (1.21, 0), (None, 0)])
+def test_check_fails_below_the_gate_only(ratio, code, monkeypatch, capsys):
+    row = Row(section="step", what="toy", ratio=ratio, gate=1.2, why="no peer")
+    monkeypatch.setitem(benchmark.SECTIONS, "step", lambda rounds: [row])
+    assert benchmark.main(["step", "--check"]) == code and benchmark.main(["step"]) == 0
+    said = capsys.readouterr()
+    assert ("gate failed: step: toy: 1.190" in said.err) == bool(code)
+    assert ("not measured: no peer" in said.out) == (ratio is None)

@@ -1,0 +1,195 @@
+"""What a run may go on from, what must agree, and what is said about it."""
+import json
+import os
+import resource
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from megatron.config import parse
+from megatron.core import checkpoint
+from megatron.data.indexed import IndexedWriter
+from megatron.errors import Mismatch
+from megatron.training.logs import read_metrics
+from megatron.training.resume import check_agreement
+
+
+@pytest.fixture
+def half(tmp_path, trainer):
+    """A run that stopped at step 4 of 12."""
+    assert trainer.run(tmp_path / "run", exit_interval=4) == 85
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("objective", ["ar", "mdm"])
+def test_twenty_steps_are_seven_and_thirteen(tmp_path, trainer, hashes, records, objective):
+    """Dropout on, log lines and validations across the border."""
+    flags = {"objective": objective, "train_iters": 20, "log_interval": 3, "exit_interval": 7}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert trainer.run(whole, **flags | {"exit_interval": None}) == 0
+    assert [trainer.run(parts, **flags, load=parts) for _ in range(3)] == [85, 85, 0]
+    assert records(parts) == records(whole) and hashes(parts) == hashes(whole)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_bit_exactly(tmp_path, trainer, hashes, records):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert trainer.run(whole, compile="on") == 0
+    assert trainer.run(parts, compile="on", exit_interval=7) == 85 and trainer.run(parts, compile="on", load=parts) == 0
+    assert records(parts) == records(whole) and hashes(parts) == hashes(whole)
+
+
+def other_corpus(tmp_path):
+    prefix = str(tmp_path / "other")
+    with IndexedWriter(prefix, np.uint16) as writer:
+        for start in range(0, 8192, 128):
+            writer.add_document(np.arange(start, start + 128) % 250)
+    return prefix
+
+
+FATAL = {"architecture": ({"num_layers": 3, "hidden_size": 64}, ["--num-layers was 2, is 3", "--hidden-size was 32, is 64"]),
+         "seed": ({"seed": 7}, ["--seed was 1234, is 7", "the train data was"]),
+         "batch": ({"global_batch_size": 4}, ["--global-batch-size was 8, is 4"]),
+         "objective": ({"objective": "mdm"}, ["--objective was ar, is mdm"]),
+         "length": ({"seq_length": 16}, ["--seq-length was 32, is 16"])}
+
+
+@pytest.mark.parametrize("what", FATAL)
+def test_another_experiment_is_refused_with_every_difference(trainer, half, capsys, what):
+    flags, sentences = FATAL[what]
+    before = {p.name: p.read_bytes() for p in half.iterdir() if p.is_file()}
+    capsys.readouterr()
+    assert trainer.run(half, load=half, **flags) == 78
+    said = capsys.readouterr().err
+    assert all(sentence in said for sentence in sentences) and f"{half / 'step-00000004'} was made by another experiment" in said
+    assert {p.name: p.read_bytes() for p in half.iterdir() if p.is_file()} == before        # the record and config.json too
+
+
+def test_other_training_data_is_refused(tmp_path, trainer, half, capsys):
+    assert trainer.run(half, load=half, train_data_path=["1", "0:0.8", other_corpus(tmp_path)]) == 78
+    assert "the train data was" in capsys.readouterr().err
+
+
+def test_the_same_data_elsewhere_is_the_same_data(tmp_path, trainer, half, corpus):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for end in (".bin", ".idx"):
+        shutil.copy(corpus + end, moved / f"corpus{end}")
+    paths = {"train_data_path": ["1", "0:0.8", moved / "corpus"], "valid_data_path": ["1", "0.8:1", moved / "corpus"]}
+    assert trainer.run(half, load=half, **paths) == 0
+
+
+def test_another_tokenizer_is_refused(trainer, half):
+    loaded = checkpoint.load(half)
+    prints = loaded.facts["fingerprints"]
+    with pytest.raises(Mismatch, match="the tokenizer was .*, is ffff"):
+        check_agreement(parse(trainer.argv(half)), loaded, prints | {"tokenizer": "ffff"}, print)
+
+
+def test_a_change_of_lr_is_said_and_recorded(trainer, half, capsys):
+    assert trainer.run(half, load=half, lr=5e-4, train_iters=16) == 0
+    said = capsys.readouterr().out
+    assert "changed since step-00000004: --lr was 0.001, is 0.0005" in said and "--train-samples was 96, is 128" in said
+    (resumed,) = json.loads((half / "run.json").read_text())["resumes"]
+    assert resumed["step"] == 4 and "--lr was 0.001, is 0.0005" in resumed["changed"] and resumed["from"].endswith("step-00000004")
+
+
+def test_what_does_not_change_the_run_may_change_silently(trainer, half, capsys):
+    assert trainer.run(half, load=half, save_interval=3, log_interval=2, eval_interval=6, micro_batch_size=2) == 0
+    assert "changed since" not in capsys.readouterr().out
+
+
+def test_finetune_takes_the_weights_and_starts_at_step_0(tmp_path, trainer, half, capsys):
+    new = tmp_path / "new"
+    assert trainer.run(new, load=half, finetune=True, seed=7, lr=1e-4, train_data_path=["1", "0:0.8", other_corpus(tmp_path)],
+                       train_iters=3) == 0
+    trained = [r for r in read_metrics(new / "metrics.jsonl") if r["kind"] == "train"]
+    fresh = [r for r in read_metrics(half / "metrics.jsonl") if r["kind"] == "train"]
+    assert [r["step"] for r in trained] == [1, 2, 3] and trained[0]["samples"] == 8
+    assert abs(trained[0]["params_norm"] - fresh[-1]["params_norm"]) < 0.01
+    assert "--seed was 1234, is 7" in capsys.readouterr().out
+    assert trainer.run(tmp_path / "wide", load=half, finetune=True, hidden_size=64) == 78
+
+
+def test_a_missing_checkpoint_is_named(tmp_path, trainer, half, capsys):
+    assert trainer.run(tmp_path / "new", load=tmp_path / "nowhere") == 66
+    assert f"--load {tmp_path / 'nowhere'}: there is no checkpoint in it" in capsys.readouterr().err
+    assert trainer.run(tmp_path / "new", load=half / "step-00000099") == 66
+    assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_load_that_is_save_and_empty_is_a_fresh_start(tmp_path, trainer, capsys):
+    assert trainer.run(tmp_path / "run", load=tmp_path / "run", train_iters=2) == 0
+    assert f"--load {tmp_path / 'run'} holds no checkpoint yet: starting from step 0" in capsys.readouterr().out
+    assert "holds no checkpoint yet" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_dumped_batch_is_no_checkpoint_to_go_on_from(tmp_path, trainer, half, capsys):
+    loaded = checkpoint.load(half)
+    facts = {name: loaded.facts[name] for name in ("config",)}
+    dump = checkpoint.save(tmp_path / "bad_batches", 3, loaded.tensors, facts)
+    assert trainer.run(tmp_path / "new", load=dump) == 78
+    assert "this is no training checkpoint" in capsys.readouterr().err
+
+
+def test_a_damaged_newest_checkpoint_falls_back(tmp_path, trainer, hashes, records, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert trainer.run(whole) == 0 and trainer.run(parts, exit_interval=8) == 85
+    before = checkpoint.find(parts)[1]
+    shard = parts / "step-00000008" / "shard-00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    capsys.readouterr()
+    assert trainer.run(parts, load=parts) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint step-00000008 is refused" in said and "shard-00001.safetensors: tensor" in said
+    assert f"going on from {before}, the newest good checkpoint" in said
+    assert records(parts) == records(whole) and hashes(parts, 12) == hashes(whole, 12)
+    assert trainer.run(tmp_path / "new", load=parts / "step-00000008") == 65                # no other will do for one that is named
+
+
+def test_only_damaged_checkpoints_are_no_fresh_start(trainer, half, capsys):
+    (half / "step-00000004" / "manifest.json").write_text("{}")
+    assert trainer.run(half, load=half) == 65
+    assert "none of the 1 checkpoints" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_intact(tmp_path, trainer, hashes):
+    """RLIMIT_FSIZE stands for the disk: logs fit below it, a checkpoint with moments does not."""
+    run = tmp_path / "run"
+    assert trainer.run(run, exit_interval=4) == 85
+    before, limit, saved = hashes(run, 4), 100_000, checkpoint.find(run)
+    soft = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, soft[1]))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        code = trainer.run(run, load=run, eval_iters=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 73 and hashes(run, 4) == before
+    assert checkpoint.find(run) == saved and not [n for n in os.listdir(run) if n.startswith(".tmp")]
+    assert [r["step"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 9))
+    assert trainer.run(run, load=run) == 0
+
+
+def test_a_folder_of_another_run_is_refused(trainer, half, capsys):
+    before = (half / "metrics.jsonl").read_bytes()
+    assert trainer.run(half, seed=7) == 73
+    said = capsys.readouterr().err
+    assert f"{half} holds another run (--seed was 1234, is 7)" in said and (half / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path, trainer, capsys):
+    child = trainer.start(tmp_path / "run", train_iters=100_000, save_interval=None, eval_interval=100_000)
+    try:
+        assert any(" iteration " in line for line in child.stdout)
+        assert trainer.run(tmp_path / "run", train_iters=100_000, save_interval=None, eval_interval=100_000) == 73
+        assert "is in use by another running process" in capsys.readouterr().err
+    finally:
+        child.kill()
+        child.communicate()
+    assert trainer.run(tmp_path / "run", train_iters=100_000, save_interval=None, eval_interval=100_000, exit_interval=2) == 85

@@ -1,0 +1,151 @@
+"""Steps that are not finite, and what a run leaves in its directory."""
+import json
+import math
+
+import pytest
+import torch
+
+from megatron.core import checkpoint
+from megatron.core.transformer import GPT
+from megatron.engine.native import NativeEngine
+from megatron.errors import CannotWrite
+from megatron.training.run import write_json
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Spoil the loss, or only its gradient, of every training micro-batch that holds one of these samples."""
+    forward = GPT.forward
+
+    def spoil(samples, what):
+        def spoiled(self, batch):
+            loss, nll, hit = forward(self, batch)
+            if torch.is_grad_enabled() and set(samples) & set(batch.index.tolist()):
+                if what == "gradient":
+                    loss.register_hook(lambda grad: grad * math.nan)
+                else:
+                    loss = loss + {"nan loss": math.nan, "inf loss": math.inf}[what]
+            return loss, nll, hit
+        monkeypatch.setattr(GPT, "forward", spoiled)
+    return spoil
+
+
+@pytest.mark.parametrize("what", ["gradient", "nan loss", "inf loss"])
+def test_a_step_that_is_not_finite_touches_nothing(tmp_path, trainer, poison, hashes, records, capsys, what):
+    poison([8 * 5 + 6], what)                               # the second micro-batch of step 6
+    assert trainer.run(tmp_path / "run", save_interval=1) == 0
+    said = capsys.readouterr().out
+    assert hashes(tmp_path / "run", 6) == hashes(tmp_path / "run", 5)      # weights, both moments, the update count
+    assert hashes(tmp_path / "run", 7) != hashes(tmp_path / "run", 6)
+    trained = [r for r in records(tmp_path / "run") if r["kind"] == "train"]
+    assert [r["step"] for r in trained] == list(range(1, 13)) and [r["skipped"] for r in trained] == [0] * 5 + [1] * 7
+    assert [r["skipped_in_interval"] for r in trained] == [0] * 5 + [1] + [0] * 6
+    assert "step 6 is not finite" in said and f"tools/replay.py {tmp_path / 'run' / 'bad_batches' / 'step-00000006'}" in said
+    line = next(line for line in said.split("\n") if line.startswith(" iteration        6/"))
+    assert "number of skipped iterations:   1 | number of nan iterations:   1" in line
+    assert {"gradient": "grad norm: nan", "nan loss": "lm loss: NAN", "inf loss": "lm loss: INF"}[what].lower() in line.lower()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped"] == 1
+
+
+def test_the_dump_holds_the_batch_and_the_weights(tmp_path, trainer, poison, hashes):
+    poison([43], "nan loss")
+    trainer.run(tmp_path / "run", save_interval=1)
+    dump = checkpoint.load(tmp_path / "run" / "bad_batches" / "step-00000006")
+    assert dump.tensors["batch/0/index"].tolist() == [40, 41, 42, 43] and dump.tensors["batch/1/index"].tolist() == [44, 45, 46, 47]
+    assert dump.facts["samples"] == 40 and dump.facts["loss"] == "nan" and dump.facts["config"]["train"]["seed"] == 1234
+    kept = hashes(tmp_path / "run" / "bad_batches", 6)
+    before = hashes(tmp_path / "run", 5)
+    assert {n: h for n, h in kept.items() if n.startswith("model/")} == {n: h for n, h in before.items() if n.startswith("model/")}
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path, trainer, poison, capsys):
+    poison(range(40, 80), "nan loss")                       # steps 6 to 10
+    assert trainer.run(tmp_path / "run", max_skipped_steps=2) == 87
+    said = capsys.readouterr()
+    assert "step 7 is not finite" in said.out and "step 8 is not finite" not in said.out
+    assert "in a row were not finite" in said.err and "tools/replay.py" in said.err and "Traceback" not in said.err
+    assert len(checkpoint.find(tmp_path / "run" / "bad_batches")) == 2
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_scattered_bad_steps_do_not_end_the_run(tmp_path, trainer, poison, capsys):
+    poison([8, 24, 40, 56, 72], "gradient")                 # steps 2, 4, 6, 8, 10
+    assert trainer.run(tmp_path / "run", max_skipped_steps=2) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped"] == 5
+    assert len(checkpoint.find(tmp_path / "run" / "bad_batches")) == 2 and "its batch is not kept: 2 are in" in capsys.readouterr().out
+
+
+def test_skipped_steps_survive_a_restart(tmp_path, trainer, poison, hashes, records):
+    poison([24, 56], "gradient")                            # steps 4 and 8
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert trainer.run(whole, log_interval=3) == 0
+    assert trainer.run(parts, log_interval=3, exit_interval=5) == 85
+    assert trainer.run(parts, log_interval=3, load=parts) == 0
+    assert records(parts) == records(whole) and hashes(parts) == hashes(whole)
+    assert [r["skipped"] for r in records(parts) if r["kind"] == "train"][-1] == 2
+
+
+def test_a_dump_that_cannot_be_written_does_not_end_the_run(tmp_path, trainer, poison, capsys):
+    poison([24], "gradient")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "bad_batches").write_text("in the way")
+    assert trainer.run(tmp_path / "run") == 0
+    assert "its batch could not be kept" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, trainer, monkeypatch, capsys):
+    step = NativeEngine.step
+
+    def spoiling(self, batches, lr):
+        done = step(self, batches, lr)
+        if batches[0].index[0] == 8 * 7:
+            with torch.no_grad():
+                self.model.norm.weight[3] = math.inf
+        return done
+    monkeypatch.setattr(NativeEngine, "step", spoiling)
+    assert trainer.run(tmp_path / "run", eval_iters=0) == 65
+    assert "model/norm.weight holds NaN or Inf: step 8 was not saved" in capsys.readouterr().err
+    assert [p.name for p in checkpoint.find(tmp_path / "run")] == ["step-00000004"]
+
+
+def test_a_run_directory_explains_itself(tmp_path, trainer):
+    assert trainer.run(tmp_path / "run") == 0
+    run, result = (json.loads((tmp_path / "run" / name).read_text()) for name in ("run.json", "result.json"))
+    assert run["name"] == "run" and run["params"] == result["params"] and run["resumes"] == []
+    assert run["environment"]["device"] == "cpu" and len(run["fingerprints"]["train"]) == 64
+    assert result["steps"] == 12 and result["samples"] == 96 and result["tokens"] == 96 * 32 and result["bound"] == "exact"
+    assert result["flops"] == 6 * result["params"] * result["tokens"] and result["lr_decayed"]
+    assert set(p.name for p in (tmp_path / "run").iterdir()) >= {"config.json", "train.log", "metrics.jsonl", "metrics.csv", "latest"}
+
+
+def test_an_evaluation_adds_what_is_new_to_the_record_and_starts_no_run(tmp_path, trainer, records):
+    trainer.run(tmp_path / "run")
+    before = records(tmp_path / "run")
+    assert trainer.run(tmp_path / "run", skip_train=True, load=tmp_path / "run") == 0
+    after, found = records(tmp_path / "run"), json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert after == before and found["valid"]["loss"] == before[-1]["loss"]                 # this number was there
+    trainer.run(tmp_path / "run", skip_train=True, load=tmp_path / "run", eval_iters=2)
+    assert records(tmp_path / "run")[:-1] == before and records(tmp_path / "run")[-1]["rows"] == 16
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_finished_run_started_again_ends_with_the_same_record(tmp_path, trainer, records):
+    """Also what a kill between the last save and the result needs."""
+    run = tmp_path / "run"
+    trainer.run(run, load=run)
+    before, result, saved = records(run), json.loads((run / "result.json").read_text()), checkpoint.find(run)
+    assert trainer.run(run, load=run) == 0
+    again = json.loads((run / "result.json").read_text())
+    assert records(run) == before and again["loss"] == result["loss"] and again["best_loss"] == result["best_loss"]
+    assert checkpoint.find(run) == saved
+    (run / "result.json").unlink()
+    assert trainer.run(run, load=run) == 0 and (run / "result.json").exists() and records(run) == before
+
+
+def test_write_json_leaves_the_old_file_when_it_cannot(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"a": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    with pytest.raises(CannotWrite, match="cannot be written"):
+        write_json(tmp_path / "missing" / "a.json", {})
