@@ -11,7 +11,7 @@ from torch import Tensor
 
 CHUNK_BYTES = 26 << 20          # fp32 probabilities of one chunk: stays in cache, and below malloc's mmap threshold
 PRODUCT_BYTES = 8 << 20         # one piece of the table's gradient before it is added in fp32
-GROUP_BYTES = 30 << 20          # logit gradients gathered before the two products that consume them
+GROUP_BYTES = 64 << 20          # logits made at once; their gradient replaces them, for the two products that consume it
 
 
 def weighted_nll(x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,16 +68,16 @@ class _WeightedNLL(torch.autograd.Function):
         d_x, d_table = torch.empty_like(x), torch.empty_like(table)
         d_table[columns:] = 0
         for number, group in enumerate(pieces(n, GROUP_BYTES // (x.element_size() * columns))):
-            d_logits = x.new_empty(group.stop - group.start, columns)
-            for rows in pieces(len(d_logits), CHUNK_BYTES // (4 * columns)):
+            logits = F.linear(x[group], head)
+            for rows in pieces(len(logits), CHUNK_BYTES // (4 * columns)):
                 here = slice(group.start + rows.start, group.start + rows.stop)
-                nll[here], hit[here], probs = chunk_nll(F.linear(x[here], head), targets[here])
+                nll[here], hit[here], probs = chunk_nll(logits[rows], targets[here])
                 # d nll / d logits = p - onehot; the row's weight is applied to the two thin factors instead.
                 probs.scatter_add_(1, targets[here, None], probs.new_full((len(probs), 1), -1.0))
-                d_logits[rows] = probs
+                logits[rows] = probs
             scale = weights[group, None].to(x.dtype)
-            torch.mm(d_logits, head, out=d_x[group]).mul_(scale)
-            accumulate(d_table[:columns], d_logits, x[group] * scale, first=number == 0)
+            torch.mm(logits, head, out=d_x[group]).mul_(scale)
+            accumulate(d_table[:columns], logits, x[group] * scale, first=number == 0)
         ctx.save_for_backward(d_x, d_table)
         ctx.mark_non_differentiable(nll, hit)
         return (weights * nll).sum(), nll, hit

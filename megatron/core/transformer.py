@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron.batch import Batch
 from megatron.core.dropout import drop, keep, row_keys
+from megatron.core.fused import gated, rms_norm, rotated_heads
 from megatron.core.head import weighted_nll
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class RMSNorm(nn.Module):
         self.eps, self.weight = eps, nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 class Dropout(nn.Module):
@@ -67,8 +68,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (self.n, 3, self.d))                            # [b, s, n, 3, d]
-        q, k = rotate(qkv[..., :2, :], *rope).unbind(-2)                                # each [b, s, n, d]
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), qkv[..., 2, :].transpose(1, 2)  # each [b, n, s, d]
+        q, k, v = rotated_heads(qkv, *rope)                                             # each [b, n, s, d]
         if keys is not None and self.p:
             y = self.dropped(q, k, v, keys)
         else:
@@ -95,8 +95,10 @@ class SwiGLU(nn.Module):
         self.down = Linear(cfg.ffn_hidden_size, cfg.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.up(x).unflatten(-1, (-1, 2)).unbind(-1)                         # each [b, s, f]
-        return self.down(F.silu(gate) * up)
+        # Stored as (f, gate|up) for the cut; multiplied as all of gate, then all of up, so that each is one stretch of memory.
+        halves = self.up.weight.unflatten(0, (-1, 2)).transpose(0, 1)                   # [2, f, h]
+        halves = halves.to(x.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
+        return self.down(gated(F.linear(x, halves)))                                    # [b, s, h]
 
 
 class Block(nn.Module):
@@ -191,31 +193,3 @@ def rotary(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tu
     frequency = base ** -(torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
     angle = positions[..., None, None, None].float() * frequency                        # [b, s, 1, 1, d/2]
     return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (i, i + d/2), as GPT-NeoX and Megatron do.  [..., d] -> [..., d]"""
-    return _Rotate.apply(x, cos, sin)
-
-
-class _Rotate(torch.autograd.Function):
-    """A rotation's gradient is the rotation back: half the passes over memory that autograd would make."""
-
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return turn(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx, d_y):
-        cos, sin = ctx.saved_tensors
-        return turn(d_y, cos, -sin), None, None
-
-
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    low, high = x.chunk(2, -1)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    y_low, y_high = y.chunk(2, -1)
-    torch.mul(low, cos, out=y_low).addcmul_(high, sin, value=-1)
-    torch.mul(high, cos, out=y_high).addcmul_(low, sin)
-    return y

@@ -7,7 +7,8 @@ import torch
 from megatron.batch import Batch, asked_positions
 from megatron.budget import padded_vocab
 from megatron.config import Model
-from megatron.core.transformer import GPT, rotary, rotate
+from megatron.core.fused import rotate
+from megatron.core.transformer import GPT, rotary
 
 TINY = Model(num_layers=3, hidden_size=32, num_attention_heads=4, kv_channels=8, ffn_hidden_size=64, seq_length=12, vocab_size=50,
              padded_vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0)

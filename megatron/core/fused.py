@@ -1,0 +1,105 @@
+"""Pieces of the block whose eager gradients would walk memory several times more on a CPU. Compiled code and GPUs, which
+fuse by themselves, get the plain expressions.
+
+b batch, s sequence, n heads, d head width, f ffn.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def eager_on_cpu(x: Tensor) -> bool:
+    return not x.is_cuda and not torch.compiler.is_compiling()
+
+
+def rotated_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys turned by their rotary angles, and values.  qkv [b, s, n, 3, d], cos and sin [b, s, 1, 1, d/2] -> three [b, n, s, d]"""
+    if eager_on_cpu(qkv):
+        return _RotatedHeads.apply(qkv, cos, sin)
+    q, k = rotate(qkv[..., :2, :], cos, sin).unbind(-2)
+    return q.transpose(1, 2), k.transpose(1, 2), qkv[..., 2, :].transpose(1, 2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn channel pairs (i, i + d/2), as GPT-NeoX and Megatron do.  [..., d] -> [..., d]"""
+    low, high = x.chunk(2, -1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), -1)
+
+
+def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, way: int) -> None:
+    """`rotate`, or its inverse with `way` -1, written to `out`."""
+    (low, high), (out_low, out_high) = x.chunk(2, -1), out.chunk(2, -1)
+    torch.mul(low, cos, out=out_low).addcmul_(high, sin, value=-way)
+    torch.mul(high, cos, out=out_high).addcmul_(low, sin, value=way)
+
+
+class _RotatedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, cos, sin):
+        b, s, n, _, d = qkv.shape
+        heads = qkv.new_empty(3, b, n, s, d)                                            # what attention reads fastest
+        places = heads.permute(1, 3, 2, 0, 4)                                           # [b, s, n, 3, d]
+        rotate_into(places[..., :2, :], qkv[..., :2, :], cos, sin, 1)
+        heads[2] = qkv[..., 2, :].transpose(1, 2)
+        ctx.save_for_backward(cos, sin)
+        return heads.unbind(0)
+
+    @staticmethod
+    def backward(ctx, d_q, d_k, d_v):
+        (cos, sin), (b, n, s, d) = ctx.saved_tensors, d_q.shape
+        d_qkv = d_q.new_empty(b, s, n, 3, d)
+        for i, d_head in enumerate((d_q, d_k)):
+            rotate_into(d_qkv[..., i, :], d_head.transpose(1, 2), cos[..., 0, :], sin[..., 0, :], -1)
+        d_qkv[..., 2, :] = d_v.transpose(1, 2)
+        return d_qkv, None, None
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up.  [..., gate | up] -> [..., f]"""
+    if eager_on_cpu(gate_up):
+        return _Gated.apply(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, d_y):
+        gate_up, = ctx.saved_tensors
+        d_gate_up = torch.empty_like(gate_up)
+        (gate, up), (d_gate, d_up) = gate_up.chunk(2, -1), d_gate_up.chunk(2, -1)
+        torch.mul(d_y, F.silu(gate), out=d_up)
+        torch.ops.aten.silu_backward.grad_input(d_y * up, gate, grad_input=d_gate)
+        return d_gate_up
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight, its statistics in fp32.  x [..., h], weight [h] -> [..., h]"""
+    if eager_on_cpu(x):
+        return _RMSNorm.apply(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
+        scale = (mean + eps).rsqrt().to(x.dtype)                                        # [..., 1]
+        normed = x * scale
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx, d_y):
+        normed, scale, weight = ctx.saved_tensors
+        product = (d_y * normed).flatten(0, -2)                                         # [rows, h]
+        along = (product @ weight).view(scale.shape) / len(weight)
+        return torch.addcmul(d_y * weight, normed, along, value=-1).mul_(scale), product.sum(0), None
