@@ -3,29 +3,31 @@
 # Makes its environment, gathers text that is already here, trains every point of the grid twice and fits them.
 # Run it again to go on after a stop.   CORPUS=file.jsonl bash examples/quickstart.sh reads another text.
 set -euo pipefail
-# The grid: a budget of training FLOPs, and the sizes of utils/model_params.sh that share it.
+# The grid: an objective, a budget of training FLOPs, and the sizes of utils/model_params.sh that share it.
 grid=(
-  "2e11 CPU_5K  CPU_10K CPU_14K CPU_23K CPU_33K"
-  "6e11 CPU_10K CPU_14K CPU_23K CPU_33K CPU_74K"
-  "2e12 CPU_14K CPU_23K CPU_33K CPU_74K CPU_107K"
+  "ar  1e11   CPU_8K  CPU_16K CPU_25K CPU_41K CPU_74K"
+  "ar  2.5e11 CPU_12K CPU_25K CPU_41K CPU_74K CPU_107K"
+  "ar  6e11   CPU_16K CPU_25K CPU_41K CPU_74K CPU_107K"
+  "mdm 1e11   CPU_5K  CPU_8K  CPU_16K CPU_25K CPU_41K"
+  "mdm 2.5e11 CPU_5K  CPU_8K  CPU_16K CPU_25K CPU_41K"
+  "mdm 6e11   CPU_8K  CPU_16K CPU_25K CPU_41K CPU_74K"
 )
+started=''
 export SCALE=cpu
 source "$(dirname "$0")/setup.sh"
 [[ ${DRY_RUN:-} == 1 ]] || make_environment tracking
 source "$(dirname "$0")/common.sh"
 
 for row in "${grid[@]}"; do
-  read -r flops row_sizes <<<"$row"
+  read -r objective flops row_sizes <<<"$row"
   for size in $row_sizes; do
     plan "$size" --flops "$flops"
     train_on text
-    for objective in ar mdm; do
-      if [[ $objective == ar ]]; then ENTRY=pretrain_gpt.py; else ENTRY=pretrain_diff_gpt.py; fi
-      # TensorBoard and W&B (offline without a key) for the first run of each; they take seconds to start
-      TENSORBOARD='' WANDB_PROJECT=''
-      if [[ "$flops $size" == "${grid[0]%% *} CPU_33K" ]]; then TENSORBOARD=1 WANDB_PROJECT=quickstart; fi
-      run "quickstart_${objective}_${flops}_${size_name}"
-    done
+    if [[ $objective == ar ]]; then ENTRY=pretrain_gpt.py; else ENTRY=pretrain_diff_gpt.py; fi
+    # TensorBoard and W&B (offline without a key) for the first run of each objective; they take seconds to start
+    TENSORBOARD='' WANDB_PROJECT=''
+    if [[ $objective != "$started" ]]; then started=$objective TENSORBOARD=1 WANDB_PROJECT=quickstart; fi
+    run "quickstart_${objective}_${flops}_${size_name}"
   done
 done
 finish

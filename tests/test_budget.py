@@ -140,7 +140,7 @@ def test_command_line():
 
 @pytest.mark.parametrize("argv, sentence", [
     (["--model", "426M"], "no size '426M' in utils/model_params.sh; did you mean 425M or 489M?"),
-    (["--model", "CPU_33"], "did you mean CPU_33K"),
+    (["--model", "CPU_25"], "did you mean CPU_25K"),
     (["--model", "7M", "--tokens", "7B"], "did you mean 7B6"),
     (["--model", "425M", "--flops", "1e9"], "less than one sample"),
     (["--model", "425M", "--flops", "-1"], "positive number"),

@@ -165,7 +165,8 @@ def verdict(first: str | None, dump: Checkpoint, device: str) -> tuple[str, int]
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="replay.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      description=__doc__)
-    parser.add_argument("dump", type=Path, metavar="DUMP", help="a folder of RUN_DIR/bad_batches (of bad_batches itself the newest)")
+    parser.add_argument("dump", type=Path, metavar="DUMP",
+                        help="a folder of RUN_DIR/bad_batches (of bad_batches itself the newest)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run [auto]")
     given = parser.parse_args(argv)
     if given.device == "cuda" and not torch.cuda.is_available():

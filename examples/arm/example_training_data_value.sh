@@ -24,7 +24,7 @@ for flops in $(budgets "1e19 3e19 1e20" "1e11 3e11"); do
   1e19) read -r size corpus <<<"217M 7B6" ;;
   3e19) read -r size corpus <<<"425M 12B" ;;
   1e20) read -r size corpus <<<"724M 23B8" ;;
-  cpu) read -r size corpus <<<"CPU_33K text" ;;
+  cpu) read -r size corpus <<<"CPU_25K text" ;;
   *) stop 2 "FLOPS=$flops has no published optimum: use 1e19, 3e19 or 1e20" ;;
   esac
   for epochs in ${EPOCHS:-1 2 4 10 20 50 100}; do

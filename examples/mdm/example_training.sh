@@ -16,7 +16,7 @@ here=$(dirname "$0")
 source "$here/../common.sh"
 ENTRY=pretrain_diff_gpt.py
 
-MODEL_PARAM=${MODEL_PARAM:-$(at_scale 425M CPU_33K)}        # a name, or ("${PARAM_425M[@]}")
+MODEL_PARAM=${MODEL_PARAM:-$(at_scale 425M CPU_25K)}        # a name, or ("${PARAM_425M[@]}")
 DATA_CNT=${DATA_CNT:-$(at_scale "$DATA_100M" 500000)}       # unique tokens
 EPOCH_CNT=${EPOCH_CNT:-$(at_scale 100 4)}
 

@@ -15,7 +15,7 @@ here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/quickstart   # sbatch runs a copy: submit it from the project
 source "$here/../common.sh"
 ENTRY=pretrain_gpt.py
-MODEL_PARAM=${MODEL_PARAM:-$(at_scale 140M CPU_33K)}        # as in train_ar.sh
+MODEL_PARAM=${MODEL_PARAM:-$(at_scale 140M CPU_25K)}        # as in train_ar.sh
 EPOCH_CNT=${EPOCH_CNT:-$(at_scale 50 4)}
 MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-16} EVAL_ITERS=${EVAL_ITERS:-100}
 

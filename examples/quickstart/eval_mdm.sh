@@ -15,7 +15,7 @@ here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/quickstart   # sbatch runs a copy: submit it from the project
 source "$here/../common.sh"
 ENTRY=pretrain_diff_gpt.py
-MODEL_PARAM=${MODEL_PARAM:-$(at_scale 425M CPU_33K)}        # as in train_mdm.sh
+MODEL_PARAM=${MODEL_PARAM:-$(at_scale 425M CPU_25K)}        # as in train_mdm.sh
 EPOCH_CNT=${EPOCH_CNT:-$(at_scale 500 8)}
 MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-8} EVAL_ITERS=${EVAL_ITERS:-100}
 

@@ -15,7 +15,10 @@ def eager_on_cpu(x: Tensor) -> bool:
 
 
 def rotated_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys turned by their rotary angles, and values.  qkv [b, s, n, 3, d], cos and sin [b, s, 1, 1, d/2] -> three [b, n, s, d]"""
+    """Queries and keys turned by their rotary angles, and values.
+
+    qkv [b, s, n, 3, d], cos and sin [b, s, 1, 1, d/2] -> three [b, n, s, d]
+    """
     if eager_on_cpu(qkv):
         return _RotatedHeads.apply(qkv, cos, sin)
     q, k = rotate(qkv[..., :2, :], cos, sin).unbind(-2)

@@ -18,8 +18,8 @@ from megatron.config import Config
 from megatron.errors import MissingInput
 
 # Dense bf16 peaks in FLOP/s, from the vendors' data sheets (without sparsity).
-GPU_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12, "A800": 312e12,
-             "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12, "V100": 125e12}
+GPU_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12,
+             "A800": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12, "V100": 125e12}
 # Compiling the block took 10-40 s on two CPU cores and saved 13-30 % of a step: it repays itself within this much compute.
 COMPILE_REPAYS_SECONDS = {"cpu": 600.0, "cuda": 120.0}
 
@@ -49,10 +49,12 @@ def setup(cfg: Config) -> Where:
     if deterministic and kind == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of a step, and nothing here reads what it did not write
+    # Filling costs a tenth of a step, and nothing here reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if kind == "cpu":
         keep_freed_memory()
-    return Where(device=torch.device(kind), dtype=dtype, peak_flops=peak, peak_source=source, compile=chosen, compile_reason=reason)
+    return Where(device=torch.device(kind), dtype=dtype, peak_flops=peak, peak_source=source,
+                 compile=chosen, compile_reason=reason)
 
 
 def keep_freed_memory() -> None:
@@ -74,7 +76,8 @@ def peak_flops(kind: str, dtype: torch.dtype, num_threads: int) -> tuple[float, 
     size = 8192 if kind == "cuda" else 1024
     a = torch.randn(size, size, device=kind).to(dtype)
     best = min(timed_product(a) for _ in range(4))
-    return 2 * size**3 / best, f"best of four {size}^3 products on {num_threads} threads" if kind == "cpu" else f"best of four {size}^3 products"
+    threads = f" on {num_threads} threads" if kind == "cpu" else ""
+    return 2 * size**3 / best, f"best of four {size}^3 products{threads}"
 
 
 def timed_product(a: torch.Tensor) -> float:

@@ -31,7 +31,8 @@ class Slice:
     bytes_per_token: float = math.nan
 
     def fingerprint(self) -> str:
-        said = f"{self.dataset.fingerprint()} rows {self.rows} length {self.seq_length} seed {self.seed} first {self.score_first_token}"
+        said = (f"{self.dataset.fingerprint()} rows {self.rows} length {self.seq_length} seed {self.seed} "
+                f"first {self.score_first_token}")
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     def convention(self, objective: Objective) -> dict:

@@ -230,12 +230,15 @@ def read_metrics(path: str | Path) -> list[dict]:
     return records[:-1] + [r for r in records[-1:] if r is not None]
 
 
+def plain(value: Any) -> Any:
+    """A value that JSON can hold. JSON has no NaN: non-finite numbers become the strings "nan", "inf", "-inf"."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def encode(record: dict) -> str:
-    """One line of JSON. JSON has no NaN: non-finite numbers are the strings "nan", "inf", "-inf"."""
-    def plain(value):
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    """One line of JSON."""
     return json.dumps(plain(record), allow_nan=False) + "\n"
 
 

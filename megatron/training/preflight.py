@@ -22,32 +22,36 @@ from megatron.training.device import Where
 from megatron.training.evaluate import Slice
 from megatron.training.loop import pose
 
-ACTIVATION_WIDTHS = 34          # values a token and layer keeps for the backward pass, in units of h (Korthikanti et al., arXiv:2205.05198)
+# Values a token and layer keeps for the backward pass, in units of h (Korthikanti et al., arXiv:2205.05198).
+ACTIVATION_WIDTHS = 34
 
 
-def check(cfg: Config, where: Where, tokenizer: Tokenizer, data: dict[str, PackedDataset | None], slices: dict[str, Slice], objective: Objective,
-          at: Progress, say: Callable[[str], None]) -> None:
+def check(cfg: Config, where: Where, tokenizer: Tokenizer, data: dict[str, PackedDataset | None], slices: dict[str, Slice],
+          objective: Objective, at: Progress, say: Callable[[str], None]) -> None:
     """Run every check and say what each found. Raises the Refusal of the first that fails."""
     checks = {"environment": lambda: environment(), "device": lambda: device(where), "output": lambda: output(cfg),
               "tokenizer": lambda: f"{tokenizer.name}, {tokenizer.vocab_size} ids, {tokenizer.fingerprint()[:16]}",
               "model": lambda: model(cfg), "memory": lambda: memory(cfg, where), "data": lambda: describe(cfg, data, slices),
-              "batch": lambda: batch(cfg, data["train"], objective, at), "dropout": lambda: dropout(cfg), "compile": lambda: compiled(where)}
+              "batch": lambda: batch(cfg, data["train"], objective, at), "dropout": lambda: dropout(cfg),
+              "compile": lambda: compiled(where)}
     for name, what in checks.items():
         for line in filter(None, (what() or "").split("\n")):
             say(f"preflight ok | {name}: {line}")
 
 
 def environment() -> str:
-    lines = [f"megatron {megatron.__version__} from {Path(megatron.__file__).parent}, torch {torch.__version__}"]
+    root = Path(megatron.__file__).parent
+    lines = [f"megatron {megatron.__version__} from {root}, torch {torch.__version__}"]
     try:
         other = importlib.metadata.version("megatron-core")
     except importlib.metadata.PackageNotFoundError:
         other = None
-    if other and (Path(megatron.__file__).parent / "core" / "transformer").is_dir():
-        raise Mismatch(f"megatron-core {other} is installed into the same folder {Path(megatron.__file__).parent}: the two overwrite each other; "
+    if other and (root / "core" / "transformer").is_dir():
+        raise Mismatch(f"megatron-core {other} is installed into the same folder {root}: the two overwrite each other; "
                        "use an environment of its own for this project")
     if other:
-        lines.append(f"megatron-core {other} is installed here too, under the same name `megatron`: in this process the name is this project's")
+        lines.append(f"megatron-core {other} is installed here too, under the same name `megatron`: "
+                     "in this process the name is this project's")
     if importlib.util.find_spec("amp_C"):
         lines.append("NVIDIA apex is installed; it is not used: torch's own fused kernels are")
     if importlib.util.find_spec("megatron.data._helpers") is None:
@@ -56,7 +60,8 @@ def environment() -> str:
 
 
 def device(where: Where) -> str:
-    return f"{where.device.type}, {where.dtype}, {torch.get_num_threads()} threads, peak {where.peak_flops / 1e9:.0f} GFLOP/s ({where.peak_source})"
+    peak = f"{where.peak_flops / 1e9:.0f} GFLOP/s ({where.peak_source})"
+    return f"{where.device.type}, {where.dtype}, {torch.get_num_threads()} threads, peak {peak}"
 
 
 def output(cfg: Config) -> str:
@@ -73,18 +78,21 @@ def output(cfg: Config) -> str:
             probe.rename(probe.with_suffix(".renamed"))
             probe.with_suffix(".renamed").unlink()
         except OSError as error:
-            raise CannotWrite(f"{folder} cannot be written to ({error.strerror}): choose another --run-dir, --save or --tensorboard-dir") from error
+            raise CannotWrite(f"{folder} cannot be written to ({error.strerror}): "
+                              "choose another --run-dir, --save or --tensorboard-dir") from error
     needed = 12 * cfg.model.shape().total() if cfg.train.save else 0
     free = shutil.disk_usage(cfg.train.save or cfg.log.run_dir).free
     if free < needed:
-        raise CannotWrite(f"a checkpoint takes {needed / 2**30:.1f} GiB and --save {cfg.train.save} has {free / 2**30:.1f} GiB free: make room")
-    return f"{', '.join(map(str, folders))} can be written; {free / 2**30:.0f} GiB free" + (f", a checkpoint takes {needed / 2**30:.2f}" if needed else "")
+        raise CannotWrite(f"a checkpoint takes {needed / 2**30:.1f} GiB and --save {cfg.train.save} has "
+                          f"{free / 2**30:.1f} GiB free: make room")
+    takes = f", a checkpoint takes {needed / 2**30:.2f}" if needed else ""
+    return f"{', '.join(map(str, folders))} can be written; {free / 2**30:.0f} GiB free{takes}"
 
 
 def model(cfg: Config) -> str:
     shape = cfg.model.shape()
-    return (f"{shape.total():,} parameters ({shape.non_embedding():,} outside the embedding; published formula {shape.published():,}), "
-            f"vocabulary {cfg.model.vocab_size} in {cfg.model.padded_vocab_size} rows")
+    return (f"{shape.total():,} parameters ({shape.non_embedding():,} outside the embedding; "
+            f"published formula {shape.published():,}), vocabulary {cfg.model.vocab_size} in {cfg.model.padded_vocab_size} rows")
 
 
 def memory(cfg: Config, where: Where) -> str:
@@ -92,11 +100,17 @@ def memory(cfg: Config, where: Where) -> str:
     m, size = cfg.model, 2 if cfg.train.bf16 else 4
     state = cfg.model.shape().total() * (4 if cfg.train.skip_train else 16)            # weights, gradient, two moments in fp32
     layers = 1 if cfg.train.recompute_granularity else m.num_layers
-    kept = size * cfg.train.micro_batch_size * m.seq_length * (m.hidden_size * ACTIVATION_WIDTHS * layers // 2 + m.hidden_size * m.num_layers)
-    total = torch.cuda.mem_get_info(where.device)[1] if where.device.type == "cuda" else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    values_per_token = m.hidden_size * ACTIVATION_WIDTHS * layers // 2 + m.hidden_size * m.num_layers
+    kept = size * cfg.train.micro_batch_size * m.seq_length * values_per_token
+    if where.device.type == "cuda":
+        total = torch.cuda.mem_get_info(where.device)[1]
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if state > total:
-        raise CannotWrite(f"weights, gradients and moments take {state / 2**30:.1f} GiB and {where.device.type} has {total / 2**30:.1f} GiB: take a smaller model")
-    tight = "; this may not fit: lower --micro-batch-size or use --recompute-granularity full" if state + kept > 0.9 * total else ""
+        raise CannotWrite(f"weights, gradients and moments take {state / 2**30:.1f} GiB and {where.device.type} has "
+                          f"{total / 2**30:.1f} GiB: take a smaller model")
+    advice = "; this may not fit: lower --micro-batch-size or use --recompute-granularity full"
+    tight = advice if state + kept > 0.9 * total else ""
     return f"about {state / 2**30:.2f} GiB of state and {kept / 2**30:.2f} GiB of activations, of {total / 2**30:.0f} GiB{tight}"
 
 
@@ -105,12 +119,13 @@ def describe(cfg: Config, data: dict[str, PackedDataset | None], slices: dict[st
     if cfg.data.data_path and data["test"] is None and (cfg.data.split.split(",") + ["0"] * 3)[2] not in ("0", "0.0"):
         lines.append(f"test: the last share of --split {cfg.data.split} is shorter than one sample: nothing is tested at the end")
     if data["train"]:
-        tokens = (cfg.train.train_samples or 0) * cfg.model.seq_length
-        lines.append(f"Tokens per epoch: {data['train'].tokens_per_epoch} | {tokens} tokens to train on = {tokens / data['train'].tokens_per_epoch:.3f} epochs")
+        tokens, per_epoch = (cfg.train.train_samples or 0) * cfg.model.seq_length, data["train"].tokens_per_epoch
+        lines.append(f"Tokens per epoch: {per_epoch} | {tokens} tokens to train on = {tokens / per_epoch:.3f} epochs")
     for split, found in slices.items():
         asked = cfg.train.eval_iters * cfg.train.global_batch_size
         short = f" (all there are; {asked} were asked for)" if found.rows < asked else ""
-        lines.append(f"{split} slice: {found.rows} rows of {found.seq_length} tokens{short}, {found.bytes_per_token:.3f} bytes a token, {found.fingerprint()}")
+        lines.append(f"{split} slice: {found.rows} rows of {found.seq_length} tokens{short}, "
+                     f"{found.bytes_per_token:.3f} bytes a token, {found.fingerprint()}")
     return "\n".join(lines)
 
 
@@ -121,14 +136,16 @@ def batch(cfg: Config, data: PackedDataset | None, objective: Objective, at: Pro
     batches = pose(objective, data, cfg, at)
     largest = max(int(b.inputs.max()) for b in batches)
     if largest >= cfg.model.padded_vocab_size:
-        raise BadData(f"a posed batch holds id {largest}, the embedding table has {cfg.model.padded_vocab_size} rows: is the tokenizer the one that made the data?")
+        raise BadData(f"a posed batch holds id {largest}, the embedding table has {cfg.model.padded_vocab_size} rows: "
+                      "is the tokenizer the one that made the data?")
     asked, scored = sum(len(b.asked) for b in batches), sum(int(b.scored.sum()) for b in batches)
     return f"step {at.step} has {len(batches)} micro-batches, {asked} asked of {scored} scored tokens, largest id {largest}"
 
 
 def dropout(cfg: Config) -> str:
-    m = cfg.model
-    slow = "; attention dropout writes the probabilities out and costs several times a fused attention" if m.attention_dropout and not cfg.train.skip_train else ""
+    m, slow = cfg.model, ""
+    if m.attention_dropout and not cfg.train.skip_train:
+        slow = "; attention dropout writes the probabilities out and costs several times a fused attention"
     return f"attention {m.attention_dropout:g}, hidden {m.hidden_dropout:g}{slow}"
 
 

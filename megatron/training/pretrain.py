@@ -39,8 +39,10 @@ def main(cfg: Config) -> int:
         mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
         objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
         reference = objectives.build_reference(cfg.objective, mask)
-        slices = {split: cut_slice(cfg, data[split], reference, tokenizer) for split in ("valid", "test") if data[split] and cfg.train.eval_iters}
-        fingerprints = {"tokenizer": tokenizer.fingerprint(), **{split: found and found.fingerprint() for split, found in data.items()}}
+        slices = {split: cut_slice(cfg, data[split], reference, tokenizer)
+                  for split in ("valid", "test") if data[split] and cfg.train.eval_iters}
+        fingerprints = {"tokenizer": tokenizer.fingerprint(),
+                        **{split: found and found.fingerprint() for split, found in data.items()}}
         with claimed(cfg):
             loaded, changed, early = take_up(cfg, fingerprints)
             at, interval = standing(cfg, loaded)
@@ -66,8 +68,8 @@ def main(cfg: Config) -> int:
 def cut_slice(cfg: Config, dataset: PackedDataset, reference: Objective, tokenizer: Tokenizer) -> Slice:
     """The first rows of the validation data's own order; never a row twice."""
     rows = min(cfg.train.eval_iters * cfg.train.global_batch_size, dataset.rows_in_first_epoch)
-    found = Slice(dataset=dataset, rows=rows, seq_length=cfg.model.seq_length, num_mc=cfg.objective.num_mc, seed=cfg.train.eval_seed,
-                  score_first_token=cfg.objective.score_first_token)
+    found = Slice(dataset=dataset, rows=rows, seq_length=cfg.model.seq_length, num_mc=cfg.objective.num_mc,
+                  seed=cfg.train.eval_seed, score_first_token=cfg.objective.score_first_token)
     return replace(found, bytes_per_token=bytes_per_token(found, reference, tokenizer.token_bytes()))
 
 
@@ -83,7 +85,8 @@ def take_up(cfg: Config, fingerprints: dict[str, str | None]) -> tuple[Checkpoin
 
 
 def build_engine(cfg: Config, objective: Objective, where: Where) -> NativeEngine:
-    model = GPT(cfg.model, objective.causal, cfg.train.seed, where.dtype, recompute=bool(cfg.train.recompute_granularity)).to(where.device)
+    recompute = bool(cfg.train.recompute_granularity)
+    model = GPT(cfg.model, objective.causal, cfg.train.seed, where.dtype, recompute=recompute).to(where.device)
     if where.compile:
         model.compile_blocks()
     live_rows = cfg.model.padded_vocab_size if cfg.model.predict_reserved else cfg.model.vocab_size + objective.uses_mask
@@ -113,7 +116,8 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CannotWrite(f"{folder} is in use by another running process: choose another --run-dir or --save, or wait for it") from None
+            raise CannotWrite(f"{folder} is in use by another running process: "
+                              "choose another --run-dir or --save, or wait for it") from None
         yield
 
 

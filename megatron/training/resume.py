@@ -13,11 +13,12 @@ from megatron.errors import Mismatch, MissingInput
 from megatron.training.loop import Interval
 
 # Flags that may differ from the checkpoint's without changing what the run is.
-FREE = {"data": ("data_path", "train_data_path", "train_data_path_file", "valid_data_path", "valid_data_path_file", "test_data_path",
-                 "test_data_path_file", "vocab_file", "merge_file", "tokenizer_model"),
-        "train": ("save", "save_interval", "keep_last", "keep_every", "load", "finetune", "exit_interval", "exit_duration_in_mins",
-                  "kill_switch_file", "preflight", "num_threads", "device", "compile", "recompute_granularity", "deterministic_mode",
-                  "eval_interval", "eval_iters", "eval_seed", "skip_train", "max_skipped_steps", "micro_batch_size"),
+FREE = {"data": ("data_path", "train_data_path", "train_data_path_file", "valid_data_path", "valid_data_path_file",
+                 "test_data_path", "test_data_path_file", "vocab_file", "merge_file", "tokenizer_model"),
+        "train": ("save", "save_interval", "keep_last", "keep_every", "load", "finetune", "exit_interval",
+                  "exit_duration_in_mins", "kill_switch_file", "preflight", "num_threads", "device", "compile",
+                  "recompute_granularity", "deterministic_mode", "eval_interval", "eval_iters", "eval_seed", "skip_train",
+                  "max_skipped_steps", "micro_batch_size"),
         "objective": ("num_mc", "score_first_token"), "log": None}
 # Flags that may differ, but change the run: said aloud and recorded.
 NOTED = {"optim": None, "train": ("train_samples", "bf16"),
@@ -51,7 +52,8 @@ def open_checkpoint(cfg: Config, say: Callable[[str], None]) -> Checkpoint | Non
     return found
 
 
-def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str | None], say: Callable[[str], None]) -> list[str]:
+def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str | None],
+                    say: Callable[[str], None]) -> list[str]:
     """What changed since the checkpoint. Raises Mismatch with every difference that would make it another experiment."""
     if "progress" not in loaded.facts:
         raise Mismatch(f"--load {loaded.path}: this is no training checkpoint (a dumped batch is for tools/replay.py); "

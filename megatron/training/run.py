@@ -34,10 +34,11 @@ from megatron.training.signals import StopRequest
 class Run:
     """Implements what the loop asks of the world."""
 
-    def __init__(self, cfg: Config, engine: NativeEngine, reference: Objective, slices: dict[str, Slice], where: Where, stop: StopRequest,
-                 log: Log, fingerprints: dict[str, str | None], tokens_per_epoch: int | None, at: Progress):
+    def __init__(self, cfg: Config, engine: NativeEngine, reference: Objective, slices: dict[str, Slice], where: Where,
+                 stop: StopRequest, log: Log, fingerprints: dict[str, str | None], tokens_per_epoch: int | None, at: Progress):
         self.cfg, self.engine, self.reference, self.slices = cfg, engine, reference, slices
-        self.where, self.stop, self.log, self.fingerprints, self.tokens_per_epoch = where, stop, log, fingerprints, tokens_per_epoch
+        self.where, self.stop, self.log = where, stop, log
+        self.fingerprints, self.tokens_per_epoch = fingerprints, tokens_per_epoch
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
         self.shape, self.dumps, self.stopped, self.saved, self.last = cfg.model.shape(), 0, None, None, {}
 
@@ -54,11 +55,13 @@ class Run:
         rate = self.cfg.train.global_batch_size * self.cfg.model.seq_length / seconds
         speed = rate * self.shape.flops_per_token(self.cfg.model.seq_length)
         self.last["train"] = loss
-        self.log.record({"kind": "train", **self.where_at(at), "loss": loss, "accuracy": accuracy, "perplexity": math.exp(min(700.0, loss)),
-                         "lr": lr, "grad_norm": done.grad_norm, "clipped_norm": done.clipped_norm, "params_norm": self.engine.params_norm(),
-                         "batch_size": self.cfg.train.global_batch_size, "seq_length": self.cfg.model.seq_length, "step_seconds": seconds,
-                         "tokens_per_sec": rate, "tflops": speed / 1e12, "mfu": speed / self.where.peak_flops,
-                         "memory_bytes": memory_bytes(self.where.device), "utilization": utilization(self.where.device),
+        self.log.record({"kind": "train", **self.where_at(at), "loss": loss, "accuracy": accuracy,
+                         "perplexity": math.exp(min(700.0, loss)), "lr": lr, "grad_norm": done.grad_norm,
+                         "clipped_norm": done.clipped_norm, "params_norm": self.engine.params_norm(),
+                         "batch_size": self.cfg.train.global_batch_size, "seq_length": self.cfg.model.seq_length,
+                         "step_seconds": seconds, "tokens_per_sec": rate, "tflops": speed / 1e12,
+                         "mfu": speed / self.where.peak_flops, "memory_bytes": memory_bytes(self.where.device),
+                         "utilization": utilization(self.where.device),
                          "skipped": at.skipped, "skipped_in_interval": interval.skipped})
 
     def validate(self, at: Progress) -> Progress:
@@ -85,25 +88,28 @@ class Run:
 
     def save(self, at: Progress, interval: Interval) -> None:
         train = self.cfg.train
-        if not train.save or (at == self.began and train.load == train.save):           # nothing happened since it was loaded
+        if not train.save or (at == self.began and train.load == train.save):       # nothing happened since it was loaded
             return
         wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id)
         self.saved = checkpoint.save(Path(train.save), at.step, self.engine.tensors(), wrote, say=self.log.say)
         self.log.say(f"saved {self.saved}")
-        best = next((p for p in checkpoint.find(Path(train.save)) if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
+        found = checkpoint.find(Path(train.save))
+        best = next((p for p in found if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
         checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, say=self.log.say)
 
     def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None:
         """Keep a step that was not finite, weights and all, for tools/replay.py; at most --max-skipped-steps of them."""
-        self.log.say(f"step {at.step + 1} is not finite (loss {done.loss}, gradient norm {done.grad_norm}): skipped, weights and moments untouched")
+        self.log.say(f"step {at.step + 1} is not finite (loss {done.loss}, gradient norm {done.grad_norm}): "
+                     "skipped, weights and moments untouched")
         if self.dumps >= self.cfg.train.max_skipped_steps:
             self.log.say(f"its batch is not kept: {self.dumps} are in {self.dir / 'bad_batches'} already")
             return
         self.dumps += 1
         tensors = {f"batch/{i}/{name}": value.contiguous() for i, b in enumerate(batches) for name, value in vars(b).items()}
         tensors |= {name: value for name, value in self.engine.tensors().items() if name.startswith("model/")}
-        said = {"config": self.cfg.as_dict(), "samples": at.samples, "micro_batches": len(batches), "loss": str(done.loss), "grad_norm": str(done.grad_norm),
-                "fingerprints": self.fingerprints, "environment": environment(self.where), "host": platform.node()}
+        said = {"config": self.cfg.as_dict(), "samples": at.samples, "micro_batches": len(batches), "loss": str(done.loss),
+                "grad_norm": str(done.grad_norm), "fingerprints": self.fingerprints, "environment": environment(self.where),
+                "host": platform.node()}
         try:
             path = checkpoint.save(self.dir / "bad_batches", at.step + 1, tensors, said, audit=False, say=self.log.say)
             self.log.say(f"its batch is in {path}: python tools/replay.py {path}")
@@ -117,7 +123,9 @@ class Run:
     def leave(self, at: Progress, reason: str | None) -> int:
         """End a finished run with result.json, whose presence says so; an interrupted one with its reason. The exit code."""
         if reason is not None:
-            nothing = "no step was done, so there is nothing to save" if self.cfg.train.save else "nothing was saved: there is no --save"
+            nothing = "nothing was saved: there is no --save"
+            if self.cfg.train.save:
+                nothing = "no step was done, so there is nothing to save"
             self.log.say(f"stopped at step {at.step}: {reason}; {f'saved {self.saved}' if self.saved else nothing}")
             return self.stopped[1]
         if "test" in self.slices:
@@ -137,19 +145,23 @@ class Run:
         val = self.last.get("val", {})
         seconds = time.monotonic() - self.start
         trained = (at.samples - self.began.samples) * cfg.model.seq_length
-        return {"name": self.dir.name, "objective": cfg.objective.objective, "params": shape.total(), "params_non_embedding": shape.non_embedding(),
-                "params_with_head": shape.with_head(), "params_published": shape.published(), "params_convention": "total",
-                "tokens": axes["tokens"], "unique_tokens": min(axes["tokens"], self.tokens_per_epoch or axes["tokens"]), "epochs": axes["epoch"],
+        return {"name": self.dir.name, "objective": cfg.objective.objective, "params": shape.total(),
+                "params_non_embedding": shape.non_embedding(), "params_with_head": shape.with_head(),
+                "params_published": shape.published(), "params_convention": "total", "tokens": axes["tokens"],
+                "unique_tokens": min(axes["tokens"], self.tokens_per_epoch or axes["tokens"]), "epochs": axes["epoch"],
                 "samples": at.samples, "steps": at.step, "flops": axes["flops"], "flops_convention": "6ND, N = all parameters",
                 "flops_exact": shape.flops_per_token(cfg.model.seq_length) * axes["tokens"], "train_loss": self.last.get("train"),
                 "loss": val.get("loss"), "loss_se_noise": val.get("loss_se_noise"), "loss_se_data": val.get("loss_se_data"),
-                "bits_per_byte": val.get("bits_per_byte"), "accuracy": val.get("accuracy"), "bound": "exact" if self.reference.exact else "bound",
-                "test_loss": self.last.get("test", {}).get("loss"), "best_loss": at.best_val_loss, "seq_length": cfg.model.seq_length,
-                "batch_size": cfg.train.global_batch_size, "lr": cfg.optim.lr, "lr_decay_style": cfg.optim.lr_decay_style,
-                "lr_decayed": decayed(cfg.optim, at.samples, cfg.train.global_batch_size), "seed": cfg.train.seed, "tokenizer": self.fingerprints["tokenizer"],
-                "vocab_size": cfg.model.vocab_size, "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
-                "convention": val.get("convention"), "attention_dropout": cfg.model.attention_dropout, "hidden_dropout": cfg.model.hidden_dropout,
-                "seconds": seconds, "tokens_per_sec": trained / seconds, "skipped": at.skipped}
+                "bits_per_byte": val.get("bits_per_byte"), "accuracy": val.get("accuracy"),
+                "bound": "exact" if self.reference.exact else "bound", "test_loss": self.last.get("test", {}).get("loss"),
+                "best_loss": at.best_val_loss, "seq_length": cfg.model.seq_length, "batch_size": cfg.train.global_batch_size,
+                "lr": cfg.optim.lr, "lr_decay_style": cfg.optim.lr_decay_style,
+                "lr_decayed": decayed(cfg.optim, at.samples, cfg.train.global_batch_size), "seed": cfg.train.seed,
+                "tokenizer": self.fingerprints["tokenizer"], "vocab_size": cfg.model.vocab_size,
+                "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
+                "convention": val.get("convention"), "attention_dropout": cfg.model.attention_dropout,
+                "hidden_dropout": cfg.model.hidden_dropout, "seconds": seconds, "tokens_per_sec": trained / seconds,
+                "skipped": at.skipped}
 
     def identify(self, at: Progress, loaded: Checkpoint | None, changed: list[str]) -> None:
         """config.json and run.json: who this run is, and every time it went on. An earlier process's result is no longer one."""
@@ -157,27 +169,31 @@ class Run:
         (self.dir / "result.json").unlink(missing_ok=True)
         path = self.dir / "run.json"
         known = json.loads(path.read_text()) if path.exists() and at.step else {}
-        resumes = known.get("resumes", []) + ([{"time": time.time(), "step": at.step, "from": str(loaded.path), "changed": changed}] if loaded else [])
-        write_json(path, {"name": self.dir.name, "created": known.get("created", time.time()), "version": megatron.__version__, "code": code_version(),
-                          "environment": environment(self.where), "fingerprints": self.fingerprints, "tokens_per_epoch": self.tokens_per_epoch,
-                          "params": self.shape.total(), "params_non_embedding": self.shape.non_embedding(),
-                          "params_with_head": self.shape.with_head(), "params_published": self.shape.published(),
-                          "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length), "noise_seed": self.cfg.train.seed,
-                          "eval_seed": self.cfg.train.eval_seed, "resumes": resumes})
+        resumes = known.get("resumes", [])
+        if loaded:
+            resumes = [*resumes, {"time": time.time(), "step": at.step, "from": str(loaded.path), "changed": changed}]
+        write_json(path, {"name": self.dir.name, "created": known.get("created", time.time()), "version": megatron.__version__,
+                          "code": code_version(), "environment": environment(self.where), "fingerprints": self.fingerprints,
+                          "tokens_per_epoch": self.tokens_per_epoch, "params": self.shape.total(),
+                          "params_non_embedding": self.shape.non_embedding(), "params_with_head": self.shape.with_head(),
+                          "params_published": self.shape.published(),
+                          "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length),
+                          "noise_seed": self.cfg.train.seed, "eval_seed": self.cfg.train.eval_seed, "resumes": resumes})
 
 
 def write_json(path: Path, what: dict) -> None:
     """Publish plain JSON at once. Raises CannotWrite."""
     try:
-        replace_file(path, json.dumps(what, indent=1).encode())
+        replace_file(path, json.dumps(logs.plain(what), indent=1, allow_nan=False).encode())
     except OSError as error:
         raise CannotWrite(f"{path} cannot be written: {error.strerror}; make room or choose another --run-dir") from error
 
 
 def environment(where: Where) -> dict:
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "machine": platform.machine(),
-            "device": torch.cuda.get_device_name() if where.device.type == "cuda" else "cpu", "threads": torch.get_num_threads(),
-            "dtype": str(where.dtype).removeprefix("torch."), "compile": where.compile, "peak_flops": where.peak_flops, "peak_source": where.peak_source}
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+            "machine": platform.machine(), "device": torch.cuda.get_device_name() if where.device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(), "dtype": str(where.dtype).removeprefix("torch."), "compile": where.compile,
+            "peak_flops": where.peak_flops, "peak_source": where.peak_source}
 
 
 def code_version() -> str:

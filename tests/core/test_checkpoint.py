@@ -300,7 +300,7 @@ def test_no_mutation_of_any_file_yields_other_tensors(tmp_path, monkeypatch, lin
     assert len(files) > 3
     rng = random.Random(0)
     fell_back = 0
-    for number in range(120):
+    for _ in range(120):
         file = newer / rng.choice(files)
         damage(file, rng.choice(["flip", "flip", "flip", "truncate", "append", "zero", "delete"]), rng)
         with pytest.raises(Refusal) as refusal:

@@ -42,7 +42,8 @@ def test_gated():
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_rms_norm(scale):
-    same(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, w.shape, w, 1e-5), normal(3, 4, 16) * scale, normal(16) + 1, atol=1e-5 / scale)
+    same(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, w.shape, w, 1e-5),
+         normal(3, 4, 16) * scale, normal(16) + 1, atol=1e-5 / scale)
 
 
 def test_rms_norm_in_bf16_is_near_fp32():

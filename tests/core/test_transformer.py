@@ -17,9 +17,9 @@ TINY = Model(num_layers=3, hidden_size=32, num_attention_heads=4, kv_channels=8,
 def batch(b=3, s=12, seed=0, vocab=50):
     rng = torch.Generator().manual_seed(seed)
     weights = torch.rand(b, s, generator=rng) * (torch.rand(b, s, generator=rng) < 0.7)
-    return Batch(inputs=torch.randint(0, vocab, (b, s), generator=rng), targets=torch.randint(0, vocab, (b, s), generator=rng), weights=weights,
-                 scored=torch.ones(b, s, dtype=torch.bool), positions=torch.arange(s).expand(b, s), index=torch.arange(b) + 7,
-                 asked=asked_positions(weights))
+    return Batch(inputs=torch.randint(0, vocab, (b, s), generator=rng), targets=torch.randint(0, vocab, (b, s), generator=rng),
+                 weights=weights, scored=torch.ones(b, s, dtype=torch.bool), positions=torch.arange(s).expand(b, s),
+                 index=torch.arange(b) + 7, asked=asked_positions(weights))
 
 
 def all_asked(x: Batch) -> Batch:
@@ -81,7 +81,8 @@ def test_dropped_attention_at_rate_zero_is_the_fused_one():
     attention = GPT(TINY, True, 1).blocks["0"].attention
     q, k, v = torch.randn(3, 2, 4, 12, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
     explicit = attention.dropped(q, k, v, torch.zeros(2, 12, dtype=torch.int32))
-    torch.testing.assert_close(explicit, torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), rtol=1e-5, atol=1e-6)
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(explicit, fused, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_are_named_by_seed_and_name_whatever_the_padding():

@@ -9,8 +9,8 @@ from megatron.core.transformer import GPT
 from megatron.engine.native import NativeEngine
 from megatron.errors import Mismatch
 
-MODEL = Model(num_layers=2, hidden_size=32, num_attention_heads=2, kv_channels=16, ffn_hidden_size=64, seq_length=8, vocab_size=50,
-              padded_vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0)
+MODEL = Model(num_layers=2, hidden_size=32, num_attention_heads=2, kv_channels=16, ffn_hidden_size=64, seq_length=8,
+              vocab_size=50, padded_vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0)
 OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_grad=0.5)
 
 
@@ -22,8 +22,8 @@ def batch(seed=0, rows=4):
     rng = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 50, (rows, 9), generator=rng)
     weights = torch.ones(rows, 8)
-    return Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weights=weights, scored=weights.bool(), positions=torch.arange(8).expand(rows, 8),
-                 index=torch.arange(rows), asked=asked_positions(weights))
+    return Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weights=weights, scored=weights.bool(),
+                 positions=torch.arange(8).expand(rows, 8), index=torch.arange(rows), asked=asked_positions(weights))
 
 
 def poisoned(x):
@@ -42,7 +42,8 @@ def test_equals_plain_torch():
     """Clip and AdamW by torch itself on the same model, except for the decay of vectors, which is Megatron's: none."""
     ours, plain = engine(), GPT(MODEL, True, 0)
     matrices, vectors = [p for p in plain.parameters() if p.dim() > 1], [p for p in plain.parameters() if p.dim() == 1]
-    adam = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1)
+    adam = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+                             lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1)
     for i in range(4):
         step = ours.step([batch(i)], 1e-2)
         loss = plain.train()(batch(i))[0] / 32
@@ -120,5 +121,6 @@ def test_score_gives_each_row_its_own_sums():
     assert scores.asked.tolist() == [8, 3, 8, 8] and scores.scored.tolist() == [8] * 4
     with torch.no_grad():
         total, nll, hit = e.model.eval()(x)
-    assert scores.loss.sum() == pytest.approx(float(total), rel=1e-6) and scores.loss[1] == pytest.approx(float(nll[8:11].sum()), rel=1e-6)
+    assert scores.loss.sum() == pytest.approx(float(total), rel=1e-6)
+    assert scores.loss[1] == pytest.approx(float(nll[8:11].sum()), rel=1e-6)
     assert scores.hits.sum() == int(hit.sum())

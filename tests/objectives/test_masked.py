@@ -45,7 +45,8 @@ def any_order_nll(length: int) -> float:
 def estimate(objective, rows, length, seed=1):
     batch = objective.pose(clean(rows, length), Noise(seed, torch.arange(rows)), 0.0)
     hidden = batch.inputs == MASK
-    nll = torch.tensor([[table(frozenset(i for i in range(length) if not row[i]), place) for place in range(length)] for row in hidden.tolist()])
+    visible = [frozenset(i for i in range(length) if not row[i]) for row in hidden.tolist()]
+    nll = torch.tensor([[table(seen, place) for place in range(length)] for seen in visible])
     values = (batch.weights * nll).sum(1) / length
     return float(values.mean()), float(values.std()) / math.sqrt(rows)
 
@@ -77,7 +78,8 @@ def test_the_count_form_hides_k_of_the_scored_tokens():
 
 
 def test_stratified_t_fills_each_stratum_of_the_global_batch_once():
-    t = torch.cat([Noise(3, torch.arange(first, first + 4)).stratified(16) for first in range(32, 48, 4)])       # four micro-batches of one batch
+    micro_batches = [torch.arange(first, first + 4) for first in range(32, 48, 4)]          # four, of one global batch
+    t = torch.cat([Noise(3, index).stratified(16) for index in micro_batches])
     ordered = t.sort().values
     assert torch.allclose(ordered.diff(), torch.full((15,), 1 / 16, dtype=torch.float64)) and 0 < ordered[0] and ordered[-1] <= 1
     assert not torch.equal(t, Noise(3, torch.arange(48, 64)).stratified(16))
@@ -103,7 +105,8 @@ def test_unscored_positions_are_never_hidden_and_token_zero_can_be_conditioned_o
 
 def test_a_row_with_nothing_hidden_contributes_zero():
     data = clean(4, 6)
-    batch = MaskedDiffusion(mask_id=MASK, eps=0.0).pose(data, type("Clear", (Noise,), {"uniform": lambda self, p, *s: torch.full((4, *s), 0.9999999)})(1, data.index), 0.0)
+    clear = type("Clear", (Noise,), {"uniform": lambda self, p, *s: torch.full((4, *s), 0.9999999)})
+    batch = MaskedDiffusion(mask_id=MASK, eps=0.0).pose(data, clear(1, data.index), 0.0)
     assert (batch.weights.sum(1) == 0).any() and torch.isfinite(batch.weights).all() and int(batch.scored.sum()) == 24
 
 

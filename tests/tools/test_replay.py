@@ -14,8 +14,8 @@ from megatron.engine.native import NativeEngine
 from megatron.training import pretrain
 from tools import replay
 
-FLAGS = ("--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --micro-batch-size 4 --global-batch-size 8 --lr 1e-3 "
-         "--train-iters 3 --eval-iters 0 --log-interval 1 --tokenizer-type ByteTokenizer --device cpu --num-threads 1 "
+FLAGS = ("--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --micro-batch-size 4 --global-batch-size 8 "
+         "--lr 1e-3 --train-iters 3 --eval-iters 0 --log-interval 1 --tokenizer-type ByteTokenizer --device cpu --num-threads 1 "
          "--train-data-path").split()
 
 
@@ -53,7 +53,8 @@ def run(dump, capsys):
 def test_a_bad_weight_is_named_before_anything_is_computed(bad_step, capsys):
     dump = bad_step(lambda model: spoil(model, "blocks.1.mlp.up.weight", math.nan, (3, 4)))
     code, said, _ = run(dump, capsys)
-    assert code == 17 and "REPRODUCED: weight blocks.1.mlp.up.weight is not finite (1 NaN of" in said and "earlier checkpoint" in said
+    assert code == 17
+    assert "REPRODUCED: weight blocks.1.mlp.up.weight is not finite (1 NaN of" in said and "earlier checkpoint" in said
 
 
 @pytest.mark.parametrize("objective", ["ar", "mdm"])
@@ -110,7 +111,8 @@ def test_what_is_finite_here_accuses_the_machine(bad_step, capsys):
         patch.setattr(GPT, "forward", flaky)
         dump = bad_step(lambda model: None)
     code, said, _ = run(dump, capsys)
-    assert code == 16 and "NOT REPRODUCED: every tensor is finite here" in said.splitlines()[-1] and "suspect that machine" in said
+    assert code == 16
+    assert "NOT REPRODUCED: every tensor is finite here" in said.splitlines()[-1] and "suspect that machine" in said
     assert "here the loss is 5." in said and "loss nan, gradient norm nan" in said
     assert "--objective ar --seed 1234, samples 8..15 of the train data " in said
 

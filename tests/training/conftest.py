@@ -11,9 +11,10 @@ from megatron.core import checkpoint
 from megatron.training.pretrain import main
 
 ROOT = Path(__file__).parents[2]
-FLAGS = """--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --micro-batch-size 2 --global-batch-size 8 --train-iters 20
-    --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-samples 16 --adam-beta2 0.95 --weight-decay 0.1 --tokenizer-type ByteTokenizer
-    --split 80,20,0 --eval-iters 4 --log-interval 1 --hidden-dropout 0.1 --attention-dropout 0.1 --num-threads 1 --device cpu""".split()
+FLAGS = """--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --micro-batch-size 2 --global-batch-size 8
+    --train-iters 20 --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-samples 16 --adam-beta2 0.95 --weight-decay 0.1
+    --tokenizer-type ByteTokenizer --split 80,20,0 --eval-iters 4 --log-interval 1 --hidden-dropout 0.1 --attention-dropout 0.1
+    --num-threads 1 --device cpu""".split()
 CLOCK = ("time", "step_seconds", "tokens_per_sec", "tflops", "mfu", "memory_bytes", "utilization")
 
 
@@ -38,9 +39,9 @@ def run():
     return train
 
 
-BASE = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "seq_length": 32, "micro_batch_size": 4, "global_batch_size": 8,
-        "lr": 1e-3, "train_iters": 12, "eval_iters": 1, "eval_interval": 5, "log_interval": 1, "save_interval": 4,
-        "tokenizer_type": "ByteTokenizer", "device": "cpu", "num_threads": 1}
+BASE = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "seq_length": 32, "micro_batch_size": 4,
+        "global_batch_size": 8, "lr": 1e-3, "train_iters": 12, "eval_iters": 1, "eval_interval": 5, "log_interval": 1,
+        "save_interval": 4, "tokenizer_type": "ByteTokenizer", "device": "cpu", "num_threads": 1}
 
 
 class Trainer:

@@ -13,8 +13,8 @@ from megatron.engine.native import NativeEngine
 from megatron.objectives import build_reference
 from megatron.training.evaluate import Slice, bytes_per_token, cleans, data_error, evaluate, noise_error
 
-MODEL = Model(num_layers=1, hidden_size=32, num_attention_heads=2, kv_channels=16, ffn_hidden_size=64, seq_length=16, vocab_size=257,
-              padded_vocab_size=384, attention_dropout=0.0, hidden_dropout=0.0)
+MODEL = Model(num_layers=1, hidden_size=32, num_attention_heads=2, kv_channels=16, ffn_hidden_size=64, seq_length=16,
+              vocab_size=257, padded_vocab_size=384, attention_dropout=0.0, hidden_dropout=0.0)
 
 
 @pytest.fixture
@@ -44,7 +44,8 @@ def test_both_objectives_score_the_same_tokens_and_see_token_zero(data):
 def test_ar_is_exact_and_repeatable(data):
     first, second = (evaluate(engine(True), objective("ar"), data) for _ in range(2))
     assert first == second and first["bound"] == "exact" and first["loss_se_noise"] == 0.0
-    assert first["loss"] == pytest.approx(math.log(257), abs=0.05) and first["bits_per_byte"] == pytest.approx(first["loss"] / math.log(2))
+    assert first["loss"] == pytest.approx(math.log(257), abs=0.05)
+    assert first["bits_per_byte"] == pytest.approx(first["loss"] / math.log(2))
 
 
 def test_the_curve_moves_only_with_the_model(data):
@@ -53,7 +54,10 @@ def test_the_curve_moves_only_with_the_model(data):
 
 
 def test_an_untrained_bound_is_the_log_of_the_vocabulary_within_its_error(data):
-    """With a head that says nothing every token costs ln V, so the bound is ln V times sum(weights) / L: exactly ln V in the count form."""
+    """With a head that says nothing every token costs ln V, so the bound is ln V times sum(weights) / L.
+
+    In the count form that is exactly ln V.
+    """
     mdm = engine(False)
     with torch.no_grad():
         mdm.model.embed.weight.zero_()
@@ -90,7 +94,9 @@ def test_bytes_behind_the_scored_tokens(data):
 
 def test_slice_and_convention_are_named(data):
     assert data.fingerprint() != replace(data, rows=39).fingerprint() != replace(data, seed=1).fingerprint()
-    assert data.convention(objective("mdm"))["scored_tokens"] == data.convention(objective("ar"))["scored_tokens"] == "1..15 of each row"
+    assert data.convention(objective("mdm"))["scored_tokens"] == "1..15 of each row"
+    assert data.convention(objective("ar"))["scored_tokens"] == "1..15 of each row"
     parity = replace(data, score_first_token=True)
-    assert parity.convention(objective("mdm"))["scored_tokens"] == "0..15 of each row" and parity.convention(objective("ar"))["scored_tokens"] == "1..16 of each row"
+    assert parity.convention(objective("mdm"))["scored_tokens"] == "0..15 of each row"
+    assert parity.convention(objective("ar"))["scored_tokens"] == "1..16 of each row"
     assert sum(map(len, scored_tokens(parity, objective("mdm")))) == 40 * 16

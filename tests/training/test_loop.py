@@ -9,8 +9,8 @@ from megatron.training.loop import Interval, after, due
 def test_micro_batches_do_not_change_the_experiment(run, corpus, tmp_path, objective):
     curves = {}
     for micro in (1, 2, 8):
-        _, found = run(corpus, tmp_path / f"micro{micro}", objective, "--micro-batch-size", str(micro), "--train-iters", "6", "--clip-grad", "0.5",
-                       "--eval-interval", "3")
+        _, found = run(corpus, tmp_path / f"micro{micro}", objective, "--micro-batch-size", str(micro), "--train-iters", "6",
+                       "--clip-grad", "0.5", "--eval-interval", "3")
         curves[micro] = [(r["loss"], r.get("grad_norm", 1.0)) for r in found]
     for micro in (1, 2):
         for (loss, norm), (other_loss, other_norm) in zip(curves[8], curves[micro], strict=True):
@@ -21,7 +21,8 @@ def test_interval_means_leave_out_what_was_skipped():
     interval = Interval()
     for loss, skipped in ((2.0, False), (float("nan"), True), (4.0, False)):
         interval.add(Step(loss=loss, accuracy=0.5, grad_norm=1.0, clipped_norm=1.0, skipped=skipped), 0.1)
-    assert interval.mean(Step(loss=9.0, accuracy=0.0, grad_norm=1.0, clipped_norm=1.0, skipped=False)) == (3.0, 0.5) and interval.skipped == 1
+    assert interval.mean(Step(loss=9.0, accuracy=0.0, grad_norm=1.0, clipped_norm=1.0, skipped=False)) == (3.0, 0.5)
+    assert interval.skipped == 1
 
 
 def test_after_counts_skips_in_a_row():

@@ -93,7 +93,8 @@ def test_a_change_of_lr_is_said_and_recorded(trainer, half, capsys):
     said = capsys.readouterr().out
     assert "changed since step-00000004: --lr was 0.001, is 0.0005" in said and "--train-samples was 96, is 128" in said
     (resumed,) = json.loads((half / "run.json").read_text())["resumes"]
-    assert resumed["step"] == 4 and "--lr was 0.001, is 0.0005" in resumed["changed"] and resumed["from"].endswith("step-00000004")
+    assert resumed["step"] == 4 and resumed["from"].endswith("step-00000004")
+    assert "--lr was 0.001, is 0.0005" in resumed["changed"]
 
 
 def test_what_does_not_change_the_run_may_change_silently(trainer, half, capsys):
@@ -148,7 +149,7 @@ def test_a_damaged_newest_checkpoint_falls_back(tmp_path, trainer, hashes, recor
     assert "checkpoint step-00000008 is refused" in said and "shard-00001.safetensors: tensor" in said
     assert f"going on from {before}, the newest good checkpoint" in said
     assert records(parts) == records(whole) and hashes(parts, 12) == hashes(whole, 12)
-    assert trainer.run(tmp_path / "new", load=parts / "step-00000008") == 65                # no other will do for one that is named
+    assert trainer.run(tmp_path / "new", load=parts / "step-00000008") == 65            # no other will do for one that is named
 
 
 def test_only_damaged_checkpoints_are_no_fresh_start(trainer, half, capsys):

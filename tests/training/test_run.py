@@ -51,11 +51,12 @@ def test_the_dump_holds_the_batch_and_the_weights(tmp_path, trainer, poison, has
     poison([43], "nan loss")
     trainer.run(tmp_path / "run", save_interval=1)
     dump = checkpoint.load(tmp_path / "run" / "bad_batches" / "step-00000006")
-    assert dump.tensors["batch/0/index"].tolist() == [40, 41, 42, 43] and dump.tensors["batch/1/index"].tolist() == [44, 45, 46, 47]
+    assert dump.tensors["batch/0/index"].tolist() == [40, 41, 42, 43]
+    assert dump.tensors["batch/1/index"].tolist() == [44, 45, 46, 47]
     assert dump.facts["samples"] == 40 and dump.facts["loss"] == "nan" and dump.facts["config"]["train"]["seed"] == 1234
-    kept = hashes(tmp_path / "run" / "bad_batches", 6)
-    before = hashes(tmp_path / "run", 5)
-    assert {n: h for n, h in kept.items() if n.startswith("model/")} == {n: h for n, h in before.items() if n.startswith("model/")}
+    kept, before = ({name: digest for name, digest in found.items() if name.startswith("model/")}
+                    for found in (hashes(tmp_path / "run" / "bad_batches", 6), hashes(tmp_path / "run", 5)))
+    assert kept == before
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path, trainer, poison, capsys):
@@ -72,7 +73,8 @@ def test_scattered_bad_steps_do_not_end_the_run(tmp_path, trainer, poison, capsy
     poison([8, 24, 40, 56, 72], "gradient")                 # steps 2, 4, 6, 8, 10
     assert trainer.run(tmp_path / "run", max_skipped_steps=2) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped"] == 5
-    assert len(checkpoint.find(tmp_path / "run" / "bad_batches")) == 2 and "its batch is not kept: 2 are in" in capsys.readouterr().out
+    assert len(checkpoint.find(tmp_path / "run" / "bad_batches")) == 2
+    assert "its batch is not kept: 2 are in" in capsys.readouterr().out
 
 
 def test_skipped_steps_survive_a_restart(tmp_path, trainer, poison, hashes, records):
@@ -115,7 +117,8 @@ def test_a_run_directory_explains_itself(tmp_path, trainer):
     assert run["environment"]["device"] == "cpu" and len(run["fingerprints"]["train"]) == 64
     assert result["steps"] == 12 and result["samples"] == 96 and result["tokens"] == 96 * 32 and result["bound"] == "exact"
     assert result["flops"] == 6 * result["params"] * result["tokens"] and result["lr_decayed"]
-    assert set(p.name for p in (tmp_path / "run").iterdir()) >= {"config.json", "train.log", "metrics.jsonl", "metrics.csv", "latest"}
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names >= {"config.json", "train.log", "metrics.jsonl", "metrics.csv", "latest"}
 
 
 def test_an_evaluation_adds_what_is_new_to_the_record_and_starts_no_run(tmp_path, trainer, records):

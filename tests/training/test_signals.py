@@ -26,7 +26,8 @@ def once(function, number, at_call):
 
 
 MOMENTS = {"data build": (pretrain, "build_datasets", 1, 0), "preflight": (pretrain.preflight, "check", 1, 0),
-           "mid-step": (NativeEngine, "step", 3, 3), "save": (checkpoint, "write_shard", 1, 4), "evaluation": (run, "evaluate", 1, 5)}
+           "mid-step": (NativeEngine, "step", 3, 3), "save": (checkpoint, "write_shard", 1, 4),
+           "evaluation": (run, "evaluate", 1, 5)}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -127,8 +128,8 @@ def test_a_real_process_saves_on_sigterm_and_dies_at_the_second(tmp_path, traine
     assert child.returncode == 85 and "received SIGTERM; saved" in said and "Traceback" not in said
     checkpoint.verify(checkpoint.find(tmp_path / "run")[0])
 
-    slow = trainer.start(tmp_path / "slow", train_iters=10, seq_length=1024, hidden_size=256, micro_batch_size=4, global_batch_size=512,
-                         train_data_path=trainer.flags["train_data_path"], eval_iters=0)
+    slow = trainer.start(tmp_path / "slow", train_iters=10, seq_length=1024, hidden_size=256, micro_batch_size=4,
+                         global_batch_size=512, train_data_path=trainer.flags["train_data_path"], eval_iters=0)
     assert read_until(slow, "preflight ok | compile")
     time.sleep(0.3)                                         # in the first step, which takes far longer than this test waits
     slow.send_signal(signal.SIGINT)
