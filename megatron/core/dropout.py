@@ -30,10 +30,14 @@ def row_keys(seed: int, index: Tensor, positions: Tensor) -> Tensor:
     return mix(sample[:, None] ^ mix(positions.int()))
 
 
+def branch(keys: Tensor, number: int) -> Tensor:
+    """The keys of one layer, or of one site within it.  [...] int32 -> [...] int32"""
+    return mix(keys ^ signed32((number + 1) * 0x9E3779B9))
+
+
 def keep(keys: Tensor, site: int, columns: Tensor, p: float) -> Tensor:
     """Which elements stay.  keys [...] int32, columns [d] -> [..., d] bool"""
-    at = mix(keys ^ signed32((site + 1) * 0x9E3779B9))
-    return mix(at[..., None] ^ mix(columns.int())) >= int(p * 2**32) - 2**31
+    return mix(branch(keys, site)[..., None] ^ mix(columns.int())) >= int(p * 2**32) - 2**31
 
 
 def drop(x: Tensor, kept: Tensor, p: float) -> Tensor:

@@ -5,9 +5,14 @@ b batch, s sequence, n heads, d head width, f ffn.
 """
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+WRITTEN_OUT_BYTES = 32 << 20    # attention probabilities of one sample that are kept for the backward pass
 
 
 def eager_on_cpu(x: Tensor) -> bool:
@@ -57,6 +62,44 @@ class _RotatedHeads(torch.autograd.Function):
             rotate_into(d_qkv[..., i, :], d_head.transpose(1, 2), cos[..., 0, :], sin[..., 0, :], -1)
         d_qkv[..., 2, :] = d_v.transpose(1, 2)
         return d_qkv, None, None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Softmax attention.  three [b, n, s, d] -> [b, n, s, d]
+
+    A CPU's bf16 matrix unit is so much faster than torch's flash kernel there that short rows are quicker written out.
+    """
+    if eager_on_cpu(q) and q.dtype == torch.bfloat16 and 2 * q.shape[1] * q.shape[2] ** 2 <= WRITTEN_OUT_BYTES:
+        return _Attention.apply(q, k, v, causal)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, causal):
+        b, n, s, d = q.shape
+        probs, out = q.new_empty(b, n, s, s), torch.empty_like(q)
+        later = torch.ones(s, s, dtype=torch.bool).triu_(1) if causal else None
+        for row in range(b):
+            scores = (q[row] * d**-0.5) @ k[row].mT                                     # [n, s, s]
+            if causal:
+                scores.masked_fill_(later, -math.inf)
+            torch.softmax(scores, -1, out=probs[row])
+            torch.matmul(probs[row], v[row], out=out[row])
+        ctx.save_for_backward(q, k, v, probs)
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out):
+        q, k, v, probs = ctx.saved_tensors
+        d_q, d_k, d_v, scale = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), q.shape[-1] ** -0.5
+        for row in range(len(q)):
+            torch.matmul(probs[row].mT, d_out[row], out=d_v[row])
+            d_probs = d_out[row] @ v[row].mT                                            # [n, s, s]
+            d_scores = torch.ops.aten._softmax_backward_data(d_probs, probs[row], -1, q.dtype)
+            torch.matmul(d_scores, k[row], out=d_q[row]).mul_(scale)
+            torch.matmul(d_scores.mT, q[row], out=d_k[row]).mul_(scale)
+        return d_q, d_k, d_v, None
 
 
 def gated(gate_up: Tensor) -> Tensor:

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron.batch import Batch
-from megatron.core.dropout import drop, keep, row_keys
-from megatron.core.fused import gated, rms_norm, rotated_heads
+from megatron.core.dropout import branch, drop, keep, row_keys
+from megatron.core.fused import attention, gated, rms_norm, rotated_heads
 from megatron.core.head import weighted_nll
 
 if TYPE_CHECKING:
     from megatron.config import Model
+
+
+ATTENTION_SITE, *BRANCH_SITES, EMBEDDING_SITE = range(4)                                # where dropout acts, within a layer
 
 
 class Linear(nn.Module):
@@ -59,10 +62,9 @@ class Dropout(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, cfg: Model, causal: bool, site: int):
+    def __init__(self, cfg: Model, causal: bool):
         super().__init__()
-        self.d, self.n, self.causal = cfg.kv_channels, cfg.num_attention_heads, causal
-        self.p, self.site = cfg.attention_dropout, site
+        self.d, self.n, self.causal, self.p = cfg.kv_channels, cfg.num_attention_heads, causal, cfg.attention_dropout
         self.qkv = Linear(cfg.hidden_size, 3 * self.n * self.d)
         self.out = Linear(self.n * self.d, cfg.hidden_size)
 
@@ -72,7 +74,7 @@ class Attention(nn.Module):
         if keys is not None and self.p:
             y = self.dropped(q, k, v, keys)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+            y = attention(q, k, v, self.causal)
         return self.out(y.transpose(1, 2).flatten(2))                                   # [b, s, h]
 
     def dropped(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class Attention(nn.Module):
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
             scores = scores.masked_fill(later, -math.inf)
         heads = torch.arange(self.n, device=q.device, dtype=torch.int32) * 0x3504F333
-        kept = keep(keys[:, None] ^ heads[:, None], self.site, torch.arange(scores.shape[-1], device=q.device), self.p)
+        kept = keep(keys[:, None] ^ heads[:, None], ATTENTION_SITE, torch.arange(scores.shape[-1], device=q.device), self.p)
         return drop(scores.softmax(-1), kept, self.p).to(v.dtype) @ v
 
 
@@ -102,13 +104,13 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Two residual branches. Its dropout sites are 3 layer + 1, 2, 3; site 0 is the embedding's."""
+    """Two residual branches. `keys` are the layer's own, so that all blocks are one program to a compiler."""
 
-    def __init__(self, cfg: Model, causal: bool, layer: int):
+    def __init__(self, cfg: Model, causal: bool):
         super().__init__()
-        self.norm1, self.attention = RMSNorm(cfg.hidden_size, cfg.norm_epsilon), Attention(cfg, causal, 3 * layer + 1)
+        self.norm1, self.attention = RMSNorm(cfg.hidden_size, cfg.norm_epsilon), Attention(cfg, causal)
         self.norm2, self.mlp = RMSNorm(cfg.hidden_size, cfg.norm_epsilon), SwiGLU(cfg)
-        self.dropout1, self.dropout2 = (Dropout(cfg.hidden_dropout, 3 * layer + site) for site in (2, 3))
+        self.dropout1, self.dropout2 = (Dropout(cfg.hidden_dropout, site) for site in BRANCH_SITES)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None) -> Tensor:
         x = x + self.dropout1(self.attention(self.norm1(x), rope, keys), keys)
@@ -123,8 +125,8 @@ class GPT(nn.Module):
         self.cfg, self.seed, self.dtype, self.recompute = cfg, seed, dtype, recompute
         table = torch.empty(cfg.padded_vocab_size, cfg.hidden_size)
         self.embed = nn.Embedding(*table.shape, _weight=table)
-        self.dropout = Dropout(cfg.hidden_dropout, 0)
-        self.blocks = nn.ModuleDict({str(i): Block(cfg, causal, i) for i in range(cfg.num_layers)})
+        self.dropout = Dropout(cfg.hidden_dropout, EMBEDDING_SITE)
+        self.blocks = nn.ModuleDict({str(i): Block(cfg, causal) for i in range(cfg.num_layers)})
         self.norm = RMSNorm(cfg.hidden_size, cfg.norm_epsilon)
         self.head = Linear(cfg.hidden_size, cfg.padded_vocab_size) if cfg.untie_embeddings_and_output_weights else None
         self.init_weights()
@@ -134,13 +136,14 @@ class GPT(nn.Module):
         keys = row_keys(self.seed, batch.index, batch.positions) if self.training and self.drops() else None
         x = self.dropout(self.embed(batch.inputs).to(self.dtype), keys)                 # [b, s, h]
         rope = rotary(batch.positions, self.cfg.kv_channels, self.cfg.rotary_base, self.dtype)
-        for block in self.blocks.values():
+        for layer, block in self.blocks.items():
+            here = None if keys is None else branch(keys, int(layer))
             if not torch.is_grad_enabled():
-                x = block.forward(x, rope, keys)                                        # never compiled: passes of any size
+                x = block.forward(x, rope, here)                                        # never compiled: passes of any size
             elif self.recompute:
-                x = checkpoint(block, x, rope, keys, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, rope, here, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, rope, keys)
+                x = block(x, rope, here)
         return self.norm(x)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

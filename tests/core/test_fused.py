@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron.core.fused import gated, rms_norm, rotate, rotated_heads
+from megatron.core.fused import attention, gated, rms_norm, rotate, rotated_heads
 from megatron.core.transformer import rotary
 
 
@@ -34,6 +34,19 @@ def test_rotated_heads(positions):
         q, k = rotate(qkv[..., :2, :], cos, sin).unbind(-2)
         return q.transpose(1, 2), k.transpose(1, 2), qkv[..., 2, :].transpose(1, 2)
     same(lambda qkv: rotated_heads(qkv, cos, sin), plain, normal(2, 5, 3, 3, 8))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_written_out_attention_is_as_near_to_fp32_as_the_flash_kernel(causal):
+    q, k, v = torch.randn(3, 2, 3, 33, 16, generator=torch.Generator().manual_seed(0)).unbind(0)
+
+    def low(f):
+        return gradients(lambda *x: f(*(t.bfloat16() for t in x)).float(), q, k, v)
+    def flash(*x):
+        return F.scaled_dot_product_attention(*x, is_causal=causal)
+    exact = gradients(flash, q, k, v)
+    for ours, theirs, true in zip(sum(low(lambda *x: attention(*x, causal)), []), sum(low(flash), []), sum(exact, []), strict=True):
+        assert (ours - true).norm() < 1.5 * (theirs - true).norm() + 1e-6
 
 
 def test_gated():
