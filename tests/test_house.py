@@ -154,7 +154,9 @@ def wrong_calls(name: str, tree: ast.AST) -> list[str]:
         loose_norm = (
             called.endswith(".norm") and called not in ("self.norm", "np.linalg.norm") and name != "megatron/core/norm.py"
         )
-        if called in banned or truths & {"allow_pickle", "shell"} or called.endswith("clip_grad_norm_") or loose_norm:
+        # a peer in the benchmark clips as its users do
+        loose_clip = called.endswith("clip_grad_norm_") and name != "tools/benchmark.py"
+        if called in banned or truths & {"allow_pickle", "shell"} or loose_clip or loose_norm:
             found.append(f"{name}:{node.lineno}: {called}() is banned")
     return found
 

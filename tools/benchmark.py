@@ -359,6 +359,7 @@ def largest_difference(model: Model, rows: int = 4) -> float:
     """Between asked-only and full-head loss and gradients: the norm of the difference over the norm, the worst tensor's."""
     import torch
 
+    from megatron.core.norm import global_norm
     from megatron.core.transformer import GPT
     cfg = config_of(model, "float32", "mdm", rows)
     batch, = pose(cfg, objective_of(cfg), rows)
@@ -368,7 +369,7 @@ def largest_difference(model: Model, rows: int = 4) -> float:
         loss, _, _ = network(batch)
         return [loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
     pairs = zip(results(batch), results(ask_all(batch)), strict=True)
-    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs)
+    return max(float(global_norm([a - b]) / global_norm([b])) for a, b in pairs)
 
 
 def startup(rounds: int) -> list[Row]:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 WRITTEN_OUT_BYTES = 32 << 20    # attention probabilities of one sample that are kept for the backward pass
 
 

@@ -88,19 +88,25 @@ class Attention(nn.Module):
         return drop(scores.softmax(-1), kept, self.p).to(v.dtype) @ v
 
 
+class GateUp(Linear):
+    """Gate and up projection: stored as (f, gate|up) for the cut, multiplied as all of gate, then all of up."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = self.weight.unflatten(0, (-1, 2)).transpose(0, 1)                      # [2, f, h]
+        halves = halves.to(x.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
+        return F.linear(x, halves)                                                      # [b, s, 2 f]
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate x) * up x) (Shazeer, arXiv:2002.05202)."""
 
     def __init__(self, cfg: Model):
         super().__init__()
-        self.up = Linear(cfg.hidden_size, 2 * cfg.ffn_hidden_size)
+        self.up = GateUp(cfg.hidden_size, 2 * cfg.ffn_hidden_size)
         self.down = Linear(cfg.ffn_hidden_size, cfg.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Stored as (f, gate|up) for the cut; multiplied as all of gate, then all of up, so that each is one stretch of memory.
-        halves = self.up.weight.unflatten(0, (-1, 2)).transpose(0, 1)                   # [2, f, h]
-        halves = halves.to(x.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
-        return self.down(gated(F.linear(x, halves)))                                    # [b, s, h]
+        return self.down(gated(self.up(x)))
 
 
 class Block(nn.Module):

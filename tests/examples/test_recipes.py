@@ -57,7 +57,7 @@ def test_every_recipe_prints_commands_that_parse(recipe, scale, tmp_path):
 def test_flop_budgets_are_kept(recipe, tmp_path):
     for scale, count in (("cpu", "total"), ("gpu", "published")):
         for name, cfg in dry(recipe, SCALE=scale, RUNS_DIR=str(tmp_path)).items():
-            params, asked = getattr(cfg.model.shape(), count)(), float(re.search(r"_(\d+e\d+)_", name)[1])
+            params, asked = getattr(cfg.model.shape(), count)(), float(re.search(r"_([\d.]+e\d+)_", name)[1])
             _, samples, warmup = budget.flop_budget(asked, params, cfg.model.seq_length)
             assert (cfg.optim.lr_decay_samples, cfg.optim.lr_warmup_samples) == (samples, warmup), name
             assert flops(cfg, params) == pytest.approx(asked, rel=0.001)
