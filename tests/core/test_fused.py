@@ -45,8 +45,8 @@ def test_written_out_attention_is_as_near_to_fp32_as_the_flash_kernel(causal):
     def flash(*x):
         return F.scaled_dot_product_attention(*x, is_causal=causal)
     exact = gradients(flash, q, k, v)
-    ours = low(lambda *x: attention(*x, causal))
-    for ours, theirs, true in zip(sum(ours, []), sum(low(flash), []), sum(exact, []), strict=True):
+    mine = low(lambda *x: attention(*x, causal))
+    for ours, theirs, true in zip(sum(mine, []), sum(low(flash), []), sum(exact, []), strict=True):
         assert (ours - true).norm() < 1.5 * (theirs - true).norm() + 1e-6
 
 
