@@ -1,16 +1,16 @@
 #!/bin/bash
 # From nothing to one figure, without a GPU and without a download of data: isoFLOP curves of AR and masked diffusion.
-# Makes its environment, gathers text that is already here, trains every point of the grid twice and fits them.
+# Makes its environment, gathers text that is already here, trains every point of the grid and fits them.
 # Run it again to go on after a stop.   CORPUS=file.jsonl bash examples/quickstart.sh reads another text.
 set -euo pipefail
 # The grid: an objective, a budget of training FLOPs, and the sizes of utils/model_params.sh that share it.
 grid=(
-  "ar  1e11   CPU_8K  CPU_16K CPU_25K CPU_41K CPU_74K"
-  "ar  2.5e11 CPU_12K CPU_25K CPU_41K CPU_74K CPU_107K"
-  "ar  6e11   CPU_16K CPU_25K CPU_41K CPU_74K CPU_107K"
-  "mdm 1e11   CPU_5K  CPU_8K  CPU_16K CPU_25K CPU_41K"
-  "mdm 2.5e11 CPU_5K  CPU_8K  CPU_16K CPU_25K CPU_41K"
-  "mdm 6e11   CPU_8K  CPU_16K CPU_25K CPU_41K CPU_74K"
+  "ar  1.5e11 CPU_12K CPU_16K CPU_25K CPU_41K CPU_74K"
+  "ar  3e11   CPU_16K CPU_25K CPU_41K CPU_74K CPU_107K"
+  "ar  7e11   CPU_16K CPU_25K CPU_41K CPU_74K CPU_107K"
+  "mdm 1.5e11 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K CPU_41K"
+  "mdm 3e11   CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K CPU_41K"
+  "mdm 7e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_41K CPU_74K"
 )
 started=''
 export SCALE=cpu
