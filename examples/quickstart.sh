@@ -5,12 +5,12 @@
 set -euo pipefail
 # The grid: an objective, a budget of training FLOPs, and the sizes of utils/model_params.sh that share it.
 grid=(
-  "ar  1.5e11 CPU_12K CPU_16K CPU_25K CPU_41K CPU_74K"
-  "ar  3e11   CPU_16K CPU_25K CPU_41K CPU_74K CPU_107K"
-  "ar  7e11   CPU_16K CPU_25K CPU_41K CPU_74K CPU_107K"
-  "mdm 1.5e11 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K CPU_41K"
-  "mdm 3e11   CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K CPU_41K"
-  "mdm 7e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_41K CPU_74K"
+  "ar  1.5e11 CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
+  "ar  3e11   CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
+  "ar  7e11   CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
+  "mdm 1.5e11 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K"
+  "mdm 3e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
+  "mdm 7e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
 )
 started=''
 export SCALE=cpu

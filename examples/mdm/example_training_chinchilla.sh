@@ -20,7 +20,7 @@ MODEL_PARAM=${MODEL_PARAM:-}        # one size alone: a name, or ("${PARAM_425M[
 FLOPS_FACTOR=${FLOPS_FACTOR:-}      # one budget alone: 6, 10, 30, 100 (x 1e18)
 
 for flops in $(budgets "6e18 1e19 3e19 1e20" "6e10 1.5e11 4e11 1e12"); do
-  for size in $(sizes "57M 117M 217M 425M 724M" "CPU_8K CPU_12K CPU_16K CPU_25K CPU_41K"); do
+  for size in $(sizes "57M 117M 217M 425M 724M" "CPU_8K CPU_12K CPU_16K CPU_25K CPU_46K"); do
     plan "$size" --flops "$flops"
     train_on utils/datapaths/train_c4_full.txt
     run "mdm_chinchilla_${flops}_${size_name}"
