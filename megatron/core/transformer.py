@@ -124,7 +124,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embedding, blocks, norm and head. `score(batch)` is all that training and evaluation call."""
+    """Embedding, blocks, norm and head: from a posed batch to its loss, which is all that training and evaluation call."""
 
     def __init__(self, cfg: Model, causal: bool, seed: int, dtype: torch.dtype = torch.float32, recompute: bool = False):
         super().__init__()

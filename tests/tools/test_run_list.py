@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron.errors import exits
 from megatron.training import pretrain
 from tools import run_list
 
@@ -34,7 +35,7 @@ def started(monkeypatch):
         Path(cfg.log.run_dir).mkdir(parents=True)
         (Path(cfg.log.run_dir) / "result.json").write_text(json.dumps({"loss": 1.5, "bound": "exact"}))
         return 0
-    monkeypatch.setattr(pretrain, "main", main)
+    monkeypatch.setattr(pretrain, "main", exits(main))         # as the real one: a crash is an exit code
     return names
 
 
