@@ -85,6 +85,15 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowScores:
+    """What a pass without a gradient says of each row."""
+    loss: np.ndarray                # [b] float64   sum of weights * nll
+    hits: np.ndarray                # [b] int64
+    asked: np.ndarray               # [b] int64
+    scored: np.ndarray              # [b] int64
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a run stands. Everything that happens next is a function of this, the weights and the config."""
     step: int = 0

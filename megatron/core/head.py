@@ -1,32 +1,48 @@
 """The output head and its cross-entropy, fused and chunked. n asked rows, h hidden, v vocabulary columns, c rows of a chunk.
 
+Where tensor parallelism cuts the table, each rank has the columns of its rows and three short messages join them.
+
 Logits of a small model are most of its step, and their gradient needs what the forward pass already holds, so the
 gradient is made in the forward pass: chunk by chunk, without a second product and without [n, v] ever being stored.
 """
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron.core.mesh import Group, all_reduce
+from megatron.core.tensor_parallel import own
+
+ALONE = Group()
 CHUNK_BYTES = 26 << 20          # fp32 probabilities of one chunk: stays in cache, and below malloc's mmap threshold
 PRODUCT_BYTES = 8 << 20         # one piece of the table's gradient before it is added in fp32
 GROUP_BYTES = 64 << 20          # logits made at once; their gradient replaces them, for the two products that consume it
 
 
-def weighted_nll(x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+def weighted_nll(x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int,
+                 tp: Group = ALONE) -> tuple[Tensor, Tensor, Tensor]:
     """sum(weights * nll), each row's nll, and whether its most likely id is the target.
 
-    Ids from `columns` on (mask and padding) cannot be predicted.
-    x [n, h], table [V, h] fp32, targets [n] int64, weights [n] fp32 -> loss [] fp32, nll [n] fp32, hit [n] bool
+    Ids from `columns` on (mask and padding) cannot be predicted. With tensor parallelism `table` is this rank's rows, and
+    x's gradient its share of a sum that the caller makes (`enter`).
+    x [n, h], table [V/tp, h] fp32, targets [n] int64, weights [n] fp32 -> loss [] fp32, nll [n] fp32, hit [n] bool
     """
     if torch.is_grad_enabled() and (x.requires_grad or table.requires_grad):
-        return _WeightedNLL.apply(x, table, targets, weights, columns)
-    head = table[:columns].to(x.dtype)
+        return _WeightedNLL.apply(x, table, targets, weights, columns, tp)
+    head = head_rows(table, columns, tp).to(x.dtype)
     nll, hit = x.new_empty(len(x), dtype=torch.float32), targets.new_empty(len(x), dtype=torch.bool)
-    for rows in pieces(len(x), CHUNK_BYTES // (4 * columns)):
-        nll[rows], hit[rows], _ = chunk_nll(F.linear(x[rows], head), targets[rows])
+    for rows in pieces(len(x), CHUNK_BYTES // (4 * len(head))):
+        nll[rows], hit[rows], _ = chunk_nll(F.linear(x[rows], head), targets[rows], columns, tp)
     return (weights * nll).sum(), nll, hit
+
+
+def head_rows(table: Tensor, columns: int, tp: Group) -> Tensor:
+    """The rows that make logits: on one rank the predictable ones; of a cut table all, so that chunks are alike everywhere."""
+    return table[:columns] if tp.size == 1 else table
 
 
 def pieces(n: int, size: int) -> list[slice]:
@@ -35,14 +51,30 @@ def pieces(n: int, size: int) -> list[slice]:
     return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
 
 
-def chunk_nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """logits [c, v], targets [c] -> nll [c] fp32, hit [c] bool, probabilities [c, v] fp32"""
+def chunk_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """logits [c, v], targets [c] -> nll [c] fp32, hit [c] bool, d nll / d logits = p - onehot [c, v] fp32"""
+    if tp.size > 1:
+        return cut_nll(logits, targets, columns, tp)
     probs = torch.softmax(logits, -1, dtype=torch.float32)
     top = logits.amax(-1)
     at_target = logits.gather(1, targets[:, None])[:, 0]
     # The largest probability is 1 / sum exp(logit - top), at least 1/v: its log never underflows.
     nll = top.float() - at_target.float() - probs.amax(-1).log()
-    return nll, at_target >= top, probs
+    return nll, at_target >= top, probs.scatter_add_(1, targets[:, None], probs.new_full((len(probs), 1), -1.0))
+
+
+def cut_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """`chunk_nll` where each rank has the logits of its own columns."""
+    width = logits.shape[1]
+    local, owned = own(targets, width, tp)
+    wide = logits.float()
+    wide[:, max(0, columns - tp.rank * width):] = -math.inf
+    top = all_reduce(wide.amax(-1), tp, dist.ReduceOp.MAX)
+    at_target = wide.gather(1, local[:, None])[:, 0].where(owned, 0.0)
+    probs = wide.sub_(top[:, None]).exp_()
+    total, at_target = all_reduce(torch.stack((probs.sum(-1), at_target)), tp)
+    probs.div_(total[:, None]).scatter_add_(1, local[:, None], -owned[:, None].float())
+    return total.log() + top - at_target, at_target >= top, probs
 
 
 def accumulate(total: Tensor, d_logits: Tensor, x: Tensor, first: bool) -> None:
@@ -61,28 +93,29 @@ def accumulate(total: Tensor, d_logits: Tensor, x: Tensor, first: bool) -> None:
 
 class _WeightedNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, table, targets, weights, columns):
-        head = table[:columns].to(x.dtype)
+    def forward(ctx, x, table, targets, weights, columns, tp):
+        rows_with_logits = head_rows(table, columns, tp)
+        head, width = rows_with_logits.to(x.dtype), len(rows_with_logits)
         n = len(x)
         nll, hit = x.new_empty(n, dtype=torch.float32), targets.new_empty(n, dtype=torch.bool)
         d_x, d_table = torch.empty_like(x), torch.empty_like(table)
-        d_table[columns:] = 0
-        for number, group in enumerate(pieces(n, GROUP_BYTES // (x.element_size() * columns))):
+        d_table[width:] = 0
+        for number, group in enumerate(pieces(n, GROUP_BYTES // (x.element_size() * width))):
             logits = F.linear(x[group], head)
-            for rows in pieces(len(logits), CHUNK_BYTES // (4 * columns)):
+            for rows in pieces(len(logits), CHUNK_BYTES // (4 * width)):
                 here = slice(group.start + rows.start, group.start + rows.stop)
-                nll[here], hit[here], probs = chunk_nll(logits[rows], targets[here])
-                # d nll / d logits = p - onehot; the row's weight is applied to the two thin factors instead.
-                probs.scatter_add_(1, targets[here, None], probs.new_full((len(probs), 1), -1.0))
-                logits[rows] = probs
+                # The row's weight is applied to the two thin factors instead.
+                nll[here], hit[here], logits[rows] = chunk_nll(logits[rows], targets[here], columns, tp)
             scale = weights[group, None].to(x.dtype)
             torch.mm(logits, head, out=d_x[group]).mul_(scale)
-            accumulate(d_table[:columns], logits, x[group] * scale, first=number == 0)
-        ctx.save_for_backward(d_x, d_table)
+            accumulate(d_table[:width], logits, x[group] * scale, first=number == 0)
+        ctx.d_x, ctx.d_table, ctx.scaled = d_x, d_table, False
         ctx.mark_non_differentiable(nll, hit)
         return (weights * nll).sum(), nll, hit
 
     @staticmethod
     def backward(ctx, d_loss, _nll, _hit):
-        d_x, d_table = ctx.saved_tensors
-        return d_x * d_loss.to(d_x.dtype), d_table.mul_(d_loss), None, None, None
+        if not ctx.scaled:                              # a zero-bubble schedule asks for the two gradients one after the other
+            ctx.d_table.mul_(d_loss)
+            ctx.scaled = True
+        return ctx.d_x * d_loss.to(ctx.d_x.dtype), ctx.d_table, None, None, None, None

@@ -28,7 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron.config import Data, parse_count
+from megatron.config import Data
+from megatron.flags import parse_count
 from megatron.data.indexed import IndexedDataset
 from megatron.errors import BadData, MissingInput
 

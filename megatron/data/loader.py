@@ -6,17 +6,34 @@ import torch
 
 from megatron.batch import Clean
 from megatron.data.gpt_dataset import PackedDataset
+from megatron.layout import split_evenly
 
 
-def micro_batches(dataset: PackedDataset, first_sample: int, num_samples: int, micro_batch_size: int) -> list[Clean]:
+def micro_batches(dataset: PackedDataset, first_sample: int, num_samples: int, micro_batch_size: int,
+                  num_rows: int | None = None) -> list[Clean]:
     """Samples [first_sample, first_sample + num_samples), `micro_batch_size` at a time; the last batch may be smaller.
 
-    Raises BadData when a token id does not belong to the dataset's vocabulary.
+    With `num_rows`, rows that are not scored fill up to so many. Raises BadData when a token id does not belong to the
+    dataset's vocabulary.
     """
-    numbers = np.arange(first_sample, first_sample + num_samples)
+    numbers = first_sample + np.arange(num_rows or num_samples).clip(max=num_samples - 1)
     rows = dataset.rows(numbers)
     dataset.check_ids(rows, numbers)
     tokens, index = torch.from_numpy(rows), torch.from_numpy(numbers)
     scored = torch.ones_like(tokens, dtype=torch.bool)
+    scored[num_samples:] = False
     parts = zip(*(whole.split(micro_batch_size) for whole in (tokens, scored, index)), strict=True)
     return [Clean(tokens=t, scored=s, index=i) for t, s, i in parts]
+
+
+def replica_batches(dataset: PackedDataset, first_sample: int, num_samples: int, micro_batch_size: int,
+                    replica: int, num_replicas: int) -> list[Clean]:
+    """One replica's consecutive samples of a global batch.
+
+    All micro-batches of all replicas are alike, of at most `micro_batch_size` rows, and there is the same number everywhere.
+    """
+    mine = split_evenly(num_samples, num_replicas)[replica]
+    longest = -(-num_samples // num_replicas)
+    count = -(-longest // micro_batch_size)
+    height = -(-longest // count)
+    return micro_batches(dataset, first_sample + mine.start, len(mine), height, num_rows=count * height)

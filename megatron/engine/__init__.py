@@ -1,1 +1,49 @@
-"""Engines turn posed batches into updates. One today: `native`, on torch alone."""
+"""Engines turn posed batches into updates: `native` on torch alone, at any layout, and `deepspeed` without a pipeline."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from megatron.batch import Batch, RowScores, Step
+from megatron.config import Config
+from megatron.core.checkpoint import Checkpoint, Piece
+from megatron.core.mesh import Mesh
+from megatron.core.transformer import GPT
+from megatron.objectives import Objective
+
+
+class Engine(Protocol):
+    """What training asks of one. Every process of the run calls the same methods in the same order."""
+    mesh: Mesh
+
+    def step(self, batches: list[Batch], lr: float) -> Step:
+        """One update from this replica's micro-batches, or none when anything is not finite; the same answer on every rank."""
+
+    def score(self, batches: list[Batch]) -> list[RowScores]:
+        """Each row's weighted NLL, without a gradient; known on the last stage, empty elsewhere."""
+
+    def params_norm(self) -> float: ...
+
+    def pieces(self) -> list[Piece]:
+        """What this rank saves: weights, both moments, the update count. No two ranks have a piece in common."""
+
+    def load(self, checkpoint: Checkpoint, weights_only: bool = False) -> None:
+        """Take over a checkpoint of any layout. Raises Mismatch before anything is touched."""
+
+
+def build(cfg: Config, objective: Objective, where, mesh: Mesh, say: Callable[[str], None] = print) -> Engine:
+    """The engine that the flags ask for. `where` is the place that training/device.py chose."""
+    plan, parallel = cfg.parallel.stages(cfg.model.num_layers), cfg.parallel
+    stages = [GPT(cfg.model, objective.causal, cfg.train.seed, where.dtype, cfg.train.recompute_granularity, mesh.tp,
+                  plan.layers[number]).to(where.device) for number in plan.of_rank(mesh.pp.rank)]
+    live_rows = cfg.model.padded_vocab_size if cfg.model.predict_reserved else cfg.model.vocab_size + objective.uses_mask
+    if where.compile:
+        for stage in stages:
+            stage.compile_blocks()
+    if parallel.deepspeed and mesh.pp.size == 1:
+        from megatron.engine import deepspeed
+        return deepspeed.build(cfg, stages[0], mesh, live_rows, say)
+    if parallel.deepspeed:
+        say(f"--deepspeed: with a pipeline the native engine runs, at the same ZeRO stage {parallel.zero_stage}")
+    from megatron.engine.native import NativeEngine
+    return NativeEngine(stages, cfg.optim, live_rows, parallel, mesh)

@@ -1,124 +1,181 @@
-"""The torch-native engine: forward, backward, accurate norm, clip, fused AdamW -- or skip, as one decision.
+"""The torch-native engine: forward, backward, accurate norm, clip, fused AdamW -- or skip, as one decision of all ranks.
 
 b rows, s positions, n asked positions.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from megatron.batch import Batch, Step
-from megatron.core.norm import global_norm
+from megatron.batch import Batch, RowScores, Step
+from megatron.config import Optim, Parallel
+from megatron.core.checkpoint import Checkpoint, Piece
+from megatron.core.distributed import Share, accumulating, data_parallel, finish_gradients, local, make_shares, spread_update
+from megatron.core.mesh import Mesh, all_reduce
+from megatron.core.norm import squares
+from megatron.core.pipeline import Pipeline
 from megatron.core.transformer import GPT
-from megatron.errors import Mismatch
-
-if TYPE_CHECKING:
-    from megatron import config
 
 TABLES = ("embed.weight", "head.weight")
+ONE, ALONE = Parallel(), Mesh()
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowScores:
-    """What a no-gradient pass says of each row."""
-    loss: np.ndarray                # [b] float64   sum of weights * nll
-    hits: np.ndarray                # [b] int64
-    asked: np.ndarray               # [b] int64
-    scored: np.ndarray              # [b] int64
-
-
 class NativeEngine:
-    """One process, one device. Weights and moments are fp32; the model computes in its own dtype."""
+    """This rank's stages at any layout. Weights and moments are fp32; the model computes in its own dtype."""
 
-    def __init__(self, model: GPT, cfg: config.Optim, live_rows: int):
-        self.model, self.clip, self.live_rows = model, cfg.clip_grad, live_rows
-        self.device = model.embed.weight.device
-        matrices = [p for p in model.parameters() if p.dim() > 1]
-        vectors = [p for p in model.parameters() if p.dim() == 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=cfg.lr or 0.0, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=cfg.adam_eps, fused=True)
+    def __init__(self, stages: list[GPT], optim: Optim, live_rows: int, parallel: Parallel = ONE, mesh: Mesh = ALONE):
+        self.stages, self.mesh, self.clip, self.live_rows = stages, mesh, optim.clip_grad, live_rows
+        self.zero_stage = parallel.zero_stage if mesh.dp.size > 1 else 0
+        self.device = next(stages[0].parameters()).device
+        plan = parallel.stages(stages[0].cfg.num_layers)
+        if len(stages) > 1 and plan.v_shaped and stages[0].first and not stages[0].cfg.untie_embeddings_and_output_weights:
+            stages[-1].embed = stages[0].embed                          # first and last stage of a V share this rank
+        self.models = [data_parallel(stage, mesh, self.zero_stage, parallel.cpu_params, overlap=mesh.pp.size == 1)
+                       for stage in stages]
+        self.pipeline = None
+        if mesh.pp.size > 1:
+            self.pipeline = Pipeline(self.models, plan, mesh, parallel.pipeline_schedule, self.device)
+        self.shares = make_shares(stages, mesh, self.zero_stage, parallel.cpu_optimizer)
+        self.state = {s.name: s.data if s.data is s.parameter else nn.Parameter(s.data) for s in self.shares}
+        self.optimizer = adamw(self.state, optim)
 
     def step(self, batches: list[Batch], lr: float) -> Step:
-        """One optimizer step over the micro-batches of a global batch, or none of it when anything is not finite."""
-        self.model.train()
-        total = sum(int(b.scored.sum()) for b in batches)           # known before the first forward
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        for batch in batches:
-            micro, _, hit = self.model(batch.to(self.device))
-            (micro / total).backward()
-            loss += micro.detach().double()
-            hits += hit.sum()
-        norm = float(global_norm(self.live(name, p.grad) for name, p in self.model.named_parameters()))
-        value = float(loss) / total
+        """One optimizer step over this replica's micro-batches of a global batch."""
+        for model in self.models:
+            model.train()
+        scored, asked = sum(int(b.scored.sum()) for b in batches), sum(len(b.asked) for b in batches)
+        counts = torch.tensor([scored, asked], device=self.device)
+        total, asked = all_reduce(counts, self.mesh.dp).tolist()        # known before the first forward
+        loss, hits = self.forward_backward([b.to(self.device) for b in batches], total)
+        finish_gradients(self.shares, self.mesh, self.stages, over_dp=self.pipeline is not None and self.zero_stage < 2)
+        square, loss, hits = self.over_world(self.squares(share.gradient() for share in self.shares), loss, hits)
+        norm, value = square ** 0.5, loss / total
         finite = np.isfinite(norm) and np.isfinite(value)
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
         if finite:
             self.update(lr, scale)
-        self.optimizer.zero_grad()
-        asked = sum(len(b.asked) for b in batches)
+        for stage in self.stages:
+            stage.zero_grad()
         return Step(loss=value, accuracy=int(hits) / max(1, asked), grad_norm=norm, clipped_norm=norm * scale, skipped=not finite)
 
+    def forward_backward(self, batches: list[Batch], total: int) -> tuple[Tensor, Tensor]:
+        """The loss sum and the hits of this replica, where its last stage is.  -> [] float64, [] int64"""
+        if self.pipeline:
+            return self.pipeline.run(batches, total)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        model, = self.models
+        for i, batch in enumerate(batches):
+            with accumulating(model, i == len(batches) - 1, self.zero_stage):
+                micro, _, hit = model(batch)
+                (micro / total).backward()
+            loss += micro.detach().double()
+            hits += hit.sum()
+        return loss, hits
+
+    def over_world(self, square: Tensor, loss: Tensor, hits: Tensor) -> list[float]:
+        """Sums over the world; the loss and the hits that tensor ranks have in common count once."""
+        once = float(self.mesh.tp.rank == 0)
+        sums = torch.stack((square.to(self.device), loss * once, hits.double() * once))
+        return all_reduce(sums, self.mesh.world).tolist()
+
+    def squares(self, tensors: Iterator[Tensor]) -> Tensor:
+        """Sum of squares of one tensor for each share, as far as this rank answers for it.  -> [] float64"""
+        zero = torch.zeros((), dtype=torch.float64, device=self.shares[0].data.device)
+        return torch.stack([zero, *(squares(self.live(s, x)) for s, x in zip(self.shares, tensors) if s.owner)]).sum()
+
+    def live(self, share: Share, x: Tensor) -> Tensor:
+        """Table rows that no id can name do not count."""
+        return x[:max(0, self.live_rows - share.start[0])] if share.name in TABLES else x
+
+    @torch.no_grad()
     def update(self, lr: float, scale: float) -> None:
+        for share in self.shares:
+            self.state[share.name].grad = share.gradient()
         if scale < 1.0:
-            torch._foreach_mul_([p.grad for p in self.model.parameters()], scale)
+            torch._foreach_mul_([p.grad for p in self.state.values()], scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        self.optimizer.zero_grad()
+        spread_update(self.shares, self.mesh, self.zero_stage)
 
     @torch.no_grad()
-    def score(self, batch: Batch) -> RowScores:
+    def score(self, batches: list[Batch]) -> list[RowScores]:
         """Each row's weighted NLL, without a gradient."""
-        self.model.eval()
-        _, nll, hit = self.model(batch.to(self.device))
-        rows, num_rows = (batch.asked // batch.inputs.shape[1]).numpy(), len(batch.index)
-        weighted = nll.double().cpu().numpy() * batch.weights.flatten()[batch.asked].double().numpy()
-        return RowScores(loss=np.bincount(rows, weighted, num_rows), asked=np.bincount(rows, minlength=num_rows),
-                         hits=np.bincount(rows[hit.cpu().numpy()], minlength=num_rows), scored=batch.scored.sum(1).numpy())
-
-    def live(self, name: str, x: Tensor) -> Tensor:
-        """Table rows that no id can name do not count."""
-        return x[:self.live_rows] if name in TABLES else x
+        for stage in self.stages:
+            stage.eval()
+        placed = [b.to(self.device) for b in batches]
+        if self.pipeline:
+            outputs = self.pipeline.score(placed)
+        else:
+            outputs = [self.stages[0](b) for b in placed]
+        return [row_scores(batch, nll, hit) for batch, (_, nll, hit) in zip(batches, outputs)]
 
     def params_norm(self) -> float:
-        return float(global_norm(self.live(name, p) for name, p in self.model.named_parameters()))
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        square, _, _ = self.over_world(self.squares(share.data.detach() for share in self.shares), zero, zero)
+        return square ** 0.5
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that a restart needs, by logical name and full shape: weights, both moments, the update count."""
-        out = {f"model/{name}": p.detach() for name, p in self.model.named_parameters()}
-        for name, p in self.model.named_parameters():
-            for moment in MOMENTS if p in self.optimizer.state else ():
-                out[f"optimizer/{moment}/{name}"] = self.optimizer.state[p][moment]
+    def pieces(self) -> list[Piece]:
+        """Weights, both moments and the update count, as far as this rank owns them."""
+        owned = [share for share in self.shares if share.owner]
+        out = [piece(f"model/{share.name}", share, share.data.detach()) for share in owned]
+        for share in owned:
+            state = self.optimizer.state.get(self.state[share.name], {})
+            out += [piece(f"optimizer/{moment}/{share.name}", share, state[moment]) for moment in MOMENTS if moment in state]
         updates = next((s["step"] for s in self.optimizer.state.values()), torch.zeros(()))
-        return out | {"optimizer/step": updates.detach().cpu().float()}
+        if self.mesh.chief:
+            out.append(Piece(name="optimizer/step", shape=(), start=(), tensor=updates.detach().cpu().float()))
+        return out
 
     @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor], weights_only: bool = False) -> None:
-        """Take over what `tensors()` gave. Raises Mismatch before anything is touched."""
-        updates = 0 if weights_only else int(tensors.get("optimizer/step", torch.zeros(())))
-        named = dict(self.model.named_parameters())
-        wanted = {f"model/{name}": p for name, p in named.items()}
-        if updates:
-            wanted |= {f"optimizer/{moment}/{name}": p for name, p in named.items() for moment in MOMENTS}
-        refuse_misfits(wanted, tensors)
-        for name, p in named.items():
-            p.copy_(tensors[f"model/{name}"])
-            if updates:
-                moments = {moment: tensors[f"optimizer/{moment}/{name}"].to(p.device, p.dtype, copy=True) for moment in MOMENTS}
-                self.optimizer.state[p] = {"step": torch.tensor(float(updates), device=p.device)} | moments
+    def load(self, checkpoint: Checkpoint, weights_only: bool = False) -> None:
+        """Weights where the model reads them, moments where the optimizer does."""
+        updates = torch.zeros(())
+        if not weights_only and "optimizer/step" in checkpoint.shapes:
+            checkpoint.fill([Piece(name="optimizer/step", shape=(), start=(), tensor=updates)])
+        moments = {s.name: {moment: torch.zeros_like(s.data) for moment in MOMENTS} for s in self.shares if updates > 0}
+        checkpoint.fill(self.weights() + [piece(f"optimizer/{moment}/{share.name}", share, moments[share.name][moment])
+                                          for share in self.shares if moments for moment in MOMENTS])
+        self.optimizer.state.clear()
+        for share in self.shares:
+            if share.apart:
+                share.data.copy_(local(share.parameter)[share.rows])
+            if moments:
+                p = self.state[share.name]
+                step = updates.to(p.device, copy=True)
+                self.optimizer.state[p] = {"step": step} | moments[share.name]
+
+    def weights(self) -> list[Piece]:
+        """Every weight that this rank's model reads, for a checkpoint to fill."""
+        out = []
+        for share in self.shares:
+            held = local(share.parameter.detach())
+            start = (share.start[0] - share.rows.start, *share.start[1:])
+            out.append(Piece(name=f"model/{share.name}", shape=share.shape, start=start, tensor=held))
+        return out
 
 
-def refuse_misfits(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raises Mismatch naming what is missing or has another shape."""
-    wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} has shape {list(found[name].shape)}, expected {list(p.shape)}" for name, p in wanted.items()
-              if name in found and found[name].shape != p.shape]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise Mismatch(f"the checkpoint does not fit the model: {'; '.join(wrong[:5])}{more}")
+def adamw(state: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:
+    """Fused AdamW over what this rank updates; vectors, which are norm weights, do not decay."""
+    matrices = [p for p in state.values() if p.dim() > 1]
+    vectors = [p for p in state.values() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=optim.lr or 0.0,
+                             betas=(optim.adam_beta1, optim.adam_beta2), eps=optim.adam_eps, fused=True)
+
+
+def piece(name: str, share: Share, tensor: Tensor) -> Piece:
+    return Piece(name=name, shape=share.shape, start=share.start, tensor=tensor)
+
+
+def row_scores(batch: Batch, nll: Tensor, hit: Tensor) -> RowScores:
+    rows, num_rows = (batch.asked // batch.inputs.shape[1]).numpy(), len(batch.index)
+    weighted = nll.double().cpu().numpy() * batch.weights.flatten()[batch.asked].double().numpy()
+    return RowScores(loss=np.bincount(rows, weighted, num_rows), asked=np.bincount(rows, minlength=num_rows),
+                     hits=np.bincount(rows[hit.cpu().numpy()], minlength=num_rows), scored=batch.scored.sum(1).numpy())

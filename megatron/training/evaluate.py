@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import torch
 
-from megatron.batch import Clean, Noise
+from megatron.batch import Clean, Noise, RowScores
+from megatron.core.head import pieces
+from megatron.core.mesh import all_reduce
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.loader import micro_batches
-from megatron.engine.native import NativeEngine, RowScores
+from megatron.engine import Engine
 from megatron.objectives import REFERENCE_STRATA, Objective
 
 TOKENS_A_PASS = 16384
+PASSES_AT_ONCE = 16                 # through a pipeline, whose stages work on different ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Slice:
                 "unit": "nats per token", "value": "exact NLL" if objective.exact else "upper bound on the NLL"}
 
 
-def evaluate(engine: NativeEngine, objective: Objective, data: Slice) -> dict:
+def evaluate(engine: Engine, objective: Objective, data: Slice) -> dict:
     """Loss with both of its errors, accuracy and bits per byte on the slice."""
     draws = [draw(engine, objective, data, m) for m in range(data.num_mc)]
     loss = np.stack([d.loss for d in draws])                                            # [draws, rows]
@@ -70,9 +74,21 @@ def cleans(data: Slice, draw: int) -> list[Clean]:
     return out
 
 
-def draw(engine: NativeEngine, objective: Objective, data: Slice, number: int) -> RowScores:
-    parts = [engine.score(objective.pose(c, Noise(data.seed, c.index), 1.0)) for c in cleans(data, number)]
-    return RowScores(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in vars(parts[0])})
+def draw(engine: Engine, objective: Objective, data: Slice, number: int) -> RowScores:
+    """One pass over the slice: replicas take turns, and every rank learns all rows."""
+    passes, mesh = cleans(data, number), engine.mesh
+    starts = np.cumsum([0, *(len(clean.index) for clean in passes)])
+    table = np.zeros((len(fields(RowScores)), data.rows))                               # [fields, rows]
+    num_turns = -(-len(passes) // mesh.dp.size)
+    for turns in pieces(num_turns, PASSES_AT_ONCE if mesh.pp.size > 1 else 1):
+        mine = [turn * mesh.dp.size + mesh.dp.rank for turn in range(turns.start, turns.stop)]
+        # All replicas must take part: one without a pass left scores the last one again, and does not count it.
+        posed = [objective.pose(c, Noise(data.seed, c.index), 1.0) for c in (passes[min(i, len(passes) - 1)] for i in mine)]
+        for i, part in zip(mine, engine.score(posed)):
+            if i < len(passes) and mesh.tp.rank == 0:
+                table[:, starts[i]:starts[i + 1]] = [getattr(part, f.name) for f in fields(RowScores)]
+    all_reduce(torch.from_numpy(table), mesh.control)
+    return RowScores(**{f.name: rows for f, rows in zip(fields(RowScores), table)})
 
 
 def noise_error(loss: np.ndarray, scored: np.ndarray) -> float | None:

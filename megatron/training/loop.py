@@ -8,8 +8,9 @@ from typing import Protocol
 from megatron.batch import Batch, Noise, Progress, Step
 from megatron.config import Config
 from megatron.data.gpt_dataset import PackedDataset
-from megatron.data.loader import micro_batches
-from megatron.engine.native import NativeEngine
+from megatron.data.loader import replica_batches
+from megatron.core.mesh import Group
+from megatron.engine import Engine
 from megatron.errors import TooManyBadSteps
 from megatron.objectives import Objective
 from megatron.training.schedule import learning_rate
@@ -45,7 +46,7 @@ class Run(Protocol):
     def stop_reason(self, at: Progress) -> str | None: ...
 
 
-def train(cfg: Config, engine: NativeEngine, objective: Objective, data: PackedDataset, run: Run, at: Progress,
+def train(cfg: Config, engine: Engine, objective: Objective, data: PackedDataset, run: Run, at: Progress,
           interval: Interval) -> tuple[Progress, str | None]:
     """Go on from `at` to the last sample, or until the run is asked to stop; says why it stopped early."""
     saved = at.step
@@ -67,11 +68,11 @@ def train(cfg: Config, engine: NativeEngine, objective: Objective, data: PackedD
     return at, reason
 
 
-def one_step(cfg: Config, engine: NativeEngine, objective: Objective, data: PackedDataset, run: Run, at: Progress,
+def one_step(cfg: Config, engine: Engine, objective: Objective, data: PackedDataset, run: Run, at: Progress,
              interval: Interval) -> tuple[Progress, Interval]:
     """Pose, update or skip, and log. Raises TooManyBadSteps."""
     start = time.monotonic()
-    batches = pose(objective, data, cfg, at)
+    batches = pose(objective, data, cfg, at, engine.mesh.dp)
     lr = learning_rate(cfg.optim, at.samples)
     done = engine.step(batches, lr)
     if done.skipped:
@@ -92,9 +93,9 @@ def left(cfg: Config, at: Progress) -> bool:
     return at.samples + cfg.train.global_batch_size <= cfg.train.train_samples
 
 
-def pose(objective: Objective, data: PackedDataset, cfg: Config, at: Progress) -> list[Batch]:
-    """The micro-batches of the step that begins at `at`: a pure function of config and progress."""
-    cleans = micro_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size)
+def pose(objective: Objective, data: PackedDataset, cfg: Config, at: Progress, dp: Group = Group()) -> list[Batch]:
+    """This replica's micro-batches of the step that begins at `at`: a pure function of config, progress and its place."""
+    cleans = replica_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size, dp.rank, dp.size)
     progress = at.samples / cfg.train.train_samples
     return [objective.pose(c, Noise(cfg.train.seed, c.index), progress) for c in cleans]
 

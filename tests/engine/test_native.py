@@ -5,6 +5,7 @@ import torch
 
 from megatron.batch import Batch, asked_positions
 from megatron.config import Model, Optim
+from megatron.core import checkpoint
 from megatron.core.transformer import GPT
 from megatron.engine.native import NativeEngine
 from megatron.errors import Mismatch
@@ -15,7 +16,7 @@ OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_grad=0.5)
 
 
 def engine(seed=0, optim=OPTIM, model=MODEL):
-    return NativeEngine(GPT(model, True, seed), optim, live_rows=50)
+    return NativeEngine([GPT(model, True, seed)], optim, live_rows=50)
 
 
 def batch(seed=0, rows=4):
@@ -31,7 +32,12 @@ def poisoned(x):
 
 
 def state(e):
-    return {name: t.clone() for name, t in e.tensors().items()}
+    return {p.name: p.tensor.clone() for p in e.pieces()}
+
+
+def kept(e, folder, without=""):
+    """The engine's checkpoint, but for one tensor."""
+    return checkpoint.load(checkpoint.save(folder, 1, [p for p in e.pieces() if p.name != without], {}))
 
 
 def same(a, b):
@@ -53,7 +59,7 @@ def test_equals_plain_torch():
         adam.zero_grad()
         assert step.loss == pytest.approx(loss.item(), rel=1e-6) and step.grad_norm == pytest.approx(norm.item(), rel=1e-5)
         assert step.clipped_norm == pytest.approx(min(0.5, norm.item()), rel=1e-4)
-    for p, q in zip(ours.model.parameters(), plain.parameters()):
+    for p, q in zip(ours.stages[0].parameters(), plain.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
 
@@ -78,36 +84,36 @@ def test_a_non_finite_step_touches_nothing(bad):
     assert e.step([batch(3)], 1e-2) == other.step([batch(3)], 1e-2) and same(state(e), state(other))
 
 
-def test_save_and_load_are_bit_exact():
+def test_save_and_load_are_bit_exact(tmp_path):
     a, b = engine(), engine(seed=9)
     for i in range(3):
         a.step([batch(i)], 1e-2)
-    b.load(state(a))
+    b.load(kept(a, tmp_path))
     assert same(state(a), state(b)) and a.step([batch(5)], 1e-2) == b.step([batch(5)], 1e-2) and same(state(a), state(b))
 
 
-def test_weights_only_starts_the_optimizer_afresh():
+def test_weights_only_starts_the_optimizer_afresh(tmp_path):
     a, b = engine(), engine(seed=9)
     a.step([batch()], 1e-2)
-    b.load(state(a), weights_only=True)
-    assert not [n for n in b.tensors() if "exp_avg" in n] and torch.equal(b.model.embed.weight, a.model.embed.weight)
+    b.load(kept(a, tmp_path), weights_only=True)
+    assert not [n for n in state(b) if "exp_avg" in n] and torch.equal(b.stages[0].embed.weight, a.stages[0].embed.weight)
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_changes():
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_changes(tmp_path):
     e = engine()
     before = state(e)
-    wrong = state(engine(model=replace(MODEL, ffn_hidden_size=96)))
+    wrong = kept(engine(model=replace(MODEL, ffn_hidden_size=96)), tmp_path / "wide")
     with pytest.raises(Mismatch, match=r"model/blocks.0.mlp.up.weight has shape \[192, 32\], expected \[128, 32\]"):
         e.load(wrong)
     with pytest.raises(Mismatch, match="model/norm.weight is missing"):
-        e.load({n: t for n, t in before.items() if n != "model/norm.weight"})
+        e.load(kept(e, tmp_path / "short", without="model/norm.weight"))
     assert same(before, state(e))
 
 
 def test_rows_that_no_id_names_do_not_count_in_norms():
     e, padded = engine(), engine(model=replace(MODEL, padded_vocab_size=256))
     with torch.no_grad():
-        padded.model.embed.weight[60:] = 100.0
+        padded.stages[0].embed.weight[60:] = 100.0
     assert e.params_norm() == padded.params_norm()
     assert e.step([batch()], 1e-2).grad_norm == padded.step([batch()], 1e-2).grad_norm
 
@@ -117,10 +123,10 @@ def test_score_gives_each_row_its_own_sums():
     weights = x.weights.clone()
     weights[1, 3:] = 0
     x = replace(x, weights=weights, asked=asked_positions(weights))
-    scores = e.score(x)
+    scores = e.score([x])[0]
     assert scores.asked.tolist() == [8, 3, 8, 8] and scores.scored.tolist() == [8] * 4
     with torch.no_grad():
-        total, nll, hit = e.model.eval()(x)
+        total, nll, hit = e.stages[0].eval()(x)
     assert scores.loss.sum() == pytest.approx(float(total), rel=1e-6)
     assert scores.loss[1] == pytest.approx(float(nll[8:11].sum()), rel=1e-6)
     assert scores.hits.sum() == int(hit.sum())

@@ -24,7 +24,7 @@ def data(corpus):
 
 
 def engine(causal):
-    return NativeEngine(GPT(MODEL, causal, 3), Optim(lr=1e-3), 258)
+    return NativeEngine([GPT(MODEL, causal, 3)], Optim(lr=1e-3), 258)
 
 
 def objective(name):
@@ -60,7 +60,7 @@ def test_an_untrained_bound_is_the_log_of_the_vocabulary_within_its_error(data):
     """
     mdm = engine(False)
     with torch.no_grad():
-        mdm.model.embed.weight.zero_()
+        mdm.stages[0].embed.weight.zero_()
     found = evaluate(mdm, objective("mdm"), data)
     assert found["loss"] == pytest.approx(math.log(257), rel=1e-6) and found["loss_se_noise"] < 1e-5
 
@@ -68,7 +68,7 @@ def test_an_untrained_bound_is_the_log_of_the_vocabulary_within_its_error(data):
 def test_noise_error_predicts_the_scatter_of_independent_draws(data):
     mdm = engine(False)
     with torch.no_grad():                              # losses that differ between tokens, so that the masks matter
-        mdm.model.embed.weight.mul_(60)
+        mdm.stages[0].embed.weight.mul_(60)
     found = [evaluate(mdm, objective("mdm"), replace(data, seed=s)) for s in range(60)]
     scatter = np.std([f["loss"] for f in found], ddof=1)
     assert np.sqrt(np.mean([f["loss_se_noise"] ** 2 for f in found])) == pytest.approx(scatter, rel=0.35)

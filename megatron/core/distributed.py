@@ -1,0 +1,181 @@
+"""Data parallelism over the model: torch's DDP and FSDP2, the sums that pipelines need, and what each rank's optimizer owns.
+
+ZeRO stages (Rajbhandari et al., arXiv:1910.02054), weights, gradients and moments in fp32: 0 cuts nothing; 1 cuts the moments and
+the update by rows of each parameter; 2 and 3 are FSDP2, which cuts weights and gradients too and, at 3, gathers each
+block's weights anew for the backward pass.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from megatron.core.mesh import Group, Mesh, all_gather, flat_sum
+from megatron.core.transformer import GPT
+from megatron.layout import split_evenly
+
+BUCKET_BYTES = 64 << 20             # of one message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """The rectangle of one parameter that this rank's optimizer updates."""
+    name: str
+    parameter: nn.Parameter         # the model's, cut by tensor parallelism; a DTensor under FSDP2
+    rows: slice                     # of its dimension 0
+    data: Tensor                    # those rows, in memory that they share, or a copy of them on the CPU
+    shape: tuple[int, ...]          # of the whole parameter
+    start: tuple[int, ...]          # where the rectangle begins in it
+    owner: bool                     # whether this rank answers for it in norms and checkpoints
+    apart: bool                     # whether `data` is a copy
+
+    def gradient(self) -> Tensor:
+        """The rows of the gradient that belong to `data`, beside it."""
+        return local(self.parameter.grad)[self.rows].to(self.data.device)
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor that FSDP2 holds; any other as it is."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def make_shares(stages: Sequence[GPT], mesh: Mesh, zero_stage: int, on_cpu: bool = False) -> list[Share]:
+    """What this rank updates. A parameter that two stages of the rank have in common appears once."""
+    seen, shares = set(), []
+    for stage in stages:
+        for name, p in stage.named_parameters():
+            if id(p) not in seen:
+                seen.add(id(p))
+                shares.append(make_share(stage, name, p, mesh, zero_stage, on_cpu))
+    return shares
+
+
+def make_share(stage: GPT, name: str, p: nn.Parameter, mesh: Mesh, zero_stage: int, on_cpu: bool) -> Share:
+    cut, tp, dp = stage.cuts.get(name), mesh.tp, mesh.dp
+    first_row, rows = 0, slice(0, p.shape[0])
+    if isinstance(p, DTensor):
+        chunk = -(-p.shape[0] // dp.size)                               # as torch.chunk, and with it FSDP2, cuts
+        first_row, rows = min(p.shape[0], dp.rank * chunk), slice(0, local(p).shape[0])
+    elif zero_stage:
+        owned = split_evenly(p.shape[0], dp.size)[dp.rank]
+        first_row, rows = owned.start, slice(owned.start, owned.stop)
+    offset = tp.rank * p.shape[cut] if cut is not None else 0           # where the tensor-parallel part begins
+    start = tuple(first_row * (dim == 0) + offset * (dim == cut) for dim in range(p.dim()))
+    data = local(p.detach())[rows]
+    in_place = not zero_stage and not on_cpu
+    copy_of_tied = name == "embed.weight" and not stage.first
+    owner = (cut is not None or tp.rank == 0) and (zero_stage > 0 or dp.rank == 0) and not copy_of_tied
+    return Share(name=name, parameter=p, rows=rows, data=p if in_place else data.to("cpu", copy=True) if on_cpu else data,
+                 shape=stage.whole_shape(name, p), start=start, owner=owner, apart=on_cpu)
+
+
+def data_parallel(stage: GPT, mesh: Mesh, zero_stage: int, offload: bool, overlap: bool) -> nn.Module:
+    """The stage as it is to be called in training: inside DDP, cut by FSDP2, or as it is when its gradients are summed later."""
+    if mesh.dp.size == 1:
+        return stage
+    if zero_stage >= 2:
+        return fsdp(stage, mesh, reshard=zero_stage == 3, offload=offload)
+    if not overlap:
+        return stage
+    model = DistributedDataParallel(stage, process_group=mesh.dp.pg, init_sync=False, gradient_as_bucket_view=True)
+    model.register_comm_hook(mesh.dp.pg, summed)
+    return model
+
+
+def summed(group, bucket):
+    """A DDP hook: gradients are of the global batch's loss already, so they add up and are not averaged.
+
+    Without annotations, which torch compares with classes and would find as text.
+    """
+    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def fsdp(stage: GPT, mesh: Mesh, reshard: bool, offload: bool) -> GPT:
+    """Cut a stage block by block, in place.
+
+    Blocks are gathered in the dtype that computes, and their gradients summed in fp32; the table, whose gradient is made in
+    fp32, and the last norm are gathered as they are.
+    """
+    axis = DeviceMesh.from_group(mesh.dp.pg, next(stage.parameters()).device.type, mesh_dim_names=("dp",))
+    policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
+    low, whole = MixedPrecisionPolicy(param_dtype=stage.dtype, reduce_dtype=torch.float32), MixedPrecisionPolicy()
+    for part in (*stage.blocks.values(), stage):
+        fully_shard(part, mesh=axis, reshard_after_forward=reshard, offload_policy=policy,
+                    mp_policy=whole if part is stage else low)
+        part.set_gradient_divide_factor(1.0)                            # the loss has its global denominator already
+        part.set_force_sum_reduction_for_comms(True)                    # gloo has no product before its sum
+    stage.sharded = True
+    return stage
+
+
+def accumulating(model: nn.Module, last: bool, zero_stage: int) -> AbstractContextManager:
+    """Around the forward and backward pass of one micro-batch; gradients must be whole after the last one."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    if isinstance(model, FSDPModule):
+        model.set_is_last_backward(last)
+        model.set_reshard_after_backward(last or zero_stage == 3)
+    return nullcontext()
+
+
+def finish_gradients(shares: Iterable[Share], mesh: Mesh, stages: Sequence[GPT], over_dp: bool) -> None:
+    """The sums that no engine makes: over replicas with a pipeline, of norms where the sequence is cut, and of tied tables."""
+    gradients = {share.name: local(share.parameter.grad) for share in shares}
+    if over_dp:
+        for bucket in buckets(list(gradients.values())):
+            flat_sum(bucket, mesh.dp)
+    if mesh.tp.sequence:
+        flat_sum([g for name, g in gradients.items() if not any(name in stage.cuts for stage in stages)], mesh.tp)
+    tied = not stages[0].cfg.untie_embeddings_and_output_weights
+    if tied and "embed.weight" in gradients and not (stages[0].first and stages[-1].last):
+        flat_sum([gradients["embed.weight"]], mesh.ends)
+
+
+def buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Runs of tensors of at most BUCKET_BYTES, or of one tensor."""
+    out, room = [], 0
+    for t in tensors:
+        if not out or t.nbytes > room:
+            out.append([])
+            room = BUCKET_BYTES
+        out[-1].append(t)
+        room -= t.nbytes
+    return out
+
+
+@torch.no_grad()
+def spread_update(shares: list[Share], mesh: Mesh, zero_stage: int) -> None:
+    """Bring what each rank's optimizer updated to where the model reads it."""
+    for share in shares:
+        if share.apart:
+            local(share.parameter)[share.rows].copy_(share.data)
+    if zero_stage == 1 and mesh.dp.size > 1:
+        for bucket in buckets([share.parameter.data for share in shares]):
+            gather_rows(bucket, mesh.dp)
+
+
+def gather_rows(tensors: list[Tensor], dp: Group) -> None:
+    """Each rank's rows of each tensor, to all ranks, in place and in one message."""
+    cuts = [split_evenly(len(t), dp.size) for t in tensors]
+
+    def parts(rank: int) -> list[Tensor]:
+        return [t[rows[rank].start:rows[rank].stop] for t, rows in zip(tensors, cuts)]
+
+    mine = torch.cat([p.flatten() for p in parts(dp.rank)])
+    longest = max(sum(p.numel() for p in parts(rank)) for rank in range(dp.size))
+    everyone = mine.new_empty(dp.size, longest)
+    all_gather(everyone.flatten(), torch.cat((mine, mine.new_zeros(longest - len(mine)))), group=dp.pg)
+    for rank, flat in enumerate(everyone):
+        offset = 0
+        for p in parts(rank):
+            p.copy_(flat[offset:offset + p.numel()].view_as(p))
+            offset += p.numel()
