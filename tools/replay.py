@@ -24,7 +24,7 @@ from megatron import objectives  # noqa: E402
 from megatron.batch import Batch  # noqa: E402
 from megatron.config import Config  # noqa: E402
 from megatron.core import checkpoint  # noqa: E402
-from megatron.core.checkpoint import Checkpoint  # noqa: E402
+from megatron.core.checkpoint import Checkpoint, whole  # noqa: E402
 from megatron.core.norm import global_norm  # noqa: E402
 from megatron.core.transformer import GPT  # noqa: E402
 from megatron.data.tokenizer import Vocabulary  # noqa: E402
@@ -45,7 +45,8 @@ def read_config(dump: Checkpoint) -> Config:
 
 def read_batches(dump: Checkpoint) -> list[Batch]:
     names = get_type_hints(Batch)
-    return [Batch(**{name: dump.tensors[f"batch/{i}/{name}"] for name in names}) for i in range(dump.facts["micro_batches"])]
+    found = dump.tensors(f"batch/{i}/{name}" for i in range(dump.facts["micro_batches"]) for name in names)
+    return [Batch(**{name: found[f"batch/{i}/{name}"] for name in names}) for i in range(dump.facts["micro_batches"])]
 
 
 def build_model(cfg: Config, dump: Checkpoint, device: str) -> GPT:
@@ -53,7 +54,7 @@ def build_model(cfg: Config, dump: Checkpoint, device: str) -> GPT:
     mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
     causal = objectives.build(cfg.objective, mask, cfg.train.global_batch_size).causal
     model = GPT(cfg.model, causal, cfg.train.seed, torch.bfloat16 if cfg.train.bf16 else torch.float32)
-    model.load_state_dict({name.removeprefix("model/"): t for name, t in dump.tensors.items() if name.startswith("model/")})
+    dump.fill(whole({f"model/{name}": p for name, p in model.named_parameters()}))
     return model.to(device).train()
 
 

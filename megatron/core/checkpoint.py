@@ -1,9 +1,11 @@
 """Checkpoints: safetensors shards and a JSON manifest with hashes, published by one rename.
 
-    folder/step-00000200/{shard-00001.safetensors, ..., manifest.json}      folder/latest (a hint for people, never trusted)
+    folder/step-00000200/{shard-RANK-NUMBER.safetensors, ..., manifest.json}    folder/latest (a hint for people, never trusted)
 
-The manifest vouches for every byte: each file's size and header, each tensor's data, and itself. Nothing is written into an
-existing directory, nothing unpickles, and no tensor is returned before all of them were verified.
+Every rank writes the pieces that it holds: rectangles of logical tensors, which say nothing of the layout, so that any other
+layout reads from them the rectangles that it needs. The manifest vouches for every byte: each file's size and header, each
+piece's data, that the pieces of a tensor fill it, and itself. Nothing is written into an existing directory, nothing unpickles,
+no tensor is touched before all of them were verified, and what one rank refuses, all refuse.
 """
 from __future__ import annotations
 
@@ -18,16 +20,20 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from megatron import errors
+from megatron.core.mesh import Group, gather_json
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Refusal, Untrusted
 from megatron.files import sync_folder, write_synced
 
@@ -42,43 +48,136 @@ SHARD = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
           torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
+ALONE = Group()
+Box = Sequence[Sequence[int]]       # a rectangle: (start, stop) of each dimension
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A rectangle of a logical tensor, and where its values are; `start` is its offset, the tensor's shape its extent."""
+    name: str
+    shape: tuple[int, ...]          # of the whole
+    start: tuple[int, ...]
+    tensor: Tensor
+
+    @property
+    def box(self) -> list[list[int]]:
+        return [[start, start + n] for start, n in zip(self.start, self.tensor.shape)]
+
+
+def whole(tensors: dict[str, Tensor]) -> list[Piece]:
+    """Uncut tensors as pieces."""
+    return [Piece(name, tuple(t.shape), (0,) * t.dim(), t) for name, t in tensors.items()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A verified checkpoint, in memory."""
+    """A verified checkpoint, on disk."""
     path: Path
     step: int
     facts: dict                     # what the trainer wrote beside the tensors
-    tensors: dict[str, Tensor]      # by logical name, with full shapes
+    entries: list[dict]             # the manifest's record of every stored piece
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the whole tensors, by logical name."""
+        return {entry["name"]: tuple(entry["shape"]) for entry in self.entries}
+
+    def names(self) -> list[str]:
+        return list(self.shapes)
+
+    def fill(self, pieces: Iterable[Piece]) -> None:
+        """Copy into each piece's tensor, on whatever device, the rectangle that it asks for; hashes are checked once more.
+
+        Raises Mismatch before anything is touched, and BadData if a file changed since it was verified.
+        """
+        wanted = defaultdict(list)
+        for piece in pieces:
+            wanted[piece.name].append(piece)
+        refuse_misfits(self.path, self.shapes, wanted)
+        jobs = [(entry, met) for entry in self.entries
+                if (met := [p for p in wanted.get(entry["name"], ()) if volume(common(entry["slice"], p.box))])]
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            for _ in pool.map(lambda job: copy_entry(self.path, *job), jobs):
+                pass
+
+    def tensors(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Whole tensors in memory of their own: those named, or all. Raises Mismatch naming what is missing."""
+        shapes, dtypes = self.shapes, {entry["name"]: DTYPE_OF[entry["dtype"]] for entry in self.entries}
+        names = list(shapes if names is None else names)
+        if missing := [name for name in names if name not in shapes]:
+            raise Mismatch(f"{self.path} lacks {len(missing)} tensors ({', '.join(missing[:20])})")
+        found = {name: torch.empty(shapes[name], dtype=dtypes[name]) for name in names}
+        self.fill(whole(found))
+        return found
+
+
+def refuse_misfits(path: Path, shapes: dict[str, tuple[int, ...]], wanted: dict[str, list[Piece]]) -> None:
+    """Raises Mismatch naming what is missing or has another shape."""
+    wrong = [f"{name} is missing" for name in wanted if name not in shapes]
+    wrong += [f"{name} has shape {list(shapes[name])}, expected {list(pieces[0].shape)}" for name, pieces in wanted.items()
+              if name in shapes and shapes[name] != tuple(pieces[0].shape)]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise Mismatch(f"{path} does not fit the model: {'; '.join(wrong[:5])}{more}: check the model's flags")
+
+
+@contextmanager
+def agreed(group: Group) -> Iterator[None]:
+    """Do the same on every rank: if one of them fails, the first of these speaks for all, and all raise its refusal."""
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        if group.size == 1:
+            raise
+        failure = error
+    kind = type(failure).__name__ if isinstance(failure, Refusal) else f"Refusal: {type(failure).__name__}"
+    said = gather_json(None if failure is None else f"{kind}: {failure}", group)
+    if failure is not None and not isinstance(failure, Refusal):
+        raise failure                                   # a mistake of ours, whose traceback is wanted
+    for rank, text in enumerate(said):
+        if text is not None:
+            kind, text = text.split(": ", 1)
+            raise getattr(errors, kind)(f"rank {rank}: {text}") from failure
 
 
 # Saving
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict, *, audit: bool = True,
+def save(folder: Path, step: int, pieces: list[Piece], facts: dict, *, group: Group = ALONE, audit: bool = True,
          say: Callable[[str], None] = print) -> Path:
-    """Publish one checkpoint and return its directory; earlier ones stay as they are, whatever happens.
+    """Publish one checkpoint of all ranks' pieces and return its directory; earlier ones stay as they are, whatever happens.
 
-    `facts` is plain JSON. Raises BadData for a NaN or Inf (unless not `audit`), CannotWrite for lack of space or permission.
+    `facts` is plain JSON, rank 0's counts. Raises BadData for a NaN or Inf (unless not `audit`) and for pieces that do not
+    fill their tensors, CannotWrite for lack of space or permission.
     """
-    folder = Path(folder)
-    check_tensors(step, tensors, audit)
-    needed = sum(t.nbytes for t in tensors.values()) + MANIFEST_BYTES
+    folder, name, aside = Path(folder), f"step-{step:08d}", None
+    with agreed(group):
+        check_pieces(step, pieces, audit)
+    needed = sum(gather_json(sum(piece.tensor.nbytes for piece in pieces), group)) + MANIFEST_BYTES
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder, say)
-        if free_bytes(folder) < needed:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        path = write_and_publish(folder, step, tensors, facts)
-    except OSError as error:
-        raise CannotWrite(f"checkpoint {folder}/step-{step:08d} was not written: {error.strerror}; it needs {needed} bytes, "
-                          f"{free_bytes(folder)} are free; earlier ones are intact: make room, or give another --save") from error
-    write_latest(folder, path.name, say)
-    return path
+        with agreed(group), write_refused(folder / name, needed):
+            if group.rank == 0:
+                aside = make_aside(folder, name, needed, say)
+        aside = folder / gather_json(aside and aside.name, group)[0]
+        with agreed(group), write_refused(folder / name, needed):
+            part = write_part(aside, group.rank, pieces)
+        parts = gather_json(part, group)
+        with agreed(group), write_refused(folder / name, needed):
+            if group.rank == 0:
+                write_manifest(aside, step, parts, facts)
+                name = publish(aside, folder, step).name
+        name = gather_json(name, group)[0]
+    finally:
+        if group.rank == 0 and aside:
+            shutil.rmtree(aside, ignore_errors=True)    # gone already if it was published
+    if group.rank == 0:
+        write_latest(folder, name, say)
+    return folder / name
 
 
-def check_tensors(step: int, tensors: dict[str, Tensor], audit: bool) -> None:
-    for name, tensor in tensors.items():
+def check_pieces(step: int, pieces: list[Piece], audit: bool) -> None:
+    for name, tensor in ((piece.name, piece.tensor) for piece in pieces):
         if tensor.dtype not in DTYPES:
             raise BadData(f"tensor {name} is {tensor.dtype}: a checkpoint holds {', '.join(DTYPE_OF)}")
         if audit and tensor.is_floating_point() and tensor.numel():
@@ -87,26 +186,59 @@ def check_tensors(step: int, tensors: dict[str, Tensor], audit: bool) -> None:
                 raise BadData(f"tensor {name} holds NaN or Inf: step {step} was not saved; earlier checkpoints are intact")
 
 
+@contextmanager
+def write_refused(path: Path, needed: int) -> Iterator[None]:
+    """Whatever keeps a checkpoint from being written becomes CannotWrite."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(f"checkpoint {path} was not written: {error.strerror}; it needs {needed} bytes, "
+                          f"{free_bytes(path)} are free; earlier ones are intact: make room, or give another --save") from error
+
+
 def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())).free
 
 
-def write_and_publish(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict) -> Path:
-    aside = aside_path(folder, f"step-{step:08d}")
-    files, entries = {}, {}
-    try:
-        aside.mkdir()
-        for number, shard in enumerate(cut_shards(tensors), 1):
-            file = aside / f"shard-{number:05d}.safetensors"
-            files[file.name], written = write_shard(file, shard)
-            entries |= {entry["name"]: entry for entry in written}
-        manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files,
-                    "tensors": [entries[name] for name in tensors], "facts": facts}
-        write_synced(aside / "manifest.json", render(manifest))
-        sync_folder(aside)
-        return publish(aside, folder, step)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)        # gone already if it was published
+def make_aside(folder: Path, name: str, needed: int, say: Callable[[str], None]) -> Path:
+    """An empty temporary folder for all ranks to write into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder, say)
+    if free_bytes(folder) < needed:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    aside = aside_path(folder, name)
+    aside.mkdir()
+    return aside
+
+
+def write_part(aside: Path, rank: int, pieces: list[Piece]) -> tuple[dict, list[dict]]:
+    """Write a rank's shards; the manifest's records of files and pieces."""
+    if not aside.is_dir():
+        raise not_shared(aside.parent)
+    files, entries = {}, []
+    for number, shard in enumerate(cut_shards(pieces), 1):
+        file = aside / f"shard-{rank:05d}-{number:05d}.safetensors"
+        files[file.name], written = write_shard(file, shard)
+        entries += written
+    place = {piece.name: i for i, piece in enumerate(pieces)}
+    return files, sorted(entries, key=lambda entry: place[entry["name"]])
+
+
+def not_shared(folder: Path) -> CannotWrite:
+    return CannotWrite(f"{folder} is not the same folder on every node ({platform.node()} lacks files that another wrote): "
+                       "give a --save on a file system that all nodes share")
+
+
+def write_manifest(aside: Path, step: int, parts: list[tuple[dict, list[dict]]], facts: dict) -> None:
+    """The manifest of all ranks' parts, once their files are seen to be there."""
+    files = {name: record for files, _ in parts for name, record in files.items()}
+    entries = [entry for _, entries in parts for entry in entries]
+    if any(not (aside / name).exists() for name in files):
+        raise not_shared(aside.parent)
+    check_tiling(f"step {step} was not saved", entries)
+    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "tensors": entries, "facts": facts}
+    write_synced(aside / "manifest.json", render(manifest))
+    sync_folder(aside)
 
 
 def aside_path(folder: Path, name: str) -> Path:
@@ -114,36 +246,44 @@ def aside_path(folder: Path, name: str) -> Path:
     return folder / f".tmp-{name}-{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def cut_shards(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Shards of at most SHARD_BYTES, or of one tensor; wide types first, so that all data is aligned without padding."""
+def cut_shards(pieces: list[Piece]) -> list[list[Piece]]:
+    """Shards of at most SHARD_BYTES, or of one piece; wide types first, so that all data is aligned without padding."""
     shards, room = [], 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
-        if not shards or tensor.nbytes > room:
-            shards.append({})
+    for piece in sorted(pieces, key=lambda piece: -piece.tensor.element_size()):
+        if not shards or piece.tensor.nbytes > room:
+            shards.append([])
             room = SHARD_BYTES
-        shards[-1][name] = tensor
-        room -= tensor.nbytes
+        shards[-1].append(piece)
+        room -= piece.tensor.nbytes
     return shards
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor]) -> tuple[dict, list[dict]]:
-    """One safetensors file (header length, JSON header, little-endian data); the manifest's records of it and its tensors."""
+def write_shard(path: Path, pieces: list[Piece]) -> tuple[dict, list[dict]]:
+    """One safetensors file (header length, JSON header, little-endian data); the manifest's records of it and its pieces."""
     header, stop = {}, 0
-    for name, tensor in tensors.items():
-        start, stop = stop, stop + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, stop]}
+    for piece in pieces:
+        start, stop = stop, stop + piece.tensor.nbytes
+        header[key(piece)] = {"dtype": DTYPES[piece.tensor.dtype], "shape": list(piece.tensor.shape),
+                              "data_offsets": [start, stop]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    records = [{"name": name, "dtype": entry["dtype"], "shape": entry["shape"], "slice": [[0, n] for n in entry["shape"]],
-                "file": path.name, "offset": len(head) + entry["data_offsets"][0]} for name, entry in header.items()]
+    records = [{"name": piece.name, "dtype": entry["dtype"], "shape": list(piece.shape), "slice": piece.box, "file": path.name,
+                "offset": len(head) + entry["data_offsets"][0]} for piece, entry in zip(pieces, header.values())]
     with open(path, "xb") as file, ThreadPoolExecutor(HASH_THREADS) as hasher:
         file.write(head)
-        hashes = [write_and_hash(file, tensor, hasher) for tensor in tensors.values()]
+        hashes = [write_and_hash(file, piece.tensor, hasher) for piece in pieces]
         file.flush()
         os.fsync(file.fileno())
     return ({"bytes": len(head) + stop, "header_sha256": sha256(head)},
             [record | {"sha256": digest.result()} for record, digest in zip(records, hashes)])
+
+
+def key(piece: Piece) -> str:
+    """The name in a shard: of a part, with its rectangle."""
+    if tuple(piece.tensor.shape) == tuple(piece.shape):
+        return piece.name
+    return f"{piece.name}[{','.join(f'{start}:{stop}' for start, stop in piece.box)}]"
 
 
 def write_and_hash(file: BinaryIO, tensor: Tensor, hasher: ThreadPoolExecutor) -> Future:
@@ -266,38 +406,52 @@ def is_abandoned(path: Path) -> bool:
 
 # Loading
 
-def load(path: Path, names: Collection[str] | None = None, say: Callable[[str], None] = print) -> Checkpoint:
-    """One checkpoint (no other will do), or the newest good one of a folder; `names` picks tensors, all are verified.
+def load(path: Path, *, group: Group = ALONE, say: Callable[[str], None] = print) -> Checkpoint:
+    """One checkpoint (no other will do), or the newest good one of a folder; every byte is verified, shared out over the ranks.
 
-    Raises BadData naming file and tensor, MissingInput where there is none, Untrusted, Mismatch.
+    Raises BadData naming file and tensor, MissingInput where there is none, Untrusted, Mismatch: the same on every rank.
     """
-    path = Path(path)
-    if CHECKPOINT.fullmatch(path.name) or (path / "manifest.json").exists():
-        if not path.is_dir():
-            others = ", ".join(other.name for other in find(path.parent))
-            raise MissingInput(f"there is no checkpoint {path}; its folder holds {others or 'none'}: check --load")
-        return read(path, names)
-    checkpoint = load_latest(path, names, say)
+    path, named = Path(path), False
+    with agreed(group):
+        if group.rank == 0:
+            named = is_named(path)
+    if gather_json(named, group)[0]:
+        return read(path, group)
+    checkpoint = load_latest(path, group=group, say=say)
     if checkpoint is None:
         raise MissingInput(f"there is no checkpoint in {path}: expected step-00000100 or the like; check --load")
     return checkpoint
 
 
-def load_latest(folder: Path, names: Collection[str] | None = None, say: Callable[[str], None] = print) -> Checkpoint | None:
-    """The newest good checkpoint of a folder, saying which were refused; None where there are none at all."""
-    found = find(folder)
-    check_latest(Path(folder), [path.name for path in found], say)
-    for path in found:
+def is_named(path: Path) -> bool:
+    """Whether a path is one checkpoint and not a folder of them. Raises MissingInput."""
+    named = bool(CHECKPOINT.fullmatch(path.name)) or (path / "manifest.json").exists()
+    if named and not path.is_dir():
+        others = ", ".join(other.name for other in find(path.parent))
+        raise MissingInput(f"there is no checkpoint {path}; its folder holds {others or 'none'}: check --load")
+    return named
+
+
+def load_latest(folder: Path, *, group: Group = ALONE, say: Callable[[str], None] = print) -> Checkpoint | None:
+    """The newest good checkpoint of a folder, rank 0 saying which were refused; None where there are none at all."""
+    folder, names = Path(folder), []
+    tell = say if group.rank == 0 else lambda line: None
+    with agreed(group):
+        if group.rank == 0:
+            names = [path.name for path in find(folder)]
+            check_latest(folder, names, tell)
+    names = gather_json(names, group)[0]                # rank 0's: a listing may change between two looks
+    for name in names:
         try:
-            checkpoint = read(path, names)
+            checkpoint = read(folder / name, group)
         except BadData as error:
-            say(f"checkpoint {path.name} is refused: {error}")
+            tell(f"checkpoint {name} is refused: {error}")
             continue
-        if path != found[0]:
-            say(f"going on from {path}, the newest good checkpoint")
+        if name != names[0]:
+            tell(f"going on from {folder / name}, the newest good checkpoint")
         return checkpoint
-    if found:
-        raise BadData(f"none of the {len(found)} checkpoints in {folder} is intact: restore one, or start anew in another folder")
+    if names:
+        raise BadData(f"none of the {len(names)} checkpoints in {folder} is intact: restore one, or start anew in another folder")
     return None
 
 
@@ -322,22 +476,71 @@ def check_latest(folder: Path, found: list[str], say: Callable[[str], None]) -> 
 
 def verify(path: Path) -> None:
     """Read every byte of one checkpoint against its manifest; raises BadData naming file and tensor."""
-    read(Path(path), names=())
+    read(Path(path), ALONE)
 
 
-def read(path: Path, names: Collection[str] | None) -> Checkpoint:
-    manifest = read_manifest(path)
-    with damage_refused(path / "manifest.json"):
-        entries = manifest["tensors"]
-        missing = sorted(set(names or ()) - {entry["name"] for entry in entries})
-        if missing:
-            raise Mismatch(f"{path} lacks {len(missing)} tensors of the model ({', '.join(missing[:20])}): check its flags")
-        for name, record in manifest["files"].items():
-            check_file(path / name, record)
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            tensors = list(pool.map(lambda entry: read_tensor(path, entry, names is None or entry["name"] in names), entries))
-        return Checkpoint(path=path, step=manifest["step"], facts=manifest["facts"],
-                          tensors={entry["name"]: tensor for entry, tensor in zip(entries, tensors) if tensor is not None})
+def read(path: Path, group: Group) -> Checkpoint:
+    """One checkpoint, of which each rank has hashed its share."""
+    with agreed(group):
+        if not path.is_dir():
+            raise MissingInput(f"{path} is not there on {platform.node()}: --load must be on a file system that all nodes share")
+        manifest = read_manifest(path)
+        with damage_refused(path / "manifest.json"):
+            entries = manifest["tensors"]
+            check_tiling(f"{path / 'manifest.json'} is damaged", entries)
+            for name, record in islice(manifest["files"].items(), group.rank, None, group.size):
+                check_file(path / name, record)
+            with ThreadPoolExecutor(HASH_THREADS) as pool:
+                for _ in pool.map(lambda entry: copy_entry(path, entry, []), share(entries, group)):
+                    pass
+            checkpoint = Checkpoint(path=path, step=manifest["step"], facts=manifest["facts"], entries=entries)
+    if len(set(gather_json(manifest["manifest_sha256"], group))) > 1:
+        raise Mismatch(f"{path} is not the same checkpoint on every node: put one on a file system that all share")
+    return checkpoint
+
+
+def share(entries: list[dict], group: Group) -> list[dict]:
+    """This rank's run of the entries, about as many bytes as every other's."""
+    stops = list(accumulate(num_bytes(entry) for entry in entries))
+    total = max(1, stops[-1]) if stops else 1
+    return [entry for entry, stop in zip(entries, stops) if max(0, stop - 1) * group.size // total == group.rank]
+
+
+def num_bytes(entry: dict) -> int:
+    return volume(entry["slice"]) * DTYPE_OF[entry["dtype"]].itemsize
+
+
+def volume(box: Box) -> int:
+    return math.prod(max(0, stop - start) for start, stop in box)
+
+
+def common(a: Box, b: Box) -> list[tuple[int, int]]:
+    """The rectangle that two share; its volume is 0 if they share none."""
+    return [(max(x[0], y[0]), min(x[1], y[1])) for x, y in zip(a, b)]
+
+
+def check_tiling(where: str, entries: list[dict]) -> None:
+    """Raises BadData naming a tensor that its pieces do not fill, each place once."""
+    parts = defaultdict(list)
+    for entry in entries:
+        parts[entry["name"]].append(entry)
+    for name, found in parts.items():
+        shape, boxes = found[0]["shape"], [entry["slice"] for entry in found]
+        if any((entry["shape"], entry["dtype"]) != (shape, found[0]["dtype"]) for entry in found):
+            raise BadData(f"{where}: the pieces of tensor {name} differ in shape or type")
+        if any(len(box) != len(shape) or not all(0 <= a <= b <= n for (a, b), n in zip(box, shape)) for box in boxes):
+            raise BadData(f"{where}: a piece of tensor {name} of shape {shape} lies outside of it")
+        if overlapping(boxes):
+            raise BadData(f"{where}: pieces of tensor {name} overlap")
+        if sum(map(volume, boxes)) != math.prod(shape):
+            raise BadData(f"{where}: the pieces of tensor {name} hold {sum(map(volume, boxes))} of its {math.prod(shape)} values")
+
+
+def overlapping(boxes: list[Box]) -> bool:
+    """Whether any two share a value; of rectangles in order, only those that begin before one ends are compared with it."""
+    boxes = sorted(box for box in boxes if volume(box))
+    return any(volume(common(box, other)) for i, box in enumerate(boxes)
+               for other in takewhile(lambda other, box=box: not box or other[0][0] < box[0][1], islice(boxes, i + 1, None)))
 
 
 @contextmanager
@@ -369,8 +572,8 @@ def read_manifest(path: Path) -> dict:
         for name in (*manifest["files"], *(entry["file"] for entry in manifest["tensors"])):
             if not SHARD.fullmatch(name):
                 raise Untrusted(f"{file} names {name!r}: a checkpoint's files lie beside its manifest and end in .safetensors")
-        own = manifest.pop("manifest_sha256")
-        if text != render(manifest):
+        own = manifest["manifest_sha256"]
+        if text != render({name: value for name, value in manifest.items() if name != "manifest_sha256"}):
             raise BadData(f"{file} is damaged: its content does not agree with its sha256 {own}")
     return manifest
 
@@ -387,20 +590,24 @@ def check_file(file: Path, record: dict) -> None:
             raise BadData(f"{file}: the header has sha256 {actual}, expected {record['header_sha256']}")
 
 
-def read_tensor(path: Path, entry: dict, wanted: bool) -> Tensor | None:
-    """Check one tensor's hash; returned in memory of its own, if wanted: the file is never mapped."""
-    file, name, shape = path / entry["file"], entry["name"], entry["shape"]
+def copy_entry(path: Path, entry: dict, pieces: list[Piece]) -> None:
+    """Read one stored piece, check its hash, and copy what each of `pieces` shares with it; the file is never mapped."""
+    file, name = path / entry["file"], entry["name"]
     with damage_refused(file), open_regular(file) as opened:
-        if entry["slice"] != [[0, n] for n in shape]:
-            raise BadData(f"{file}: tensor {name} is the slice {entry['slice']} of {shape}, expected the whole")
-        dtype = DTYPE_OF[entry["dtype"]]
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes > os.fstat(opened.fileno()).st_size:
-            raise BadData(f"{file}: tensor {name} has {num_bytes} bytes, more than its file")
-        data = torch.empty(num_bytes, dtype=torch.uint8)
+        size = num_bytes(entry)
+        if size > os.fstat(opened.fileno()).st_size:
+            raise BadData(f"{file}: tensor {name} has {size} bytes, more than its file")
+        data = torch.empty(size, dtype=torch.uint8)
         opened.seek(entry["offset"])
         opened.readinto(data.numpy())
         actual = sha256(data.numpy())
         if actual != entry["sha256"]:
             raise BadData(f"{file}: tensor {name} has sha256 {actual}, expected {entry['sha256']}")
-        return data.view(dtype).reshape(shape) if wanted else None
+    stored = data.view(DTYPE_OF[entry["dtype"]]).view([stop - start for start, stop in entry["slice"]])
+    for piece in pieces:
+        both = common(entry["slice"], piece.box)
+        piece.tensor.detach()[within(both, piece.box)].copy_(stored[within(both, entry["slice"])])
+
+
+def within(box: Box, outer: Box) -> tuple[slice, ...]:
+    return tuple(slice(start - begin, stop - begin) for (start, stop), (begin, _) in zip(box, outer))

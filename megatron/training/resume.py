@@ -8,7 +8,8 @@ from pathlib import Path
 from megatron.batch import Progress
 from megatron.config import Config, spelling
 from megatron.core import checkpoint
-from megatron.core.checkpoint import Checkpoint
+from megatron.core.checkpoint import ALONE, Checkpoint
+from megatron.core.mesh import Group
 from megatron.errors import Mismatch, MissingInput
 from megatron.training.loop import Interval
 
@@ -17,9 +18,10 @@ FREE = {"data": ("data_path", "train_data_path", "train_data_path_file", "valid_
                  "test_data_path", "test_data_path_file", "vocab_file", "merge_file", "tokenizer_model"),
         "train": ("save", "save_interval", "keep_last", "keep_every", "load", "finetune", "exit_interval",
                   "exit_duration_in_mins", "kill_switch_file", "preflight", "num_threads", "device", "compile",
-                  "recompute_granularity", "deterministic_mode", "eval_interval", "eval_iters", "eval_seed", "skip_train",
-                  "max_skipped_steps", "micro_batch_size"),
-        "objective": ("num_mc", "score_first_token"), "log": None}
+                  "recompute_granularity", "recompute_method", "recompute_num_layers", "deterministic_mode",
+                  "eval_interval", "eval_iters", "eval_seed", "skip_train", "max_skipped_steps", "micro_batch_size", "dry_run",
+                  "device_memory"),
+        "objective": ("num_mc", "score_first_token"), "log": None, "parallel": None}
 # Flags that may differ, but change the run: said aloud and recorded.
 NOTED = {"optim": None, "train": ("train_samples", "bf16"),
          "model": ("attention_dropout", "hidden_dropout", "max_position_embeddings", "model_config")}
@@ -37,14 +39,17 @@ def differences(saved: dict[str, dict], cfg: Config) -> list[tuple[str, str, str
             if saved.get(section, {}).get(name) != value and not among(FREE, section, name)]
 
 
-def open_checkpoint(cfg: Config, say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint that --load names; None for a fresh start, which is only silent agreement when --load is --save."""
+def open_checkpoint(cfg: Config, say: Callable[[str], None], group: Group = ALONE) -> Checkpoint | None:
+    """The checkpoint that --load names; None for a fresh start, which is only silent agreement when --load is --save.
+
+    All ranks of the group take the same one, whatever layout it was saved at.
+    """
     if not cfg.train.load:
         return None
     path = Path(cfg.train.load)
     if checkpoint.CHECKPOINT.fullmatch(path.name):
-        return checkpoint.load(path, say=say)
-    found = checkpoint.load_latest(path, say=say)
+        return checkpoint.load(path, group=group, say=say)
+    found = checkpoint.load_latest(path, group=group, say=say)
     if found is None and (cfg.train.load != cfg.train.save or cfg.train.finetune or cfg.train.skip_train):
         raise MissingInput(f"--load {path}: there is no checkpoint in it; check the path")
     if found is None:
@@ -55,16 +60,22 @@ def open_checkpoint(cfg: Config, say: Callable[[str], None]) -> Checkpoint | Non
 def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str | None],
                     say: Callable[[str], None]) -> list[str]:
     """What changed since the checkpoint. Raises Mismatch with every difference that would make it another experiment."""
-    if "progress" not in loaded.facts:
+    imported = "imported_from" in loaded.facts          # by tools/convert_checkpoint.py: what is not known differs from nothing
+    if imported and not cfg.train.finetune:
+        raise Mismatch(f"--load {loaded.path}: it holds imported weights and no place in a run: add --finetune")
+    if "progress" not in loaded.facts and not imported:
         raise Mismatch(f"--load {loaded.path}: this is no training checkpoint (a dumped batch is for tools/replay.py); "
                        "give a folder of --save")
     only_weights, fatal, noted = cfg.train.finetune or cfg.train.skip_train, [], []
-    for section, name, line in differences(loaded.facts["config"], cfg):
+    saved, prints = loaded.facts["config"], loaded.facts["fingerprints"]
+    for section, name, line in differences(saved, cfg):
+        if imported and saved.get(section, {}).get(name) is None:
+            continue
         harmless = among(NOTED, section, name) or (cfg.train.finetune and section != "model") or (
             cfg.train.skip_train and section in ("train", "data"))
         (noted if harmless else fatal).append(line)
     for what, value in fingerprints.items():
-        old = loaded.facts["fingerprints"].get(what)
+        old = prints.get(what, value if imported else None)
         if value not in (None, old):
             harmless = what in ("valid", "test") or (what == "train" and only_weights)
             (noted if harmless else fatal).append(f"the {what}{'' if what == 'tokenizer' else ' data'} was {old}, is {value}")

@@ -27,7 +27,7 @@ def bad_step(tmp_path, corpus, monkeypatch, capsys):
 
         def spoiling(self, batches, lr):
             if batches[0].index[0] == 8:
-                before_step_2(self.model)
+                before_step_2(self.stages[0])
             return step(self, batches, lr)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         with monkeypatch.context() as patch:
@@ -77,9 +77,9 @@ def test_one_bad_sample_is_found_in_its_micro_batch(bad_step, capsys):
     inputs = {}
     forward = GPT.forward
 
-    def look(self, batch):
+    def look(self, batch, *given):
         inputs[int(batch.index[0])] = batch.inputs
-        return forward(self, batch)
+        return forward(self, batch, *given)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GPT, "forward", look)
         bad_step(lambda model: None, extra=["--untie-embeddings-and-output-weights"])
@@ -104,8 +104,8 @@ def test_a_gradient_is_named_when_the_loss_is_finite(bad_step, capsys):
 def test_what_is_finite_here_accuses_the_machine(bad_step, capsys):
     forward = GPT.forward
 
-    def flaky(self, batch):
-        loss, nll, hit = forward(self, batch)
+    def flaky(self, batch, *given):
+        loss, nll, hit = forward(self, batch, *given)
         return (loss * math.nan if batch.index[0] == 12 else loss), nll, hit
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GPT, "forward", flaky)
@@ -132,14 +132,14 @@ def test_the_replay_computes_what_the_run_computed(bad_step, capsys, tmp_path):
 def test_users_mistakes_get_a_sentence(bad_step, tmp_path, capsys):
     code, _, said = run(tmp_path / "nowhere", capsys)
     assert code == 66 and "there is no checkpoint in" in said
-    checkpoint.save(tmp_path / "other", 1, {"a": torch.zeros(1)}, {})
+    checkpoint.save(tmp_path / "other", 1, checkpoint.whole({"a": torch.zeros(1)}), {})
     code, _, said = run(tmp_path / "other", capsys)
     assert code == 78 and "is no dumped batch: give a folder of RUN_DIR/bad_batches" in said
     dump = bad_step(lambda model: spoil(model, "norm.weight", math.nan))
-    shard = dump / "shard-00001.safetensors"
+    shard = dump / "shard-00000-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-8])
     code, _, said = run(dump, capsys)
-    assert code == 65 and "shard-00001.safetensors has" in said
+    assert code == 65 and "shard-00000-00001.safetensors has" in said
     if not torch.cuda.is_available():
         assert replay.main([str(dump), "--device", "cuda"]) == 66
     with pytest.raises(SystemExit, match="2"):
@@ -149,7 +149,7 @@ def test_users_mistakes_get_a_sentence(bad_step, tmp_path, capsys):
 def test_a_dump_of_another_version_is_refused(bad_step, capsys):
     dump = checkpoint.load(bad_step(lambda model: spoil(model, "norm.weight", math.nan)))
     dump.facts["config"]["model"]["no_such_flag"] = 1
-    path = checkpoint.save(dump.path.parent, 9, dump.tensors, dump.facts, audit=False)
+    path = checkpoint.save(dump.path.parent, 9, checkpoint.whole(dump.tensors()), dump.facts, audit=False)
     capsys.readouterr()
     code, _, said = run(path, capsys)
     assert code == 78 and "no_such_flag" in said and "replay it with that version" in said

@@ -59,12 +59,13 @@ FATAL = {"architecture": ({"num_layers": 3, "hidden_size": 64}, ["--num-layers w
 @pytest.mark.parametrize("what", FATAL)
 def test_another_experiment_is_refused_with_every_difference(trainer, half, capsys, what):
     flags, sentences = FATAL[what]
-    before = {p.name: p.read_bytes() for p in half.iterdir() if p.is_file()}
+    before = {p.name: p.read_bytes() for p in half.iterdir() if p.is_file() and p.name != "exit.json"}
     capsys.readouterr()
     assert trainer.run(half, load=half, **flags) == 78
     said = capsys.readouterr().err
     assert all(sentence in said for sentence in sentences) and f"{half / 'step-00000004'} was made by another experiment" in said
-    assert {p.name: p.read_bytes() for p in half.iterdir() if p.is_file()} == before        # the record and config.json too
+    # the record and config.json too; exit.json tells of the refusal
+    assert {p.name: p.read_bytes() for p in half.iterdir() if p.is_file() and p.name != "exit.json"} == before
 
 
 def test_other_training_data_is_refused(tmp_path, trainer, half, capsys):
@@ -102,6 +103,13 @@ def test_what_does_not_change_the_run_may_change_silently(trainer, half, capsys)
     assert "changed since" not in capsys.readouterr().out
 
 
+def test_the_layout_may_change_silently(trainer, half):
+    loaded, lines = checkpoint.load(half), []
+    loaded.facts["config"]["parallel"] |= {"tensor_model_parallel_size": 2, "zero_stage": 3, "a_flag_of_another_version": 1}
+    assert check_agreement(parse(trainer.argv(half)), loaded, loaded.facts["fingerprints"], lines.append) == []
+    assert not lines
+
+
 def test_finetune_takes_the_weights_and_starts_at_step_0(tmp_path, trainer, half, capsys):
     new = tmp_path / "new"
     assert trainer.run(new, load=half, finetune=True, seed=7, lr=1e-4, train_data_path=["1", "0:0.8", other_corpus(tmp_path)],
@@ -130,7 +138,7 @@ def test_load_that_is_save_and_empty_is_a_fresh_start(tmp_path, trainer, capsys)
 def test_a_dumped_batch_is_no_checkpoint_to_go_on_from(tmp_path, trainer, half, capsys):
     loaded = checkpoint.load(half)
     facts = {name: loaded.facts[name] for name in ("config",)}
-    dump = checkpoint.save(tmp_path / "bad_batches", 3, loaded.tensors, facts)
+    dump = checkpoint.save(tmp_path / "bad_batches", 3, checkpoint.whole(loaded.tensors()), facts)
     assert trainer.run(tmp_path / "new", load=dump) == 78
     assert "this is no training checkpoint" in capsys.readouterr().err
 
@@ -139,14 +147,14 @@ def test_a_damaged_newest_checkpoint_falls_back(tmp_path, trainer, hashes, recor
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert trainer.run(whole) == 0 and trainer.run(parts, exit_interval=8) == 85
     before = checkpoint.find(parts)[1]
-    shard = parts / "step-00000008" / "shard-00001.safetensors"
+    shard = parts / "step-00000008" / "shard-00000-00001.safetensors"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     capsys.readouterr()
     assert trainer.run(parts, load=parts) == 0
     said = capsys.readouterr().out
-    assert "checkpoint step-00000008 is refused" in said and "shard-00001.safetensors: tensor" in said
+    assert "checkpoint step-00000008 is refused" in said and "shard-00000-00001.safetensors: tensor" in said
     assert f"going on from {before}, the newest good checkpoint" in said
     assert records(parts) == records(whole) and hashes(parts, 12) == hashes(whole, 12)
     assert trainer.run(tmp_path / "new", load=parts / "step-00000008") == 65            # no other will do for one that is named
