@@ -7,38 +7,31 @@ without opening the data, and returns one frozen `Config`. All mistakes are coll
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from megatron.budget import GPT2_VOCAB, RESERVED_IDS, Shape, padded_vocab, swiglu_width
-from megatron.errors import Refusal
-
-
-class ConfigError(Refusal):
-    """Every mistake of one command line, a sentence each."""
-    code = 2
-
-    def __init__(self, mistakes: list[str]):
-        super().__init__("\n".join(mistakes))
-        self.mistakes = mistakes
-
-
-def flag(default=MISSING, help="", *, count: bool = False, least: float | None = None, below: float | None = None,
-         only: str | None = None):
-    """One flag. A number is above 0, or at least `least`, and below `below`; `count`: 100M and 1e9 are read.
-
-    `only` marks a flag of published recipes whose one legal value is the default, and says why.
-    """
-    return field(default=default, metadata={"help": help, "count": count, "least": least, "below": below, "only": only})
+from megatron.flags import (
+    ALIASES,
+    LARGEST,
+    ConfigError,
+    Table,
+    flag,
+    help_row,
+    metavar,
+    read_file,
+    settle,
+    spelling,
+    split_words,
+)
+from megatron.layout import Stages, find_place, make_stages, num_micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +71,44 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
+    """Data parallelism takes what tensor and pipeline parallelism leave of the world."""
     tensor_model_parallel_size: int = flag(1, "processes that share each layer")
-    pipeline_model_parallel_size: int = flag(1, "stages of the model")
-    zero_stage: int = flag(0, "what of the optimizer's state is sharded over data-parallel processes; 0: nothing", least=0)
+    sequence_parallel: bool = flag(
+        False, "tensor parallelism also cuts the sequence between layers; as in Megatron, off at tensor-model-parallel-size 1")
+    pipeline_model_parallel_size: int = flag(1, "processes that share the layers, each a run of them")
+    pipeline_schedule: Literal["1f1b", "interleaved", "zero-bubble"] = flag(
+        None, "order of micro-batches [1f1b; interleaved with --num-layers-per-virtual-pipeline-stage]")
+    num_layers_per_virtual_pipeline_stage: int = flag(None, "interleaved: layers of each of a process's several stages")
+    decoder_first_pipeline_num_layers: int = flag(None, "layers of the first stage [even; the earlier stages the longer]")
+    decoder_last_pipeline_num_layers: int = flag(None, "layers of the last stage")
+    no_pipeline_parallel: bool = flag(False, "insist on --pipeline-model-parallel-size 1")
+    zero_stage: int = flag(0, "what is sharded over data-parallel processes: 1 optimizer state, 2 gradients too, 3 weights too",
+                           least=0, below=4)
+    use_distributed_optimizer: bool = flag(False, "--zero-stage 1, or what is given above it")
+    cpu_optimizer: bool = flag(False, "optimizer state and update on the CPU")
+    cpu_params: bool = flag(False, "--zero-stage 3: each process's shard of the weights on the CPU")
+    overlap_grad_reduce: bool = flag(True, "gradients travel during the backward pass", only="they do wherever the layout allows")
+    deepspeed: bool = flag(False, "train on DeepSpeed's ZeRO; with a pipeline on torch's, at the same stage")
+    deepspeed_config: str = flag(None, "its JSON; it may only add to what flags say")
+    build_ops: bool = flag(False, "compile the ops that DeepSpeed needs when they are missing")
+    distributed_backend: Literal["nccl", "gloo"] = flag(None, "accepted: the device decides [nccl on GPUs, gloo on CPUs]")
+    distributed_timeout: float = flag(600.0, "seconds without a sign of life after which a process counts as lost")
+    local_rank: int = flag(None, "accepted: launchers say it in LOCAL_RANK too", least=-1)
+    world_size: int = flag(None, "processes in all, for --dry-run [what the launcher says]")
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.world_size // (self.tensor_model_parallel_size * self.pipeline_model_parallel_size)
+
+    def stages(self, num_layers: int) -> Stages:
+        """How the layers are dealt to pipeline ranks. Raises ValueError where they cannot be."""
+        ranks, per_rank = self.pipeline_model_parallel_size, 1
+        if self.pipeline_schedule == "interleaved":
+            per_rank = num_layers // (ranks * self.num_layers_per_virtual_pipeline_stage)
+        if self.pipeline_schedule == "zero-bubble":
+            per_rank = 2
+        return make_stages(num_layers, ranks, per_rank, first=self.decoder_first_pipeline_num_layers,
+                           last=self.decoder_last_pipeline_num_layers, v_shaped=self.pipeline_schedule == "zero-bubble")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +166,8 @@ class Optim:
 @dataclass(frozen=True, kw_only=True)
 class Train:
     micro_batch_size: int = flag(1, "samples a forward pass")
-    global_batch_size: int = flag(None, "samples a step [micro-batch x --grad-accum-steps]")
-    grad_accum_steps: int = flag(None, "micro-batches a step, instead of --global-batch-size")
+    global_batch_size: int = flag(None, "samples a step [micro-batch x --grad-accum-steps x data-parallel size]")
+    grad_accum_steps: int = flag(None, "micro-batches a step and data-parallel process, instead of --global-batch-size")
     train_samples: int = flag(None, "samples to train on; any length goes down to whole global batches", count=True)
     train_iters: int = flag(None, "or: steps", count=True)
     train_tokens: int = flag(None, "or: tokens", count=True)
@@ -151,8 +179,10 @@ class Train:
     compile: Literal["auto", "on", "off"] = flag(
         "auto", "torch.compile of the blocks; auto: where the run is long enough to repay it")
     deterministic_mode: bool = flag(False, "only deterministic kernels (eager on CPU is deterministic without it)")
-    recompute_granularity: Literal["full"] = flag(
-        None, "full: keep only each block's input, recompute the rest in the backward pass")
+    recompute_granularity: Literal["full", "selective"] = flag(
+        None, "what the backward pass computes again. full: all but each block's input; selective: attention")
+    recompute_method: Literal["uniform"] = flag("uniform", "which blocks", only="all blocks are treated alike")
+    recompute_num_layers: int = flag(1, "blocks recomputed together", only="each block is recomputed by itself")
     max_skipped_steps: int = flag(3, "stop after this many non-finite steps in a row")
     skip_train: bool = flag(False, "only evaluate")
     eval_interval: int = flag(1000, "steps between validations")
@@ -169,6 +199,8 @@ class Train:
     exit_signal_handler: bool = flag(True, "SIGTERM and SIGUSR1 save and stop", only="signals are always handled")
     kill_switch_file: str = flag(None, "save and stop (exit 86) when this file appears")
     preflight: bool = flag(False, "check everything that a run needs, print it, and stop")
+    dry_run: bool = flag(False, "print what each process of a layout will hold and send, without starting one, and stop")
+    device_memory: str = flag(None, "with --dry-run: memory of each GPU, such as 80G; what does not fit is refused")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +235,16 @@ class Config:
     def as_dict(self) -> dict[str, dict[str, Any]]:
         return dataclasses.asdict(self)
 
+    @property
+    def num_micro_batches(self) -> int:
+        """Of one step, on each data-parallel process."""
+        return num_micro_batches(self.train.global_batch_size, self.parallel.data_parallel_size, self.train.micro_batch_size)
+
     def with_vocabulary(self, vocab_size: int) -> "Config":
         """The same config once the tokenizer is open. Raises ConfigError when flags say another vocabulary."""
         mistakes: list[str] = []
         model = fill_vocabulary(self.model, vocab_size, self.objective.objective, self.parallel, mistakes)
+        check_tensor(self.parallel, model, mistakes)
         if mistakes:
             raise ConfigError(mistakes)
         return replace(self, model=model)
@@ -220,63 +258,15 @@ PRESETS = {
     "xl": dict(num_layers=24, hidden_size=1024, num_attention_heads=16, ffn_hidden_size=4096),
 }
 
-# Other spellings of a flag. A value behind the name: the flag takes none and means that value.
-ALIASES: dict[str, tuple[str, Any]] = {
-    "max-steps": ("train_iters", None), "token-budget": ("train_tokens", None), "target-flops": ("flops", None),
-    "log-dir": ("run_dir", None), "output-dir": ("run_dir", None), "wandb-run-name": ("wandb_exp_name", None),
-    "resume-from": ("load", None), "checkpoint-interval-steps": ("save_interval", None),
-    "max-step-checkpoints": ("keep_last", None), "learning-rate": ("lr", None), "force-cpu": ("device", "cpu"),
-    "gradient-checkpointing": ("recompute_granularity", "full"), "checkpoint-activations": ("recompute_granularity", "full"),
-    "layernorm-epsilon": ("norm_epsilon", None), "rotary-theta": ("rotary_base", None),
-    "eval-every": ("eval_interval", None), "max-seq-len": ("seq_length", None),
-    "disable-bias-linear": ("bias_linear", False), "no-position-embedding": ("use_rotary_position_embeddings", True),
-}
-
 # Flags that exclude each other: of one source only one is taken, and one on the command line replaces a file's others.
 BUDGETS = ("train_samples", "train_iters", "train_tokens", "flops")
 WARMUPS = ("lr_warmup_samples", "lr_warmup_iters", "lr_warmup_fraction")
 CORPORA = tuple(("data_path", f"{split}_data_path", f"{split}_data_path_file") for split in ("train", "valid", "test"))
 EXCLUSIVE = (BUDGETS, ("lr_decay_samples", "lr_decay_iters"), WARMUPS, ("lr_wsd_decay_samples", "lr_wsd_decay_iters"), *CORPORA)
+PIPELINE_ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
 
-# Flags of work that is not built yet, and what each needs.
-LATER = {
-    "ar-ratio": "left-to-right masking", "randmask-ratio": "token masking for autoregressive models",
-    **dict.fromkeys(["use-order-list", "num-order-list", "use-predefined-order"], "training in random and predefined orders"),
-    **dict.fromkeys(["low-noise-start", "low-noise-iter", "low-noise-ratio"], "the low-noise curriculum"),
-    "untie-with-additional-mask": "an extra input row for the mask", "difflm-varilen-prob": "samples of varying length",
-    **dict.fromkeys(["fp16", "loss-scale", "initial-loss-scale", "min-loss-scale", "loss-scale-window"],
-                    "fp16 with loss scaling"),
-    **dict.fromkeys(["task-list", "results-path", "adaptive-seq-len", "num-fewshot", "eval-fp32", "eval-method", "sampling-eps",
-                     "only-generate", "only-mc-nll", "max-chunk-size", "inference", "no-load-optim", "no-load-rng", "checkpoint",
-                     "metrics", "num-samples", "output"], "the evaluation harness"),
-    **dict.fromkeys(["deepspeed", "deepspeed-config", "local-rank"], "the DeepSpeed engine"),
-    **dict.fromkeys(["no-pipeline-parallel", "cpu-optimizer", "use-distributed-optimizer", "sequence-parallel",
-                     "num-layers-per-virtual-pipeline-stage"], "3D parallelism"),
-    **dict.fromkeys(["recompute-activations", "recompute-method", "recompute-num-layers"],
-                    "selective recompute (--recompute-granularity full is there)"),
-    **dict.fromkeys(["download-from-s3", "upload-to-s3", "upload-results-to-s3", "s3-bucket", "s3-prefix"], "remote storage"),
-    **dict.fromkeys(["num-query-groups", "group-query-attention"], "grouped-query attention"),
-    **dict.fromkeys(["full-dataset", "max-examples-per-split"], "the arXiv corpus"), "mock-data": "synthetic corpora",
-    "epochs": "a length in epochs (--train-tokens is there)",
-    "target-param-data-ratio": "a length by tokens a parameter (--flops is there)",
-}
-
-# Flags that stand for nothing here, refused for good.
-DEAD = {
-    "target-random-ratio": "the reference resets it to 0", "use-target-position-embeddings": "the reference forces it off",
-    "block-size": "nothing in the reference reads it", "order-list": "an internal slot of the reference",
-    "data-cache-path": "nothing is cached: the data order is computed, not stored",
-    "num-workers": "batches are read from the memory map; no worker is needed",
-    "dataloader-type": "every sample is addressed by its number; there is one loader",
-    "mask-token": "the mask is the first id after the tokenizer's", "attention-mask-type": "--objective decides what sees what",
-    "architecture": "pretrain_gpt.py trains ar, pretrain_diff_gpt.py mdm", "config-name": "name a file: --config FILE.yaml",
-    "data-dir": "name a corpus: --data-path PREFIX", "load-tag": "name one checkpoint: --load FOLDER/step-00001000",
-    "pretrained-checkpoint": "give --load FOLDER --finetune",
-    "reduce-lr-factor": "the rate follows --lr-decay-style, not the loss",
-}
-
-LARGEST = 2**53                                      # whole numbers that every JSON reader keeps
-Table = dict[str, tuple[str, dataclasses.Field, Any]]
+# And those of which one settles the other.
+SETTLED_TOGETHER = (("global_batch_size", "grad_accum_steps"), ("pipeline_schedule", "num_layers_per_virtual_pipeline_stage"))
 
 
 def declared() -> Table:
@@ -285,204 +275,13 @@ def declared() -> Table:
             for hints in [get_type_hints(section)] for f in fields(section)}
 
 
-def spelling(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def choices(hint) -> tuple:
-    """Legal values of a Literal, also inside `Literal | None`."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    return next((choices(part) for part in get_args(hint) if get_origin(part) is Literal), ())
-
-
-def parse_count(text: str) -> float:
-    """`100M`, `1.5B`, `1e9`, `2048` -> number. Raises ValueError."""
-    scale = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}.get(text[-1:].lower())
-    return float(text[:-1]) * scale if scale else float(text)
-
-
-def convert(f: dataclasses.Field, hint, value: Any) -> Any:
-    """A flag's text, or a YAML value, as its field's type. Raises ValueError with the sentence's end."""
-    if choices(hint):
-        value = choose(choices(hint), value, f.metadata["only"])
-    elif hint is bool and not isinstance(value, bool):
-        raise ValueError(f"must be true or false, not {value!r}")
-    elif get_origin(hint) is list:
-        value = [read_text(v) for v in (value if isinstance(value, list) else str(value).split())]
-    elif hint is str:
-        value = read_text(value)
-    elif hint is not bool:
-        value = read_number(f, hint, value)
-    if f.metadata["only"] and value != f.default:
-        raise ValueError(f"cannot be {value}: {f.metadata['only']}")
-    return value
-
-
-def choose(legal: tuple[str, ...], value: Any, why: str | None) -> str:
-    """The legal value that is meant: letter case does not count, and YAML reads `on` as true."""
-    word = ("off", "on")[value] if isinstance(value, bool) else str(value)
-    match = next((c for c in legal if c.lower() == word.lower()), None)
-    if match is None:
-        reason = f": {why}" if why else ""
-        raise ValueError(f"must be {'one of ' if len(legal) > 1 else ''}{', '.join(legal)}, not {word!r}{reason}")
-    return match
-
-
-def read_text(value: Any) -> str:
-    text = str(value)
-    if isinstance(value, (bool, list, dict)) or not text.strip() or not text.isprintable():
-        raise ValueError(f"must be text that prints, not {value!r}")
-    return text
-
-
-def read_whole(text: str, count: bool) -> int:
-    """Raises ValueError, or OverflowError for an infinite one."""
-    if not count or text.isdigit():
-        return int(text)
-    number = parse_count(text)
-    if number != int(number):
-        raise ValueError
-    return int(number)
-
-
-def read_number(f: dataclasses.Field, hint, value: Any) -> int | float:
-    """A finite number in its flag's range; a whole one below 2**53, which every JSON reader keeps."""
-    count, least, below = (f.metadata[name] for name in ("count", "least", "below"))
-    try:
-        number = read_whole(str(value), count) if hint is int else (parse_count if count else float)(str(value))
-    except ValueError:
-        kind = "a whole number" if hint is int else "a number"
-        raise ValueError(f"must be {kind}{' (100M and 1e9 are read too)' if count else ''}, not {value!r}") from None
-    except OverflowError:
-        number = math.inf
-    if not abs(number) < (LARGEST if hint is int else math.inf):
-        raise ValueError(f"must be {'below 2**53' if hint is int else 'finite'}, not {value}")
-    if number < (0 if least is None else least) or (number == 0 and least is None):
-        raise ValueError(f"must be {'above 0' if least is None else f'at least {least}'}, not {value}")
-    if below is not None and number >= below:
-        raise ValueError(f"must be below {below}, not {value}")
-    return number
-
-
-def flat(spelled: str) -> str:
-    return spelled.lstrip("-").replace("_", "-")
-
-
-def find(spelled: str, table: Table) -> tuple[str | None, Any]:
-    """The field that a spelling means, and the value it stands for where it takes none (`--no-bf16`: False)."""
-    name = flat(spelled).replace("-", "_")
-    if name in table:
-        return name, None
-    switch = name.removeprefix("no_")
-    if name != switch and switch in table and table[switch][2] is bool:
-        return switch, False
-    return ALIASES.get(flat(spelled), (None, None))
-
-
-def refuse(spelled: str, table: Table) -> str:
-    """The sentence for a flag that does not exist here."""
-    name = flat(spelled)
-    if name in LATER:
-        return f"--{name} needs {LATER[name]}, which is not built yet: leave the flag out"
-    if name in DEAD:
-        return f"--{name} is refused for good: {DEAD[name]}"
-    near = difflib.get_close_matches(name, [flat(n) for n in table] + list(ALIASES) + ["config"], n=1)
-    return f"--{name} is not a flag" + (f"; did you mean --{near[0]}?" if near else "; --help lists all")
-
-
-def unite(words: tuple[str, ...], hint) -> Any:
-    """The words behind a flag as one value. Raises ValueError with the sentence's end."""
-    found = f"found {' '.join(words)!r}" if words else "found none"
-    if hint is bool:
-        if words:
-            raise ValueError(f"takes no value, {found}")
-        return True
-    if get_origin(hint) is list and words:
-        return list(words)
-    if len(words) != 1:
-        raise ValueError(f"takes {'values' if get_origin(hint) is list else 'one value'}, {found}")
-    return words[0]
-
-
-def read_value(f: dataclasses.Field, hint, fixed: Any, value: Any) -> Any:
-    """What a flag is given, as its field's value; None: nothing. Raises ValueError with the sentence's end."""
-    if isinstance(value, tuple):
-        value = unite(value, hint if fixed is None else bool)
-    if fixed is not None:
-        if not isinstance(value, bool):
-            raise ValueError(f"must be true or false, not {value!r}")
-        value = fixed if value else not fixed if hint is bool else None
-    return None if value is None else convert(f, hint, value)
-
-
-def settle(pairs: Iterable[tuple[str, Any]], table: Table, mistakes: list[str], where: str = "") -> dict[str, Any]:
-    """(spelling, value) pairs of one source -> {field: value}, None where the value cannot be read.
-
-    A tuple is the words behind a flag of the command line; all else is YAML.
-    """
-    got: dict[str, Any] = {}
-    said: dict[str, str] = {}
-    for spelled, value in pairs:
-        name, fixed = find(spelled, table)
-        if name is None:
-            mistakes.append(where + refuse(spelled, table))
-            continue
-        _, f, hint = table[name]
-        try:
-            new = read_value(f, hint, fixed, value)
-        except ValueError as error:
-            mistakes.append(f"{where}{spelled} {error}")
-            new = None
-        if None not in (new, got.get(name)) and got[name] != new:
-            mistakes.append(f"{where}{spelled} {new} contradicts {said[name]} {got[name]}: say it once")
-        got[name], said[name] = new, spelled
-    return got
-
-
-def split_words(argv: list[str], mistakes: list[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """`--a 1 2 --b=3` -> (--a, (1, 2)), (--b, (3,)). A negative number is a value."""
-    found: list[tuple[str, tuple[str, ...]]] = []
-    open_ended = False
-    for word in argv:
-        if re.match(r"--[A-Za-z]", word):
-            spelled, inline, value = word.partition("=")
-            found.append((spelled, (value,) if inline else ()))
-            open_ended = not inline
-        elif open_ended:
-            found[-1] = (found[-1][0], (*found[-1][1], word))
-        else:
-            mistakes.append(f"{word!r} stands alone: a value without a flag")
-    return found
-
-
-def read_file(path: str, mistakes: list[str]) -> list[tuple[str, Any]]:
-    """`--config FILE`: YAML or JSON, flat or by section, flags spelled with - or _; null is not given."""
-    import yaml
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        tree = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except OSError as error:
-        mistakes.append(f"--config {path}: cannot be read ({error.strerror})")
-        return []
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        kind = "JSON" if path.endswith(".json") else "YAML"
-        mistakes.append(f"--config {path}: is not {kind} ({' '.join(str(error).split())})")
-        return []
-    if not isinstance(tree, dict | None):
-        mistakes.append(f"--config {path}: must hold `flag: value` lines, found {type(tree).__name__}")
-        return []
-    sections, pairs = {f.name for f in fields(Config)}, []
-    for key, value in (tree or {}).items():
-        pairs += value.items() if key in sections and isinstance(value, dict) else [(key, value)]
-    return [(str(key), value) for key, value in pairs if value is not None]
-
-
 def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` wins, also against flags that say the same in another way, and a preset against the file's sizes."""
-    gone = {n for group in (*EXCLUSIVE, ("global_batch_size", "grad_accum_steps")) if over.keys() & set(group) for n in group}
+    gone = {n for group in (*EXCLUSIVE, *SETTLED_TOGETHER) if over.keys() & set(group) for n in group}
     if "model_config" in over:
         gone |= PRESETS["small"].keys() | {"kv_channels"}
+    if "zero_stage" in over:
+        gone.add("use_distributed_optimizer")
     return {n: v for n, v in under.items() if n not in gone} | over
 
 
@@ -495,12 +294,14 @@ def parse(argv: list[str], objective: str = "ar", environ: dict[str, str] | None
         if len(words) != 1 or not words[0]:
             mistakes.append(f"--config takes one file, found {' '.join(words) or 'none'}")
             continue
-        got = overlay(got, settle(read_file(words[0], mistakes), table, mistakes, f"--config {words[0]}: "))
+        sections = {f.name for f in fields(Config)}
+        got = overlay(got, settle(read_file(words[0], sections, mistakes), table, mistakes, f"--config {words[0]}: "))
+        got.pop("world_size", None)                  # a saved run's; this one's is the launcher's
     got = overlay(got, settle([pair for pair in given if pair[0] != "--config"], table, mistakes))
-    sections: dict[str, dict[str, Any]] = {f.name: {} for f in fields(Config)}
+    filled: dict[str, dict[str, Any]] = {f.name: {} for f in fields(Config)}
     for name, (section, f, _) in table.items():
-        sections[section][name] = f.default if got.get(name) is None else got[name]
-    cfg = Config(**{name: kind(**sections[name]) for name, kind in get_type_hints(Config).items()})
+        filled[section][name] = f.default if got.get(name) is None else got[name]
+    cfg = Config(**{name: kind(**filled[name]) for name, kind in get_type_hints(Config).items()})
     cfg, wrong = resolve(cfg, dict(os.environ) if environ is None else environ, {n for n, v in got.items() if v is None})
     if mistakes + wrong:
         raise ConfigError(list(dict.fromkeys(mistakes + wrong)))
@@ -517,12 +318,13 @@ def resolve(cfg: Config, environ: dict[str, str], unread: set[str] = frozenset()
     check_exclusive(cfg, mistakes)
     check_idle(cfg, mistakes)
     model = resolve_model(cfg, unread, mistakes)
-    check_parallel(cfg.parallel, model, environ, mistakes)
-    train = resolve_train(cfg.train, model, unread, mistakes)
+    parallel = resolve_parallel(cfg.parallel, model, cfg.train.dry_run, environ, mistakes)
+    train = resolve_train(cfg.train, model, parallel, unread, mistakes)
+    check_parallel(parallel, train, mistakes)
     optim = resolve_optim(cfg.optim, train, unread, mistakes)
     check_data(cfg, unread, mistakes)
-    return replace(cfg, model=model, train=train, optim=optim, objective=resolve_objective(cfg.objective, mistakes),
-                   log=resolve_log(cfg, model)), mistakes
+    return replace(cfg, model=model, parallel=parallel, train=train, optim=optim, log=resolve_log(cfg, model),
+                   objective=resolve_objective(cfg.objective, mistakes)), mistakes
 
 
 def given_of(section, names: Iterable[str]) -> list[str]:
@@ -538,11 +340,15 @@ def check_exclusive(cfg: Config, mistakes: list[str]) -> None:
 
 def check_idle(cfg: Config, mistakes: list[str]) -> None:
     """Every flag acts: none may be given that would do nothing beside the others."""
-    d, o, t, log = cfg.data, cfg.optim, cfg.train, cfg.log
+    p, d, o, t, log = cfg.parallel, cfg.data, cfg.optim, cfg.train, cfg.log
     gpt2, plain = d.tokenizer_type == "GPT2BPETokenizer", d.tokenizer_type in ("GPT2BPETokenizer", "ByteTokenizer")
     for acts, needs, section, names in (
             (t.save, "give --save", t, ("save_interval", "keep_last", "keep_every")),
             (t.load, "give --load", t, ("finetune",)),
+            (t.dry_run, "give --dry-run", t, ("device_memory",)),
+            (p.deepspeed, "give --deepspeed", p, ("deepspeed_config", "build_ops")),
+            (p.pipeline_model_parallel_size > 1, "give --pipeline-model-parallel-size above 1", p,
+             ("num_layers_per_virtual_pipeline_stage", *PIPELINE_ENDS)),
             (d.data_path, "give --data-path", d, ("split",)),
             (gpt2, "use --tokenizer-type GPT2BPETokenizer", d, ("vocab_file", "merge_file")),
             (not plain, "use a --tokenizer-type that reads one", d, ("tokenizer_model",)),
@@ -622,39 +428,161 @@ def divisors(n: int) -> str:
     return ", ".join(str(d) for d in range(1, min(n, 8192) + 1) if n % d == 0)
 
 
-def check_parallel(p: Parallel, m: Model, environ: dict[str, str], mistakes: list[str]) -> None:
-    tp, pp, heads = p.tensor_model_parallel_size, p.pipeline_model_parallel_size, m.num_attention_heads
-    if heads and heads % tp:
-        mistakes.append(f"--tensor-model-parallel-size {tp} does not divide --num-attention-heads {heads}; try {divisors(heads)}")
-    if m.num_layers and pp > m.num_layers:
-        mistakes.append(f"--pipeline-model-parallel-size {pp} is above --num-layers {m.num_layers}")
-    later = [f"{spelling(n)} {getattr(p, n)} needs" for n in ("tensor_model_parallel_size", "pipeline_model_parallel_size")
-             if getattr(p, n) > 1]
-    if p.zero_stage:
-        later.append(f"--zero-stage {p.zero_stage}: sharding the optimizer needs")
-    mistakes += [f"{what} 3D parallelism, which is not built yet: leave the flag out" for what in later]
-    world = environ.get("WORLD_SIZE", "1")
-    if world not in ("", "1"):
-        mistakes.append(f"WORLD_SIZE={world}: data parallelism needs 3D parallelism, which is not built yet: start one process")
+def resolve_parallel(p: Parallel, m: Model, dry_run: bool, environ: dict[str, str], mistakes: list[str]) -> Parallel:
+    p = replace(p, local_rank=None, zero_stage=max(p.zero_stage, int(p.use_distributed_optimizer)),
+                sequence_parallel=p.sequence_parallel and p.tensor_model_parallel_size > 1)
+    p = replace(p, world_size=find_world(p, dry_run, environ, mistakes))
+    check_tensor(p, m, mistakes)
+    return resolve_schedule(p, m.num_layers, mistakes)
 
 
-def resolve_train(t: Train, m: Model, unread: set[str], mistakes: list[str]) -> Train:
-    batch = t.global_batch_size or t.micro_batch_size * (t.grad_accum_steps or 1)
+def find_world(p: Parallel, dry_run: bool, environ: dict[str, str], mistakes: list[str]) -> int:
+    """The number of processes: the launcher's, or any that a dry run asks for; its smallest is one replica."""
+    tp, pp = p.tensor_model_parallel_size, p.pipeline_model_parallel_size
+    try:
+        world = find_place(environ).world_size
+    except ValueError as error:
+        mistakes.append(str(error))
+        return tp * pp
+    if dry_run:
+        world = p.world_size or (world if world > 1 else tp * pp)
+    elif p.world_size not in (None, world):
+        mistakes.append(f"--world-size {p.world_size}: the launcher started {world}, and only it can say how many: "
+                        "leave the flag out, or add --dry-run")
+    if world % (tp * pp):
+        near = [n * tp * pp for n in (world // (tp * pp), world // (tp * pp) + 1) if n]
+        mistakes.append(f"tensor {tp} x pipeline {pp} parallelism needs a multiple of {tp * pp} processes, found {world}: start "
+                        f"{' or '.join(map(str, near))} (torchrun --nproc-per-node), or take sizes "
+                        f"whose product is one of {divisors(world)}")
+        return tp * pp
+    return world
+
+
+def check_tensor(p: Parallel, m: Model, mistakes: list[str]) -> None:
+    """Tensor parallelism cuts heads, SwiGLU width and vocabulary, and on request the sequence, into equal parts."""
+    tp, cut = p.tensor_model_parallel_size, ["num_attention_heads", "ffn_hidden_size", "padded_vocab_size"]
+    widths = {n: getattr(m, n) for n in cut + ["seq_length"] * p.sequence_parallel if getattr(m, n)}
+    if wrong := [f"{spelling(n)} {width}" for n, width in widths.items() if width % tp]:
+        mistakes.append(f"--tensor-model-parallel-size {tp} does not divide {' and '.join(wrong)}; "
+                        f"try {divisors(math.gcd(*widths.values()))}")
+
+
+def resolve_schedule(p: Parallel, num_layers: int | None, mistakes: list[str]) -> Parallel:
+    pp, each = p.pipeline_model_parallel_size, p.num_layers_per_virtual_pipeline_stage
+    p = replace(p, pipeline_schedule=p.pipeline_schedule or ("interleaved" if each and pp > 1 else "1f1b"))
+    if pp == 1 and p.pipeline_schedule != "1f1b":
+        mistakes.append(f"--pipeline-schedule {p.pipeline_schedule} would do nothing here: "
+                        "give --pipeline-model-parallel-size above 1, or leave it out")
+    if pp > 1 and p.no_pipeline_parallel:
+        mistakes.append(f"--no-pipeline-parallel and --pipeline-model-parallel-size {pp} contradict each other: give one")
+    if pp > 1 and num_layers:
+        check_stages(p, num_layers, mistakes)
+    return p
+
+
+def check_stages(p: Parallel, num_layers: int, mistakes: list[str]) -> None:
+    """Every stage has a layer; interleaved stages are equal (Megatron's rule); fixed ends leave enough for the others."""
+    pp, kind, each = p.pipeline_model_parallel_size, p.pipeline_schedule, p.num_layers_per_virtual_pipeline_stage
+    per_rank = 2 if kind == "zero-bubble" else 1
+    ends = given_of(p, PIPELINE_ENDS)
+    if num_layers < pp * per_rank:
+        twice = "--pipeline-schedule zero-bubble, which has two stages on each process, " if per_rank == 2 else ""
+        mistakes.append(f"{twice}--pipeline-model-parallel-size {pp} is above --num-layers {num_layers}: "
+                        f"give at most {max(1, num_layers // per_rank)}")
+    elif kind == "interleaved":
+        check_interleaved(p, num_layers, mistakes)
+        mistakes += [f"{spelling(n)} needs --pipeline-schedule 1f1b: interleaved stages are all of equal length" for n in ends]
+    elif each:
+        mistakes.append(f"--num-layers-per-virtual-pipeline-stage {each} needs --pipeline-schedule interleaved, not {kind}")
+    elif ends:
+        others = pp * per_rank - len(ends)
+        fixed = sum(getattr(p, n) for n in ends)
+        if num_layers - fixed < others or (num_layers > fixed and not others):
+            mistakes.append(f"{' and '.join(f'{spelling(n)} {getattr(p, n)}' for n in ends)} of --num-layers {num_layers} do not "
+                            f"leave each other stage a layer: give {'at most ' if others else ''}{num_layers - others} in all")
+
+
+def check_interleaved(p: Parallel, num_layers: int, mistakes: list[str]) -> None:
+    pp, each = p.pipeline_model_parallel_size, p.num_layers_per_virtual_pipeline_stage
+    legal = [n for n in range(1, num_layers // pp) if num_layers % (pp * n) == 0]
+    if each in legal:
+        return
+    what = f"--num-layers-per-virtual-pipeline-stage {each} does not cut" if each else \
+        "--pipeline-schedule interleaved needs --num-layers-per-virtual-pipeline-stage, to cut"
+    sizes = [n for n in range(2, num_layers // 2 + 1) if num_layers % n == 0]
+    nearest = f"try {', '.join(map(str, legal))}" if legal else \
+        f"try --pipeline-model-parallel-size {', '.join(map(str, sizes))}" if sizes else "use --pipeline-schedule 1f1b"
+    mistakes.append(f"{what} --num-layers {num_layers} over {pp} processes into several equal stages on each; {nearest}")
+
+
+def check_parallel(p: Parallel, t: Train, mistakes: list[str]) -> None:
+    """What does not work together, with the nearest that does."""
+    stage, pipeline, kind = f"--zero-stage {p.zero_stage}", p.pipeline_model_parallel_size > 1, p.pipeline_schedule
+    if p.cpu_params and p.zero_stage < 3:
+        mistakes.append(f"--cpu-params with {stage}: only stage 3 shards the weights; "
+                        "give --zero-stage 3, or --cpu-optimizer instead")
+    if pipeline and kind == "zero-bubble" and p.zero_stage > 1:
+        mistakes.append(f"--pipeline-schedule zero-bubble with {stage} gives wrong gradients in torch: "
+                        "give --zero-stage 0 or 1, or --pipeline-schedule 1f1b")
+    if pipeline and kind == "zero-bubble" and t.compile == "on":
+        mistakes.append("--pipeline-schedule zero-bubble cannot run compiled blocks: give --compile off, "
+                        "or --pipeline-schedule 1f1b")
+    if pipeline and p.deepspeed and p.zero_stage > 1:
+        mistakes.append(f"--deepspeed with {stage} and a pipeline: DeepSpeed has no such thing; "
+                        "give --zero-stage 0 or 1, or --pipeline-model-parallel-size 1, or leave --deepspeed out")
+    if p.distributed_backend == "nccl" and t.device == "cpu":
+        mistakes.append("--distributed-backend nccl with --device cpu: NCCL needs GPUs; leave it out")
+    if t.device_memory and not memory_bytes(t.device_memory):
+        mistakes.append(f"--device-memory {t.device_memory} must be a size such as 80G")
+    if not t.skip_train:
+        check_batch(p, t, mistakes)
+
+
+def memory_bytes(text: str) -> int:
+    """`80G`, `81920M`, `80GiB` -> bytes, in powers of 1024; 0 for what is no size."""
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)([MGT])(?:i?B)?", text, re.IGNORECASE)
+    return int(float(found[1]) * 1024 ** (2 + "MGT".index(found[2].upper()))) if found else 0
+
+
+def check_batch(p: Parallel, t: Train, mistakes: list[str]) -> None:
+    """A step must give every replica a sample, and every stage of a pipeline a micro-batch."""
+    batch, micro, dp, pp = t.global_batch_size, t.micro_batch_size, p.data_parallel_size, p.pipeline_model_parallel_size
+    if batch < dp:
+        mistakes.append(f"--global-batch-size {batch} is less than a sample for each of {dp} data-parallel processes: "
+                        f"give at least {dp}, or start at most {batch * p.world_size // dp} processes")
+        return
+    count = num_micro_batches(batch, dp, micro)
+    rounds = max(1, count // pp)
+    if pp > 1 and count < pp:
+        mistakes.append(f"--global-batch-size {batch} is {count} micro-batches of {micro} on each of {dp} data-parallel "
+                        f"processes, less than the {pp} stages of the pipeline: give at least {pp * micro * dp}"
+                        + (f", or --micro-batch-size {batch // (pp * dp)}" if batch >= pp * dp else ""))
+    elif p.pipeline_schedule == "interleaved" and count % rounds:
+        near = [n * micro * dp for n in (count - count % rounds, count - count % rounds + rounds) if n % max(1, n // pp) == 0]
+        mistakes.append(f"--global-batch-size {batch} is {count} micro-batches, which the interleaved schedule cannot deal in "
+                        f"{rounds} equal rounds of at least {pp}: give {' or '.join(map(str, near)) or pp * micro * dp}")
+
+
+def resolve_train(t: Train, m: Model, p: Parallel, unread: set[str], mistakes: list[str]) -> Train:
+    replicas = p.data_parallel_size
+    batch = t.global_batch_size or t.micro_batch_size * (t.grad_accum_steps or 1) * replicas
     if batch % t.micro_batch_size:
         mistakes.append(f"--global-batch-size {batch} does not divide by --micro-batch-size {t.micro_batch_size}; "
                         f"try a micro-batch of {divisors(batch)}")
-    elif t.grad_accum_steps and t.grad_accum_steps * t.micro_batch_size != batch:
-        mistakes.append(f"--grad-accum-steps {t.grad_accum_steps} x --micro-batch-size {t.micro_batch_size} is not "
+    elif t.grad_accum_steps and t.grad_accum_steps * t.micro_batch_size * replicas != batch:
+        over = f" x {replicas} data-parallel processes" if replicas > 1 else ""
+        mistakes.append(f"--grad-accum-steps {t.grad_accum_steps} x --micro-batch-size {t.micro_batch_size}{over} is not "
                         f"--global-batch-size {batch}: give one of them")
     samples = None
     if given := given_of(t, BUDGETS):
         samples = budget_samples(given[0], t, m, batch, mistakes)
-    elif not t.skip_train and not unread & set(BUDGETS):
+    elif not (t.skip_train or t.dry_run) and not unread & set(BUDGETS):
         mistakes.append(f"how long to train? give {', '.join(map(spelling, BUDGETS[:-1]))} or --flops")
     if t.skip_train and not t.eval_iters:
         mistakes.append("--skip-train with --eval-iters 0 does nothing: give --eval-iters")
     whole = (samples or 0) // batch * batch          # as in Megatron, the tail that fills no global batch is not trained on
-    return replace(t, global_batch_size=batch, grad_accum_steps=None, train_samples=whole or None,
+    compiled = "off" if t.compile == "auto" and p.pipeline_schedule == "zero-bubble" else t.compile
+    return replace(t, global_batch_size=batch, grad_accum_steps=None, train_samples=whole or None, compile=compiled,
                    train_iters=None, train_tokens=None, flops=None)
 
 
@@ -682,7 +610,7 @@ def flop_samples(flops: float, m: Model, mistakes: list[str]) -> int | None:
 
 
 def resolve_optim(o: Optim, t: Train, unread: set[str], mistakes: list[str]) -> Optim:
-    if o.lr is None and not t.skip_train and "lr" not in unread:
+    if o.lr is None and not (t.skip_train or t.dry_run) and "lr" not in unread:
         mistakes.append("--lr must be given")
     if o.lr is not None and o.min_lr > o.lr:
         mistakes.append(f"--min-lr {o.min_lr:g} is above --lr {o.lr:g}")
@@ -714,12 +642,12 @@ def resolve_objective(o: Objective, mistakes: list[str]) -> Objective:
 
 
 def check_data(cfg: Config, unread: set[str], mistakes: list[str]) -> None:
-    d, skip = cfg.data, cfg.train.skip_train
+    d, skip, dry = cfg.data, cfg.train.skip_train, cfg.train.dry_run
     train, valid = CORPORA[0], CORPORA[1]
-    if not skip and not given_of(d, train) and not unread & set(train):
+    if not (skip or dry) and not given_of(d, train) and not unread & set(train):
         mistakes.append("no training data: give --train-data-path-file FILE or --data-path PREFIX "
                         "(tools/preprocess_data.py makes one)")
-    if skip and not given_of(d, valid) and not unread & set(valid):
+    if skip and not dry and not given_of(d, valid) and not unread & set(valid):
         mistakes.append("--skip-train needs validation data: give --valid-data-path-file FILE or --data-path PREFIX")
     try:
         shares = [float(s) for s in d.split.split(",")]
@@ -759,19 +687,6 @@ def help_text(program: str) -> str:
         help_row("--print-config", "show the resolved whole, in a form that --config reads, and stop"),
         *(f"\n{section}:\n" + "\n".join(lines) for section, lines in rows.items()),
         "\npresets of --model-config:", "  " + " " * 10 + f"{'layers':>10}{'hidden':>10}{'heads':>10}{'ffn':>10}", *sizes])
-
-
-def metavar(hint) -> str:
-    if choices(hint):
-        return "{" + ",".join(choices(hint)) + "}"
-    return {bool: "", int: "N", float: "X", str: "TEXT"}.get(hint, "TEXT ...")
-
-
-def help_row(left: str, right: str) -> str:
-    """Two columns; a long left side has its own line."""
-    lines = textwrap.wrap(right, 76, break_on_hyphens=False)
-    first = f"  {left:<43} {lines[0]}" if len(left) <= 43 else f"  {left}\n{'':46}{lines[0]}"
-    return "\n".join([first, *(" " * 46 + line for line in lines[1:])])
 
 
 def main(objective: str) -> Config:

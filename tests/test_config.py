@@ -11,12 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron import config
-from megatron.config import ALIASES, DEAD, LATER, PRESETS, Config, ConfigError, declared, help_text, parse, spelling
+from megatron.config import PRESETS, Config, ConfigError, declared, help_text, parse
+from megatron.flags import ALIASES, DEAD, LATER, spelling
+from megatron.layout import Place, find_place
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --lr 1e-3 --train-samples 1000 --train-data-path corpus".split()
 
-# The reference's example_training.sh without its DeepSpeed part, word for word, its variables filled in.
+# The reference's example_training.sh, word for word, its variables filled in.
 RECIPE = """
     --tensor-model-parallel-size 1 --pipeline-model-parallel-size 1
     --num-layers 18 --hidden-size 1280 --num-attention-heads 10 --kv-channels 128 --seq-length 2048
@@ -30,6 +32,7 @@ RECIPE = """
     --log-validation-ppl-to-tensorboard --wandb-project project --wandb-exp-name run --wandb-save-dir wandb --wandb-group group
     --save checkpoints/run --load checkpoints/run --train-data-path-file utils/datapaths/train_c4_100m.txt
     --valid-data-path-file utils/datapaths/val_c4.txt --data-impl mmap
+    --deepspeed --deepspeed_config ds_configs/run.json --zero-stage 0
 """.split()
 
 
@@ -62,20 +65,22 @@ ACTS = """
     attention-dropout hidden-dropout seed init-method-std untie-embeddings-and-output-weights split use-flash-attn
     model-config no-wandb grad-accum-steps vocab-size finetune tokenizer-type tokenizer-model data-path
     train-iters train-tokens flops exit-interval exit-duration-in-mins deterministic-mode ffn-hidden-size
-    make-vocab-size-divisible-by preflight max-skipped-steps mdm-t-sampling log-names keep-last keep-every pad-vocab""".split()
+    make-vocab-size-divisible-by preflight max-skipped-steps mdm-t-sampling log-names keep-last keep-every pad-vocab
+    deepspeed deepspeed-config no-pipeline-parallel cpu-optimizer sequence-parallel use-distributed-optimizer local-rank
+    num-layers-per-virtual-pipeline-stage recompute-granularity dry-run""".split()
 ONE_VALUE = """optimizer normalization swiglu use-rotary-position-embeddings data-impl bias-linear position-embedding-type
-    exit-signal-handler""".split()
+    exit-signal-handler overlap-grad-reduce recompute-method recompute-num-layers""".split()
 ANOTHER_NAME = """max-steps log-dir output-dir wandb-run-name resume-from gradient-checkpointing token-budget
     checkpoint-interval-steps max-step-checkpoints learning-rate eval-every max-seq-len force-cpu disable-bias-linear target-flops
-    no-position-embedding""".split()
+    no-position-embedding recompute-activations""".split()
 NOT_BUILT = """low-noise-start low-noise-iter low-noise-ratio untie-with-additional-mask ar-ratio randmask-ratio use-order-list
     num-order-list use-predefined-order task_list results_path adaptive_seq_len num_fewshot eval_fp32 eval_method sampling_eps
-    only_generate only_mc_nll max_chunk_size inference no-load-optim no-load-rng deepspeed deepspeed_config no-pipeline-parallel
-    cpu-optimizer fp16 download_from_s3 upload_to_s3 upload_results_to_s3 s3_bucket s3_prefix full_dataset max_examples_per_split
-    recompute-activations sequence-parallel use-distributed-optimizer mock-data target-param-data-ratio difflm-varilen-prob
-    epochs checkpoint metrics num_samples output""".split()
+    only_generate only_mc_nll max_chunk_size inference no-load-optim no-load-rng fp16 download_from_s3 upload_to_s3
+    upload_results_to_s3 s3_bucket s3_prefix full_dataset max_examples_per_split mock-data target-param-data-ratio
+    difflm-varilen-prob epochs checkpoint metrics num_samples output""".split()
 NEVER = """target-random-ratio use-target-position-embeddings block-size order-list data-cache-path num-workers dataloader-type
-    load-tag data_dir architecture config-name pretrained_checkpoint reduce_lr_factor mask-token attention-mask-type""".split()
+    load-tag data_dir architecture config-name pretrained_checkpoint reduce_lr_factor mask-token attention-mask-type
+    distributed-timeout-minutes""".split()
 
 
 def test_every_published_flag_has_its_class():
@@ -110,14 +115,6 @@ def test_the_reference_recipe_parses_unedited():
     assert cfg.with_vocabulary(50257).model.padded_vocab_size == 50304
     assert parse([w.replace("_", "-") if w.startswith("--") else w for w in RECIPE], environ={}) == cfg
     assert parse(["--" + w[2:].replace("-", "_") if w.startswith("--") else w for w in RECIPE], environ={}) == cfg
-
-
-def test_zero_stage_0_alone_is_accepted():
-    assert read("--zero-stage", "0").parallel.zero_stage == 0
-    for stage in "123":
-        assert mistakes("--zero-stage", stage) == [
-            f"--zero-stage {stage}: sharding the optimizer needs 3D parallelism, which is not built yet: leave the flag out"
-        ]
 
 
 def test_only_legal_values():
@@ -181,8 +178,10 @@ def test_all_mistakes_are_told_together():
         "--num-layer is not a flag; did you mean --num-layers?",
         "--eval-iters must be a whole number, not '1.5'",
         "--num-layers, --hidden-size must be given (or --model-config small|medium|large|xl)",
-        "--tensor-model-parallel-size 5 does not divide --num-attention-heads 12; try 1, 2, 3, 4, 6, 12",
-        "--tensor-model-parallel-size 5 needs 3D parallelism, which is not built yet: leave the flag out",
+        "tensor 5 x pipeline 1 parallelism needs a multiple of 5 processes, found 1: start 5 (torchrun --nproc-per-node), "
+        "or take sizes whose product is one of 1",
+        "--tensor-model-parallel-size 5 does not divide --num-attention-heads 12 and --padded-vocab-size 50304; "
+        "try 1, 2, 3, 4, 6, 12",
         "--global-batch-size 8 does not divide by --micro-batch-size 3; try a micro-batch of 1, 2, 4, 8",
         "how long to train? give --train-samples, --train-iters, --train-tokens or --flops",
         "no training data: give --train-data-path-file FILE or --data-path PREFIX (tools/preprocess_data.py makes one)",
@@ -263,7 +262,7 @@ def test_a_value_that_cannot_be(words, said):
         ("--skip-train", "--skip-train needs validation data: give --valid-data-path-file FILE or --data-path PREFIX"),
         ("--tokenizer-type HFTokenizer", "--tokenizer-type HFTokenizer needs --tokenizer-model FILE"),
         ("--vocab-file v", "--vocab-file and --merge-file belong together: give both, or neither"),
-        ("--pipeline-model-parallel-size 3", "--pipeline-model-parallel-size 3 is above --num-layers 2"),
+        ("--pipeline-model-parallel-size 3", "--pipeline-model-parallel-size 3 is above --num-layers 2: give at most 2"),
         (
             "--lr-decay-style WSD --lr-wsd-decay-samples 999 --lr-warmup-samples 2",
             "the WSD decay of 999 samples is longer than the 998 after the warm-up",
@@ -279,7 +278,6 @@ def test_more_that_does_not_fit():
     assert "--split 1,nan must be up to three shares such as 969,30,1" in mistakes(
         "--data-path", "x", "--split", "1,nan", base=BASE[:-2]
     )
-    assert any(m.startswith("WORLD_SIZE=8:") for m in mistakes(WORLD_SIZE="8"))
     assert any(
         "no room for the mask" in m
         for m in mistakes(*"--objective mdm --pad-vocab reference --make-vocab-size-divisible-by 1".split())
@@ -289,6 +287,253 @@ def test_more_that_does_not_fit():
     ]
     assert mistakes("--flops", "1e300", base=BASE[:8] + BASE[10:]) == ["--flops 1e+300 is more than 2**53 samples: give less"]
     assert mistakes("junk", base=["junk"] + BASE)[0] == "'junk' stands alone: a value without a flag"
+
+
+# -- layouts
+
+EIGHT = {"WORLD_SIZE": "8", "RANK": "3", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "8"}
+TWELVE = {"--num-layers": "12", "--num-attention-heads": "8", "--global-batch-size": "64"}
+
+
+def twelve(words: str) -> list[str]:
+    """A line with these words and what they leave open of a model of 12 layers."""
+    given = words.split()
+    return [*BASE[2:4], *BASE[6:], *(w for pair in TWELVE.items() if pair[0] not in given for w in pair), *given]
+
+
+def laid_out(words: str) -> Config:
+    return parse(twelve(words), environ=EIGHT)
+
+
+def test_what_is_left_of_the_world_is_data_parallel():
+    cfg = laid_out("--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --sequence-parallel")
+    assert (cfg.parallel.world_size, cfg.parallel.data_parallel_size, cfg.num_micro_batches) == (8, 2, 32)
+    assert cfg.parallel.sequence_parallel and cfg.parallel.pipeline_schedule == "1f1b"
+    assert not laid_out("--sequence-parallel").parallel.sequence_parallel       # as Megatron: nothing to cut at size 1
+    assert laid_out("--global-batch-size 9 --micro-batch-size 1").num_micro_batches == 2        # the rest is padding
+    alone = parse(BASE + ["--micro-batch-size", "2", "--grad-accum-steps", "3"], environ=EIGHT)
+    assert alone.train.global_batch_size == 48
+
+
+def test_every_spelling_of_zero():
+    assert [laid_out(f"--zero-stage {n}").parallel.zero_stage for n in range(4)] == [0, 1, 2, 3]
+    assert laid_out("--use-distributed-optimizer").parallel.zero_stage == 1
+    assert laid_out("--use-distributed-optimizer --zero-stage 3 --cpu-params").parallel.zero_stage == 3
+    assert mistakes(base=twelve("--zero-stage 4"), **EIGHT) == ["--zero-stage must be below 4, not 4"]
+    published = "--deepspeed --deepspeed_config f.json --zero-stage 1 --no-pipeline-parallel --cpu-optimizer --local_rank=3"
+    p = laid_out(published).parallel
+    assert (p.deepspeed, p.deepspeed_config, p.zero_stage, p.cpu_optimizer, p.local_rank) == (True, "f.json", 1, True, None)
+    assert laid_out("--deepspeed --pipeline-model-parallel-size 2 --zero-stage 1").parallel.deepspeed
+
+
+def test_recompute_has_its_published_spellings():
+    assert read("--recompute-activations").train.recompute_granularity == "selective"
+    full = read("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1")
+    assert full.train.recompute_granularity == "full"
+    assert mistakes("--recompute-method", "block") == [
+        "--recompute-method must be uniform, not 'block': all blocks are treated alike"
+    ]
+    assert mistakes("--recompute-num-layers", "2") == [
+        "--recompute-num-layers cannot be 2: each block is recomputed by itself"
+    ]
+
+
+@pytest.mark.parametrize(
+    "words, layers, homes",
+    [
+        ("", [12], [0]),
+        ("--pipeline-model-parallel-size 8", [2, 2, 2, 2, 1, 1, 1, 1], list(range(8))),
+        ("--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 2", [2] * 6, [0, 1] * 3),
+        ("--pipeline-model-parallel-size 2 --pipeline-schedule zero-bubble", [3] * 4, [0, 1, 1, 0]),
+        ("--pipeline-model-parallel-size 4 --decoder-last-pipeline-num-layers 1", [4, 4, 3, 1], [0, 1, 2, 3]),
+        ("--pipeline-model-parallel-size 2 --decoder-first-pipeline-num-layers 5", [5, 7], [0, 1]),
+    ],
+)
+def test_layers_are_dealt_to_stages(words, layers, homes):
+    p = laid_out(words).parallel
+    stages = p.stages(12)
+    assert [len(r) for r in stages.layers] == layers and [stages.home(n) for n in range(len(layers))] == homes
+    assert [n for r in stages.layers for n in r] == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (
+            "--tensor-model-parallel-size 3 --pipeline-model-parallel-size 4 --num-attention-heads 3 --kv-channels 8 "
+            "--ffn-hidden-size 192",
+            "tensor 3 x pipeline 4 parallelism needs a multiple of 12 processes, found 8: start 12 (torchrun --nproc-per-node), "
+            "or take sizes whose product is one of 1, 2, 4, 8",
+        ),
+        (
+            "--tensor-model-parallel-size 8 --num-attention-heads 12 --kv-channels 8",
+            "--tensor-model-parallel-size 8 does not divide --num-attention-heads 12; try 1, 2, 4",
+        ),
+        (
+            "--tensor-model-parallel-size 8 --ffn-hidden-size 100",
+            "--tensor-model-parallel-size 8 does not divide --ffn-hidden-size 100; try 1, 2, 4",
+        ),
+        (
+            "--tensor-model-parallel-size 8 --sequence-parallel --seq-length 36",
+            "--tensor-model-parallel-size 8 does not divide --seq-length 36; try 1, 2, 4",
+        ),
+        (
+            "--pipeline-model-parallel-size 8 --pipeline-schedule zero-bubble",
+            "--pipeline-schedule zero-bubble, which has two stages on each process, --pipeline-model-parallel-size 8 is above "
+            "--num-layers 12: give at most 6",
+        ),
+        (
+            "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 4",
+            "--num-layers-per-virtual-pipeline-stage 4 does not cut --num-layers 12 over 2 processes into several equal stages "
+            "on each; try 1, 2, 3",
+        ),
+        (
+            "--pipeline-model-parallel-size 8 --pipeline-schedule interleaved",
+            "--pipeline-schedule interleaved needs --num-layers-per-virtual-pipeline-stage, to cut --num-layers 12 over 8 "
+            "processes into several equal stages on each; try --pipeline-model-parallel-size 2, 3, 4, 6",
+        ),
+        (
+            "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 2 --pipeline-schedule 1f1b",
+            "--num-layers-per-virtual-pipeline-stage 2 needs --pipeline-schedule interleaved, not 1f1b",
+        ),
+        (
+            "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 2 --decoder-first-pipeline-num-layers 5",
+            "--decoder-first-pipeline-num-layers needs --pipeline-schedule 1f1b: interleaved stages are all of equal length",
+        ),
+        (
+            "--pipeline-model-parallel-size 4 --decoder-first-pipeline-num-layers 9 --decoder-last-pipeline-num-layers 2",
+            "--decoder-first-pipeline-num-layers 9 and --decoder-last-pipeline-num-layers 2 of --num-layers 12 do not leave each "
+            "other stage a layer: give at most 10 in all",
+        ),
+        (
+            "--pipeline-schedule zero-bubble",
+            "--pipeline-schedule zero-bubble would do nothing here: give --pipeline-model-parallel-size above 1, or leave it out",
+        ),
+        (
+            "--decoder-last-pipeline-num-layers 2",
+            "--decoder-last-pipeline-num-layers would do nothing here: give --pipeline-model-parallel-size above 1, "
+            "or leave it out",
+        ),
+        (
+            "--no-pipeline-parallel --pipeline-model-parallel-size 2",
+            "--no-pipeline-parallel and --pipeline-model-parallel-size 2 contradict each other: give one",
+        ),
+        (
+            "--pipeline-model-parallel-size 2 --pipeline-schedule zero-bubble --zero-stage 3",
+            "--pipeline-schedule zero-bubble with --zero-stage 3 gives wrong gradients in torch: give --zero-stage 0 or 1, "
+            "or --pipeline-schedule 1f1b",
+        ),
+        (
+            "--pipeline-model-parallel-size 2 --pipeline-schedule zero-bubble --compile on",
+            "--pipeline-schedule zero-bubble cannot run compiled blocks: give --compile off, or --pipeline-schedule 1f1b",
+        ),
+        (
+            "--pipeline-model-parallel-size 2 --deepspeed --zero-stage 2",
+            "--deepspeed with --zero-stage 2 and a pipeline: DeepSpeed has no such thing; give --zero-stage 0 or 1, "
+            "or --pipeline-model-parallel-size 1, or leave --deepspeed out",
+        ),
+        ("--cpu-params", "--cpu-params with --zero-stage 0: only stage 3 shards the weights; "
+         "give --zero-stage 3, or --cpu-optimizer instead"),
+        ("--build-ops", "--build-ops would do nothing here: give --deepspeed, or leave it out"),
+        ("--deepspeed_config f", "--deepspeed-config would do nothing here: give --deepspeed, or leave it out"),
+        ("--device-memory 80G", "--device-memory would do nothing here: give --dry-run, or leave it out"),
+        ("--dry-run --device-memory 80", "--device-memory 80 must be a size such as 80G"),
+        (
+            "--world-size 16",
+            "--world-size 16: the launcher started 8, and only it can say how many: leave the flag out, or add --dry-run",
+        ),
+        (
+            "--global-batch-size 4",
+            "--global-batch-size 4 is less than a sample for each of 8 data-parallel processes: give at least 8, "
+            "or start at most 4 processes",
+        ),
+        (
+            "--pipeline-model-parallel-size 4 --micro-batch-size 16",
+            "--global-batch-size 64 is 2 micro-batches of 16 on each of 2 data-parallel processes, less than the 4 stages of the "
+            "pipeline: give at least 128, or --micro-batch-size 8",
+        ),
+        (
+            "--pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 1 --global-batch-size 18",
+            "--global-batch-size 18 is 9 micro-batches, which the interleaved schedule cannot deal in 2 equal rounds of at least "
+            "4: give 16 or 20",
+        ),
+        ("--distributed-timeout-minutes 5",
+         "--distributed-timeout-minutes is refused for good: it is in seconds: --distributed-timeout N"),
+        ("--no-overlap-grad-reduce", "--no-overlap-grad-reduce cannot be False: they do wherever the layout allows"),
+        (
+            "--distributed-backend nccl --device cpu",
+            "--distributed-backend nccl with --device cpu: NCCL needs GPUs; leave it out",
+        ),
+    ],
+)
+def test_layouts_that_do_not_work_name_the_nearest_that_do(words, said):
+    assert mistakes(base=twelve(words), **EIGHT) == [said]
+
+
+def test_a_vocabulary_known_late_must_divide_too():
+    cfg = laid_out("--tensor-model-parallel-size 8 --vocab-file v --merge-file m --make-vocab-size-divisible-by 1")
+    assert cfg.with_vocabulary(1021).model.padded_vocab_size == 1024
+    with pytest.raises(ConfigError, match="8 does not divide --padded-vocab-size 1003; try 1$"):
+        cfg.with_vocabulary(1000)
+    grown = laid_out("--tensor-model-parallel-size 8 --vocab-file v --merge-file m --pad-vocab reference")
+    assert grown.with_vocabulary(1000).model.padded_vocab_size == 1024
+
+
+def test_a_dry_run_has_any_world():
+    assert laid_out("--dry-run --world-size 512 --global-batch-size 512 --device-memory 80G").parallel.data_parallel_size == 512
+    short = "--model-config small --dry-run --tensor-model-parallel-size 2 --pipeline-model-parallel-size 3".split()
+    p = parse([*short, "--global-batch-size", "8"], environ={}).parallel
+    assert (p.world_size, p.data_parallel_size) == (6, 1)
+    assert [config.memory_bytes(t) for t in ("80G", "512MiB", "1.5t", "80", "G", "1e9G")] == [
+        80 << 30, 512 << 20, 3 << 39, 0, 0, 0
+    ]
+
+
+def test_zero_bubble_leaves_blocks_uncompiled():
+    assert laid_out("--pipeline-model-parallel-size 2 --pipeline-schedule zero-bubble").train.compile == "off"
+    assert laid_out("--pipeline-model-parallel-size 2").train.compile == "auto"
+
+
+def test_a_saved_layout_can_be_changed(tmp_path):
+    cfg = laid_out("--pipeline-model-parallel-size 2 --pipeline-schedule zero-bubble --use-distributed-optimizer")
+    saved = ["--config", written(tmp_path, cfg.as_dict(), "config.json")]
+    assert parse(saved, environ=EIGHT) == cfg
+    other = parse([*saved, "--num-layers-per-virtual-pipeline-stage", "3"], environ=EIGHT)
+    assert other.parallel.pipeline_schedule == "interleaved"
+    alone = parse([*saved, "--pipeline-model-parallel-size", "1", "--pipeline-schedule", "1f1b", "--zero-stage", "0"], environ={})
+    assert (alone.parallel.world_size, alone.parallel.zero_stage) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "environ, place",
+    [
+        ({}, Place()),
+        ({"WORLD_SIZE": "1"}, Place()),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8"}, Place()),
+        (
+            {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", "SLURM_STEP_NUM_TASKS": "2"},
+            Place(rank=9, local_rank=1, world_size=16, local_world_size=8, num_nodes=2, launcher="torchrun"),
+        ),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"},
+            Place(rank=1, local_rank=1, world_size=2, local_world_size=2, launcher="torchrun"),
+        ),
+        (
+            {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "11", "SLURM_LOCALID": "1", "SLURM_NODEID": "2",
+             "SLURM_STEP_TASKS_PER_NODE": "4(x2),3"},
+            Place(rank=9, local_rank=1, world_size=11, local_world_size=3, num_nodes=3, launcher="slurm"),
+        ),
+    ],
+)
+def test_the_launcher_says_which_process_this_is(environ, place):
+    assert find_place(environ) == place
+
+
+@pytest.mark.parametrize("environ", [{"WORLD_SIZE": "8"}, {"RANK": "8", "WORLD_SIZE": "8"}, {"RANK": "x", "WORLD_SIZE": "2"},
+                                     {"RANK": "0"}, {"RANK": "-1", "WORLD_SIZE": "2"}])
+def test_a_launcher_that_contradicts_itself_is_a_mistake(environ):
+    [said] = mistakes(**environ)
+    assert "start" in said and ("RANK" in said or "rank" in said or "WORLD_SIZE" in said)
 
 
 # -- what is derived

@@ -17,13 +17,12 @@ from megatron.config import Config
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.tokenizer import Tokenizer
 from megatron.errors import BadData, CannotWrite, Mismatch
+from megatron.layout import find_place
 from megatron.objectives import Objective
 from megatron.training.device import Where
 from megatron.training.evaluate import Slice
+from megatron.training.forecast import forecast
 from megatron.training.loop import pose
-
-# Values a token and layer keeps for the backward pass, in units of h (Korthikanti et al., arXiv:2205.05198).
-ACTIVATION_WIDTHS = 34
 
 
 def check(cfg: Config, where: Where, tokenizer: Tokenizer, data: dict[str, PackedDataset | None], slices: dict[str, Slice],
@@ -96,19 +95,19 @@ def model(cfg: Config) -> str:
 
 
 def memory(cfg: Config, where: Where) -> str:
-    """What the run will take, against what is there. Only what is certain not to fit is refused."""
-    m, size = cfg.model, 2 if cfg.train.bf16 else 4
-    state = cfg.model.shape().total() * (4 if cfg.train.skip_train else 16)            # weights, gradient, two moments in fp32
-    layers = 1 if cfg.train.recompute_granularity else m.num_layers
-    values_per_token = m.hidden_size * ACTIVATION_WIDTHS * layers // 2 + m.hidden_size * m.num_layers
-    kept = size * cfg.train.micro_batch_size * m.seq_length * values_per_token
+    """What a process of the run will take, against what is there for it. Only what is certain not to fit is refused."""
     if where.device.type == "cuda":
         total = torch.cuda.mem_get_info(where.device)[1]
     else:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        here = find_place(os.environ).local_world_size
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // here
+    load = max(forecast(cfg).loads, key=lambda one: one.peak)
+    state = load.weights if cfg.train.skip_train else load.weights + load.gradients + load.moments
+    state += load.host if where.device.type == "cpu" else 0
+    kept = 0 if cfg.train.skip_train else load.activations
     if state > total:
         raise CannotWrite(f"weights, gradients and moments take {state / 2**30:.1f} GiB and {where.device.type} has "
-                          f"{total / 2**30:.1f} GiB: take a smaller model")
+                          f"{total / 2**30:.1f} GiB for a process: take a smaller model, or shard it (--dry-run shows how)")
     advice = "; this may not fit: lower --micro-batch-size or use --recompute-granularity full"
     tight = advice if state + kept > 0.9 * total else ""
     return f"about {state / 2**30:.2f} GiB of state and {kept / 2**30:.2f} GiB of activations, of {total / 2**30:.0f} GiB{tight}"

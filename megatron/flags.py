@@ -1,0 +1,291 @@
+"""How a flag is declared, spelled and read: from the words of a command line, or from YAML. Values only; what they mean
+together is config.py's. Standard library, and yaml where a file is read.
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import textwrap
+from collections.abc import Iterable
+from dataclasses import MISSING, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from megatron.errors import Refusal
+
+
+class ConfigError(Refusal):
+    """Every mistake of one command line, a sentence each."""
+    code = 2
+
+    def __init__(self, mistakes: list[str]):
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+def flag(default=MISSING, help="", *, count: bool = False, least: float | None = None, below: float | None = None,
+         only: str | None = None):
+    """One flag. A number is above 0, or at least `least`, and below `below`; `count`: 100M and 1e9 are read.
+
+    `only` marks a flag of published recipes whose one legal value is the default, and says why.
+    """
+    return field(default=default, metadata={"help": help, "count": count, "least": least, "below": below, "only": only})
+
+
+# Other spellings of a flag. A value behind the name: the flag takes none and means that value.
+ALIASES: dict[str, tuple[str, Any]] = {
+    "max-steps": ("train_iters", None), "token-budget": ("train_tokens", None), "target-flops": ("flops", None),
+    "log-dir": ("run_dir", None), "output-dir": ("run_dir", None), "wandb-run-name": ("wandb_exp_name", None),
+    "resume-from": ("load", None), "checkpoint-interval-steps": ("save_interval", None),
+    "max-step-checkpoints": ("keep_last", None), "learning-rate": ("lr", None), "force-cpu": ("device", "cpu"),
+    "gradient-checkpointing": ("recompute_granularity", "full"), "checkpoint-activations": ("recompute_granularity", "full"),
+    "recompute-activations": ("recompute_granularity", "selective"),
+    "layernorm-epsilon": ("norm_epsilon", None), "rotary-theta": ("rotary_base", None),
+    "eval-every": ("eval_interval", None), "max-seq-len": ("seq_length", None),
+    "disable-bias-linear": ("bias_linear", False), "no-position-embedding": ("use_rotary_position_embeddings", True),
+}
+
+# Flags of work that is not built yet, and what each needs.
+LATER = {
+    "ar-ratio": "left-to-right masking", "randmask-ratio": "token masking for autoregressive models",
+    **dict.fromkeys(["use-order-list", "num-order-list", "use-predefined-order"], "training in random and predefined orders"),
+    **dict.fromkeys(["low-noise-start", "low-noise-iter", "low-noise-ratio"], "the low-noise curriculum"),
+    "untie-with-additional-mask": "an extra input row for the mask", "difflm-varilen-prob": "samples of varying length",
+    **dict.fromkeys(["fp16", "loss-scale", "initial-loss-scale", "min-loss-scale", "loss-scale-window"],
+                    "fp16 with loss scaling"),
+    **dict.fromkeys(["task-list", "results-path", "adaptive-seq-len", "num-fewshot", "eval-fp32", "eval-method", "sampling-eps",
+                     "only-generate", "only-mc-nll", "max-chunk-size", "inference", "no-load-optim", "no-load-rng", "checkpoint",
+                     "metrics", "num-samples", "output"], "the evaluation harness"),
+    **dict.fromkeys(["download-from-s3", "upload-to-s3", "upload-results-to-s3", "s3-bucket", "s3-prefix"], "remote storage"),
+    **dict.fromkeys(["num-query-groups", "group-query-attention"], "grouped-query attention"),
+    **dict.fromkeys(["full-dataset", "max-examples-per-split"], "the arXiv corpus"), "mock-data": "synthetic corpora",
+    "epochs": "a length in epochs (--train-tokens is there)",
+    "target-param-data-ratio": "a length by tokens a parameter (--flops is there)",
+}
+
+# Flags that stand for nothing here, refused for good.
+DEAD = {
+    "target-random-ratio": "the reference resets it to 0", "use-target-position-embeddings": "the reference forces it off",
+    "block-size": "nothing in the reference reads it", "order-list": "an internal slot of the reference",
+    "data-cache-path": "nothing is cached: the data order is computed, not stored",
+    "num-workers": "batches are read from the memory map; no worker is needed",
+    "dataloader-type": "every sample is addressed by its number; there is one loader",
+    "mask-token": "the mask is the first id after the tokenizer's", "attention-mask-type": "--objective decides what sees what",
+    "architecture": "pretrain_gpt.py trains ar, pretrain_diff_gpt.py mdm", "config-name": "name a file: --config FILE.yaml",
+    "data-dir": "name a corpus: --data-path PREFIX", "load-tag": "name one checkpoint: --load FOLDER/step-00001000",
+    "pretrained-checkpoint": "give --load FOLDER --finetune",
+    "distributed-timeout-minutes": "it is in seconds: --distributed-timeout N",
+    "reduce-lr-factor": "the rate follows --lr-decay-style, not the loss",
+}
+
+LARGEST = 2**53                                      # whole numbers that every JSON reader keeps
+Table = dict[str, tuple[str, dataclasses.Field, Any]]
+
+
+def spelling(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def choices(hint) -> tuple:
+    """Legal values of a Literal, also inside `Literal | None`."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return next((choices(part) for part in get_args(hint) if get_origin(part) is Literal), ())
+
+
+def parse_count(text: str) -> float:
+    """`100M`, `1.5B`, `1e9`, `2048` -> number. Raises ValueError."""
+    scale = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}.get(text[-1:].lower())
+    return float(text[:-1]) * scale if scale else float(text)
+
+
+def convert(f: dataclasses.Field, hint, value: Any) -> Any:
+    """A flag's text, or a YAML value, as its field's type. Raises ValueError with the sentence's end."""
+    if choices(hint):
+        value = choose(choices(hint), value, f.metadata["only"])
+    elif hint is bool and not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {value!r}")
+    elif get_origin(hint) is list:
+        value = [read_text(v) for v in (value if isinstance(value, list) else str(value).split())]
+    elif hint is str:
+        value = read_text(value)
+    elif hint is not bool:
+        value = read_number(f, hint, value)
+    if f.metadata["only"] and value != f.default:
+        raise ValueError(f"cannot be {value}: {f.metadata['only']}")
+    return value
+
+
+def choose(legal: tuple[str, ...], value: Any, why: str | None) -> str:
+    """The legal value that is meant: letter case does not count, and YAML reads `on` as true."""
+    word = ("off", "on")[value] if isinstance(value, bool) else str(value)
+    match = next((c for c in legal if c.lower() == word.lower()), None)
+    if match is None:
+        reason = f": {why}" if why else ""
+        raise ValueError(f"must be {'one of ' if len(legal) > 1 else ''}{', '.join(legal)}, not {word!r}{reason}")
+    return match
+
+
+def read_text(value: Any) -> str:
+    text = str(value)
+    if isinstance(value, (bool, list, dict)) or not text.strip() or not text.isprintable():
+        raise ValueError(f"must be text that prints, not {value!r}")
+    return text
+
+
+def read_whole(text: str, count: bool) -> int:
+    """Raises ValueError, or OverflowError for an infinite one."""
+    if not count or text.isdigit():
+        return int(text)
+    number = parse_count(text)
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+def read_number(f: dataclasses.Field, hint, value: Any) -> int | float:
+    """A finite number in its flag's range; a whole one below 2**53, which every JSON reader keeps."""
+    count, least, below = (f.metadata[name] for name in ("count", "least", "below"))
+    try:
+        number = read_whole(str(value), count) if hint is int else (parse_count if count else float)(str(value))
+    except ValueError:
+        kind = "a whole number" if hint is int else "a number"
+        raise ValueError(f"must be {kind}{' (100M and 1e9 are read too)' if count else ''}, not {value!r}") from None
+    except OverflowError:
+        number = math.inf
+    if not abs(number) < (LARGEST if hint is int else math.inf):
+        raise ValueError(f"must be {'below 2**53' if hint is int else 'finite'}, not {value}")
+    if number < (0 if least is None else least) or (number == 0 and least is None):
+        raise ValueError(f"must be {'above 0' if least is None else f'at least {least}'}, not {value}")
+    if below is not None and number >= below:
+        raise ValueError(f"must be below {below}, not {value}")
+    return number
+
+
+def flat(spelled: str) -> str:
+    return spelled.lstrip("-").replace("_", "-")
+
+
+def find(spelled: str, table: Table) -> tuple[str | None, Any]:
+    """The field that a spelling means, and the value it stands for where it takes none (`--no-bf16`: False)."""
+    name = flat(spelled).replace("-", "_")
+    if name in table:
+        return name, None
+    switch = name.removeprefix("no_")
+    if name != switch and switch in table and table[switch][2] is bool:
+        return switch, False
+    return ALIASES.get(flat(spelled), (None, None))
+
+
+def refuse(spelled: str, table: Table) -> str:
+    """The sentence for a flag that does not exist here."""
+    name = flat(spelled)
+    if name in LATER:
+        return f"--{name} needs {LATER[name]}, which is not built yet: leave the flag out"
+    if name in DEAD:
+        return f"--{name} is refused for good: {DEAD[name]}"
+    near = difflib.get_close_matches(name, [flat(n) for n in table] + list(ALIASES) + ["config"], n=1)
+    return f"--{name} is not a flag" + (f"; did you mean --{near[0]}?" if near else "; --help lists all")
+
+
+def unite(words: tuple[str, ...], hint) -> Any:
+    """The words behind a flag as one value. Raises ValueError with the sentence's end."""
+    found = f"found {' '.join(words)!r}" if words else "found none"
+    if hint is bool:
+        if words:
+            raise ValueError(f"takes no value, {found}")
+        return True
+    if get_origin(hint) is list and words:
+        return list(words)
+    if len(words) != 1:
+        raise ValueError(f"takes {'values' if get_origin(hint) is list else 'one value'}, {found}")
+    return words[0]
+
+
+def read_value(f: dataclasses.Field, hint, fixed: Any, value: Any) -> Any:
+    """What a flag is given, as its field's value; None: nothing. Raises ValueError with the sentence's end."""
+    if isinstance(value, tuple):
+        value = unite(value, hint if fixed is None else bool)
+    if fixed is not None:
+        if not isinstance(value, bool):
+            raise ValueError(f"must be true or false, not {value!r}")
+        value = fixed if value else not fixed if hint is bool else None
+    return None if value is None else convert(f, hint, value)
+
+
+def settle(pairs: Iterable[tuple[str, Any]], table: Table, mistakes: list[str], where: str = "") -> dict[str, Any]:
+    """(spelling, value) pairs of one source -> {field: value}, None where the value cannot be read.
+
+    A tuple is the words behind a flag of the command line; all else is YAML.
+    """
+    got: dict[str, Any] = {}
+    said: dict[str, str] = {}
+    for spelled, value in pairs:
+        name, fixed = find(spelled, table)
+        if name is None:
+            mistakes.append(where + refuse(spelled, table))
+            continue
+        _, f, hint = table[name]
+        try:
+            new = read_value(f, hint, fixed, value)
+        except ValueError as error:
+            mistakes.append(f"{where}{spelled} {error}")
+            new = None
+        if None not in (new, got.get(name)) and got[name] != new:
+            mistakes.append(f"{where}{spelled} {new} contradicts {said[name]} {got[name]}: say it once")
+        got[name], said[name] = new, spelled
+    return got
+
+
+def split_words(argv: list[str], mistakes: list[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """`--a 1 2 --b=3` -> (--a, (1, 2)), (--b, (3,)). A negative number is a value."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    open_ended = False
+    for word in argv:
+        if re.match(r"--[A-Za-z]", word):
+            spelled, inline, value = word.partition("=")
+            found.append((spelled, (value,) if inline else ()))
+            open_ended = not inline
+        elif open_ended:
+            found[-1] = (found[-1][0], (*found[-1][1], word))
+        else:
+            mistakes.append(f"{word!r} stands alone: a value without a flag")
+    return found
+
+
+def read_file(path: str, sections: set[str], mistakes: list[str]) -> list[tuple[str, Any]]:
+    """`--config FILE`: YAML or JSON, flat or by section, flags spelled with - or _; null is not given."""
+    import yaml
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        tree = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except OSError as error:
+        mistakes.append(f"--config {path}: cannot be read ({error.strerror})")
+        return []
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kind = "JSON" if path.endswith(".json") else "YAML"
+        mistakes.append(f"--config {path}: is not {kind} ({' '.join(str(error).split())})")
+        return []
+    if not isinstance(tree, dict | None):
+        mistakes.append(f"--config {path}: must hold `flag: value` lines, found {type(tree).__name__}")
+        return []
+    pairs = []
+    for key, value in (tree or {}).items():
+        pairs += value.items() if key in sections and isinstance(value, dict) else [(key, value)]
+    return [(str(key), value) for key, value in pairs if value is not None]
+
+
+def metavar(hint) -> str:
+    if choices(hint):
+        return "{" + ",".join(choices(hint)) + "}"
+    return {bool: "", int: "N", float: "X", str: "TEXT"}.get(hint, "TEXT ...")
+
+
+def help_row(left: str, right: str) -> str:
+    """Two columns; a long left side has its own line."""
+    lines = textwrap.wrap(right, 76, break_on_hyphens=False)
+    first = f"  {left:<43} {lines[0]}" if len(left) <= 43 else f"  {left}\n{'':46}{lines[0]}"
+    return "\n".join([first, *(" " * 46 + line for line in lines[1:])])

@@ -1,0 +1,143 @@
+"""`--dry-run`: what every process of a layout would hold and send, and whether it fits; nothing is started."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+
+from megatron.config import Config, ConfigError, memory_bytes, resolve
+from megatron.data.tokenizer import build_tokenizer
+from megatron.errors import exits
+from megatron.flags import spelling
+from megatron.training.forecast import Forecast, Load, forecast, zero_stage
+
+GIB = 2**30
+SIZES = {"weights": "weights", "gradients": "gradients", "moments": "moments", "host": "on CPU", "activations": "activations",
+         "buffers": "buffers", "peak": "peak"}
+GROUPS = ("tensor", "data", "pipeline", "embedding")
+
+
+@exits
+def show(cfg: Config) -> None:
+    """Print the forecast. Raises ConfigError, and so leaves with 2, when it does not fit --device-memory."""
+    cfg = with_vocabulary(cfg)
+    found = forecast(cfg)
+    print("\n".join([headline(cfg), "", *memory_table(cfg, found), "", *traffic_table(cfg, found), "", *notes(cfg, found)]))
+    limit = memory_bytes(cfg.train.device_memory) if cfg.train.device_memory else None
+    worst = max(found.loads, key=lambda load: load.peak)
+    if limit is not None and worst.peak > limit:
+        raise ConfigError([f"stage {worst.rank} needs about {worst.peak / GIB:.1f} GiB on each process, more than "
+                           f"--device-memory {cfg.train.device_memory}: {advice(cfg, limit)}"])
+
+
+def with_vocabulary(cfg: Config) -> Config:
+    """The tokenizer is opened only where its size is not known without it."""
+    if cfg.model.padded_vocab_size:
+        return cfg
+    d = cfg.data
+    return cfg.with_vocabulary(build_tokenizer(d.tokenizer_type, d.vocab_file, d.merge_file, d.tokenizer_model).vocab_size)
+
+
+def headline(cfg: Config) -> str:
+    p, t = cfg.parallel, cfg.train
+    tp, pp, dp = p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.data_parallel_size
+    extras = [p.pipeline_schedule] * (pp > 1) + ["sequence parallel"] * p.sequence_parallel + [f"ZeRO {zero_stage(cfg)}"]
+    extras += [f"recompute {t.recompute_granularity}"] * bool(t.recompute_granularity) + ["bf16" if t.bf16 else "fp32"]
+    sizes = f"tensor {tp} x pipeline {pp} x data {dp}"
+    return (f"dry run: {p.world_size} processes = {sizes}, {', '.join(extras)}; nothing is started\n"
+            f"{cfg.model.shape().total():,} parameters, {cfg.num_micro_batches} micro-batches of up to {t.micro_batch_size} x "
+            f"{cfg.model.seq_length} tokens a step on each data-parallel process")
+
+
+def memory_table(cfg: Config, found: Forecast) -> list[str]:
+    """A line for each pipeline rank, of its data-parallel process with the largest share."""
+    lines = [[str(load.rank), processes(cfg, load), spans(load), f"{load.num_parameters:,}",
+              *(gib(getattr(load, name)) for name in SIZES)] for load in found.loads]
+    return ["memory of each process, GiB", *table(("stage", "processes", "layers", "parameters", *SIZES.values()), lines)]
+
+
+def traffic_table(cfg: Config, found: Forecast) -> list[str]:
+    lines = [[str(load.rank), processes(cfg, load), *(gib(load.sent[g]) for g in GROUPS)] for load in found.loads]
+    return ["sent by each process in a step, GiB, by group", *table(("stage", "processes", *GROUPS), lines)]
+
+
+def table(head: tuple[str, ...], lines: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(head, *lines)]
+    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in (head, *lines)]
+
+
+def processes(cfg: Config, load: Load) -> str:
+    each = cfg.parallel.world_size // cfg.parallel.pipeline_model_parallel_size
+    return f"{load.rank * each}-{(load.rank + 1) * each - 1}" if each > 1 else str(load.rank)
+
+
+def spans(load: Load) -> str:
+    return ",".join(f"{r.start}-{r.stop - 1}" if len(r) > 1 else str(r.start) for r in load.layers)
+
+
+def gib(number: int) -> str:
+    return f"{number / GIB:.3f}" if number < 10 * GIB else f"{number / GIB:.1f}"
+
+
+def notes(cfg: Config, found: Forecast) -> Iterator[str]:
+    p = cfg.parallel
+    if p.pipeline_model_parallel_size > 1:
+        near = "close to 0 where its three kinds of work take equal time" if p.pipeline_schedule == "zero-bubble" else \
+            f"{100 * found.bubble:.1f} % of a step"
+        yield f"pipeline bubble: {near}"
+    yield "weights, gradients and moments are exact (fp32); activations and buffers are estimates for a GPU without compile"
+    yield "peak: all of these, and 1 GiB for CUDA and its communicators"
+    if p.deepspeed and p.pipeline_model_parallel_size == 1:
+        yield "counted as the native engine shards; DeepSpeed has buffers of its own besides"
+
+
+def advice(cfg: Config, limit: int) -> str:
+    """Up to three small changes that make it fit, each of other flags; else what comes nearest."""
+    fits: dict[tuple[str, ...], str] = {}
+    nearest, least = "", 0
+    for values, peak in alternatives(cfg):
+        words = " ".join(f"{spelling(name)} {value}" for name, value in values.items())
+        if peak <= limit:
+            fits.setdefault(tuple(values), words)
+        if not nearest or peak < least:
+            nearest, least = words, peak
+    if fits:
+        return f"it fits with {', or '.join(list(fits.values())[:3])}"
+    smallest = f"the smallest has {nearest} and {least / GIB:.1f} GiB: " if nearest else ""
+    return f"no near layout fits; {smallest}take more processes or a smaller model"
+
+
+def alternatives(cfg: Config) -> Iterator[tuple[dict[str, int | str], int]]:
+    """({flag: value}, peak bytes) of every legal layout that is one or two changes away."""
+    changes = list(single_changes(cfg))
+    pairs = (pair for pair in combinations(changes, 2) if pair[0][0] != pair[1][0])
+    for values in map(dict, (*((one,) for one in changes), *pairs)):
+        if other := changed(cfg, values):
+            yield values, max(load.peak for load in forecast(other).loads)
+
+
+def single_changes(cfg: Config) -> Iterator[tuple[str, int | str]]:
+    """In the order of what they cost in speed."""
+    p, t = cfg.parallel, cfg.train
+    for stage in range(max(1, p.zero_stage + 1), 4):
+        yield "zero_stage", stage
+    size = t.micro_batch_size
+    while size > 1:
+        size = next(n for n in range(size // 2, 0, -1) if t.global_batch_size % n == 0)
+        yield "micro_batch_size", size
+    for kind in ("selective", "full"):
+        if t.recompute_granularity not in (kind, "full"):
+            yield "recompute_granularity", kind
+    for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+        for size in {getattr(p, name) * factor for factor in (2, 4, 8)} | {1} - {getattr(p, name)}:
+            yield name, size
+
+
+def changed(cfg: Config, values: dict[str, int | str]) -> Config | None:
+    """The config with other values, if they are legal and would act."""
+    parallel = {n: v for n, v in values.items() if hasattr(cfg.parallel, n)}
+    train = {n: v for n, v in values.items() if hasattr(cfg.train, n)}
+    other, mistakes = resolve(replace(cfg, model=replace(cfg.model, padded_vocab_size=None), train=replace(cfg.train, **train),
+                                      parallel=replace(cfg.parallel, **parallel)), {})
+    idle = "zero_stage" in values and other.parallel.data_parallel_size == 1
+    return None if mistakes or idle or other.model.padded_vocab_size is None else other

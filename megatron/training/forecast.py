@@ -1,0 +1,246 @@
+"""What each process of a layout holds and sends, by arithmetic alone: no device, no process group, no torch.
+
+Weights, gradients and both moments are fp32 and counted exactly, as the native engine shards them (core/distributed.py).
+Activations are what autograd keeps of core/transformer.py and core/head.py on a GPU, uncompiled. T tokens of a micro-batch,
+h hidden, a attention width, f SwiGLU width, V table rows, c bytes of the compute dtype, t tensor-parallel size.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from megatron.config import Config
+from megatron.layout import Stages, split_evenly
+
+BUCKET_BYTES = 64 << 20         # of one message that sums or gathers tensors
+LOGIT_BYTES = 64 << 20          # the head's logits at once, and
+CHUNK_BYTES = 26 << 20          # their fp32 probabilities, of which three copies live at a time
+CONTEXT_BYTES = 1 << 30         # CUDA and NCCL themselves, which no allocator counts
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One process, in bytes. `sent` is of one step: {group: bytes that leave this process}, as rings send them."""
+    rank: int                           # on the pipeline axis
+    layers: tuple[range, ...]
+    num_parameters: int                 # after the tensor-parallel cut
+    weights: int
+    gradients: int
+    moments: int
+    host: int                           # on the CPU
+    activations: int
+    buffers: int                        # gathered weights, received hidden states, messages, one block at work
+    peak: int
+    sent: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    loads: list[Load]                   # one for each pipeline rank, of its process with the largest share
+    bubble: float                       # share of a step in which a pipeline rank waits
+
+
+def forecast(cfg: Config) -> Forecast:
+    """Of a config whose vocabulary is known."""
+    p, m = cfg.parallel, cfg.num_micro_batches
+    plan = p.stages(cfg.model.num_layers)
+    loads = [weigh(cfg, plan, rank) for rank in range(p.pipeline_model_parallel_size)]
+    chunks, idle = len(plan.layers) // plan.num_ranks, plan.num_ranks - 1
+    return Forecast(loads=loads, bubble=0.0 if plan.v_shaped else idle / (chunks * m + idle))
+
+
+def shapes(cfg: Config, layers: range) -> Shapes:
+    """Every parameter of a stage on one tensor-parallel rank, as `GPT` makes them."""
+    m, t = cfg.model, cfg.parallel.tensor_model_parallel_size
+    h, a, f, table = m.hidden_size, m.shape().attention_width, m.ffn_hidden_size, (m.padded_vocab_size // t, m.hidden_size)
+    first, last, tied = layers.start == 0, layers.stop == m.num_layers, not m.untie_embeddings_and_output_weights
+    found: Shapes = {"embed.weight": table} if first or (last and tied) else {}
+    for i in layers:
+        block = {"norm1": (h,), "attention.qkv": (3 * a // t, h), "attention.out": (h, a // t), "norm2": (h,),
+                 "mlp.up": (2 * f // t, h), "mlp.down": (h, f // t)}
+        found |= {f"blocks.{i}.{name}.weight": shape for name, shape in block.items()}
+    if last:
+        found |= {"norm.weight": (h,)} | ({} if tied else {"head.weight": table})
+    return found
+
+
+def stage_shapes(cfg: Config, plan: Stages, rank: int) -> Shapes:
+    """Every parameter of a pipeline rank; a tied table that its first and last stage share is there once."""
+    return {name: shape for stage in plan.of_rank(rank) for name, shape in shapes(cfg, plan.layers[stage]).items()}
+
+
+def zero_stage(cfg: Config) -> int:
+    return cfg.parallel.zero_stage if cfg.parallel.data_parallel_size > 1 else 0
+
+
+def share(rows: int, cfg: Config, replica: int) -> int:
+    """How many rows of a parameter a data-parallel rank updates."""
+    dp, stage = cfg.parallel.data_parallel_size, zero_stage(cfg)
+    if stage == 0:
+        return rows
+    if stage == 1:
+        return len(split_evenly(rows, dp)[replica])
+    chunk = -(-rows // dp)                                                 # as torch.chunk, and with it FSDP2, cuts
+    return min(rows, (replica + 1) * chunk) - min(rows, replica * chunk)
+
+
+def state_bytes(found: Shapes, cfg: Config, replica: int = 0) -> tuple[int, int, int, int]:
+    """Weights, gradients and moments on the device, and what lies on the CPU instead, of one data-parallel rank."""
+    p = cfg.parallel
+    whole = 4 * sum(map(math.prod, found.values()))
+    own = 4 * sum(share(shape[0], cfg, replica) * math.prod(shape[1:]) for shape in found.values())
+    held = own if zero_stage(cfg) >= 2 else whole
+    if p.cpu_params and zero_stage(cfg) == 3:
+        return 0, 0, 0, (6 if p.cpu_optimizer else 4) * own
+    if p.cpu_optimizer:
+        return held, held, 0, 4 * own                                      # the update has copies of weights and gradients
+    return held, held, 2 * own, 0
+
+
+def weigh(cfg: Config, plan: Stages, rank: int) -> Load:
+    found, numbers, m = stage_shapes(cfg, plan, rank), plan.of_rank(rank), cfg.num_micro_batches
+    weights, gradients, moments, host = state_bytes(found, cfg)
+    flights = in_flight(plan, rank, m)
+    activations = sum(count * kept_bytes(cfg, plan.layers[n]) for n, count in zip(numbers, flights))
+    work = max(work_bytes(cfg, plan.layers[n]) for n in numbers)
+    buffers = gathered_bytes(found, cfg) + message_bytes(found, cfg, plan, numbers)
+    # Gradients that do not exist before the first backward pass, and the table's two at its end.
+    table = max((math.prod(shape) * 4 for name, shape in found.items() if name == "embed.weight"), default=0)
+    late = gradients if m == 1 and cfg.parallel.data_parallel_size == 1 else 0
+    peak = weights + gradients + moments + buffers + max(activations + work - late, 2 * table)
+    return Load(rank=rank, layers=tuple(plan.layers[n] for n in numbers), weights=weights, gradients=gradients, moments=moments,
+                num_parameters=sum(map(math.prod, found.values())), host=host, activations=activations,
+                buffers=buffers + work, peak=peak + CONTEXT_BYTES, sent=sent_bytes(cfg, plan, rank, found))
+
+
+def in_flight(plan: Stages, rank: int, m: int) -> list[int]:
+    """How many micro-batches each stage of a rank keeps for its backward pass when most are kept."""
+    p, chunks = plan.num_ranks, len(plan.of_rank(rank))
+    if plan.v_shaped:
+        return [min(m, 2 * p - rank - 1), min(m, rank + 1)]
+    if chunks == 1:
+        return [min(p - rank, m)]
+    each = m // max(1, m // p)                                             # consecutive micro-batches of one stage
+    forwards = min(m * chunks, (chunks - 1) * each + 2 * (p - 1 - rank) + 1)
+    turns = [step // each % chunks for step in range(forwards)]
+    return [turns.count(chunk) for chunk in range(chunks)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Micro:
+    """One micro-batch on one tensor-parallel rank."""
+    tokens: int                         # T
+    local: int                          # those that this rank keeps where the sequence is cut, else T
+    c: int
+    t: int
+
+
+def micro(cfg: Config) -> Micro:
+    p, rows = cfg.parallel, len(split_evenly(cfg.train.global_batch_size, cfg.parallel.data_parallel_size)[0])
+    tokens = -(-rows // cfg.num_micro_batches) * cfg.model.seq_length
+    t = p.tensor_model_parallel_size
+    return Micro(tokens=tokens, local=tokens // t if p.sequence_parallel else tokens, c=2 if cfg.train.bf16 else 4, t=t)
+
+
+def attention_bytes(cfg: Config, x: Micro) -> int:
+    """What attention itself keeps: queries, keys and log-sums, or its probabilities where they are dropped."""
+    m = cfg.model
+    pairs = m.num_attention_heads * m.seq_length // x.t
+    kept = x.c * 2 * m.shape().attention_width // x.t
+    return x.tokens * (kept + (pairs * (4 + 1 + x.c) if m.attention_dropout else 4 * m.num_attention_heads // x.t))
+
+
+def block_bytes(cfg: Config, x: Micro) -> int:
+    """What one block keeps when all is kept: five widths of h and a, four of f, and its weights in the dtype that computes."""
+    m = cfg.model
+    h, a, f = m.hidden_size, m.shape().attention_width, m.ffn_hidden_size
+    hidden = x.local * (4 * h * x.c + 8 + (2 * h if m.hidden_dropout else 0))    # two norms' inputs, outputs and scales
+    cast = 2 * f * h * x.c // x.t                                          # gate and up, laid out anew
+    if x.c < 4 and zero_stage(cfg) < 2:
+        cast += (4 * a + f) * h * x.c // x.t
+    selective = cfg.train.recompute_granularity == "selective"
+    return hidden + x.tokens * x.c * 4 * (a + f) // x.t + cast + (0 if selective else attention_bytes(cfg, x))
+
+
+def kept_bytes(cfg: Config, layers: range) -> int:
+    """What a stage keeps of one micro-batch for its backward pass."""
+    m, x = cfg.model, micro(cfg)
+    state = x.local * m.hidden_size * x.c                                  # one hidden state
+    each = state if cfg.train.recompute_granularity == "full" else block_bytes(cfg, x)
+    total = len(layers) * each
+    if layers.start:
+        total -= state                                                     # the receive buffer, which is counted as such
+    if layers.stop < m.num_layers:
+        return total + state                                               # its output, until its gradient comes
+    # The head's gradients are made in its forward pass.
+    head = x.tokens * m.hidden_size * x.c + 4 * m.padded_vocab_size * m.hidden_size // x.t
+    return total + state + 4 * x.local + head
+
+
+def work_bytes(cfg: Config, layers: range) -> int:
+    """The most that passes through: a block's gradients, what it computes again, or the head's logits."""
+    m, x, again = cfg.model, micro(cfg), cfg.train.recompute_granularity
+    h, f = m.hidden_size, m.ffn_hidden_size
+    block = x.tokens * x.c * (f // x.t + 2 * h) + 2 * f * h * (x.c + 4) // x.t
+    block += {"full": block_bytes(cfg, x), "selective": attention_bytes(cfg, x), None: 0}[again]
+    if m.attention_dropout:
+        block += 8 * x.tokens * m.num_attention_heads * m.seq_length // x.t      # scores, and their gradient
+    if layers.stop < m.num_layers:
+        return block
+    width = m.padded_vocab_size // x.t
+    cast = width * h * x.c if x.c < 4 else 0
+    logits = min(LOGIT_BYTES, x.tokens * width * x.c) + 3 * min(CHUNK_BYTES, x.tokens * width * 4)
+    return max(block, cast + logits + 2 * x.tokens * h * x.c)
+
+
+def gathered_bytes(found: Shapes, cfg: Config) -> int:
+    """Weights, blocks in the dtype that computes, and gradients that FSDP2 puts together for a while."""
+    stage, c = zero_stage(cfg), micro(cfg).c
+    if stage < 2:
+        return 0
+    inside = sum(math.prod(shape) for name, shape in found.items() if name.startswith("blocks."))
+    outside = 4 * (sum(map(math.prod, found.values())) - inside)
+    block = inside // max(1, len({name.split(".")[1] for name in found if name.startswith("blocks.")}))
+    return 2 * outside + (2 * c + 4) * block if stage == 3 else 2 * outside + c * inside + (c + 4) * block
+
+
+def message_bytes(found: Shapes, cfg: Config, plan: Stages, numbers: list[int]) -> int:
+    """Receive buffers, which torch's pipelines have for every micro-batch of a step, and messages that are laid out flat."""
+    x, p = micro(cfg), cfg.parallel
+    state, last = x.local * cfg.model.hidden_size * x.c, len(plan.layers) - 1
+    sides = sum((n > 0 and plan.home(n - 1) != plan.home(n)) + (n < last and plan.home(n + 1) != plan.home(n)) for n in numbers)
+    flat = 4 * max(BUCKET_BYTES // 4, *map(math.prod, found.values()))
+    sums = p.data_parallel_size > 1 and (zero_stage(cfg) == 1 or (len(plan.layers) > 1 and zero_stage(cfg) == 0))
+    return sides * cfg.num_micro_batches * state + (2 * flat if sums else 0)
+
+
+def sent_bytes(cfg: Config, plan: Stages, rank: int, found: Shapes) -> dict[str, int]:
+    """What one process sends in a step. A ring sends (n - 1) / n of a tensor to gather or scatter it, twice that to sum it."""
+    p, x, m, numbers = cfg.parallel, micro(cfg), cfg.num_micro_batches, plan.of_rank(rank)
+    state, last = x.tokens * cfg.model.hidden_size * x.c, len(plan.layers) - 1
+    layers, ends = sum(len(plan.layers[n]) for n in numbers), (0 in numbers, last in numbers)
+    again = cfg.train.recompute_granularity == "full"
+    if p.sequence_parallel:                                                # gathers and scatters
+        rounds = (13 if again else 10) * layers + 2 * sum(ends)
+    else:                                                                  # sums, of two rounds each
+        rounds = 2 * ((5 if again else 4) * layers + sum(ends))
+    hops = sum((n > 0 and plan.home(n - 1) != rank) + (n < last and plan.home(n + 1) != rank) for n in numbers)
+    sent = {"tensor": m * rounds * state * (x.t - 1) // x.t, "data": replica_bytes(found, cfg),
+            "pipeline": m * hops * x.local * cfg.model.hidden_size * x.c}
+    tied = not cfg.model.untie_embeddings_and_output_weights
+    rows = cfg.model.padded_vocab_size // x.t
+    table = 4 * (share(rows, cfg, 0) if zero_stage(cfg) >= 2 else rows) * cfg.model.hidden_size
+    return sent | {"embedding": table if tied and ends[0] != ends[1] else 0}
+
+
+def replica_bytes(found: Shapes, cfg: Config) -> int:
+    """Gradients summed over replicas, and weights gathered from those that updated them."""
+    dp, stage, m = cfg.parallel.data_parallel_size, zero_stage(cfg), cfg.num_micro_batches
+    pipeline = cfg.parallel.pipeline_model_parallel_size > 1
+    # A sum is a scatter and a gather. With a pipeline, ZeRO 2 cuts the weights after every backward pass.
+    gathers, scatters = {0: (1, 1), 1: (2, 1), 2: (m if pipeline else 1, m), 3: (2 * m, m)}[stage]
+    blocks = sum(math.prod(shape) for name, shape in found.items() if name.startswith("blocks."))
+    total, width = sum(map(math.prod, found.values())), micro(cfg).c if stage >= 2 else 4   # FSDP2 gathers what computes
+    return (gathers * (width * blocks + 4 * (total - blocks)) + scatters * 4 * total) * (dp - 1) // dp
