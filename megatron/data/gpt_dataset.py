@@ -29,9 +29,9 @@ from pathlib import Path
 import numpy as np
 
 from megatron.config import Data
-from megatron.flags import parse_count
 from megatron.data.indexed import IndexedDataset
 from megatron.errors import BadData, MissingInput
+from megatron.flags import parse_count
 
 SPLITS = ("train", "valid", "test")
 BLEND_BLOCK = 65536                             # samples of a blend that are drawn at once

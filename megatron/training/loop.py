@@ -7,13 +7,15 @@ from typing import Protocol
 
 from megatron.batch import Batch, Noise, Progress, Step
 from megatron.config import Config
+from megatron.core.mesh import Group
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.loader import replica_batches
-from megatron.core.mesh import Group
 from megatron.engine import Engine
 from megatron.errors import TooManyBadSteps
 from megatron.objectives import Objective
 from megatron.training.schedule import learning_rate
+
+ALONE = Group()
 
 
 @dataclass
@@ -93,7 +95,7 @@ def left(cfg: Config, at: Progress) -> bool:
     return at.samples + cfg.train.global_batch_size <= cfg.train.train_samples
 
 
-def pose(objective: Objective, data: PackedDataset, cfg: Config, at: Progress, dp: Group = Group()) -> list[Batch]:
+def pose(objective: Objective, data: PackedDataset, cfg: Config, at: Progress, dp: Group = ALONE) -> list[Batch]:
     """This replica's micro-batches of the step that begins at `at`: a pure function of config, progress and its place."""
     cleans = replica_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size, dp.rank, dp.size)
     progress = at.samples / cfg.train.train_samples

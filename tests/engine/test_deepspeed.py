@@ -4,11 +4,13 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -398,3 +400,34 @@ def test_weights_only_starts_the_optimizer_anew(workers, tmp_path, stage):
     assert not any(name.startswith("optimizer/exp_avg") for name in read[0])
     kept, found = ({name: n for name, n in prints.items() if name.startswith("model/")} for prints, _ in (wrote, read))
     assert kept == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [1, 2])
+def test_published_script_reaches_its_tenth_step(workers, corpus, tmp_path, stages):
+    """The flags and the file of the published training script, through DeepSpeed's launcher, at a size for a CPU."""
+    settings = PUBLISHED | {"gradient_clipping": 1.0, "bf16": {"enabled": True}, "zero_optimization": {"stage": 0}}
+    for split, share in (("train", "0:0.5"), ("valid", "0.5:1")):
+        (tmp_path / f"{split}.txt").write_text(f"1.0 {share} {corpus}")
+    flags = f"""--tensor-model-parallel-size 1 --pipeline-model-parallel-size {stages} --num-layers 4 --hidden-size 32
+        --num-attention-heads 4 --kv-channels 8 --seq-length 32 --use-rotary-position-embeddings --max-position-embeddings 32
+        --micro-batch-size 2 --global-batch-size 8 --train-samples 80 --tokenizer-type ByteTokenizer --disable-bias-linear
+        --kill-switch-file {tmp_path}/kill --normalization rmsnorm --swiglu --bf16 --optimizer adam --adam-beta1 0.9
+        --adam-beta2 0.95 --adam-eps 1e-8 --lr 2e-4 --min-lr 2e-5 --lr-decay-style cosine --lr-decay-samples 80
+        --lr-warmup-samples 1 --clip-grad 1.0 --weight-decay 1e-1 --log-interval 5 --save-interval 1000 --eval-interval 1000
+        --eval-iters 2 --save {tmp_path}/run --load {tmp_path}/run --train-data-path-file {tmp_path}/train.txt
+        --valid-data-path-file {tmp_path}/valid.txt --data-impl mmap --deepspeed
+        --deepspeed_config {written(tmp_path, settings)} --zero-stage 0"""
+    start = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", str(stages), "--master_port", str(free_port())]
+    program = Path(__file__).parents[2] / "pretrain_gpt.py"
+    done = subprocess.run([*start, program, *flags.split()], capture_output=True, text=True, timeout=240,
+                          env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 10
+    assert ("with a pipeline the native engine runs" in done.stdout) == (stages == 2)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
