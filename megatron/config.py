@@ -165,7 +165,7 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    micro_batch_size: int = flag(1, "samples a forward pass")
+    micro_batch_size: int = flag(1, "samples a forward pass; rows that do not fill one are padding of weight 0")
     global_batch_size: int = flag(None, "samples a step [micro-batch x --grad-accum-steps x data-parallel size]")
     grad_accum_steps: int = flag(None, "micro-batches a step and data-parallel process, instead of --global-batch-size")
     train_samples: int = flag(None, "samples to train on; any length goes down to whole global batches", count=True)
@@ -462,9 +462,9 @@ def check_tensor(p: Parallel, m: Model, mistakes: list[str]) -> None:
     """Tensor parallelism cuts heads, SwiGLU width and vocabulary, and on request the sequence, into equal parts."""
     tp, cut = p.tensor_model_parallel_size, ["num_attention_heads", "ffn_hidden_size", "padded_vocab_size"]
     widths = {n: getattr(m, n) for n in cut + ["seq_length"] * p.sequence_parallel if getattr(m, n)}
-    if wrong := [f"{spelling(n)} {width}" for n, width in widths.items() if width % tp]:
-        mistakes.append(f"--tensor-model-parallel-size {tp} does not divide {' and '.join(wrong)}; "
-                        f"try {divisors(math.gcd(*widths.values()))}")
+    legal = divisors(math.gcd(*widths.values()))
+    mistakes += [f"--tensor-model-parallel-size {tp} does not divide {spelling(n)} {width}; try {legal}"
+                 for n, width in widths.items() if width % tp]
 
 
 def resolve_schedule(p: Parallel, num_layers: int | None, mistakes: list[str]) -> Parallel:
@@ -566,10 +566,7 @@ def check_batch(p: Parallel, t: Train, mistakes: list[str]) -> None:
 def resolve_train(t: Train, m: Model, p: Parallel, unread: set[str], mistakes: list[str]) -> Train:
     replicas = p.data_parallel_size
     batch = t.global_batch_size or t.micro_batch_size * (t.grad_accum_steps or 1) * replicas
-    if batch % t.micro_batch_size:
-        mistakes.append(f"--global-batch-size {batch} does not divide by --micro-batch-size {t.micro_batch_size}; "
-                        f"try a micro-batch of {divisors(batch)}")
-    elif t.grad_accum_steps and t.grad_accum_steps * t.micro_batch_size * replicas != batch:
+    if t.grad_accum_steps and t.grad_accum_steps * t.micro_batch_size * replicas != batch:
         over = f" x {replicas} data-parallel processes" if replicas > 1 else ""
         mistakes.append(f"--grad-accum-steps {t.grad_accum_steps} x --micro-batch-size {t.micro_batch_size}{over} is not "
                         f"--global-batch-size {batch}: give one of them")

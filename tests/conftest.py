@@ -18,3 +18,12 @@ def corpus(tmp_path):
         for document in np.split(rng.integers(0, 250, 8192), borders):
             writer.add_document(document)
     return prefix
+
+
+@pytest.fixture(scope="session")
+def pool():
+    """Warm processes for every test that needs several: `pool.run(world_size, function, *args)`, results by rank."""
+    from tools.verify_layouts import Pool
+
+    with Pool(8) as found:
+        yield found
