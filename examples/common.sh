@@ -2,8 +2,8 @@
 # What every recipe shares; a recipe sources it. It goes to the project's folder, settles the scale and the defaults, and defines
 #   sizes, budgets, at_scale      what a sweep runs over, at either scale
 #   plan SIZE LENGTH...           a run's size and length, by `python -m megatron.budget`
-#   train_on, run, evaluate       its data; start it, or put it on the list of small runs
-#   finish                        wait for the list; exit 1 when a run failed
+#   train_on, run, evaluate       its data; start it on every GPU of the job, or put it on the list of small runs
+#   finish                        wait for the list; exit with the code of a run that failed
 # examples/README.md lists the variables that change a run.
 set -euo pipefail
 note() { echo "$*" >&2; }
@@ -17,7 +17,7 @@ source utils/model_params.sh
 source utils/epoch_tokens.sh
 PYTHON=$(environment_python)
 more_flags=("$@")                                     # flags behind a recipe's name go to each of its runs
-failed='' list='' names=() train_args=()
+failed='' list='' place='' names=() train_args=()
 
 # -- scale
 if [[ -z ${SCALE:-} ]]; then
@@ -30,6 +30,12 @@ cpu) note "SCALE=cpu: sizes CPU_*, FLOPS_FACTOR in 1e10, byte tokens, sequence 1
 esac
 least() { if (($1 < $2)); then echo "$1"; else echo "$2"; fi; }
 at_scale() { if [[ $SCALE == gpu ]]; then echo "$1"; else echo "$2"; fi; }
+
+# -- processes: every GPU of every node of the job; at SCALE=cpu one, unless the recipe or the caller wants more
+num_gpus=${SLURM_GPUS_ON_NODE:-$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || true)}
+export NPROC_PER_NODE=${NPROC_PER_NODE:-$(at_scale "$num_gpus" "${cpu_ranks:-1}")}
+num_nodes=${NNODES:-${SLURM_NNODES:-1}}
+several() { ((num_nodes * NPROC_PER_NODE > 1)); }
 
 # -- settings; one that changes the result is in the run's name, so that only the same run counts as finished
 changed=${LEARNING_RATE:+_lr$LEARNING_RATE}${GRAD_CLIP_NORM:+_clip$GRAD_CLIP_NORM}
@@ -115,8 +121,8 @@ train_on() {
   elif [[ $source == *.txt ]]; then train_args=(--train-data-path-file "$source")
   else train_args=(--train-data-path "$source"); fi
 }
-output_args() {                                       # NAME
-  local place=$RUNS_DIR/$1
+output_args() {                                       # NAME; sets place
+  place=$RUNS_DIR/$1
   args+=(--log-interval "${LOG_INTERVAL:-$(at_scale 10 50)}" --eval-interval "${EVAL_INTERVAL:-1000}"
     --eval-iters "${EVAL_ITERS:-100}" --kill-switch-file "$place/kill")
   if [[ $TENSORBOARD ]]; then
@@ -129,14 +135,15 @@ output_args() {                                       # NAME
   fi
 }
 
-# run NAME: train what `plan` and `train_on` said, unless it is finished; it goes on from its own last checkpoint.
+# run NAME FLAGS...: train what `plan` and `train_on` said, unless it is finished; it goes on from its own last checkpoint.
 run() {
   local name=$1$changed args=()
+  shift
   names+=("$name")
   if [[ -f $RUNS_DIR/$name/result.json ]]; then note "$name is finished: skipped"; return; fi
   model_args; optim_args; data_args; output_args "$name"
   start "${args[@]}" "${train_args[@]}" --save "$RUNS_DIR/$name" --load "$RUNS_DIR/$name" \
-    --save-interval "${SAVE_INTERVAL:-1000}" --keep-last 2
+    --save-interval "${SAVE_INTERVAL:-1000}" --keep-last 2 "$@"
 }
 
 # evaluate NAME FLAGS...: score a run's last checkpoint, or that of CHECKPOINT; the result is in NAME_eval.
@@ -147,34 +154,41 @@ evaluate() {
   start "${args[@]}" --skip-train --load "${CHECKPOINT:-$RUNS_DIR/$name}" --run-dir "$RUNS_DIR/${name}_eval" "$@"
 }
 
-# Print, list or start one command. Small runs share one process a core, so that start-up does not eat the time.
+# Print, list or start one command. Small runs of one process share one a core, so that start-up does not eat the time.
 start() {
   local command=("$ENTRY" "$@" ${more_flags[@]+"${more_flags[@]}"}) code=0
   if [[ ${DRY_RUN:-} == 1 ]]; then printf '%q ' "$PYTHON" "${command[@]}"; echo
+  elif several; then
+    if [[ $SCALE == gpu ]]; then need_corpus "$@"; fi
+    if ((num_nodes > 1)); then export LOG_DIR=${LOG_DIR:-$place/logs}; fi
+    launch "$num_nodes" bash examples/launch.sh "$PYTHON" "${command[@]}" || code=$?
   elif [[ $SCALE == cpu ]]; then printf '%q ' "${command[@]}" >>"$list"; echo >>"$list"
   else
     need_corpus "$@"
-    launch "$PYTHON" "${command[@]}" || code=$?
-    if ((code)); then failed=1; note "exit code $code: ${command[*]}"; fi
+    launch 1 "$PYTHON" "${command[@]}" || code=$?
   fi
+  if ((code)); then failed=$code; note "exit code $code: ${command[*]}"; fi
 }
 
 finish() {
-  if [[ -s $list ]]; then launch "$PYTHON" tools/run_list.py "$list" ${PROCESSES:+--processes "$PROCESSES"} || failed=1; fi
-  if [[ $failed ]]; then exit 1; fi
+  if [[ -s $list ]]; then launch 1 "$PYTHON" tools/run_list.py "$list" ${PROCESSES:+--processes "$PROCESSES"} || failed=$?; fi
+  if [[ $failed ]]; then exit "$failed"; fi
 }
 
-# launch COMMAND: signals reach it, and Ctrl-C means save and stop. Preempted it exits 85: a Slurm job goes back to the queue.
+# launch NODES COMMAND: signals reach it, and Ctrl-C means save and stop. Preempted it exits 85: a Slurm job goes back to the queue.
 launch() {
-  local through=() child code signalled=1
-  if [[ ${SLURM_JOB_ID:-} ]]; then through=(srun --nodes=1 --ntasks=1); fi
+  local through=() child code signalled=1 ask=TERM
+  if [[ ${SLURM_JOB_ID:-} ]]; then through=(srun --nodes="$1" --ntasks-per-node=1) ask=USR1; fi       # at TERM srun kills its tasks
+  shift
   ${through[@]+"${through[@]}"} "$@" &
   child=$!
   trap 'signalled=1; kill -USR1 "$child" 2>/dev/null || true' USR1
-  trap 'signalled=1; kill -TERM "$child" 2>/dev/null || true' INT TERM
+  trap 'signalled=1; kill -s "$ask" "$child" 2>/dev/null || true' INT TERM
   while [[ $signalled ]]; do signalled='' code=0; wait "$child" || code=$?; done
   trap - USR1 INT TERM
-  if ((code == 85)) && [[ ${SLURM_JOB_ID:-} ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+  if ((code == 85)) && [[ ${SLURM_JOB_ID:-} ]]; then
+    scontrol requeue "$SLURM_JOB_ID" || note "job $SLURM_JOB_ID is in the queue already, or needs another sbatch"
+  fi
   if ((code == 85 || code == 86)); then stop "$code" "stopped and saved: the same command goes on from here"; fi
   return "$code"
 }

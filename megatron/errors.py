@@ -32,6 +32,19 @@ class Untrusted(Refusal):
     code = 77
 
 
+class PeerLost(Refusal):
+    """Another process of the run died, hung or never came: start again."""
+    code = 75
+
+
+class Unsaid(Refusal):
+    """Another process of the run says why; this one only takes over the exit code."""
+
+    def __init__(self, code: int):
+        super().__init__()
+        self.code = code
+
+
 class Mismatch(Refusal):
     """The configuration does not match the checkpoint or the data."""
     code = 78
@@ -42,6 +55,7 @@ class TooManyBadSteps(Refusal):
     code = 87
 
 
+PEER_LOST = PeerLost.code   # start again; what is not saved is lost
 PREEMPTED = 85              # a signal or a time limit: saved, start again
 KILLED = 86                 # the kill switch: saved, do not start again
 
@@ -52,6 +66,8 @@ def exits(main: Callable[..., int | None]) -> Callable[..., int]:
     def run(*given, **named) -> int:
         try:
             return main(*given, **named) or 0
+        except Unsaid as error:
+            return error.code
         except Refusal as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return error.code

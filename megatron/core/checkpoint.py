@@ -32,8 +32,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from megatron import errors
-from megatron.core.mesh import Group, gather_json
+from megatron.core.mesh import ALONE, Group, agreed, gather_json
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Refusal, Untrusted
 from megatron.files import sync_folder, write_synced
 
@@ -48,7 +47,6 @@ SHARD = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
           torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
-ALONE = Group()
 Box = Sequence[Sequence[int]]       # a rectangle: (start, stop) of each dimension
 
 
@@ -120,26 +118,6 @@ def refuse_misfits(path: Path, shapes: dict[str, tuple[int, ...]], wanted: dict[
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise Mismatch(f"{path} does not fit the model: {'; '.join(wrong[:5])}{more}: check the model's flags")
-
-
-@contextmanager
-def agreed(group: Group) -> Iterator[None]:
-    """Do the same on every rank: if one of them fails, the first of these speaks for all, and all raise its refusal."""
-    failure = None
-    try:
-        yield
-    except Exception as error:
-        if group.size == 1:
-            raise
-        failure = error
-    kind = type(failure).__name__ if isinstance(failure, Refusal) else f"Refusal: {type(failure).__name__}"
-    said = gather_json(None if failure is None else f"{kind}: {failure}", group)
-    if failure is not None and not isinstance(failure, Refusal):
-        raise failure                                   # a mistake of ours, whose traceback is wanted
-    for rank, text in enumerate(said):
-        if text is not None:
-            kind, text = text.split(": ", 1)
-            raise getattr(errors, kind)(f"rank {rank}: {text}") from failure
 
 
 # Saving

@@ -14,10 +14,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron.core.mesh import Group, all_reduce
+from megatron.core.mesh import ALONE, Group, all_reduce
 from megatron.core.tensor_parallel import own
 
-ALONE = Group()
 CHUNK_BYTES = 26 << 20          # fp32 probabilities of one chunk: stays in cache, and below malloc's mmap threshold
 PRODUCT_BYTES = 8 << 20         # one piece of the table's gradient before it is added in fp32
 GROUP_BYTES = 64 << 20          # logits made at once; their gradient replaces them, for the two products that consume it

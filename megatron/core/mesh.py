@@ -3,13 +3,17 @@ neighbours first, then data, then pipeline. A group of one has no process group,
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from megatron import errors
+from megatron.errors import Refusal
 
 # Concatenating collectives, by the names that torch 2.13 gives them; earlier ones know only the old.
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -27,6 +31,9 @@ class Group:
     @property
     def size(self) -> int:
         return len(self.ranks)
+
+
+ALONE = Group()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +100,34 @@ def gather_json(value: Any, group: Group) -> list[Any]:
     texts = [torch.zeros(longest, dtype=torch.uint8) for _ in group.ranks]
     dist.all_gather(texts, torch.cat((text, text.new_zeros(longest - len(text)))), group=group.pg)
     return [json.loads(bytes(t[:int(n)].numpy())) for t, n in zip(texts, lengths)]
+
+
+@contextmanager
+def agreed(group: Group) -> Iterator[None]:
+    """Do the same on every rank: if one of them fails, the first of these speaks for all, and all raise its refusal."""
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        if group.size == 1:
+            raise
+        failure = error
+    if failure is None or isinstance(failure, Refusal):
+        said = failure and [type(failure).__name__, failure.code, str(failure)]
+    else:
+        said = ["Refusal", Refusal.code, f"{type(failure).__name__}: {failure}"]
+    for rank, refused in enumerate(gather_json(said, group)):
+        if failure is not None and not isinstance(failure, Refusal):
+            raise failure                                   # a mistake of ours, whose traceback is wanted
+        if refused:
+            raise refusal(*refused[:2], f"rank {rank}: {refused[2]}") from failure
+
+
+def refusal(kind: str, code: int, sentence: str) -> Refusal:
+    """Another rank's refusal: of its class where that is one of megatron/errors.py, and always with its exit code."""
+    found = getattr(errors, kind, Refusal)(sentence)
+    found.code = code
+    return found
 
 
 def barrier(group: Group) -> None:

@@ -18,14 +18,13 @@ from megatron.batch import Batch
 from megatron.core.dropout import branch, drop, keep, row_keys
 from megatron.core.fused import attention, gated, rms_norm, rotated_heads
 from megatron.core.head import weighted_nll
-from megatron.core.mesh import Group
+from megatron.core.mesh import ALONE, Group
 from megatron.core.tensor_parallel import ColumnLinear, Linear, RowLinear, VocabEmbedding, enter, part
 
 if TYPE_CHECKING:
     from megatron.config import Model
 
 
-ALONE = Group()
 ATTENTION_SITE, *BRANCH_SITES, EMBEDDING_SITE = range(4)                                # where dropout acts, within a layer
 
 

@@ -339,8 +339,7 @@ def rectangles(start: int, stop: int, width: int) -> list[tuple[int, int, int, i
 
 
 def build(cfg: Config, model: GPT, mesh: Mesh, live_rows: int, say: Callable[[str], None] = print) -> DeepSpeedEngine:
-    for line in check(cfg, say):
-        say(line)
+    check(cfg, say)
     if cfg.parallel.zero_stage == 3:
         model.sharded = True                                # every pass goes through the blocks' hooks, which gather weights
         if any(block._compiled_call_impl for block in model.blocks.values()):

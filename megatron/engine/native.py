@@ -20,14 +20,15 @@ from megatron.core.pipeline import Pipeline
 from megatron.core.transformer import GPT
 
 TABLES = ("embed.weight", "head.weight")
-ONE, ALONE = Parallel(), Mesh()
+ONE_PROCESS, NO_PARALLEL = Mesh(), Parallel()
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NativeEngine:
     """This rank's stages at any layout. Weights and moments are fp32; the model computes in its own dtype."""
 
-    def __init__(self, stages: list[GPT], optim: Optim, live_rows: int, parallel: Parallel = ONE, mesh: Mesh = ALONE):
+    def __init__(self, stages: list[GPT], optim: Optim, live_rows: int, parallel: Parallel = NO_PARALLEL,
+                 mesh: Mesh = ONE_PROCESS):
         self.stages, self.mesh, self.clip, self.live_rows = stages, mesh, optim.clip_grad, live_rows
         self.zero_stage = parallel.zero_stage if mesh.dp.size > 1 else 0
         self.device = next(stages[0].parameters()).device

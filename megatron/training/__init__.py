@@ -1,1 +1,5 @@
-"""Schedules, loop, validation, logs, stopping: everything that exists only while a model trains."""
+"""Runs: data, engine, log and checkpoints put together, and kept going."""
+import os
+
+# Before torch is there: its C++ tells of a lost process in forty lines of stack, training/watch.py in one.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -1,4 +1,4 @@
-"""Where a run computes, how fast that place can be, and whether compiling pays there."""
+"""Where a process computes, how fast that place can be, and whether compiling pays there."""
 from __future__ import annotations
 
 import ctypes
@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 
 from megatron.config import Config
+from megatron.core.mesh import ALONE, Group, gather_json
 from megatron.errors import MissingInput
+from megatron.layout import Place, find_place
 
 # Dense bf16 peaks in FLOP/s, from the vendors' data sheets (without sparsity).
 GPU_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12,
@@ -33,17 +35,31 @@ class Where:
     compile_reason: str
 
 
-def setup(cfg: Config) -> Where:
-    """Choose the device, set threads and determinism. Raises MissingInput when the asked device is not there."""
-    train = cfg.train
-    if train.device == "cuda" and not torch.cuda.is_available():
+def choose(asked: str, place: Place) -> torch.device:
+    """The GPU of a local rank, or the CPU. Raises MissingInput when what is asked for is not there."""
+    if asked == "cuda" and not torch.cuda.is_available():
         raise MissingInput("--device cuda: torch sees no GPU here; use --device cpu or auto")
-    kind = "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    seen = torch.cuda.device_count()
+    if 1 < seen < place.local_world_size:
+        raise MissingInput(f"{place.local_world_size} processes on this machine and {seen} GPUs: start one a GPU")
+    device = torch.device("cuda", place.local_rank if seen > 1 else 0)      # a scheduler may show each rank its own GPU alone
+    torch.cuda.set_device(device)
+    return device
+
+
+def setup(cfg: Config, control: Group = ALONE) -> Where:
+    """Choose the device, set threads and determinism; rank 0 measures and decides for all. Raises MissingInput."""
+    train, device = cfg.train, choose(cfg.train.device, find_place(os.environ))
+    kind = device.type
     if train.num_threads:
         torch.set_num_threads(train.num_threads)
-    dtype = torch.bfloat16 if train.bf16 else torch.float32
-    peak, source = peak_flops(kind, dtype, torch.get_num_threads())
-    chosen, reason = choose_compile(cfg, kind, peak)
+    dtype, found = torch.bfloat16 if train.bf16 else torch.float32, None
+    if control.rank == 0:
+        peak, source = peak_flops(kind, dtype, torch.get_num_threads())
+        found = peak, source, *choose_compile(cfg, kind, peak, control.size)
+    peak, source, chosen, reason = gather_json(found, control)[0]
     deterministic = train.deterministic_mode or chosen           # a compiled CPU step is not reproducible without it
     if deterministic and kind == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -52,7 +68,7 @@ def setup(cfg: Config) -> Where:
     torch.utils.deterministic.fill_uninitialized_memory = False
     if kind == "cpu":
         keep_freed_memory()
-    return Where(device=torch.device(kind), dtype=dtype, peak_flops=peak, peak_source=source,
+    return Where(device=device, dtype=dtype, peak_flops=peak, peak_source=source,
                  compile=chosen, compile_reason=reason)
 
 
@@ -87,7 +103,7 @@ def timed_product(a: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
-def choose_compile(cfg: Config, kind: str, peak: float) -> tuple[bool, str]:
+def choose_compile(cfg: Config, kind: str, peak: float, world_size: int = 1) -> tuple[bool, str]:
     """Whether to compile, and why, in words for the log."""
     asked = cfg.train.compile
     if asked == "off" or cfg.train.skip_train:
@@ -102,7 +118,7 @@ def choose_compile(cfg: Config, kind: str, peak: float) -> tuple[bool, str]:
     if kind == "cpu":
         return False, "on a CPU the eager step is as fast (tools/benchmark.py step step-compiled)"
     flops = cfg.model.shape().flops_per_token(cfg.model.seq_length) * cfg.train.train_samples * cfg.model.seq_length
-    seconds = flops / (0.4 * peak)
+    seconds = flops / (0.4 * peak * world_size)
     return seconds > COMPILE_REPAYS_SECONDS, (f"about {seconds:.0f} s of compute, "
                                               f"compiling repays itself after {COMPILE_REPAYS_SECONDS:.0f} s")
 

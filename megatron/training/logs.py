@@ -32,10 +32,11 @@ WANDB_INIT_SECONDS = 10         # then the run goes on offline
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 AXES = ("step", "samples", "tokens", "epoch", "flops", "time")
-SETTINGS = ("batch_size", "seq_length", "skipped_in_interval", "rows", "num_mc")    # recorded, but no curves
+SETTINGS = ("batch_size", "seq_length", "world_size", "skipped_in_interval", "rows", "num_mc")    # recorded, but no curves
 COLUMNS = ("kind", *AXES, "loss", "loss_se_noise", "loss_se_data", "perplexity", "bits_per_byte", "accuracy", "bound",
            "rows", "num_mc", "lr", "grad_norm", "clipped_norm", "params_norm", "batch_size", "seq_length", "step_seconds",
-           "tokens_per_sec", "tflops", "mfu", "memory_bytes", "utilization", "skipped", "skipped_in_interval")
+           "tokens_per_sec", "tokens_per_gpu_per_sec", "world_size", "tflops", "mfu", "memory_bytes", "utilization", "skipped",
+           "skipped_in_interval")
 
 
 class Log:
@@ -146,6 +147,26 @@ class Log:
             raise
 
 
+class SilentLog:
+    """What ranks other than the first have in place of a Log."""
+    wandb_id = None
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def record(self, record: dict) -> None:
+        pass
+
+    def advance(self, step: int) -> None:
+        pass
+
+
 def is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
@@ -193,8 +214,17 @@ def train_line(r: dict, total_steps: int) -> str:
         f"grad norm: {r['grad_norm']:.3f}", f"params norm: {r['params_norm']:.3f}", f"actual seqlen: {r['seq_length']:5d}",
         f"number of skipped iterations: {skipped:3d}", f"number of nan iterations: {skipped:3d}",
         f"samples per second: {r['batch_size'] / r['step_seconds']:.3f}",
-        f"tokens per gpu per second (tgs): {r['tokens_per_sec']:.3f}", f"TFLOPs: {r['tflops']:.2f}"]
+        f"tokens per gpu per second (tgs): {per_gpu(r):.3f}", f"TFLOPs: {r['tflops']:.2f}"]
     return " " + " | ".join(fields) + " |"
+
+
+def world_size(r: dict) -> int:
+    """Records of the first versions, which may be resumed, do not say it: they had one process."""
+    return r.get("world_size", 1)
+
+
+def per_gpu(r: dict) -> float:
+    return r["tokens_per_sec"] / world_size(r)
 
 
 def evaluation_line(r: dict) -> str:
@@ -328,7 +358,7 @@ def megatron_tags(r: dict, cfg: config.Log) -> dict[str, float]:
         return {tag: r["loss"]} | ppl
     tags = {"lm-loss-training/lm loss": r["loss"], "learning-rate/learning-rate": r["lr"],
             "grad-norm/grad-norm": r["grad_norm"], "params-norm/params-norm": r["params_norm"],
-            "seqlen/actual_seq_length": r["seq_length"]}
+            "seqlen/actual_seq_length": r["seq_length"], "world-size/world-size": world_size(r)}
     if cfg.log_batch_size_to_tensorboard:
         tags["batch-size/batch-size"] = r["batch_size"]
     if cfg.log_timers_to_tensorboard:
@@ -339,7 +369,7 @@ def megatron_tags(r: dict, cfg: config.Log) -> dict[str, float]:
 def throughput_tags(r: dict) -> dict[str, float]:
     return {"throughput/iteration-time": r["step_seconds"], "throughput/elapsed_ms_per_iteration": 1000 * r["step_seconds"],
             "throughput/samples_per_sec": r["batch_size"] / r["step_seconds"], "throughput/tokens_per_sec": r["tokens_per_sec"],
-            "throughput/tokens_per_gpu_per_sec": r["tokens_per_sec"], "throughput/tflops": r["tflops"]}
+            "throughput/tokens_per_gpu_per_sec": per_gpu(r), "throughput/tflops": r["tflops"]}
 
 
 def scalars(r: dict, cfg: config.Log) -> Iterator[tuple[int, dict[str, float]]]:

@@ -7,15 +7,13 @@ from typing import Protocol
 
 from megatron.batch import Batch, Noise, Progress, Step
 from megatron.config import Config
-from megatron.core.mesh import Group
+from megatron.core.mesh import ALONE, Group
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.loader import replica_batches
 from megatron.engine import Engine
 from megatron.errors import TooManyBadSteps
 from megatron.objectives import Objective
 from megatron.training.schedule import learning_rate
-
-ALONE = Group()
 
 
 @dataclass

@@ -14,8 +14,10 @@ import torch
 import megatron
 from megatron.batch import Progress
 from megatron.config import Config
+from megatron.core.mesh import Group, Mesh
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.tokenizer import Tokenizer
+from megatron.engine import deepspeed
 from megatron.errors import BadData, CannotWrite, Mismatch
 from megatron.layout import find_place
 from megatron.objectives import Objective
@@ -26,12 +28,13 @@ from megatron.training.loop import pose
 
 
 def check(cfg: Config, where: Where, tokenizer: Tokenizer, data: dict[str, PackedDataset | None], slices: dict[str, Slice],
-          objective: Objective, at: Progress, say: Callable[[str], None]) -> None:
+          objective: Objective, at: Progress, mesh: Mesh, say: Callable[[str], None]) -> None:
     """Run every check and say what each found. Raises the Refusal of the first that fails."""
-    checks = {"environment": lambda: environment(), "device": lambda: device(where), "output": lambda: output(cfg),
+    checks = {"environment": lambda: environment(), "device": lambda: device(where),
+              "layout": lambda: layout(cfg, mesh), "deepspeed": lambda: use_deepspeed(cfg, say), "output": lambda: output(cfg),
               "tokenizer": lambda: f"{tokenizer.name}, {tokenizer.vocab_size} ids, {tokenizer.fingerprint()[:16]}",
               "model": lambda: model(cfg), "memory": lambda: memory(cfg, where), "data": lambda: describe(cfg, data, slices),
-              "batch": lambda: batch(cfg, data["train"], objective, at), "dropout": lambda: dropout(cfg),
+              "batch": lambda: batch(cfg, data["train"], objective, at, mesh.dp), "dropout": lambda: dropout(cfg),
               "compile": lambda: compiled(where)}
     for name, what in checks.items():
         for line in filter(None, (what() or "").split("\n")):
@@ -128,11 +131,25 @@ def describe(cfg: Config, data: dict[str, PackedDataset | None], slices: dict[st
     return "\n".join(lines)
 
 
-def batch(cfg: Config, data: PackedDataset | None, objective: Objective, at: Progress) -> str:
-    """Pose the step that comes next and look at it."""
+def layout(cfg: Config, mesh: Mesh) -> str:
+    """Silent for a process alone."""
+    if mesh.world.size == 1:
+        return ""
+    parallel, sequence = cfg.parallel, ", sequence cut between layers" if mesh.tp.sequence else ""
+    schedule = f" ({parallel.pipeline_schedule})" if mesh.pp.size > 1 else ""
+    return (f"{mesh.world.size} processes = tensor {mesh.tp.size} x pipeline {mesh.pp.size}{schedule} x data {mesh.dp.size}, "
+            f"ZeRO {parallel.zero_stage}{sequence}")
+
+
+def use_deepspeed(cfg: Config, say: Callable[[str], None]) -> str:
+    return "\n".join(deepspeed.check(cfg, say)) if cfg.parallel.deepspeed else ""
+
+
+def batch(cfg: Config, data: PackedDataset | None, objective: Objective, at: Progress, dp: Group) -> str:
+    """Pose this replica's part of the step that comes next and look at it."""
     if data is None or cfg.train.skip_train or at.samples + cfg.train.global_batch_size > cfg.train.train_samples:
         return ""
-    batches = pose(objective, data, cfg, at)
+    batches = pose(objective, data, cfg, at, dp)
     largest = max(int(b.inputs.max()) for b in batches)
     if largest >= cfg.model.padded_vocab_size:
         raise BadData(f"a posed batch holds id {largest}, the embedding table has {cfg.model.padded_vocab_size} rows: "

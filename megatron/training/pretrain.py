@@ -8,33 +8,36 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from megatron import engine as engines
 from megatron import objectives
 from megatron.batch import Progress
 from megatron.config import Config
 from megatron.core.checkpoint import Checkpoint
-from megatron.core.transformer import GPT
+from megatron.core.mesh import Mesh, agreed
 from megatron.data.gpt_dataset import PackedDataset, build_datasets
 from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
-from megatron.engine.native import NativeEngine
 from megatron.errors import CannotWrite, Refusal, exits
 from megatron.objectives import Objective
-from megatron.training import device, preflight
-from megatron.training.device import Where
+from megatron.training import device, dry_run, launch, preflight
 from megatron.training.evaluate import Slice, bytes_per_token
-from megatron.training.logs import Log
+from megatron.training.logs import Log, SilentLog
 from megatron.training.loop import train
 from megatron.training.resume import check_agreement, differences, open_checkpoint, standing
 from megatron.training.run import Run
 from megatron.training.signals import StopRequest
+from megatron.training.watch import Watch
 
 
 @exits
 def main(cfg: Config) -> int:
     """Train or evaluate as `cfg` says. Returns an exit code of megatron/errors.py."""
-    with StopRequest(cfg.train) as stop:
+    if cfg.train.dry_run:
+        return dry_run.show(cfg)
+    with StopRequest(cfg.train, cfg.parallel.world_size) as stop, launch.joined(cfg) as (mesh, watch):
+        stop.refuse_kill_switch(mesh.control)
         tokenizer = build_tokenizer(cfg.data.tokenizer_type, cfg.data.vocab_file, cfg.data.merge_file, cfg.data.tokenizer_model)
         cfg = cfg.with_vocabulary(tokenizer.vocab_size)
-        where = device.setup(cfg)
+        where = device.setup(cfg, mesh.control)
         data = build_datasets(cfg.data, cfg.model.seq_length, cfg.train.seed, cfg.train.eval_seed, cfg.model.vocab_size)
         mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
         objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
@@ -43,21 +46,23 @@ def main(cfg: Config) -> int:
                   for split in ("valid", "test") if data[split] and cfg.train.eval_iters}
         fingerprints = {"tokenizer": tokenizer.fingerprint(),
                         **{split: found and found.fingerprint() for split, found in data.items()}}
-        with claimed(cfg):
-            loaded, changed, early = take_up(cfg, fingerprints)
+        with claimed(cfg, mesh, watch):
+            loaded, changed, early = take_up(cfg, mesh, fingerprints)
             at, interval = standing(cfg, loaded)
-            with open_log(cfg, at, loaded) as log:
+            with open_log(cfg, mesh, at, loaded) as log:
                 for line in early:
                     log.say(line)
-                preflight.check(cfg, where, tokenizer, data, slices, objective, at, log.say)
+                watch.say = log.say if mesh.chief else watch.say
+                with agreed(mesh.control):
+                    preflight.check(cfg, where, tokenizer, data, slices, objective, at, mesh, log.say)
                 if cfg.train.preflight:
                     log.say("preflight passed: every check above is ok")
                     return 0
-                engine = build_engine(cfg, objective, where)
+                engine = engines.build(cfg, objective, where, mesh, log.say)
                 if loaded:
-                    engine.load(loaded.tensors, weights_only=cfg.train.finetune)
+                    engine.load(loaded, weights_only=cfg.train.finetune or cfg.train.skip_train)
                 epoch = data["train"].tokens_per_epoch if data["train"] else None
-                run = Run(cfg, engine, reference, slices, where, stop, log, fingerprints, epoch, at)
+                run = Run(cfg, engine, reference, slices, where, stop, watch, log, fingerprints, epoch, at)
                 if cfg.train.skip_train:
                     return run.evaluate_only(at)
                 run.identify(at, loaded, changed)
@@ -73,34 +78,30 @@ def cut_slice(cfg: Config, dataset: PackedDataset, reference: Objective, tokeniz
     return replace(found, bytes_per_token=bytes_per_token(found, reference, tokenizer.token_bytes()))
 
 
-def take_up(cfg: Config, fingerprints: dict[str, str | None]) -> tuple[Checkpoint | None, list[str], list[str]]:
+def take_up(cfg: Config, mesh: Mesh, fingerprints: dict[str, str | None]) -> tuple[Checkpoint | None, list[str], list[str]]:
     """The checkpoint to go on from, what changed since, and what is to be said once there is a log."""
     early: list[str] = []
     try:
-        loaded = open_checkpoint(cfg, early.append)
+        loaded = open_checkpoint(cfg, early.append, mesh.control)
         return loaded, check_agreement(cfg, loaded, fingerprints, early.append) if loaded else [], early
     except Refusal:
-        print(*early, sep="\n", flush=True)
+        if mesh.chief and early:
+            print(*early, sep="\n", flush=True)
         raise
 
 
-def build_engine(cfg: Config, objective: Objective, where: Where) -> NativeEngine:
-    recompute = bool(cfg.train.recompute_granularity)
-    model = GPT(cfg.model, objective.causal, cfg.train.seed, where.dtype, recompute=recompute).to(where.device)
-    if where.compile:
-        model.compile_blocks()
-    live_rows = cfg.model.padded_vocab_size if cfg.model.predict_reserved else cfg.model.vocab_size + objective.uses_mask
-    return NativeEngine(model, cfg.optim, live_rows)
-
-
 @contextmanager
-def claimed(cfg: Config) -> Iterator[None]:
-    """Make the run's folders, refuse those that hold another experiment, and keep other processes out."""
+def claimed(cfg: Config, mesh: Mesh, watch: Watch) -> Iterator[None]:
+    """Make the run's folders, refuse those that hold another experiment, and keep other runs out. The chief does it for all."""
     with ExitStack() as stack:
-        for folder in dict.fromkeys(Path(p).resolve() for p in (cfg.log.run_dir, cfg.train.save) if p):
-            stack.enter_context(locked(folder))
-        if not cfg.train.skip_train and not cfg.train.preflight:
-            refuse_other_run(cfg, Path(cfg.log.run_dir) / "config.json")
+        with agreed(mesh.control):
+            for folder in dict.fromkeys(Path(p).resolve() for p in (cfg.log.run_dir, cfg.train.save) if p and mesh.chief):
+                stack.enter_context(locked(folder))
+            if mesh.chief and not cfg.train.skip_train and not cfg.train.preflight:
+                refuse_other_run(cfg, Path(cfg.log.run_dir) / "config.json")
+        watch.run_dir = Path(cfg.log.run_dir)
+        if mesh.chief:
+            (watch.run_dir / "exit.json").unlink(missing_ok=True)
         yield
 
 
@@ -137,8 +138,10 @@ def refuse_other_run(cfg: Config, path: Path) -> None:
                           "or --load its checkpoint to go on")
 
 
-def open_log(cfg: Config, at: Progress, loaded: Checkpoint | None) -> Log:
+def open_log(cfg: Config, mesh: Mesh, at: Progress, loaded: Checkpoint | None) -> Log | SilentLog:
     """A resumed or restarted run rewinds its records to where it begins; an evaluation or a preflight adds to them."""
+    if not mesh.chief:
+        return SilentLog()
     rewind = None if cfg.train.skip_train or cfg.train.preflight else at.step
     views = replace(cfg.log, wandb_project=None, tensorboard_dir=None) if cfg.train.preflight else cfg.log
     steps = (cfg.train.train_samples or 0) // cfg.train.global_batch_size

@@ -8,8 +8,8 @@ from pathlib import Path
 from megatron.batch import Progress
 from megatron.config import Config, spelling
 from megatron.core import checkpoint
-from megatron.core.checkpoint import ALONE, Checkpoint
-from megatron.core.mesh import Group
+from megatron.core.checkpoint import Checkpoint
+from megatron.core.mesh import ALONE, Group
 from megatron.errors import Mismatch, MissingInput
 from megatron.training.loop import Interval
 

@@ -16,28 +16,31 @@ import megatron
 from megatron.batch import Batch, Progress, Step
 from megatron.config import Config
 from megatron.core import checkpoint
-from megatron.core.checkpoint import Checkpoint
-from megatron.engine.native import NativeEngine
+from megatron.core.checkpoint import Checkpoint, Piece, whole
+from megatron.core.mesh import gather_json
+from megatron.engine import Engine
 from megatron.errors import CannotWrite
 from megatron.files import replace_file
 from megatron.objectives import Objective
 from megatron.training import logs
 from megatron.training.device import Where, memory_bytes, utilization
 from megatron.training.evaluate import Slice, evaluate
-from megatron.training.logs import Log
+from megatron.training.logs import Log, SilentLog
 from megatron.training.loop import Interval
 from megatron.training.resume import facts
 from megatron.training.schedule import decayed
 from megatron.training.signals import StopRequest
+from megatron.training.watch import Watch
 
 
 class Run:
-    """Implements what the loop asks of the world."""
+    """Implements what the loop asks of the world. Every rank has one and calls the same; the chief's writes the files."""
 
-    def __init__(self, cfg: Config, engine: NativeEngine, reference: Objective, slices: dict[str, Slice], where: Where,
-                 stop: StopRequest, log: Log, fingerprints: dict[str, str | None], tokens_per_epoch: int | None, at: Progress):
+    def __init__(self, cfg: Config, engine: Engine, reference: Objective, slices: dict[str, Slice], where: Where,
+                 stop: StopRequest, watch: Watch, log: Log | SilentLog, fingerprints: dict[str, str | None],
+                 tokens_per_epoch: int | None, at: Progress):
         self.cfg, self.engine, self.reference, self.slices = cfg, engine, reference, slices
-        self.where, self.stop, self.log = where, stop, log
+        self.where, self.stop, self.watch, self.log, self.mesh = where, stop, watch, log, engine.mesh
         self.fingerprints, self.tokens_per_epoch = fingerprints, tokens_per_epoch
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
         self.shape, self.dumps, self.stopped, self.saved, self.last = cfg.model.shape(), 0, None, None, {}
@@ -50,17 +53,17 @@ class Run:
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         loss, accuracy = interval.mean(done)
-        steps = interval.steps + interval.skipped
-        seconds = interval.seconds / steps
+        seconds, gpus = interval.seconds / (interval.steps + interval.skipped), self.mesh.world.size
         rate = self.cfg.train.global_batch_size * self.cfg.model.seq_length / seconds
-        speed = rate * self.shape.flops_per_token(self.cfg.model.seq_length)
+        speed = rate * self.shape.flops_per_token(self.cfg.model.seq_length) / gpus
         self.last["train"] = loss
         self.log.record({"kind": "train", **self.where_at(at), "loss": loss, "accuracy": accuracy,
                          "perplexity": math.exp(min(700.0, loss)), "lr": lr, "grad_norm": done.grad_norm,
                          "clipped_norm": done.clipped_norm, "params_norm": self.engine.params_norm(),
                          "batch_size": self.cfg.train.global_batch_size, "seq_length": self.cfg.model.seq_length,
-                         "step_seconds": seconds, "tokens_per_sec": rate, "tflops": speed / 1e12,
-                         "mfu": speed / self.where.peak_flops, "memory_bytes": memory_bytes(self.where.device),
+                         "step_seconds": seconds, "tokens_per_sec": rate, "tokens_per_gpu_per_sec": rate / gpus,
+                         "world_size": gpus, "tflops": speed / 1e12, "mfu": speed / self.where.peak_flops,
+                         "memory_bytes": max(gather_json(memory_bytes(self.where.device), self.mesh.control)),
                          "utilization": utilization(self.where.device),
                          "skipped": at.skipped, "skipped_in_interval": interval.skipped})
 
@@ -68,6 +71,7 @@ class Run:
         """Score the validation slice; remembers the best."""
         if "valid" not in self.slices:
             return at
+        self.watch.at(at.step, "evaluating")
         loss = self.score("valid", "val", at)["loss"]
         if at.best_val_loss is None or loss < at.best_val_loss:
             at = replace(at, best_val_loss=loss, best_step=at.step)
@@ -75,7 +79,7 @@ class Run:
 
     def score(self, split: str, kind: str, at: Progress) -> dict:
         found = evaluate(self.engine, self.reference, self.slices[split])
-        if not self.has_record(kind, at, found["loss"]):
+        if self.mesh.chief and not self.has_record(kind, at, found["loss"]):
             self.log.record({"kind": kind, **self.where_at(at), **found})
         self.last[kind] = found
         return found
@@ -90,12 +94,15 @@ class Run:
         train = self.cfg.train
         if not train.save or (at == self.began and train.load == train.save):       # nothing happened since it was loaded
             return
+        self.watch.at(at.step, "saving")
         wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id)
-        self.saved = checkpoint.save(Path(train.save), at.step, self.engine.tensors(), wrote, say=self.log.say)
+        self.saved = checkpoint.save(Path(train.save), at.step, self.engine.pieces(), wrote, group=self.mesh.control,
+                                     say=self.log.say)
         self.log.say(f"saved {self.saved}")
-        found = checkpoint.find(Path(train.save))
-        best = next((p for p in found if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
-        checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, say=self.log.say)
+        if self.mesh.chief:
+            found = checkpoint.find(Path(train.save))
+            best = next((p for p in found if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
+            checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, say=self.log.say)
 
     def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None:
         """Keep a step that was not finite, weights and all, for tools/replay.py; at most --max-skipped-steps of them."""
@@ -105,19 +112,28 @@ class Run:
             self.log.say(f"its batch is not kept: {self.dumps} are in {self.dir / 'bad_batches'} already")
             return
         self.dumps += 1
-        tensors = {f"batch/{i}/{name}": value.contiguous() for i, b in enumerate(batches) for name, value in vars(b).items()}
-        tensors |= {name: value for name, value in self.engine.tensors().items() if name.startswith("model/")}
-        said = {"config": self.cfg.as_dict(), "samples": at.samples, "micro_batches": len(batches), "loss": str(done.loss),
-                "grad_norm": str(done.grad_norm), "fingerprints": self.fingerprints, "environment": environment(self.where),
-                "host": platform.node()}
+        pieces = [piece for piece in self.engine.pieces() if piece.name.startswith("model/")] + self.batch_pieces(batches)
+        said = {"config": self.cfg.as_dict(), "samples": at.samples, "micro_batches": len(batches) * self.mesh.dp.size,
+                "loss": str(done.loss), "grad_norm": str(done.grad_norm), "fingerprints": self.fingerprints,
+                "environment": environment(self.where), "host": platform.node()}
         try:
-            path = checkpoint.save(self.dir / "bad_batches", at.step + 1, tensors, said, audit=False, say=self.log.say)
+            path = checkpoint.save(self.dir / "bad_batches", at.step + 1, pieces, said, group=self.mesh.control, audit=False,
+                                   say=self.log.say)
             self.log.say(f"its batch is in {path}: python tools/replay.py {path}")
         except CannotWrite as error:
             self.log.say(f"its batch could not be kept: {error}")
 
+    def batch_pieces(self, batches: list[Batch]) -> list[Piece]:
+        """This replica's micro-batches in their place among all; ranks that have the same ones leave them to the first."""
+        if self.mesh.tp.rank or self.mesh.pp.rank:
+            return []
+        first = self.mesh.dp.rank * len(batches)
+        return whole({f"batch/{i}/{name}": value.contiguous()
+                      for i, b in enumerate(batches, first) for name, value in vars(b).items()})
+
     def stop_reason(self, at: Progress) -> str | None:
-        self.stopped = self.stop.reason(at.step, at.step - self.began.step)
+        self.watch.at(at.step, "training")
+        self.stopped = self.stop.reason(at.step, at.step - self.began.step, self.mesh.control)
         return self.stopped[0] if self.stopped else None
 
     def leave(self, at: Progress, reason: str | None) -> int:
@@ -127,18 +143,25 @@ class Run:
             if self.cfg.train.save:
                 nothing = "no step was done, so there is nothing to save"
             self.log.say(f"stopped at step {at.step}: {reason}; {f'saved {self.saved}' if self.saved else nothing}")
-            return self.stopped[1]
+            return self.end(at, self.stopped[1], reason)
         if "test" in self.slices:
             self.score("test", "test", at)
-        write_json(self.dir / "result.json", self.result(at))
+        if self.mesh.chief:
+            write_json(self.dir / "result.json", self.result(at))
         self.log.say(f"finished: {self.dir / 'result.json'}")
-        return 0
+        return self.end(at, 0, "finished")
+
+    def end(self, at: Progress, code: int, reason: str) -> int:
+        if self.mesh.chief:
+            self.watch.record(code, reason, at.step)
+        return code
 
     def evaluate_only(self, at: Progress) -> int:
         """--skip-train: score the slices and leave evaluation.json."""
         found = {split: self.score(split, {"valid": "val"}.get(split, split), at) for split in self.slices}
-        write_json(self.dir / "evaluation.json", {"objective": self.cfg.objective.objective, **self.where_at(at), **found})
-        return 0
+        if self.mesh.chief:
+            write_json(self.dir / "evaluation.json", {"objective": self.cfg.objective.objective, **self.where_at(at), **found})
+        return self.end(at, 0, "evaluated")
 
     def result(self, at: Progress) -> dict:
         cfg, shape, axes = self.cfg, self.shape, self.where_at(at)
@@ -161,24 +184,35 @@ class Run:
                 "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
                 "convention": val.get("convention"), "attention_dropout": cfg.model.attention_dropout,
                 "hidden_dropout": cfg.model.hidden_dropout, "seconds": seconds, "tokens_per_sec": trained / seconds,
+                "world_size": self.mesh.world.size,
                 "skipped": at.skipped}
 
     def identify(self, at: Progress, loaded: Checkpoint | None, changed: list[str]) -> None:
         """config.json and run.json: who this run is, and every time it went on. An earlier process's result is no longer one."""
+        if not self.mesh.chief:
+            return
         write_json(self.dir / "config.json", self.cfg.as_dict())
         (self.dir / "result.json").unlink(missing_ok=True)
         path = self.dir / "run.json"
         known = json.loads(path.read_text()) if path.exists() and at.step else {}
         resumes = known.get("resumes", [])
         if loaded:
-            resumes = [*resumes, {"time": time.time(), "step": at.step, "from": str(loaded.path), "changed": changed}]
+            resumes = [*resumes, {"time": time.time(), "step": at.step, "from": str(loaded.path), "changed": changed,
+                                   "layout": self.layout()}]
         write_json(path, {"name": self.dir.name, "created": known.get("created", time.time()), "version": megatron.__version__,
                           "code": code_version(), "environment": environment(self.where), "fingerprints": self.fingerprints,
                           "tokens_per_epoch": self.tokens_per_epoch, "params": self.shape.total(),
                           "params_non_embedding": self.shape.non_embedding(), "params_with_head": self.shape.with_head(),
                           "params_published": self.shape.published(),
                           "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length),
-                          "noise_seed": self.cfg.train.seed, "eval_seed": self.cfg.train.eval_seed, "resumes": resumes})
+                          "noise_seed": self.cfg.train.seed, "eval_seed": self.cfg.train.eval_seed,
+                          "layout": known.get("layout", self.layout()), "resumes": resumes})
+
+    def layout(self) -> dict:
+        parallel = self.cfg.parallel
+        return {"world_size": self.mesh.world.size, "tensor": self.mesh.tp.size, "pipeline": self.mesh.pp.size,
+                "data": self.mesh.dp.size, "schedule": parallel.pipeline_schedule, "zero_stage": parallel.zero_stage,
+                "sequence_parallel": parallel.sequence_parallel, "deepspeed": parallel.deepspeed}
 
 
 def write_json(path: Path, what: dict) -> None:

@@ -1,15 +1,21 @@
 """How a run is asked to stop: signals, the kill switch, a step, a time limit. The answer is always to save and leave."""
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
 from types import FrameType
 
+import torch
+import torch.distributed as dist
+
 from megatron.config import Train
+from megatron.core.mesh import ALONE, Group, all_reduce
 from megatron.errors import KILLED, PREEMPTED, Refusal
 
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+DOUBLED_SECONDS = 5.0       # a scheduler signals every process, and a launcher passes on what it got: one request, not two
 
 
 class KillSwitch(Refusal):
@@ -20,10 +26,9 @@ class KillSwitch(Refusal):
 class StopRequest:
     """Context manager: catches signals while a run is on, and puts the old handlers back."""
 
-    def __init__(self, cfg: Train):
+    def __init__(self, cfg: Train, world_size: int = 1):
         self.cfg, self.signal, self.start = cfg, None, time.monotonic()
-        if cfg.kill_switch_file and Path(cfg.kill_switch_file).exists():
-            raise KillSwitch(f"--kill-switch-file {cfg.kill_switch_file} exists: remove it to start")
+        self.doubled_seconds, self.caught = DOUBLED_SECONDS if world_size > 1 else 0.0, {}
 
     def __enter__(self) -> StopRequest:
         self.before = {number: signal.signal(number, self.catch) for number in HANDLED}
@@ -36,16 +41,38 @@ class StopRequest:
     def catch(self, number: int, frame: FrameType | None) -> None:
         """The first signal asks; a second one of its kind ends the process at once, without a half-published save."""
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        first = self.caught.setdefault(number, time.monotonic())
+        if time.monotonic() - first >= self.doubled_seconds:
+            signal.signal(number, signal.SIG_DFL)
+            if self.doubled_seconds:
+                os.kill(os.getpid(), number)
 
-    def reason(self, step: int, steps_done: int) -> tuple[str, int] | None:
-        """Why to stop at this step, in words, and the exit code; `steps_done` of them were done by this process."""
-        if self.signal is not None:
-            return f"received {signal.Signals(self.signal).name}", PREEMPTED
-        if self.cfg.kill_switch_file and Path(self.cfg.kill_switch_file).exists():
+    def refuse_kill_switch(self, control: Group = ALONE) -> None:
+        """Raises KillSwitch when the file is there before the run is."""
+        if control.rank == 0 and self.is_killed():
+            raise KillSwitch(f"--kill-switch-file {self.cfg.kill_switch_file} exists: remove it to start")
+
+    def is_killed(self) -> bool:
+        return bool(self.cfg.kill_switch_file) and Path(self.cfg.kill_switch_file).exists()
+
+    def reason(self, step: int, steps_done: int, control: Group = ALONE) -> tuple[str, int] | None:
+        """Why to stop at this step, in words, and the exit code; `steps_done` of them were done by this process.
+
+        All ranks stop at the same step: a signal counts wherever it arrived, a file and the clock where rank 0 sees them.
+        """
+        words, code = self.limit(step, steps_done) if control.rank == 0 else ("rank 0 says so", 0)
+        number, code = all_reduce(torch.tensor([self.signal or 0, code]), control, dist.ReduceOp.MAX).tolist()
+        if number:
+            return f"received {signal.Signals(number).name}", PREEMPTED
+        return (words, code) if code else None
+
+    def limit(self, step: int, steps_done: int) -> tuple[str, int]:
+        """What this process sees that asks for an end, and the exit code; 0 for nothing."""
+        interval, minutes = self.cfg.exit_interval, self.cfg.exit_duration_in_mins
+        if self.is_killed():
             return f"found --kill-switch-file {self.cfg.kill_switch_file}", KILLED
-        if self.cfg.exit_interval and steps_done and step % self.cfg.exit_interval == 0:
-            return f"reached --exit-interval {self.cfg.exit_interval}", PREEMPTED
-        if self.cfg.exit_duration_in_mins and time.monotonic() - self.start > 60 * self.cfg.exit_duration_in_mins:
-            return f"reached --exit-duration-in-mins {self.cfg.exit_duration_in_mins:g}", PREEMPTED
-        return None
+        if interval and steps_done and step % interval == 0:
+            return f"reached --exit-interval {interval}", PREEMPTED
+        if minutes and time.monotonic() - self.start > 60 * minutes:
+            return f"reached --exit-duration-in-mins {minutes:g}", PREEMPTED
+        return "", 0

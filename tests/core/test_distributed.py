@@ -11,8 +11,8 @@ from megatron.core.transformer import GPT
 from megatron.engine.native import NativeEngine
 from megatron.layout import split_evenly
 
-MODEL = Model(num_layers=2, hidden_size=20, num_attention_heads=2, kv_channels=10, ffn_hidden_size=22, seq_length=8, vocab_size=50,
-              padded_vocab_size=54, attention_dropout=0.0, hidden_dropout=0.0)
+MODEL = Model(num_layers=2, hidden_size=20, num_attention_heads=2, kv_channels=10, ffn_hidden_size=22, seq_length=8,
+              vocab_size=50, padded_vocab_size=54, attention_dropout=0.0, hidden_dropout=0.0)
 
 
 def boxes(tp, pp, zero_stage):
@@ -60,7 +60,8 @@ def test_buckets_keep_order_and_size():
 
 def placement(zero_stage, flag):
     mesh = build_mesh()
-    engine = NativeEngine([GPT(MODEL, True, 0)], Optim(lr=1e-3), 50, replace(Parallel(zero_stage=zero_stage), **{flag: True}), mesh)
+    parallel = replace(Parallel(zero_stage=zero_stage), **{flag: True})
+    engine = NativeEngine([GPT(MODEL, True, 0)], Optim(lr=1e-3), 50, parallel, mesh)
     held = {share.data.data_ptr() for share in engine.shares}
     return (len(held & {local(share.parameter).data_ptr() for share in engine.shares}), len(engine.shares),
             sum(share.data.numel() for share in engine.shares), {share.data.device.type for share in engine.shares})

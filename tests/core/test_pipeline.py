@@ -11,9 +11,10 @@ from megatron.core.mesh import build_mesh
 from megatron.core.pipeline import Pipeline
 from megatron.core.transformer import GPT
 
-MODEL = Model(num_layers=5, hidden_size=16, num_attention_heads=2, kv_channels=8, ffn_hidden_size=32, seq_length=8, vocab_size=50,
-              padded_vocab_size=64, attention_dropout=0.1, hidden_dropout=0.1)
-SCHEDULES = {"1f1b": dict(), "uneven": dict(decoder_first_pipeline_num_layers=1), "zero-bubble": dict(pipeline_schedule="zero-bubble"),
+MODEL = Model(num_layers=5, hidden_size=16, num_attention_heads=2, kv_channels=8, ffn_hidden_size=32, seq_length=8,
+              vocab_size=50, padded_vocab_size=64, attention_dropout=0.1, hidden_dropout=0.1)
+SCHEDULES = {"1f1b": dict(), "uneven": dict(decoder_first_pipeline_num_layers=1),
+             "zero-bubble": dict(pipeline_schedule="zero-bubble"),
              "interleaved": dict(pipeline_schedule="interleaved", num_layers_per_virtual_pipeline_stage=1)}
 
 
@@ -61,8 +62,7 @@ def staged(model, parallel):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_pipeline_is_the_whole_model(pool, name):
     model = replace(MODEL, num_layers=4) if name == "interleaved" else MODEL
-    parallel = replace(Parallel(pipeline_model_parallel_size=2), pipeline_schedule=SCHEDULES[name].get("pipeline_schedule", "1f1b"))
-    parallel = replace(parallel, **SCHEDULES[name], world_size=2)
+    parallel = Parallel(**{"pipeline_schedule": "1f1b"} | SCHEDULES[name], pipeline_model_parallel_size=2, world_size=2)
     loss, grads, scores = whole(model)
     found = pool.run(2, staged, model, parallel)
     assert sum(one[0] for one in found) == pytest.approx(loss, rel=1e-6)

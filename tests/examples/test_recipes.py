@@ -12,7 +12,7 @@ from megatron import budget, config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(str(path.relative_to(ROOT / "examples")) for path in (ROOT / "examples").rglob("*.sh")
-                 if path.name not in ("common.sh", "setup.sh"))
+                 if path.name not in ("common.sh", "setup.sh", "launch.sh"))
 OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 KEEP = ("PATH", "HOME", "LANG", "TMPDIR")
 

@@ -1,5 +1,7 @@
 """A small training for every test of the trainer: in this process, or as a child to break."""
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ FLAGS = """--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 
     --train-iters 20 --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-samples 16 --adam-beta2 0.95 --weight-decay 0.1
     --tokenizer-type ByteTokenizer --split 80,20,0 --eval-iters 4 --log-interval 1 --hidden-dropout 0.1 --attention-dropout 0.1
     --num-threads 1 --device cpu""".split()
-CLOCK = ("time", "step_seconds", "tokens_per_sec", "tflops", "mfu", "memory_bytes", "utilization")
+CLOCK = ("time", "step_seconds", "tokens_per_sec", "tokens_per_gpu_per_sec", "tflops", "mfu", "memory_bytes", "utilization")
 
 
 def train(corpus, folder, objective, *flags):
@@ -67,6 +69,75 @@ class Trainer:
         """Train in a child whose lines can be read as they come."""
         return subprocess.Popen([sys.executable, str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over)], text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+    def ranks(self, folder: Path, world_size: int = 2, each: dict[int, dict] | None = None, **over) -> "Ranks":
+        """Train in that many children that meet at a port of this machine; `each` has flags of single ranks, None: no child."""
+        each, port = each or {}, free_port()
+        here = [rank for rank in range(world_size) if each.get(rank, {}) is not None]
+        return Ranks({rank: [str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over | each.get(rank, {}))] for rank in here},
+                     world_size, port)
+
+
+class Ranks:
+    """Children of one world; `words` are what python is given on each rank."""
+
+    def __init__(self, words: dict[int, list[str]], world_size: int, port: int):
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+        self.children = {rank: subprocess.Popen(
+            [sys.executable, *command], env=os.environ | meet | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank, command in words.items()}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for child in self.children.values():
+            child.kill()
+            child.communicate()
+
+    def until(self, text: str, rank: int = 0) -> str | None:
+        """Read a rank's lines up to the one with this text."""
+        return next((line for line in self.children[rank].stdout if text in line), None)
+
+    def end(self, *ranks: int, timeout: float = 60) -> tuple[list[int], list[str]]:
+        """Exit codes and what was said, of these ranks or of all."""
+        chosen = [self.children[rank] for rank in ranks or self.children]
+        said = [child.communicate(timeout=timeout)[0] for child in chosen]
+        return [child.returncode for child in chosen], said
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture
+def world():
+    """Two children that run this body inside a joined world: `mesh`, `watch` and `rank` are there."""
+    head = """
+import sys, time
+from megatron import config, errors
+from megatron.core.mesh import barrier
+from megatron.training import launch
+flags = "--num-layers 1 --hidden-size 16 --num-attention-heads 1 --micro-batch-size 1 --train-iters 1 --lr 1 --device cpu "
+flags += "--tokenizer-type ByteTokenizer --train-data-path x --global-batch-size 2 --distributed-timeout " + sys.argv[1]
+@errors.exits
+def main():
+    with launch.joined(config.parse(flags.split())) as (mesh, watch):
+        rank = mesh.world.rank
+"""
+    started = []
+
+    def start(body: str, seconds: float = 4, world_size: int = 2) -> Ranks:
+        code = head + "".join(f"        {line}\n" for line in body.strip().splitlines()) + "\nsys.exit(main())"
+        ranks = Ranks({rank: ["-c", code, str(seconds)] for rank in range(world_size)}, world_size, free_port())
+        started.append(ranks)
+        return ranks
+    yield start
+    for ranks in started:
+        ranks.__exit__()
 
 
 @pytest.fixture(name="records")

@@ -39,7 +39,7 @@ def train_record(step, loss=3.25, **other):
     record = dict(kind="train", step=step, samples=16 * step, tokens=1024 * step, epoch=step / 8, flops=6e6 * step,
                   loss=loss, accuracy=0.25, perplexity=math.exp(min(700.0, loss)), lr=2e-4, grad_norm=1.234,
                   clipped_norm=1.0, params_norm=30.5, batch_size=16, seq_length=64, step_seconds=0.5, tokens_per_sec=2048.0,
-                  tflops=0.125, mfu=0.3, memory_bytes=1 << 20,
+                  tokens_per_gpu_per_sec=1024.0, world_size=2, tflops=0.125, mfu=0.3, memory_bytes=1 << 20,
                   utilization=None, skipped=0, skipped_in_interval=0, time=1.8e9 + step)
     return record | other
 
@@ -72,7 +72,7 @@ def test_training_line_is_megatrons_field_for_field(tmp_path, capsys):
                     "learning rate: 2.000E-04 | global batch size:    16 | "
                     "lm loss: 3.250000E+00 | loss scale: 1.0 | grad norm: 1.234 | params norm: 30.500 | actual seqlen:    64 | "
                     "number of skipped iterations:   0 | number of nan iterations:   0 | samples per second: 32.000 | "
-                    "tokens per gpu per second (tgs): 2048.000 | TFLOPs: 0.12 |")
+                    "tokens per gpu per second (tgs): 1024.000 | TFLOPs: 0.12 |")
     assert re.search(r"iteration\s+(\d+)/\s+(\d+) \|.*lm loss: (\S+) \|", line).groups() == ("10", "100", "3.250000E+00")
     assert float(parse(line)["consumed tokens"]) == 10240
 
@@ -287,11 +287,12 @@ def read_events(folder):
     return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
-SIMPLE = {"train/loss", "train/accuracy", "train/perplexity", "train/lr", "train/tokens_per_sec", "train/mfu",
-          "train/memory_bytes", "val/loss", "val/accuracy", "val/perplexity", "val/bits_per_byte",
-          "val/loss_se_noise", "val/loss_se_data"}
+SIMPLE = {"train/loss", "train/accuracy", "train/perplexity", "train/lr", "train/tokens_per_sec",
+          "train/tokens_per_gpu_per_sec", "train/mfu", "train/memory_bytes", "val/loss", "val/accuracy", "val/perplexity",
+          "val/bits_per_byte", "val/loss_se_noise", "val/loss_se_data"}
 REFERENCE = {"lm-loss-training/lm loss", "learning-rate/learning-rate", "grad-norm/grad-norm", "params-norm/params-norm",
-             "seqlen/actual_seq_length", "lm-loss-validation/lm loss validation", "lm-loss-validation/lm loss test"}
+             "seqlen/actual_seq_length", "world-size/world-size", "lm-loss-validation/lm loss validation",
+             "lm-loss-validation/lm loss test"}
 
 
 def write_events(tmp_path, **flags):

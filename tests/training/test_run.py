@@ -51,8 +51,8 @@ def test_the_dump_holds_the_batch_and_the_weights(tmp_path, trainer, poison, has
     poison([43], "nan loss")
     trainer.run(tmp_path / "run", save_interval=1)
     dump = checkpoint.load(tmp_path / "run" / "bad_batches" / "step-00000006")
-    assert dump.tensors["batch/0/index"].tolist() == [40, 41, 42, 43]
-    assert dump.tensors["batch/1/index"].tolist() == [44, 45, 46, 47]
+    tensors = dump.tensors()
+    assert [tensors[f"batch/{i}/index"].tolist() for i in range(2)] == [[40, 41, 42, 43], [44, 45, 46, 47]]
     assert dump.facts["samples"] == 40 and dump.facts["loss"] == "nan" and dump.facts["config"]["train"]["seed"] == 1234
     kept, before = ({name: digest for name, digest in found.items() if name.startswith("model/")}
                     for found in (hashes(tmp_path / "run" / "bad_batches", 6), hashes(tmp_path / "run", 5)))
@@ -102,7 +102,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, trainer, monkeypa
         done = step(self, batches, lr)
         if batches[0].index[0] == 8 * 7:
             with torch.no_grad():
-                self.model.norm.weight[3] = math.inf
+                self.stages[0].norm.weight[3] = math.inf
         return done
     monkeypatch.setattr(NativeEngine, "step", spoiling)
     assert trainer.run(tmp_path / "run", eval_iters=0) == 65

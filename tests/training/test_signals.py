@@ -1,4 +1,5 @@
 """Being asked to stop, at any moment: a complete checkpoint, the right code, and a restart that is bit-exact."""
+import json
 import os
 import random
 import signal
@@ -162,3 +163,38 @@ def test_killed_at_random_moments_a_run_comes_to_the_same_end(tmp_path, trainer,
     assert trainer.run(parts, load=parts, **flags) == 0
     assert hashes(parts) == hashes(whole)
     assert records(parts) == records(whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_at_one_rank_stops_all_at_the_same_step(tmp_path, trainer, hashes, records, rank):
+    flags = {"train_iters": 150, "log_interval": 10, "save_interval": None, "eval_interval": 1000}
+    with trainer.ranks(tmp_path / "whole", **flags) as ranks:
+        assert ranks.end()[0] == [0, 0]
+    with trainer.ranks(tmp_path / "parts", **flags) as ranks:
+        assert ranks.until(" iteration ")
+        for _ in range(3):                                  # as when a scheduler signals all and a launcher passes it on
+            ranks.children[rank].send_signal(signal.SIGTERM)
+            time.sleep(0.01)
+        codes, (said, silent) = ranks.end()
+    assert codes == [85, 85] and "received SIGTERM; saved" in said and silent == ""
+    assert json.loads((tmp_path / "parts" / "exit.json").read_text())["requeue"]
+    with trainer.ranks(tmp_path / "parts", load=tmp_path / "parts", **flags) as ranks:
+        assert ranks.end()[0] == [0, 0]
+    assert records(tmp_path / "parts") == records(tmp_path / "whole") and hashes(tmp_path / "parts") == hashes(tmp_path / "whole")
+    assert len(json.loads((tmp_path / "parts" / "run.json").read_text())["resumes"]) == 1
+
+
+def test_the_kill_switch_is_for_the_first_rank_to_see(tmp_path, trainer):
+    kill = tmp_path / "kill"
+    with trainer.ranks(tmp_path / "run", train_iters=100_000, kill_switch_file=kill, eval_interval=100_000) as ranks:
+        assert ranks.until(" iteration ")
+        kill.touch()
+        codes, (said, silent) = ranks.end()
+    assert codes == [86, 86] and f"found --kill-switch-file {kill}; saved" in said and silent == ""
+
+
+def test_in_a_world_a_signal_counts_once_for_a_while(tmp_path, trainer):
+    with StopRequest(parse(trainer.argv(tmp_path)).train, world_size=2) as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason(1, 1) == ("received SIGTERM", 85) and signal.getsignal(signal.SIGTERM) == stop.catch
