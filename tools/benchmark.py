@@ -3,7 +3,8 @@
 
 One thread, CPU seconds, variants in turn, and the median over rounds of the ratio peer / ours within a round: on a busy
 machine times move, such ratios hardly do. A gate is the least ratio that counts as passed; a limit is turned into one.
-Peers: a plain nanoGPT-style step, and LlamaForCausalLM where transformers is installed, each in its faster mode.
+Peers: a plain nanoGPT-style step, and LlamaForCausalLM where transformers is installed, each in its faster mode. Layouts of
+several processes are measured in wall seconds, for what their ranks wait for is part of the cost: give them a core each.
 """
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                                   # run from a checkout that is not installed
@@ -33,11 +35,13 @@ sys.path.insert(0, str(ROOT))                                   # run from a che
 from megatron.budget import find_size  # noqa: E402
 from megatron.config import Config, Data, Log, Model, Objective, Optim, Parallel, Train  # noqa: E402
 from megatron.errors import exits  # noqa: E402
+from megatron.layout import split_evenly  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from megatron.batch import Batch
+    from megatron.core.transformer import Block
 
 TEN_MILLION = Model(num_layers=6, hidden_size=384, num_attention_heads=6, kv_channels=64, ffn_hidden_size=1024, seq_length=1024,
                     vocab_size=50257, padded_vocab_size=50304, attention_dropout=0.0, hidden_dropout=0.0)
@@ -47,6 +51,13 @@ MINIATURE = replace(TEN_MILLION, num_layers=2, hidden_size=64, num_attention_hea
 MODES = {"float32": {"fp32": ("float32", False)},                # how a peer may compute: dtype of its weights, autocast
          "bfloat16": {"pure bf16": ("bfloat16", False), "autocast": ("float32", True)}}
 LEARNING_RATE = 1e-4
+ONE_PROCESS = Parallel()
+TWO_RANKS = functools.partial(Parallel, world_size=2, pipeline_schedule="1f1b")
+LAYOUTS = {"tp2": TWO_RANKS(tensor_model_parallel_size=2),
+           "tp2+sp": TWO_RANKS(tensor_model_parallel_size=2, sequence_parallel=True),
+           "pp2": TWO_RANKS(pipeline_model_parallel_size=2),
+           "dp2": TWO_RANKS(), "dp2+zero1": TWO_RANKS(zero_stage=1), "dp2+zero3": TWO_RANKS(zero_stage=3)}
+PATIENCE = timedelta(minutes=5)                 # for a rank that others wait for, so that a failure ends
 NOISE_SEED = 41                 # four stratified samples of which half of the tokens are hidden, as on average
 GPU_SIZES, GPU_BATCHES, DATA_SHEET_FLOPS = ("117M", "425M", "1424M"), (64, 32, 16, 8, 4, 2, 1), 989e12
 MISTAKES = ("--hiden-size 64", "--num-layers 2 --lr fast", "--num-attention-heads 12 --tensor-model-parallel-size 5")
@@ -57,49 +68,69 @@ TINY_RUN = """--num-layers 2 --hidden-size 64 --num-attention-heads 2 --seq-leng
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One comparison: `ratio` is peer / ours in cost, and passes from `gate` on; None: not measured, and `why`."""
+    """One comparison: `ratio` is peer / ours in cost, and passes from `gate` on, if any; None: not measured, and `why`."""
     section: str
     what: str
     ours: str = ""
     peer: str = ""
     ratio: float | None = None
-    gate: float
+    gate: float | None = None
     why: str = ""
 
     def verdict(self) -> str:
         if self.ratio is None:
             return f"not measured: {self.why}"
+        if self.gate is None:
+            return "no gate"
         return "passed" if self.ratio >= self.gate else "FAILED"
 
 
 # ---- measuring
 
+class Spent(NamedTuple):
+    """Seconds that a call took."""
+    wall: float
+    cpu: float                      # of all threads
+    computing: float                # CPU seconds of the calling thread, which stands still while it waits for other ranks
+
+
 def in_turn(variants: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each variant (a builder of a step, and its arguments) in each round, after two that are not counted.
+    """CPU seconds of each variant (a builder of a step, and its arguments) in each round."""
+    found = side_by_side({name: [variant] for name, variant in variants.items()}, rounds)
+    return {name: [spent.cpu for spent, in each] for name, each in found.items()}
+
+
+def side_by_side(teams: dict[str, list[tuple]], rounds: int) -> dict[str, list[list[Spent]]]:
+    """What each member of a team spends in each round, after two that are not counted: teams in turn, members at once.
 
     Each has a process of its own, as in use: allocator, threads and torch's global switches are not shared.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    found: dict[str, list[list[Spent]]] = {name: [] for name in teams}
     with ExitStack() as stack:
-        homes = {name: stack.enter_context(process()) for name in variants}
+        homes = {name: [stack.enter_context(process()) for _ in members] for name, members in teams.items()}
         for number in range(-2, rounds):
-            for name, variant in variants.items():
-                spent = homes[name].submit(timed_call, *variant).result()
+            for name, members in teams.items():
+                calls = [home.submit(timed_call, *member) for home, member in zip(homes[name], members, strict=True)]
+                spent = [call.result() for call in calls]
                 if number >= 0:
-                    seconds[name].append(spent)
-    return seconds
+                    found[name].append(spent)
+    return found
 
 
 def process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-def timed_call(build: Callable, *given) -> float:
-    """CPU seconds of one call of the step that `build` makes, once in this process."""
+def timed_call(build: Callable, *given) -> Spent:
+    """One call of the step that `build` makes, once in this process."""
     run = built(build, *given)
-    began = time.process_time()
+    began = clocks()
     run()
-    return time.process_time() - began
+    return Spent(*(after - before for before, after in zip(began, clocks(), strict=True)))
+
+
+def clocks() -> Spent:
+    return Spent(wall=time.perf_counter(), cpu=time.process_time(), computing=time.thread_time())
 
 
 @functools.cache
@@ -129,26 +160,41 @@ def product(dtype: str, size: int = 1024) -> Callable[[], Tensor]:
 # ---- ours
 
 def config_of(model: Model, dtype: str, objective: str = "ar", batch: int = 1, compile: bool = False,
-              device: str = "cpu") -> Config:
+              device: str = "cpu", parallel: Parallel = ONE_PROCESS) -> Config:
     """A configuration that only the builders of a step read."""
     train = Train(global_batch_size=batch, bf16=dtype == "bfloat16", device=device, num_threads=1,
                   compile="on" if compile else "off")
-    return Config(model=model, parallel=Parallel(), data=Data(), objective=Objective(objective=objective),
+    return Config(model=model, parallel=parallel, data=Data(), objective=Objective(objective=objective),
                   optim=Optim(lr=LEARNING_RATE, adam_beta2=0.95, weight_decay=0.1), train=train, log=Log())
 
 
 def our_step(model: Model, dtype: str, objective: str = "ar", batch: int = 1, rows: int = 1, all_asked: bool = False,
-             compile: bool = False, device: str = "cpu") -> Callable[[], object]:
-    """The trainer's own step on random samples, with its engine and its global switches."""
+             compile: bool = False, device: str = "cpu", parallel: Parallel = ONE_PROCESS) -> Callable[[], object]:
+    """The trainer's own step on random samples, with its engine and its global switches; a replica takes its part of them."""
+    from megatron.core.mesh import build_mesh
+    from megatron.engine import build
     from megatron.training.device import setup
-    from megatron.training.pretrain import build_engine
-    cfg = config_of(model, dtype, objective, batch, compile, device)
+    cfg = config_of(model, dtype, objective, batch, compile, device, parallel)
     where = setup(cfg)
     posed = objective_of(cfg)
-    engine, batches = build_engine(cfg, posed, where), pose(cfg, posed, rows)
+    mesh = build_mesh(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel)
+    engine, batches = build(cfg, posed, where, mesh), pose(cfg, posed, rows)
     if all_asked:
         batches = [ask_all(b) for b in batches]
-    return lambda: engine.step(batches, LEARNING_RATE)
+    mine = split_evenly(len(batches), mesh.dp.size)[mesh.dp.rank]
+    return lambda: engine.step(batches[mine.start:mine.stop], LEARNING_RATE)
+
+
+def ranked_step(parallel: Parallel, rank: int, store: str, *given) -> Callable[[], object]:
+    """Our step as one rank of a layout, whose processes meet over a file."""
+    import torch.distributed as dist
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=parallel.world_size, timeout=PATIENCE)
+    return our_step(*given, parallel=parallel)
+
+
+def team(parallel: Parallel, store: str, *given) -> list[tuple]:
+    """Every rank of a layout, with the arguments of our step."""
+    return [(ranked_step, parallel, rank, store, *given) for rank in range(parallel.world_size)]
 
 
 def objective_of(cfg: Config):
@@ -372,6 +418,102 @@ def largest_difference(model: Model, rows: int = 4) -> float:
     return max(float(global_norm([a - b]) / global_norm([b])) for a, b in pairs)
 
 
+def dp(rounds: int, model: Model = TEN_MILLION, micro_batches: int = 4) -> list[Row]:
+    """Two replicas against two processes that know nothing of each other, all with as many micro-batches: tokens of both."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = side_by_side({
+            "ours": team(LAYOUTS["dp2"], f"{folder}/store", model, "bfloat16", "ar", 2 * micro_batches),
+            "apart": [(our_step, model, "bfloat16", "ar", micro_batches)] * 2}, rounds)
+    tokens = micro_batches * model.seq_length
+    rates = {name: [sum(tokens / spent.wall for spent in members) for members in each] for name, each in found.items()}
+    ours, peer = (f"{statistics.median(rates[name]):.0f} tok/s" for name in ("ours", "apart"))
+    return [Row(section="dp", what=f"dp2, {micro_batches} micro-batches each, against two independent processes", ours=ours,
+                peer=peer, ratio=median_ratio(rates["ours"], rates["apart"]), gate=0.8)]
+
+
+def communication(rounds: int, model: Model = TEN_MILLION, micro_batches: int = 8) -> list[Row]:
+    """The exposed communication of each layout: the share of a step's wall time in which a rank's main thread does not run.
+
+    That thread computes forward, backward and update; what gloo's threads do meanwhile is hidden. Waiting for other ranks,
+    with a pipeline its bubble, counts; so does, on a busy machine, waiting for a core, as two processes apart show.
+    """
+    ours = (model, "bfloat16", "ar", micro_batches)
+    rows = [exposed_row("two processes apart", [(our_step, model, "bfloat16", "ar", micro_batches // 2)] * 2, rounds)]
+    for name, parallel in LAYOUTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(exposed_row(name, team(parallel, f"{folder}/store", *ours), rounds))
+    return rows
+
+
+def exposed_row(name: str, members: list[tuple], rounds: int) -> Row:
+    """The fastest round of a layout, averaged over its ranks: what else the machine does only makes a round slower."""
+    each = min(side_by_side({name: members}, rounds)[name], key=lambda each: max(spent.wall for spent in each))
+    wall, computing = (statistics.mean(seconds) for seconds in zip(*((s.wall, s.computing) for s in each), strict=True))
+    return Row(section="communication", what=f"{name}, {1 - computing / wall:.0%} of the step exposed", ours=f"step {wall:.2f} s",
+               peer=f"computing {computing:.2f} s", ratio=computing / wall)
+
+
+def layers(rounds: int, model: Model = SMALL_VOCABULARY) -> list[Row]:
+    """Our column and row linears at tensor-parallel size 1 against nn.Linear: eager on a CPU, compiled and gated on a GPU."""
+    import torch
+    on_cpu = layers_row(model, 1, rounds, "cpu", None)
+    if torch.cuda.is_available():
+        return [on_cpu, layers_row(gpu_model("425M", 2048), 8, rounds, "cuda", 0.98)]
+    what = "compiled blocks on a GPU, against nn.Linear"
+    return [on_cpu, Row(section="layers", what=what, gate=0.98, why="torch sees no GPU here")]
+
+
+def layers_row(model: Model, batch: int, rounds: int, device: str, gate: float | None) -> Row:
+    given = (model, batch, device)
+    found = side_by_side({"ours": [(blocks_step, *given, False)], "plain": [(blocks_step, *given, True)]}, rounds)
+    seconds = {name: [spent.cpu if device == "cpu" else spent.wall for spent, in each] for name, each in found.items()}
+    what = f"{'eager' if device == 'cpu' else 'compiled'} blocks on {device}, width {model.hidden_size}, against nn.Linear"
+    ours, plain = (f"{statistics.median(seconds[name]):.3g} s" for name in ("ours", "plain"))
+    ratio = median_ratio(seconds["plain"], seconds["ours"])
+    return Row(section="layers", what=what, ours=ours, peer=plain, ratio=ratio, gate=gate)
+
+
+def blocks_step(model: Model, batch: int, device: str, plain: bool) -> Callable[[], None]:
+    """Forward and backward of a model's blocks in bf16; on a GPU compiled, and over when the device is done."""
+    import torch
+
+    from megatron.core.mesh import Group
+    from megatron.core.transformer import Block, rotary
+    blocks = torch.nn.ModuleList(Block(model, True, Group(), False) for _ in range(model.num_layers))
+    for block in blocks:
+        if plain:
+            use_plain_linears(block)
+        if device == "cuda":
+            block.compile(dynamic=False)
+    for p in blocks.to(device).parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    x = torch.randn(batch, model.seq_length, model.hidden_size, dtype=torch.bfloat16, device=device)
+    rope = rotary(torch.arange(model.seq_length, device=device)[None], model.kv_channels, 1e4, x.dtype)
+
+    def run():
+        y = x
+        for block in blocks:
+            y = block(y, rope, None)
+        y.sum().backward()
+        blocks.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return run
+
+
+def use_plain_linears(block: Block) -> None:
+    """torch's own linear in each place, its fp32 weight cast where it is used, as ours are."""
+    import torch
+
+    class Plain(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.linear(x, self.weight.to(x.dtype))
+
+    for parent, name in ((block.attention, "qkv"), (block.attention, "out"), (block.mlp, "up"), (block.mlp, "down")):
+        width_out, width_in = getattr(parent, name).weight.shape
+        setattr(parent, name, Plain(width_in, width_out, bias=False))
+
+
 def startup(rounds: int) -> list[Row]:
     """Help and refusals without torch; a short run from a cold start, which also makes its own corpus."""
     rows = [answer_row(words, code, rounds) for words, code in [("--help", 0), *((words, 2) for words in MISTAKES)]]
@@ -489,8 +631,8 @@ def gpu_seconds(rounds: int, *given) -> tuple[float, int]:
 # ---- the command
 
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
-    "step": step, "step-fp32": step_fp32, "step-compiled": step_compiled, "head": head, "mdm": mdm, "startup": startup,
-    "gpu": gpu}
+    "step": step, "step-fp32": step_fp32, "step-compiled": step_compiled, "head": head, "mdm": mdm, "dp": dp,
+    "communication": communication, "layers": layers, "startup": startup, "gpu": gpu}
 
 
 def print_rows(rows: list[Row]) -> None:
@@ -499,7 +641,8 @@ def print_rows(rows: list[Row]) -> None:
     table = Table("what", "ours", "peer", "ratio", "gate", "verdict")
     for row in rows:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-        table.add_row(f"{row.section}: {row.what}", row.ours or "-", row.peer or "-", ratio, f">= {row.gate:g}", row.verdict())
+        gate = "-" if row.gate is None else f">= {row.gate:g}"
+        table.add_row(f"{row.section}: {row.what}", row.ours or "-", row.peer or "-", ratio, gate, row.verdict())
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -1,6 +1,8 @@
 """The benchmark's sections at toy size. No absolute time is asserted."""
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 
 from megatron.core import head
+from megatron.core.mesh import Group
+from megatron.core.transformer import Block, rotary
 from tools import benchmark
 from tools.benchmark import Row
 
@@ -63,6 +67,79 @@ def note(calls, name):
     return lambda: calls.append(name)
 
 
+def test_the_members_of_a_team_run_at_once(monkeypatch):
+    together = threading.Barrier(2, timeout=20)
+    monkeypatch.setattr(benchmark, "process", lambda: ThreadPoolExecutor(1))
+    found = benchmark.side_by_side({"pair": [(meet, together)] * 2}, 1)["pair"]
+    assert [len(each) for each in found] == [2]
+
+
+def meet(together):
+    return together.wait
+
+
+def test_a_thread_that_waits_does_not_compute():
+    spent = benchmark.timed_call(nap)
+    assert spent.wall > 0.2 > 2 * spent.computing
+
+
+def nap():
+    return lambda: time.sleep(0.2)
+
+
+def test_exposed_is_what_the_fastest_round_did_not_compute(monkeypatch):
+    def spent(wall, computing):
+        return benchmark.Spent(wall=wall, cpu=0.0, computing=computing)
+    rounds = [[spent(9.0, 2.0), spent(9.0, 2.0)], [spent(4.0, 2.0), spent(4.0, 4.0)]]
+    monkeypatch.setattr(benchmark, "side_by_side", lambda teams, count: dict.fromkeys(teams, rounds))
+    row = benchmark.exposed_row("tp2", [], 2)
+    assert (row.what, row.ratio, row.verdict()) == ("tp2, 25% of the step exposed", 0.75, "no gate")
+
+
+def test_summed_tokens_of_two_replicas(monkeypatch):
+    def both(*walls):
+        return [[benchmark.Spent(wall=wall, cpu=0.0, computing=0.0) for wall in walls]]
+    monkeypatch.setattr(benchmark, "side_by_side", lambda teams, count: {"ours": both(4.0, 4.0), "apart": both(2.0, 4.0)})
+    row, = benchmark.dp(1, TOY, 2)
+    assert row.ratio == pytest.approx(2 / 3) and (row.ours, row.verdict()) == ("32 tok/s", "FAILED")
+
+
+def test_two_replicas_run():
+    assert measured(benchmark.dp(1, TOY, 2))
+
+
+@pytest.mark.parametrize("name", ["tp2+sp", pytest.param("", marks=pytest.mark.slow)])
+def test_every_layout_has_its_exposed_communication(name, monkeypatch):
+    monkeypatch.setattr(benchmark, "LAYOUTS", {n: p for n, p in benchmark.LAYOUTS.items() if name in n})
+    rows = benchmark.communication(1, replace(TOY, num_layers=2), 2)
+    assert [row.what.partition(",")[0] for row in rows] == ["two processes apart", *benchmark.LAYOUTS]
+    assert all(0 < row.ratio <= 1.05 and row.gate is None for row in rows)
+
+
+def test_the_block_with_plain_linears_computes_the_same():
+    ours, plain = (Block(TOY, True, Group(), False) for _ in range(2))
+    benchmark.use_plain_linears(plain)
+    for name, p in ours.named_parameters():
+        torch.nn.init.normal_(p, std=0.05)
+        stored = p.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if name == "mlp.up.weight" else p
+        plain.get_parameter(name).data.copy_(stored)
+    x, rope = torch.randn(2, 8, TOY.hidden_size), rotary(torch.arange(8)[None], TOY.kv_channels, 1e4, torch.float32)
+    assert isinstance(plain.mlp.up, torch.nn.Linear) and torch.allclose(ours(x, rope, None), plain(x, rope, None), atol=1e-5)
+
+
+def test_layers_are_gated_on_a_gpu_only(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu, on_gpu = benchmark.layers(1, TOY)
+    assert measured([on_cpu]) and on_cpu.verdict() == "no gate"
+    assert on_gpu.gate == 0.98 and on_gpu.verdict() == "not measured: torch sees no GPU here"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_layers_on_a_gpu():
+    assert measured([benchmark.layers_row(TOY, 2, 2, "cuda", 0.98)])
+
+
 def test_the_plain_step_learns(monkeypatch):
     """The peer is a real training step: its loss on its one batch falls."""
     losses, original = [], benchmark.plain_loss
@@ -94,8 +171,8 @@ def test_mdm_runs_and_its_equality_is_checked_for_real(monkeypatch):
     assert measured([step]) and equal.verdict() == "passed"
     original = head._WeightedNLL.forward
 
-    def careless(ctx, x, table, targets, weights, columns):
-        return original(ctx, x, table, targets, weights * (1 + 1e-4 * (len(x) == 4 * TOY.seq_length)), columns)
+    def careless(ctx, x, table, targets, weights, *rest):
+        return original(ctx, x, table, targets, weights * (1 + 1e-4 * (len(x) == 4 * TOY.seq_length)), *rest)
     monkeypatch.setattr(head._WeightedNLL, "forward", careless)
     assert benchmark.largest_difference(TOY) > 5e-5
 
