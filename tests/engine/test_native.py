@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from megatron.batch import Batch, asked_positions
-from megatron.config import Model, Optim
+from megatron.config import Model, Optim, Parallel
 from megatron.core import checkpoint
+from megatron.core.mesh import build_mesh
 from megatron.core.transformer import GPT
 from megatron.engine.native import NativeEngine
 from megatron.errors import Mismatch
@@ -130,3 +131,47 @@ def test_score_gives_each_row_its_own_sums():
     assert scores.loss.sum() == pytest.approx(float(total), rel=1e-6)
     assert scores.loss[1] == pytest.approx(float(nll[8:11].sum()), rel=1e-6)
     assert scores.hits.sum() == int(hit.sum())
+
+
+LAYOUTS = {"dp2": {}, "zero1": {"zero_stage": 1}, "zero3": {"zero_stage": 3}, "tp2": {"tensor_model_parallel_size": 2},
+           "pp2": {"pipeline_model_parallel_size": 2}}
+
+
+def engine_at(flags, seed=0):
+    parallel = Parallel(**{"pipeline_schedule": "1f1b", "world_size": 2} | flags)
+    mesh = build_mesh(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
+    plan = parallel.stages(MODEL.num_layers)
+    stages = [GPT(MODEL, True, seed, tp=mesh.tp, layers=plan.layers[number]) for number in plan.of_rank(mesh.pp.rank)]
+    return NativeEngine(stages, OPTIM, 50, parallel, mesh)
+
+
+def part_of(seed, mesh):
+    """This replica's rows of a batch of four."""
+    rows = slice(mesh.dp.rank * 4 // mesh.dp.size, (mesh.dp.rank + 1) * 4 // mesh.dp.size)
+    found = {name: value[rows] for name, value in vars(batch(seed)).items() if name != "asked"}
+    return Batch(**found, asked=asked_positions(found["weights"]))
+
+
+def skip_and_resume(flags, folder):
+    """A step that is not finite on the last replica alone, and a restart; what each rank saw of both."""
+    e = engine_at(flags)
+    e.step([part_of(0, e.mesh), part_of(1, e.mesh)], 1e-2)
+    before, poison = state(e), part_of(2, e.mesh)
+    poison = poisoned(poison) if e.mesh.dp.rank == e.mesh.dp.size - 1 else poison
+    skipped = e.step([part_of(3, e.mesh), poison], 1e-2).skipped
+    untouched = same(before, state(e))
+    path = checkpoint.save(folder, 1, e.pieces(), {}, group=e.mesh.control, say=lambda line: None)
+    other = engine_at(flags, seed=9)
+    other.load(checkpoint.load(path, group=e.mesh.control))
+    again = [one.step([part_of(4, e.mesh), part_of(5, e.mesh)], 1e-2) for one in (e, other)]
+    return skipped, untouched, again[0] == again[1] and same(state(e), state(other)), again[0].loss
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_skip_together_and_restart_bit_for_bit(pool, tmp_path, layout):
+    found = pool.run(2, skip_and_resume, LAYOUTS[layout], tmp_path)
+    alone = engine()
+    for seeds in ((0, 1), (4, 5)):
+        last = alone.step([batch(seed) for seed in seeds], 1e-2)
+    assert all(one[:3] == (True, True, True) for one in found)
+    assert len({one[3] for one in found}) == 1 and found[0][3] == pytest.approx(last.loss, abs=2e-6)
