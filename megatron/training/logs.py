@@ -73,7 +73,7 @@ class Log:
 
     def __exit__(self, kind, error, *_) -> None:
         if isinstance(error, Refusal):                   # the terminal hears it from the program's exit
-            self.attempt("train.log", append, self.run_dir / "train.log", f"{kind.__name__}: {error}\n")
+            self.attempt("train.log", append, self.run_dir / "train.log", f"{kind.__name__}: {error}\n".encode())
         self.close(1 if kind else 0)
 
     def say(self, line: str) -> None:

@@ -205,7 +205,10 @@ class Run:
                           "params_non_embedding": self.shape.non_embedding(), "params_with_head": self.shape.with_head(),
                           "params_published": self.shape.published(),
                           "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length),
-                          "noise_seed": self.cfg.train.seed, "eval_seed": self.cfg.train.eval_seed,
+                          "noise_seed": self.cfg.train.seed, "eval_seed": self.cfg.train.eval_seed, "host": platform.node(),
+                          "objective": self.cfg.objective.objective, "bound": "exact" if self.reference.exact else "bound",
+                          "params_convention": "total", "flops_convention": "6ND, N = all parameters",
+                          "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
                           "layout": known.get("layout", self.layout()), "resumes": resumes})
 
     def layout(self) -> dict:
