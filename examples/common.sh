@@ -2,8 +2,8 @@
 # What every recipe shares; a recipe sources it. It goes to the project's folder, settles the scale and the defaults, and defines
 #   sizes, budgets, at_scale      what a sweep runs over, at either scale
 #   plan SIZE LENGTH...           a run's size and length, by `python -m megatron.budget`
-#   train_on, run, evaluate       its data; start it on every GPU of the job, or put it on the list of small runs
-#   finish                        wait for the list; exit with the code of a run that failed
+#   train_on, run, evaluate       its data; put the run into the recipe's plan; score a finished one
+#   finish, analyse               execute the plan on every GPU of the job, or in few processes; make its tables and figures
 # examples/README.md lists the variables that change a run.
 set -euo pipefail
 note() { echo "$*" >&2; }
@@ -73,6 +73,9 @@ budgets() {
   echo "${found//e+/e}"                               # 10e18 and 1e+19 are one budget and one name, 1e19
 }
 
+# tokens_of U: of a subset of utils/epoch_tokens.sh, or a count.
+tokens_of() { local name=DATA_$1; if [[ $1 == *[!0-9]* ]]; then echo "${!name}"; else echo "$1"; fi; }
+
 # c4_subset CORPUS EPOCHS: the prefix of its first 1/EPOCHS (utils/epoch_tokens.sh lists them).
 c4_subset() {
   local part=_$2ep
@@ -135,55 +138,64 @@ output_args() {                                       # NAME; sets place
   fi
 }
 
-# run NAME FLAGS...: train what `plan` and `train_on` said, unless it is finished; it goes on from its own last checkpoint.
+# run NAME FLAGS...: put what `plan` and `train_on` said into the recipe's plan; it goes on from its own last checkpoint.
 run() {
   local name=$1$changed args=()
   shift
+  if [[ " ${names[*]:-} " == *" $name "* ]]; then return; fi
   names+=("$name")
-  if [[ -f $RUNS_DIR/$name/result.json ]]; then note "$name is finished: skipped"; return; fi
+  if [[ ${DRY_RUN:-} == 1 && -f $RUNS_DIR/$name/result.json ]]; then note "$name is finished: skipped"; return; fi
   model_args; optim_args; data_args; output_args "$name"
-  start "${args[@]}" "${train_args[@]}" --save "$RUNS_DIR/$name" --load "$RUNS_DIR/$name" \
-    --save-interval "${SAVE_INTERVAL:-1000}" --keep-last 2 "$@"
+  args=("$ENTRY" "${args[@]}" "${train_args[@]}" --save "$RUNS_DIR/$name" --load "$RUNS_DIR/$name"
+    --save-interval "${SAVE_INTERVAL:-1000}" --keep-last 2 "$@" ${more_flags[@]+"${more_flags[@]}"})
+  if [[ ${DRY_RUN:-} == 1 ]]; then show "${args[@]}"; return; fi
+  if [[ $SCALE == gpu ]]; then need_corpus "${args[@]}"; fi
+  { printf '%q ' "${args[@]}"; echo; } >>"$list"
 }
 
 # evaluate NAME FLAGS...: score a run's last checkpoint, or that of CHECKPOINT; the result is in NAME_eval.
 evaluate() {
-  local name=$1$changed args=()
+  local name=$1$changed args=() through=() code=0
   shift
   model_args; data_args; EVAL_INTERVAL=1 output_args "${name}_eval"
-  start "${args[@]}" --skip-train --load "${CHECKPOINT:-$RUNS_DIR/$name}" --run-dir "$RUNS_DIR/${name}_eval" "$@"
+  args=("$ENTRY" "${args[@]}" --skip-train --load "${CHECKPOINT:-$RUNS_DIR/$name}" --run-dir "$RUNS_DIR/${name}_eval" "$@"
+    ${more_flags[@]+"${more_flags[@]}"})
+  if [[ ${DRY_RUN:-} == 1 ]]; then show "${args[@]}"; return; fi
+  if [[ $SCALE == gpu ]]; then need_corpus "${args[@]}"; fi
+  if several; then through=(bash examples/launch.sh); fi
+  launch "$num_nodes" ${through[@]+"${through[@]}"} "$PYTHON" "${args[@]}" || { failed=$?; note "exit code $failed: ${args[*]}"; }
 }
 
-# Print, list or start one command. Small runs of one process share one a core, so that start-up does not eat the time.
-start() {
-  local command=("$ENTRY" "$@" ${more_flags[@]+"${more_flags[@]}"}) code=0
-  if [[ ${DRY_RUN:-} == 1 ]]; then printf '%q ' "$PYTHON" "${command[@]}"; echo
-  elif several; then
-    if [[ $SCALE == gpu ]]; then need_corpus "$@"; fi
-    if ((num_nodes > 1)); then export LOG_DIR=${LOG_DIR:-$place/logs}; fi
-    launch "$num_nodes" bash examples/launch.sh "$PYTHON" "${command[@]}" || code=$?
-  elif [[ $SCALE == cpu ]]; then printf '%q ' "${command[@]}" >>"$list"; echo >>"$list"
-  else
-    need_corpus "$@"
-    launch 1 "$PYTHON" "${command[@]}" || code=$?
-  fi
-  if ((code)); then failed=$code; note "exit code $code: ${command[*]}"; fi
-}
+show() { printf '%q ' "$PYTHON" "$@"; echo; }
 
+# finish: write the runs as a plan, and execute it. Small runs share a process a core, so that start-up does not eat the time.
 finish() {
-  if [[ -s $list ]]; then launch 1 "$PYTHON" tools/run_list.py "$list" ${PROCESSES:+--processes "$PROCESSES"} || failed=$?; fi
+  local how=(--how one-by-one)
+  if several; then how=(--how torchrun --nproc "$NPROC_PER_NODE" --nodes "$num_nodes")
+  elif [[ $SCALE == cpu ]]; then how=(--how in-process ${PROCESSES:+--processes "$PROCESSES"}); fi
+  if [[ -s $list ]]; then
+    plan_file=$RUNS_DIR/plans/${plan_name:-${names[0]%%_[0-9]*}}$changed.json
+    launch 0 "$PYTHON" tools/scaling_laws.py run "$plan_file" --commands "$list" --runs-dir "$RUNS_DIR" --retry-failed \
+      "${how[@]}" || failed=$?
+  fi
   if [[ $failed ]]; then exit "$failed"; fi
 }
 
-# launch NODES COMMAND: signals reach it, and Ctrl-C means save and stop. Preempted it exits 85: a Slurm job goes back to the queue.
+# analyse VERB FLAGS...: what this recipe's runs say, into the folder `out` unless the flags name another.
+analyse() {
+  out=$RUNS_DIR/${plan_name:-${names[0]%%_[0-9]*}}$changed
+  if [[ ${DRY_RUN:-} != 1 ]]; then "$PYTHON" tools/scaling_laws.py "$1" --out "$out" "${@:2}"; fi
+}
+
+# launch NODES COMMAND: on so many nodes of a Slurm job, or with 0 here. Signals reach it, and Ctrl-C means save and stop.
+# Preempted it exits 85: a Slurm job goes back to the queue.
 launch() {
-  local through=() child code signalled=1 ask=TERM
-  if [[ ${SLURM_JOB_ID:-} ]]; then through=(srun --nodes="$1" --ntasks-per-node=1) ask=USR1; fi       # at TERM srun kills its tasks
+  local through=() child code signalled=1
+  if [[ ${SLURM_JOB_ID:-} && $1 != 0 ]]; then through=(srun --nodes="$1" --ntasks-per-node=1); fi
   shift
   ${through[@]+"${through[@]}"} "$@" &
   child=$!
-  trap 'signalled=1; kill -USR1 "$child" 2>/dev/null || true' USR1
-  trap 'signalled=1; kill -s "$ask" "$child" 2>/dev/null || true' INT TERM
+  trap 'signalled=1; kill -USR1 "$child" 2>/dev/null || true' USR1 INT TERM                         # at TERM srun kills its tasks
   while [[ $signalled ]]; do signalled='' code=0; wait "$child" || code=$?; done
   trap - USR1 INT TERM
   if ((code == 85)) && [[ ${SLURM_JOB_ID:-} ]]; then
@@ -245,9 +257,7 @@ prepare_text() {                                      # SCALE=cpu: text to byte 
 
 if [[ ${DRY_RUN:-} != 1 ]]; then
   "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || make_environment tracking
-  if [[ $SCALE == cpu ]]; then
-    prepare_text
-    list=$(mktemp)
-    trap 'rm -f "$list"' EXIT
-  fi
+  if [[ $SCALE == cpu ]]; then prepare_text; fi
+  list=$(mktemp)
+  trap 'rm -f "$list"' EXIT
 fi

@@ -1,6 +1,6 @@
 #!/bin/bash
-# From nothing to one figure, without a GPU and without a download of data: isoFLOP curves of AR and masked diffusion.
-# Makes its environment, gathers text that is already here, trains every point of the grid and fits them.
+# From nothing to one page, without a GPU and without a download of data: isoFLOP curves of AR and masked diffusion.
+# Makes its environment, gathers text that is already here, plans and trains every point of the grid and fits them.
 # Run it again to go on after a stop.   CORPUS=file.jsonl bash examples/quickstart.sh reads another text.
 set -euo pipefail
 # The grid: an objective, a budget of training FLOPs, and the sizes of utils/model_params.sh that share it.
@@ -12,7 +12,7 @@ grid=(
   "mdm 3e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
   "mdm 7e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
 )
-started=''
+started='' plan_name=quickstart
 export SCALE=cpu
 source "$(dirname "$0")/setup.sh"
 [[ ${DRY_RUN:-} == 1 ]] || make_environment tracking
@@ -32,5 +32,7 @@ for row in "${grid[@]}"; do
 done
 finish
 if [[ ${DRY_RUN:-} == 1 ]]; then exit; fi
-"$PYTHON" tools/scaling_laws.py report "${names[@]/#/$RUNS_DIR/}" --out "$RUNS_DIR/quickstart"
-echo "the picture: $(cd "$RUNS_DIR/quickstart" && ls "$PWD"/*.png)"
+"$PYTHON" tools/scaling_laws.py status "$plan_file" --runs-dir "$RUNS_DIR"
+analyse isoflop "${names[@]/#/$RUNS_DIR/}" || note "the page says why there is no exponent"
+analyse report "${names[@]/#/$RUNS_DIR/}"
+echo "the page: $(cd "$out" && pwd)/report.html"

@@ -26,6 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run fro
 
 from megatron.config import Config, ConfigError, parse  # noqa: E402
 from megatron.errors import KILLED, PREEMPTED, BadData, MissingInput, exits  # noqa: E402
+from megatron.layout import find_place  # noqa: E402
+from megatron.scaling.execute import record_failure  # noqa: E402
+from megatron.scaling.progress import is_claimed  # noqa: E402
 
 OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 
@@ -63,18 +66,43 @@ def read_member(line: str, where: str) -> Member:
     try:
         cfg = parse(argv, objective)
     except ConfigError as error:
-        folder = next((value for flag, value in itertools.pairwise(argv) if flag in ("--run-dir", "--save")), where)
-        return Member(Path(folder).name, None, "; ".join(error.mistakes))
+        folder = next((value for flag, value in itertools.pairwise(argv) if flag in ("--run-dir", "--save")), None)
+        if folder:
+            record_failure(Path(folder), ConfigError.code, "; ".join(error.mistakes))
+        return Member(Path(folder or where).name, None, "; ".join(error.mistakes))
     return Member(Path(cfg.log.run_dir).name, cfg)
 
 
 def train(member: Member) -> int:
     """Run one member in this process. Returns its exit code and prints one line about it."""
     from megatron.training.pretrain import main as pretrain
-    began = time.monotonic()
-    code = pretrain(member.cfg)                          # a crash is its code 70: it does not end the others
-    print(f"{member.name} {summary(member, code)}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    began, folder = time.monotonic(), Path(member.cfg.log.run_dir)
+    before = stamp(folder / "exit.json")
+    with contextlib.redirect_stderr(Echo(sys.stderr)) as said:
+        code = pretrain(member.cfg)                      # a crash is its code 70: it does not end the others
+    if code and stamp(folder / "exit.json") == before and find_place(os.environ).rank == 0 and not is_claimed(folder):
+        record_failure(folder, code, said.last)          # it ended before its folder was its own
+    sys.stderr.write(f"{member.name} {summary(member, code)}, {time.monotonic() - began:.0f} s\n")  # whole: others write too
     return code
+
+
+class Echo:
+    """A stream that passes everything on and remembers the last line."""
+
+    def __init__(self, stream):
+        self.stream, self.last = stream, ""
+
+    def write(self, text: str) -> int:
+        self.last = text.strip().rpartition("\n")[2] or self.last
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Tells a file from the one that was there before."""
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
 
 def summary(member: Member, code: int) -> str:
@@ -121,9 +149,9 @@ def train_side_by_side(members: list[Member], processes: int) -> list[int]:
     def forward(number: int, _frame) -> None:
         for worker in workers:
             if worker.is_alive():
-                os.kill(worker.pid, number)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, forward)
+                os.kill(worker.pid, signal.SIGTERM if number == signal.SIGINT else number)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):             # a terminal sends SIGINT to the workers as well,
+        signal.signal(number, forward)                                         # and a second one would end them at once
     for worker in workers:
         worker.join()
     waiting.cancel_join_thread()                                               # what nobody took is not an error
@@ -157,7 +185,8 @@ def main(argv: list[str] | None = None) -> int:
     processes = min(given.processes or num_cores(), len(waiting))
     codes = train_side_by_side(waiting, processes) if processes > 1 else train_in_turn(waiting)
     failures = len(wrong) + sum(code not in (0, PREEMPTED, KILLED) for code in codes)
-    print(f"{len(members)} runs: {codes.count(0)} done, {len(done)} were finished, {failures} failed", file=sys.stderr)
+    if len(members) > 1:
+        print(f"{len(members)} runs: {codes.count(0)} done, {len(done)} were finished, {failures} failed", file=sys.stderr)
     return next((code for code in (KILLED, PREEMPTED) if code in codes), int(failures > 0))
 
 

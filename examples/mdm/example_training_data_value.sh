@@ -19,7 +19,7 @@ ENTRY=pretrain_diff_gpt.py
 MODEL_PARAM=${MODEL_PARAM:-}        # another size than the budget's optimum: a name, or ("${PARAM_425M[@]}")
 FLOPS_FACTOR=${FLOPS_FACTOR:-}      # one budget alone: 10, 30, 100 (x 1e18)
 
-for flops in $(budgets "1e19 3e19 1e20" "1e11 3e11"); do
+for flops in $(budgets "1e19 3e19 1e20" "3e10 1e11 3e11"); do
   case $(at_scale "$flops" cpu) in                 # the budget's optimal size, and the corpus of its D tokens
   1e19) read -r size corpus <<<"117M 13B5" ;;
   3e19) read -r size corpus <<<"217M 23B" ;;
@@ -34,3 +34,6 @@ for flops in $(budgets "1e19 3e19 1e20" "1e11 3e11"); do
   done
 done
 finish
+shopt -s nullglob
+fresh=("$RUNS_DIR"/mdm_chinchilla_*[MK]"$changed")   # other sizes, if example_training_chinchilla.sh ran
+analyse data-value "${names[@]/#/$RUNS_DIR/}" ${fresh[@]+"${fresh[@]}"} || note "all runs are done; the figure needs others too"

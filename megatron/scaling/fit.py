@@ -1,240 +1,173 @@
-"""Fit L(N, D): Huber loss on log residuals, many starts, polished, with a bootstrap over runs.
-
-The solver works with ln N and ln D centred on the data: A and B are then losses at the centre, their correlation with
-the exponents vanishes, and L-BFGS-B reaches the optimum from nearly every start (from 9 % of them uncentred).
-"""
+"""Fit a law to observations: Huber loss on log residuals, many starts, resampled clusters, profiles, and what to distrust."""
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, field
-
 import numpy as np
-from scipy.optimize import minimize, nnls
 
 from megatron.errors import BadData, Refusal
-from megatron.scaling.laws import Chinchilla, log_chinchilla
+from megatron.scaling.diagnosis import diagnose
+from megatron.scaling.fitted import Fit, load_fit, save_fit
+from megatron.scaling.forms import FORMS, LINEAR, Form, Rows
+from megatron.scaling.intervals import (
+    OVERSAMPLING,
+    bootstrap,
+    delta_method,
+    percentiles,
+    profiles,
+    replicate_scatter,
+    resample,
+    rescale,
+    sandwich,
+)
+from megatron.scaling.observations import AXES, Observations, held_out, observe, relabelled
+from megatron.scaling.solver import Ends, Problem, minimise
 
-NAMES = ("E", "A", "B", "alpha", "beta", "a", "b")
-EXPONENT_RANGE = (1e-3, 5.0)
-LEAST_SHARE = 1e-6              # of the smallest loss: below it E has left the law
+__all__ = ["Fit", "fit_chinchilla", "fit_law", "load_fit", "save_fit"]
+METHODS = ("percentile", "delta", "profile")
+PROFILED = ("E", "alpha", "beta", "alpha_N", "alpha_D", "R_D", "R_N", "phi", "psi")
 SAME_BASIN = 0.02               # largest distance, in centred parameters, of two descriptions of one optimum
+NUM_BASINS = 5
+RIVAL = 1.05                    # objectives up to this multiple of the least also start every resample
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A fitted law and how far to trust it. `ci` and `se` are empty without a bootstrap; None in `ci` is an open end."""
-    law: Chinchilla
-    objective: float                        # the sum over rows, not scaled
-    delta: float
-    rows_used: int
-    num_runs: int
-    num_starts: int
-    share_at_optimum: float
-    basins: list[dict]                      # other optima, best first
-    condition: float                        # of the Jacobian with unit columns, centred parameters
-    residual_rms: float                     # of ln L
-    seed: int
-    num_resamples: int = 0
-    failed_resamples: int = 0
-    ci: dict[str, list] = field(default_factory=dict)
-    se: dict[str, float] = field(default_factory=dict)
-    draws: np.ndarray | None = field(default=None, repr=False)      # [resamples, 7], columns NAMES
-    warnings: list[str] = field(default_factory=list)
+def fit_law(table, form: str = "chinchilla", *, delta: float = 1e-3, reduction: str = "sum", starts="default",
+            num_resamples: int = 1000, ci: str = "percentile", holdout=None, seed: int = 0, cluster=None, chinchilla=None) -> Fit:
+    """Minimise the sum over rows of Huber_delta(ln L - ln loss) (Hoffmann et al., arXiv:2203.15556, approach 3).
 
-    @property
-    def params(self) -> dict[str, float]:
-        """The law's parameters and its compute exponents a and b, in full precision."""
-        return dict(zip(NAMES, _row(self.law)))
+    table: a Table, rows as dicts, or columns {params, tokens, loss, unique_tokens?, flops?, run?, cluster?} of [n]; `cluster`
+    [n] overrides its column. `starts`: "default", "grid" (as published), how many to draw, or theta [m, p] with
+    terms at N = D = 1. `reduction` mean reports the same optimum: the solver does not depend on it. `holdout`: a condition
+    such as "flops>=1e21", whose rows are predicted instead of fitted. `chinchilla`: a Fit or {E, A, B, alpha, beta} whose part
+    of a data-constrained law is held, resample by resample where it has draws; "single-epoch" fits it on rows that repeat
+    nothing; None fits everything jointly. Intervals are 95 %.
 
-
-def fit_chinchilla(N, D, loss, delta=1e-3, starts=None, seed=0, run=None, num_resamples=400) -> Fit:
-    """Minimise the sum over rows of Huber_delta(ln L(N, D) - ln loss) (Hoffmann et al., arXiv:2203.15556, approach 3).
-
-    N, D, loss: [n]. `starts` [m, 5] as (ln A, ln B, ln E, alpha, beta) replaces variable projection and grid. Intervals
-    are 95 % percentiles of a bootstrap that resamples `run` [n] (each row its own run when None): checkpoints of one run
-    are one cluster. Raises BadData for values that no law can have or fewer than 5 rows, Refusal when no start converges.
+    Raises BadData for values that no law can have or too few rows, Refusal when no start converges.
     """
-    rows = _checked(N, D, loss)
-    run = np.arange(len(rows[0])) if run is None else np.unique(run, return_inverse=True)[1]
-    centre = rows[0].mean(), rows[1].mean()
-    data = rows[0] - centre[0], rows[1] - centre[1], rows[2]
-    bounds = _bounds(data[2])
-    first = _default_starts(data) if starts is None else _centred(np.asarray(starts, np.float64), centre)
-    ends = [_descend(start, data, delta, bounds) for start in first]
-    ends = sorted((end for end in ends if end[2]), key=lambda end: end[1])
-    if not ends:
-        raise Refusal(f"L(N, D) did not converge from any of {len(first)} starts on {len(data[2])} rows: "
-                      "give other starts or more runs.")
-    theta, objective = _polish(ends[0], data, delta, bounds)
-    basins = _basins(theta, ends, centre)
-    law = _law(theta, centre)
-    residual, gradient = _residuals(theta, data)
-    resampled = _bootstrap(theta, data, run, delta, bounds, centre, num_resamples, seed) if num_resamples else {}
-    fit = Fit(law=law, objective=objective, delta=delta, rows_used=len(residual), num_runs=len(set(run)),
-              num_starts=len(first), share_at_optimum=sum(_same(theta, end[0]) for end in ends) / len(first), basins=basins,
-              condition=_condition(gradient), residual_rms=float(np.sqrt(np.mean(residual**2))), seed=seed, **resampled)
-    fit.warnings.extend(_warnings(fit, _at_bound(theta, bounds), data))
+    law, observed = _form(form), observe(table, cluster)
+    left_out, condition = held_out(holdout, observed)
+    rows, clusters = observed.rows(~left_out), relabelled(observed.cluster[~left_out])
+    _check(law, rows, ci, reduction)
+    problem = Problem(lambda theta: law.log_loss(theta, rows), rows.loss, delta)
+    chinchilla = _first_stage(chinchilla, law, observed, ~left_out, delta, num_resamples, seed)
+    low, high = _hold(law.bounds(rows).T, chinchilla, rows)
+    first = _starts(law, rows, starts, seed)
+    ends = _descend(problem, first, low, high, law.name)
+    theta = ends.theta[0]
+    basins, share = _basins(law, rows, ends, len(first))
+    trust = _intervals(problem, law, rows, ends, first[0], low, high, clusters, num_resamples, ci, seed, chinchilla)
+    residual, gradient = (part[0] for part in problem.residuals(theta[None]))
+    free = low < high
+    values = law.values(theta, rows)
+    residuals = _residual_table(observed, law.from_values(values), left_out)
+    fit = Fit(form=law.name, params=dict(zip(law.names, values.tolist())), objective=float(ends.objective[0]), delta=delta,
+              reduction=reduction, rows_used=len(rows), num_runs=int(clusters.max()) + 1, num_starts=len(first),
+              share_at_optimum=share, basins=basins, condition=_condition(gradient[free]), seed=seed,
+              residual_rms=float(np.sqrt(np.mean(residual**2))), residuals=residuals, held=_held_params(chinchilla),
+              noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique),
+              holdout=_holdout_error(residuals, condition), range=observed.range(~left_out), **observed.record, **trust)
+    fit.warnings.extend(diagnose(fit, law, rows, theta, low, high, residual))
     return fit
 
 
-def _checked(N, D, loss):
-    columns = {"params": N, "tokens": D, "loss": loss}
-    columns = {name: np.asarray(column, np.float64) for name, column in columns.items()}
-    for name, column in columns.items():
-        bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
-        if len(bad):
-            raise BadData(f"column {name}, row {bad[0] + 1}: found {column[bad[0]]}, expected a positive number; "
-                          f"leave out unfinished runs ({len(bad)} such rows).")
-    if len(columns["loss"]) < 5:
-        raise BadData(f"L(N, D) has 5 parameters and there are {len(columns['loss'])} runs: "
+def fit_chinchilla(N, D, loss, delta=1e-3, starts=None, seed=0, run=None, num_resamples=1000) -> Fit:
+    """`fit_law` of the form chinchilla on columns [n]: checkpoints of one `run` [n] are one cluster.
+
+    `starts` [m, 5] as (ln A, ln B, ln E, alpha, beta) replaces the default ones.
+    """
+    columns = {"params": N, "tokens": D, "loss": loss} | ({} if run is None else {"run": run})
+    return fit_law(columns, delta=delta, starts="default" if starts is None else starts, seed=seed, num_resamples=num_resamples)
+
+
+# ---- what is fitted
+
+def _form(name: str) -> Form:
+    if name not in FORMS:
+        raise BadData(f"--form {name}: expected one of {', '.join(FORMS)}.")
+    return FORMS[name]
+
+
+def _check(law: Form, rows: Rows, ci: str, reduction: str) -> None:
+    if len(rows) < len(law.solved):
+        raise BadData(f"{law.name} has {len(law.solved)} parameters and there are {len(rows)} runs: "
                       "add runs (15 or more, over 3 budgets).")
-    return [np.log(column) for column in columns.values()]
+    if ci not in METHODS or reduction not in ("sum", "mean"):
+        raise BadData(f"found ci {ci} and reduction {reduction}, expected one of {', '.join(METHODS)}, and sum or mean.")
 
 
-def _bounds(ln_loss):
-    terms = (ln_loss.min() - 30, ln_loss.max() + 30)
-    return np.array([terms, terms, (ln_loss.min() + np.log(LEAST_SHARE), ln_loss.max()), EXPONENT_RANGE, EXPONENT_RANGE])
+# ---- the two-stage fit
+
+def _first_stage(chinchilla, law: Form, observed: Observations, chosen, delta, num_resamples, seed):
+    """The Fit (or plain parameters) that a two-stage fit holds, None for a joint one."""
+    if chinchilla is None:
+        return None
+    if "R_D" not in law.solved:
+        raise BadData(f"--chinchilla holds a part of the data-constrained forms, not of {law.name}: leave it out.")
+    if chinchilla == "single-epoch":
+        single = chosen & (observed.columns["tokens"] <= observed.columns["unique_tokens"] * (1 + 1e-6))
+        columns = {name: column[single] for name, column in observed.columns.items()}
+        return fit_law(columns, delta=delta, num_resamples=num_resamples, seed=seed, cluster=observed.cluster[single])
+    found = chinchilla if isinstance(chinchilla, Fit) else Fit(form="chinchilla", params=dict(chinchilla))
+    missing = [name for name in ("E", "A", "B", "alpha", "beta") if name not in found.params]
+    if missing:
+        raise BadData(f"--chinchilla: its params lack {', '.join(missing)}; give a fit of the form chinchilla.")
+    return found
 
 
-def _centred(theta, centre):
-    """Theta [..., 5] from ln A, ln B at N = D = 1 to their values at the centre of the data."""
-    shifts = theta[..., 3] * centre[0], theta[..., 4] * centre[1]
-    return np.stack([theta[..., 0] - shifts[0], theta[..., 1] - shifts[1], *np.moveaxis(theta[..., 2:], -1, 0)], axis=-1)
+def _hold(bounds, chinchilla, rows: Rows):
+    """Bounds (low, high) [p], equal where the first stage holds a parameter."""
+    low, high = (np.array(bound) for bound in bounds)
+    if chinchilla is not None:
+        low[:5] = high[:5] = FORMS["chinchilla"].theta(chinchilla.params, rows)
+    return low, high
 
 
-def _law(theta, centre) -> Chinchilla:
-    ln_a, ln_b, ln_e, alpha, beta = (float(value) for value in theta)
-    A, B = float(np.exp(ln_a + alpha * centre[0])), float(np.exp(ln_b + beta * centre[1]))
-    return Chinchilla(E=float(np.exp(ln_e)), A=A, B=B, alpha=alpha, beta=beta)
+def _hold_draws(low, high, chinchilla, rows: Rows, num_resamples: int, seed):
+    """Bounds [r, p] of the resamples: each holds another draw of the first stage, so that its error is passed on."""
+    low, high = (np.repeat(bound[None], num_resamples, axis=0) for bound in (low, high))
+    if chinchilla is not None and chinchilla.draws is not None and len(chinchilla.draws):
+        chosen = np.random.default_rng([seed, 1]).integers(len(chinchilla.draws), size=num_resamples)
+        named = dict(zip(chinchilla.names, chinchilla.draws[chosen].T))
+        low[:, :5] = high[:, :5] = FORMS["chinchilla"].theta(named, rows)
+    return low, high
 
 
-def _row(law: Chinchilla) -> list[float]:
-    return [float(value) for value in (law.E, law.A, law.B, law.alpha, law.beta, *law.exponents)]
+def _held_params(chinchilla) -> dict:
+    return {} if chinchilla is None else {name: chinchilla.params[name] for name in ("E", "A", "B", "alpha", "beta")}
 
 
-def _residuals(theta, data):
-    predicted, gradient = log_chinchilla(theta, *data[:2])
-    return predicted - data[2], gradient
+# ---- the optimum
+
+def _starts(law: Form, rows: Rows, starts, seed) -> np.ndarray:
+    if isinstance(starts, str) and starts not in ("default", "grid"):
+        raise BadData(f"starts {starts!r}: expected default, grid, or how many.")
+    if isinstance(starts, str):
+        return law.starts(rows) if starts == "default" else law.published_grid(rows)
+    if isinstance(starts, (int, np.integer)):
+        first = law.starts(rows)
+        drawn = np.random.default_rng(seed).uniform(first.min(axis=0), first.max(axis=0), (max(starts - 1, 0), first.shape[1]))
+        return np.concatenate([first[:1], drawn])
+    return law.centred(np.asarray(starts, np.float64), rows)
 
 
-def _huber(theta, data, delta):
-    """The objective in units that keep the optimizer's tolerances meaningful (they are absolute), and its gradient."""
-    residual, gradient = _residuals(theta, data)
-    clipped = np.clip(residual, -delta, delta)
-    unit = 0.01 * delta * len(residual)
-    return np.sum(clipped * (residual - clipped / 2)) / unit, gradient @ clipped / unit
+def _descend(problem: Problem, first, low, high, name: str) -> Ends:
+    """The converged ends, best first."""
+    ends = minimise(problem, first, low, high)
+    good = np.flatnonzero(ends.converged)
+    if not len(good):
+        raise Refusal(f"{name} did not converge from any of {len(first)} starts on {len(problem.ln_loss)} rows: "
+                      "give other starts or more runs.")
+    order = good[np.argsort(ends.objective[good], kind="stable")]
+    return Ends(ends.theta[order], ends.objective[order], ends.converged[order])
 
 
-def _descend(start, data, delta, bounds):
-    """(theta, objective, converged) of L-BFGS-B. Its own `success` says nothing; the gradient does."""
-    end = minimize(_huber, np.clip(start, *bounds.T), args=(data, delta), jac=True, method="L-BFGS-B", bounds=bounds,
-                   options={"maxiter": 5000, "maxfun": 20000, "ftol": 1e-13, "gtol": 1e-9, "maxls": 60})
-    return end.x, float(end.fun) * 0.01 * delta * len(data[2]), _is_stationary(end.x, data, delta, bounds)
-
-
-def _is_stationary(theta, data, delta, bounds) -> bool:
-    """Whether the forces of the rows cancel to 1e-4, parameter by parameter, but for those that push against a bound."""
-    residual, gradient = _residuals(theta, data)
-    forces = gradient * np.clip(residual, -delta, delta)
-    total = forces.sum(axis=1)
-    held = ((theta <= bounds[:, 0]) & (total > 0)) | ((theta >= bounds[:, 1]) & (total < 0))
-    resolution = 1e-6 * delta * np.abs(gradient).sum(axis=1)       # rows that fit exactly exert none
-    return bool(np.all(held | (np.abs(total) <= 1e-4 * np.abs(forces).sum(axis=1) + resolution)))
-
-
-def _polish(end, data, delta, bounds):
-    """(theta, objective) after an unbounded BFGS from the best end, kept only where it is better and inside the bounds."""
-    theta, objective, _ = end
-    if _at_bound(theta, bounds):
-        return theta, objective
-    polished = minimize(_huber, theta, args=(data, delta), jac=True, method="BFGS", options={"gtol": 1e-10, "maxiter": 2000})
-    value = float(polished.fun) * 0.01 * delta * len(data[2])
-    better = value < objective and not _at_bound(polished.x, bounds)
-    return (polished.x, value) if better else (theta, objective)
-
-
-def _at_bound(theta, bounds) -> list[str]:
-    """The bounds that theta touches or passes, as 'alpha low', 'E low', ..."""
-    names = ("A", "B", "E", "alpha", "beta")
-    low, high = theta <= bounds[:, 0] + 1e-9, theta >= bounds[:, 1] - 1e-9
-    return [f"{name} low" for name, hit in zip(names, low) if hit] + [f"{name} high" for name, hit in zip(names, high) if hit]
-
-
-def _default_starts(data):
-    """[51, 5]: the variable-projection optimum, and a grid of exponents x share of the smallest loss that is E."""
-    starts = [_variable_projection(data)]
-    loss = np.exp(data[2])
-    for alpha, beta, share in itertools.product((0.1, 0.3, 0.6, 1.0, 1.5), (0.1, 0.3, 0.6, 1.0, 1.5), (0.3, 0.9)):
-        ln_e = np.log(share * loss.min())
-        ln_term = np.log((np.median(loss) - np.exp(ln_e)) / 2)
-        starts.append([ln_term, ln_term, ln_e, alpha, beta])
-    return np.array(starts)
-
-
-def _variable_projection(data):
-    """Theta of least squared relative error: for given exponents E, A, B are a non-negative linear fit (VPNLS)."""
-    loss = np.exp(data[2])
-
-    def solve(exponents):
-        terms = np.stack([np.exp(-exponents[0] * data[0]), np.exp(-exponents[1] * data[1]), np.ones_like(loss)], axis=1)
-        return nnls(terms / loss[:, None], np.ones_like(loss))
-
-    grid = itertools.product(np.geomspace(0.05, 2, 10), repeat=2)
-    first = min(grid, key=lambda exponents: solve(exponents)[1])
-    best = minimize(lambda exponents: solve(exponents)[1], first, method="Nelder-Mead", bounds=[EXPONENT_RANGE] * 2).x
-    return np.concatenate([np.log(np.maximum(solve(best)[0], 1e-3 * loss.min())), best])
-
-
-def _same(one, other) -> bool:
-    return bool(np.max(np.abs(one - other)) < SAME_BASIN)
-
-
-def _basins(theta, ends, centre) -> list[dict]:
-    """The other optima that starts ended in, with their objective, parameters and number of starts."""
-    others: list[list] = []
-    for end in (end for end in ends if not _same(theta, end[0])):
-        home = next((basin for basin in others if _same(basin[0][0], end[0])), None)
-        others.append([end]) if home is None else home.append(end)
-    return [{"objective": basin[0][1], "starts": len(basin), "params": dict(zip(NAMES, _row(_law(basin[0][0], centre))))}
-            for basin in others[:5]]
-
-
-def _bootstrap(theta, data, run, delta, bounds, centre, num_resamples, seed) -> dict:
-    """Refit whole runs drawn with replacement, from the optimum and from one far start; count what fails."""
-    random = np.random.default_rng(seed)
-    members = [np.flatnonzero(run == number) for number in range(run.max() + 1)]
-    far = _default_starts(data)[0] + [0, 0, -0.5, 0.2, 0.2]
-    draws, outside = [], []
-    for _ in range(num_resamples):
-        chosen = random.integers(len(members), size=len(members))
-        rows = np.concatenate([members[number] for number in chosen])
-        resample = tuple(column[rows] for column in data)
-        ends = [_descend(start, resample, delta, bounds) for start in (theta, far)]
-        ends = [end for end in ends if end[2]]
-        if ends and len(np.unique(rows)) >= 5:
-            best = min(ends, key=lambda end: end[1])[0]
-            draws.append(_row(_law(best, centre)))
-            outside.append(_open_ends(_at_bound(best, bounds)))
-    failed = num_resamples - len(draws)
-    spread = _spread(np.array(draws), np.array(outside)) if failed < num_resamples / 2 else {}
-    return {"num_resamples": num_resamples, "failed_resamples": failed, **spread}
-
-
-def _open_ends(hits: list[str]) -> list[float]:
-    """For each of NAMES the end (-1, 1) at which this draw only met a bound of ours, else 0. A term follows its exponent."""
-    signs = {hit.split()[0]: -1.0 if hit.endswith("low") else 1.0 for hit in hits}
-    signs.setdefault("A", signs.get("alpha", 0.0))
-    signs.setdefault("B", signs.get("beta", 0.0))
-    return [signs.get(name, 0.0) for name in NAMES]
-
-
-def _spread(draws, outside) -> dict:
-    """95 % percentile intervals and standard errors; an end among draws that met a bound is None: not bounded by the data."""
-    censored = np.where(outside < 0, -np.inf, np.where(outside > 0, np.inf, draws))
-    low = np.quantile(censored, 0.025, axis=0, method="lower")
-    high = np.quantile(censored, 0.975, axis=0, method="higher")
-    ci = {name: [float(end) if np.isfinite(end) else None for end in ends] for name, *ends in zip(NAMES, low, high)}
-    return {"draws": draws, "ci": ci, "se": dict(zip(NAMES, draws.std(axis=0, ddof=1).tolist()))}
+def _basins(law: Form, rows: Rows, ends: Ends, num_starts: int) -> tuple[list[dict], float]:
+    """The other optima that starts ended in, with their objective, parameters and number of starts; the share at the best."""
+    theta, objective, found = ends.theta, ends.objective, []
+    while len(theta) and len(found) <= NUM_BASINS:
+        same = np.max(np.abs(theta - theta[0]), axis=1) < SAME_BASIN
+        found.append({"objective": float(objective[0]), "starts": int(same.sum()),
+                      "params": dict(zip(law.names, law.values(theta[0], rows).tolist()))})
+        theta, objective = theta[~same], objective[~same]
+    return found[1:], found[0]["starts"] / num_starts
 
 
 def _condition(gradient) -> float:
@@ -242,28 +175,105 @@ def _condition(gradient) -> float:
     return float(np.linalg.cond(gradient / np.where(size > 0, size, 1)))
 
 
-def _warnings(fit: Fit, hits: list[str], data) -> list[str]:
-    """What a reader must know before using the law, a sentence each."""
-    found = []
-    if fit.num_runs < 6:
-        found.append(f"{fit.num_runs} runs for 5 parameters: the law interpolates, its residuals say nothing.")
-    for name, column in (("N", data[0]), ("D", data[1])):
-        if (values := len(np.unique(np.round(column, 6)))) < 3:
-            found.append(f"only {values} values of {name}: its exponent is not identified.")
-    for hit in hits:
-        found.append("E tends to 0: the irreducible loss is not identified." if hit == "E low" else
-                     f"{hit.split()[0]} stopped at a bound ({hit.split()[1]}): it is not identified.")
-    if fit.condition > 1e4:
-        found.append(f"condition number {fit.condition:.1e}: some combination of the parameters is not identified.")
-    if fit.basins and fit.basins[0]["objective"] < 1.01 * fit.objective:
-        found.append("another optimum is within 1 % of this one: see basins.")
-    if fit.share_at_optimum < 0.1:
-        found.append(f"only {fit.share_at_optimum:.0%} of {fit.num_starts} starts reached the optimum.")
-    for name, (low, high) in fit.ci.items():
-        if low is None or high is None:
-            end = "below" if high is not None else "above" if low is not None else "on either side"
-            found.append(f"the 95 % interval of {name} is unbounded {end}.")
-    if fit.failed_resamples > 0.05 * fit.num_resamples:
-        effect = "the intervals are too narrow" if fit.ci else "there are no intervals"
-        found.append(f"{fit.failed_resamples} of {fit.num_resamples} resamples could not be fitted: {effect}.")
-    return found
+# ---- intervals
+
+def _intervals(problem, law, rows, ends: Ends, first, low, high, clusters, num_resamples, method, seed, chinchilla) -> dict:
+    """What a Fit says about its errors: ci, se, draws, profile and how they were made."""
+    theta, objective = ends.theta[0], ends.objective[0]
+    if not num_resamples and method == "percentile":
+        return {}
+    dof = max(int(clusters.max()) + 1 - int(np.sum(low < high)), 1)
+    covariance, inverse = sandwich(problem, theta, low, high, clusters)
+    wanted = [index for index, name in enumerate(law.solved) if name in PROFILED and low[index] < high[index]]
+    found = profiles(problem, theta, objective, wanted, low, high, covariance, inverse, dof)
+    profiled = {law.solved[index]: _exponentiated(law.solved[index], pair) for index, pair in zip(wanted, found)}
+    made = _resampled(problem, law, rows, ends, first, low, high, clusters, num_resamples, seed, chinchilla)
+    if method != "percentile":
+        ci, se = _by_delta(law, rows, theta, covariance, dof, _held_params(chinchilla))
+        instead = {name for name, pair in profiled.items() if method == "profile" or _at_bound(law, theta, low, high, name)}
+        ci |= {name: profiled[name] for name in instead}
+        made |= {"ci": ci, "se": {name: error for name, error in se.items() if None not in ci[name]}}
+    return made | {"profile": profiled, "ci_method": method}
+
+
+def _at_bound(law: Form, theta, low, high, name: str) -> bool:
+    index = law.solved.index(name)
+    return not low[index] < theta[index] < high[index]
+
+
+def _exponentiated(name: str, ends: list) -> list:
+    return [end if end is None or name in LINEAR else float(np.exp(end)) for end in ends]
+
+
+def _by_delta(law: Form, rows: Rows, theta, covariance, dof: int, held) -> tuple[dict, dict]:
+    """(ci, se) of the published parameters that were fitted, from the covariance of theta."""
+    step = 1e-6 * np.eye(len(theta))
+    values, logarithmic = law.values(theta, rows), np.array([name not in LINEAR for name in law.names])
+    slopes = (law.values(theta + step, rows) - law.values(theta - step, rows)).T / 2e-6
+    slopes = slopes / np.where(logarithmic, values, 1)[:, None]
+    intervals, errors = delta_method(values, slopes, covariance, dof, logarithmic)
+    fitted = [(name, *rest) for name, *rest in zip(law.names, intervals, errors) if name not in held]
+    return ({name: [float(end) if np.isfinite(end) and end else None for end in ends] for name, ends, _ in fitted},
+            {name: float(error) for name, _, error in fitted})
+
+
+def _resampled(problem, law, rows, ends, first, low, high, clusters, num_resamples, seed, chinchilla) -> dict:
+    """Percentile intervals, standard errors and draws of resampled clusters, and how many resamples failed."""
+    if not num_resamples or clusters.max() < np.sum(low < high):            # an interpolation has no scatter
+        return {"num_resamples": num_resamples, "failed_resamples": num_resamples}
+    optimum = ends.theta[0]
+    rival = (ends.objective < RIVAL * ends.objective[0]) & (np.max(np.abs(ends.theta - optimum), axis=1) > SAME_BASIN)
+    starts = np.concatenate([optimum[None], first[None], ends.theta[rival][:1]])
+    # scaling supposes a scatter about one optimum: R_D and R_N have several, and one at infinity
+    single = "R_D" not in law.solved and np.all((optimum > low) & (optimum < high))
+    oversampling = OVERSAMPLING if single else 1
+    weights = resample(clusters, num_resamples, seed, oversampling)
+    found = bootstrap(problem, starts, *_hold_draws(low, high, chinchilla, rows, num_resamples, seed), weights)
+    theta = found.theta[found.converged]
+    if single:
+        theta = rescale(theta, optimum, low, high)
+    failed = num_resamples - len(theta)
+    made = {"num_resamples": num_resamples, "failed_resamples": failed, "ci": {}}
+    if failed >= num_resamples / 2:
+        return made
+    draws = law.values(theta, rows)
+    varies = draws.std(axis=0) > 1e-9 * np.abs(draws).mean(axis=0)          # a held parameter without draws does not
+    pairs = percentiles(draws, _outside(law, theta, low, high))
+    ci = {name: [float(end) if np.isfinite(end) else None for end in pair]
+          for name, pair, wanted in zip(law.names, pairs, varies) if wanted}
+    errors = zip(law.names, draws.std(axis=0, ddof=1).tolist())
+    return made | {"draws": draws, "ci": ci, "se": {name: error for name, error in errors if None not in ci.get(name, [None])}}
+
+
+def _outside(law: Form, theta, low, high) -> np.ndarray:
+    """For each draw and published parameter the end (-1, 1) at which it only met a bound of ours, else 0, [r, names].
+
+    A term follows its exponent: A is not known where alpha is not.
+    """
+    free = low < high
+    sides = {name: np.where(theta[:, i] >= high[i] - 1e-9, 1, np.where(theta[:, i] <= low[i] + 1e-9, -1, 0)) * free[i]
+             for i, name in enumerate(law.solved)}
+    for term, exponent in (("A", "alpha"), ("B", "beta"), ("N_c", "alpha_N"), ("D_c", "alpha_D"), ("P", "phi")):
+        if term in sides and exponent in sides:
+            sides[term] = np.where(sides[term] == 0, sides[exponent], sides[term])
+    return np.stack([sides.get(name, np.zeros(len(theta))) for name in law.names], axis=1)
+
+
+# ---- what else is reported
+
+def _residual_table(observed: Observations, law, left_out) -> list[dict]:
+    columns = observed.columns
+    axis = getattr(law, "axis", None)                                      # C is what the table says, which need not be 6ND
+    predicted = law.at(columns[axis]) if axis else law.loss(*(columns[name] for name in ("params", "tokens", "unique_tokens")))
+    return [{"run": name, "cluster": str(observed.cluster[i]), **{axis: float(columns[axis][i]) for axis in AXES},
+             "predicted": float(predicted[i]), "residual": float(np.log(columns["loss"][i] / predicted[i])),
+             "held_out": bool(left_out[i])}
+            for i, name in enumerate(observed.names)]
+
+
+def _holdout_error(residuals: list[dict], condition: str | None) -> dict | None:
+    if condition is None:
+        return None
+    error = np.array([row["residual"] for row in residuals if row["held_out"]])
+    return {"condition": condition, "rows": len(error), "rms": float(np.sqrt(np.mean(error**2))), "mean": float(error.mean()),
+            "largest": float(np.max(np.abs(error)))}

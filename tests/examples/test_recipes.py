@@ -4,11 +4,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megatron import budget, config
+from megatron.scaling.plan import Request, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(str(path.relative_to(ROOT / "examples")) for path in (ROOT / "examples").rglob("*.sh")
@@ -93,6 +95,30 @@ def test_repeated_data_at_small_scale():
 def test_model_param_and_flops_factor_change_a_run(param):
     runs = dry("mdm/example_training_chinchilla.sh", SCALE="gpu", MODEL_PARAM=param, FLOPS_FACTOR="10")
     assert list(runs) == ["mdm_chinchilla_1e19_425M"]
+
+
+@pytest.mark.parametrize("recipe, settings, request_", [
+    ("mdm/example_training_chinchilla.sh", {"SIZES": "57M 117M", "FLOPS": "6e18 1e19"},
+     {"objectives": ("mdm",), "flops": (6e18, 1e19), "sizes": ("57M", "117M"), "scale": "gpu"}),
+    ("arm/example_training_chinchilla.sh", {"SIZES": "CPU_16K", "FLOPS": "6e10"},
+     {"objectives": ("ar",), "flops": (6e10,), "sizes": ("CPU_16K",), "scale": "cpu"}),
+    ("mdm/example_training_data_value.sh", {"FLOPS": "1e19"},
+     {"kind": "data-value", "objectives": ("mdm",), "flops": (1e19,), "sizes": ("117M",), "epochs": (1, 2, 4, 10, 20, 50, 100),
+      "scale": "gpu"}),
+    ("crossover.sh", {"FLOPS": "2e10", "SIZES": "CPU_12K CPU_25K", "UNIQUE": "8000 128000"},
+     {"kind": "critical-compute", "flops": (2e10,), "sizes": ("CPU_12K", "CPU_25K"), "unique_tokens": (8000, 128000, 10**7),
+      "scale": "cpu"})])
+def test_bash_and_python_plan_the_same_runs(recipe, settings, request_, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    asked = dry(recipe, RUNS_DIR=str(tmp_path), SCALE=request_["scale"], **settings)
+    runs = {run["name"]: run for run in make_plan(Request(**request_)).runs}
+    assert sorted(asked) == sorted(runs)
+    for name, run in runs.items():
+        words = [*run["flags"], "--save", str(tmp_path / name), "--load", str(tmp_path / name)]
+        planned = config.parse(words, run["objective"], environ={})
+        planned = planned if planned.model.vocab_size else planned.with_vocabulary(budget.GPT2_VOCAB)
+        places = {"kill_switch_file": str(tmp_path / name / "kill")}
+        assert replace(asked[name], log=None) == replace(planned, log=None, train=replace(planned.train, **places)), name
 
 
 def test_an_array_set_in_the_recipe(tmp_path):

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from megatron.errors import BadData
-from megatron.scaling.isoflop import equal_loss_ratios, fit_isoflop, group_budgets
+from megatron.scaling.isoflop import (
+    compute_ratio,
+    equal_loss_ratios,
+    fit_isoflop,
+    fit_optima,
+    fit_table,
+    group_budgets,
+    params_ratio,
+)
+from megatron.scaling.table import Table
 
 BUDGETS = (2e11, 6e11, 2e12)
 
@@ -23,7 +32,7 @@ def test_exact_parabolas_give_their_minima_and_exponents():
         assert minimum.params == pytest.approx(0.045 * budget**0.5, rel=1e-6)
         assert minimum.loss == pytest.approx(3 * (budget / 2e11) ** -0.06, rel=1e-9)
         assert 6 * minimum.params * minimum.tokens == pytest.approx(budget, rel=1e-6)
-    assert found.exponents == pytest.approx({"a": 0.5, "b": 0.5}, abs=1e-6)
+    assert found.exponents == pytest.approx({"a": 0.5, "b": 0.5, "g": 0.06}, abs=1e-6)
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
@@ -65,7 +74,7 @@ def test_a_minimum_outside_the_data_is_marked_and_left_out():
 def test_a_concave_parabola_has_no_minimum():
     found = fit_isoflop(*sweep(bend=-0.25), num_resamples=20)
     assert {minimum.reason for minimum in found.minima} == {"concave parabola, no minimum"}
-    assert found.exponents == {"a": None, "b": None}
+    assert found.exponents == {"a": None, "b": None, "g": None}
 
 
 def test_a_flat_valley_has_an_open_interval():
@@ -75,7 +84,7 @@ def test_a_flat_valley_has_an_open_interval():
 
 def test_one_budget_has_a_minimum_but_no_exponent():
     found = fit_isoflop(*(column[:5] for column in sweep(0.001)), num_resamples=20)
-    assert len(found.interior) == 1 and found.exponents == {"a": None, "b": None}
+    assert len(found.interior) == 1 and found.exponents == {"a": None, "b": None, "g": None}
 
 
 def test_two_sizes_and_a_cloud_of_budgets_are_named_and_left_out():
@@ -110,3 +119,103 @@ def test_equal_loss_ratio_has_an_interval_and_needs_two_minima():
     ar, mdm = fit_isoflop(*sweep(0.002, 1), seed=1), fit_isoflop(*sweep(0.002, 2, level=3.13), seed=2)
     assert all(ratio["ci"][0] < ratio["ratio"] < ratio["ci"][1] for ratio in equal_loss_ratios(ar, mdm))
     assert equal_loss_ratios(fit_isoflop(*(column[:5] for column in sweep())), mdm) == []
+
+
+def test_parabolas_over_tokens_are_those_over_params_where_compute_is_their_product():
+    over_params, over_tokens = (fit_isoflop(*sweep(0.005), num_resamples=200, x=x) for x in ("params", "tokens"))
+    assert over_tokens.exponents == pytest.approx(over_params.exponents, abs=1e-6)
+    for one, other in zip(over_params.minima, over_tokens.minima):
+        assert (other.params, other.tokens, other.axis) == (pytest.approx(one.params), pytest.approx(one.tokens), "tokens")
+        assert other.params_ci == pytest.approx(one.params_ci, rel=1e-6)
+
+
+def test_a_window_leaves_the_far_sizes_out():
+    flops, params, tokens, loss = sweep(sizes=9)
+    best = 0.045 * flops**0.5
+    loss = loss + 0.3 * np.abs(np.log10(params / best)) ** 3            # no parabola, far from the minimum
+    wide, near = (fit_isoflop(flops, params * 1.3, tokens, loss, num_resamples=0, window=window) for window in (None, 0.5))
+    truth = 1.3 * 0.045 * 6e11**0.5
+    assert abs(near.minima[1].params / truth - 1) < abs(wide.minima[1].params / truth - 1)
+    assert near.left_out and "0.5 decades" in near.left_out[0][1] and not wide.left_out
+    assert len(near.left_out) + sum(minimum.num_runs for minimum in near.minima) == 27
+
+
+def test_budgets_can_be_named():
+    flops, params, tokens, loss = sweep()
+    spread = flops * np.tile([0.8, 0.9, 1, 1.1, 1.25], 3)               # too wide for one budget, by the gaps
+    assert not fit_isoflop(spread, params, tokens, loss, num_resamples=0).minima
+    named = fit_isoflop(spread, params, tokens, loss, num_resamples=0, budget=flops)
+    assert len(named.interior) == 3 and named.exponents["a"] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_three_sizes_are_few():
+    assert "3 sizes, the parabola passes through them" in fit_isoflop(*sweep(sizes=3), num_resamples=0).warnings[0]
+
+
+def test_clusters_are_drawn_within_a_budget_or_over_all():
+    columns = [np.tile(column, 3) for column in sweep(sizes=9)]
+    columns[3] = columns[3] + 0.01 * np.random.default_rng(0).standard_normal(len(columns[3]))
+    apart = fit_isoflop(*columns, num_resamples=300, ci="cluster")
+    assert apart.ci["a"][0] < 0.5 < apart.ci["a"][1] and apart.ci_method == "bootstrap by cluster"
+    seeds = fit_isoflop(*columns, num_resamples=300, ci="cluster", cluster=np.repeat(["a", "b", "c"], 27))
+    assert seeds.ci["a"][0] < seeds.exponents["a"] < seeds.ci["a"][1] and seeds.failed_resamples == 0
+    few = fit_isoflop(*sweep(0.01), num_resamples=300, ci="cluster")    # five runs a budget: some draws hold two sizes
+    assert np.isnan(few.draws["params"]).any() and few.ci["a"][0] < few.exponents["a"] < few.ci["a"][1]
+
+
+def test_optima_that_are_known_already():
+    flops = np.geomspace(1e18, 1e20, 6)
+    params = 0.05 * flops**0.6 * np.exp(0.02 * np.random.default_rng(0).standard_normal(6))
+    found = fit_optima(flops[::-1], params[::-1], (flops / 6 / params)[::-1], 3 * (flops[::-1] / 1e18) ** -0.05)
+    assert found.exponents["a"] == pytest.approx(0.6, abs=0.02) and found.exponents["g"] == pytest.approx(0.05)
+    assert found.ci["a"][0] < 0.6 < found.ci["a"][1] and found.degrees_of_freedom == 4
+    with pytest.raises(BadData, match="one row a budget"):
+        fit_optima([1e18, 1e18], [1e8, 2e8], [1e9, 1e9], [3, 3])
+
+
+def test_intervals_of_optima_cover():
+    flops, hits = np.geomspace(1e18, 1e20, 5), 0
+    for seed in range(200):
+        params = flops**0.6 * np.exp(0.05 * np.random.default_rng(seed).standard_normal(5))
+        ci = fit_optima(flops, params, flops / 6 / params, flops**-0.05, num_resamples=300, seed=seed).ci["a"]
+        hits += ci[0] < 0.6 < ci[1]
+    assert 0.89 <= hits / 200 <= 0.99, hits
+
+
+def test_ratios_at_a_loss_and_at_a_budget():
+    ar = fit_isoflop(*sweep(0.0), num_resamples=0)
+    mdm = fit_isoflop(*sweep(0.0, level=3.0 * 2**0.06), num_resamples=0)
+    found = compute_ratio(ar, mdm, 2.8)
+    assert found["ratio"] == pytest.approx(2, rel=1e-6) and not found["extrapolated"]
+    assert params_ratio(ar, mdm, 1e13)["ratio"] == pytest.approx(1) and params_ratio(ar, mdm, 1e13)["extrapolated"]
+    assert compute_ratio(fit_isoflop(*(column[:5] for column in sweep())), mdm, 2.8) is None
+
+
+def rows(**changes):
+    columns = dict(zip(("flops", "params", "tokens", "loss"), sweep(0.002)))
+    return [{"run": f"r{i}", "line": i, "objective": "ar", "epochs": 1.0, "cluster": f"r{i}", "where": "t",
+             **{name: column[i] for name, column in columns.items()}, **changes} for i in range(15)]
+
+
+def test_tables_by_objective_and_budget():
+    table = Table(rows() + rows(objective="mdm"))
+    found = fit_table(table, num_resamples=50)
+    assert set(found) == {"ar", "mdm"} and found["ar"].exponents == found["mdm"].exponents
+    assert not np.array_equal(found["ar"].draws["params"], found["mdm"].draws["params"])         # independent draws
+    nominal = [row | {"budget": 2 * row["flops"]} for row in rows()]
+    assert fit_table(Table(nominal), num_resamples=0)["ar"].minima[0].flops == 2 * BUDGETS[0]
+    by_column = fit_table(Table(nominal), num_resamples=0, budgets="column")["ar"]
+    assert len(by_column.minima) == 3
+    with pytest.raises(BadData, match="column budget is None"):
+        fit_table(Table(rows()), budgets="column")
+    assert "epochs" in fit_table(Table(rows(epochs=4.0)), num_resamples=0)["ar"].warnings[-1]
+
+
+def test_every_budget_has_the_scatter_of_its_own_residuals():
+    flops, params, tokens, loss = (np.tile(column, 2) for column in sweep(0.002, sizes=8))
+    rough = flops == BUDGETS[0]
+    loss = loss + np.where(rough, 0.05 * np.random.default_rng(3).standard_normal(len(loss)), 0.0)
+    found = fit_isoflop(flops, params, tokens, loss, num_resamples=300)
+    widths = [np.log(minimum.params_ci[1] / minimum.params_ci[0]) for minimum in found.minima]
+    assert widths[0] > 5 * max(widths[1:])
+    assert len(found.warnings) == 1 and "budget 2e+11: residuals of" in found.warnings[0] and "--window" in found.warnings[0]

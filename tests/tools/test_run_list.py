@@ -52,6 +52,7 @@ def test_failed_members_are_reported_and_the_rest_goes_on(tmp_path, started, cap
     assert code == 1 and started == ["bad data", "crash", "a good one"]
     assert "bad data FAILED with exit code 65" in said and "RuntimeError: crash" in said
     assert "bad flags FAILED: --no-such-flag is not a flag" in said
+    assert json.loads((tmp_path / "bad flags/exit.json").read_text())["code"] == 2
     assert "a good one done, loss 1.5000 (exact)" in said and "4 runs: 1 done, 0 were finished, 3 failed" in said
 
 
@@ -80,6 +81,8 @@ def test_side_by_side_a_missing_corpus_is_one_failure_a_run(tmp_path, capfd):
     assert run(tmp_path, *lines, processes=2) == 1
     said = capfd.readouterr().err
     assert "one FAILED with exit code 66" in said and "two FAILED with exit code 66" in said
+    recorded = json.loads((tmp_path / "one/exit.json").read_text())                 # although the run never began
+    assert recorded["code"] == 66 and str(tmp_path / "absent") in recorded["reason"] and recorded["reason"].startswith("Missing")
 
 
 def test_side_by_side_a_signal_saves_every_run(tmp_path, corpus):

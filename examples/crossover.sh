@@ -1,0 +1,39 @@
+#!/bin/bash
+#SBATCH --job-name=crossover
+#SBATCH --partition=your_partition
+#SBATCH --time=your_time
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --output=crossover-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+# Where masked diffusion passes the autoregressive model: both at every budget C over the first U tokens, both laws, the figure.
+#   UNIQUE="50M 100M" FLOPS="1e19 3e19" bash examples/crossover.sh
+here=$(dirname "$0")
+[[ -f $here/common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples   # sbatch runs a copy: submit it from the project
+source "$here/common.sh"
+plan_name=crossover ar=() mdm=()
+sizes=$(sizes "57M 117M 217M" "CPU_12K CPU_25K CPU_46K")
+for unique in full ${UNIQUE:-$(at_scale "25M 50M 100M 500M" "8000 16000 32000")}; do
+  for flops in $(budgets "1e19 3e19 1e20" "2e10 6e10 2e11"); do
+    for size in $sizes; do
+      plan "$size" --flops "$flops"
+      part=1ep source=utils/datapaths/train_c4_full.txt
+      if [[ $unique != full ]] && (($(tokens_of "$unique") < unique_tokens)); then
+        part=u$unique source=$(c4_subset "$unique" 1) unique_tokens=$(tokens_of "$unique")
+      fi
+      train_on "$source" unique
+      ENTRY=pretrain_gpt.py run "ar_crossover_${flops}_${size_name}_$part"
+      ENTRY=pretrain_diff_gpt.py run "mdm_crossover_${flops}_${size_name}_$part"
+    done
+  done
+done
+finish
+for name in "${names[@]}"; do if [[ $name == ar_* ]]; then ar+=("$RUNS_DIR/$name"); else mdm+=("$RUNS_DIR/$name"); fi; done
+out=$RUNS_DIR/crossover$changed      # AR overfits within these runs, which its law must be able to say; MDM does not
+analyse fit "${ar[@]}" --form data-constrained-overfit --out "$out/ar"
+analyse fit "${mdm[@]}" --form data-constrained --out "$out/mdm"
+analyse critical-compute --ar "$out/ar" --diffusion "$out/mdm" --unique-tokens "$(at_scale 25e6:500e6 8e3:32e3)" \
+  --flops "$(at_scale 1e19:1e24 2e10:1e13)"

@@ -1,0 +1,160 @@
+"""What a repeated token is worth: D'/D by number of epochs, from the fitted R_D* and, independently, run by run.
+
+D' = U + U R_D* (1 - exp(-(e - 1) / R_D*)) fresh tokens do as much as e epochs over U unique ones (Muennighoff et al.,
+arXiv:2305.16264, equation 5), so a token of the D = e U seen ones is worth D'/D. A run measures the same without that form:
+its loss, put into the law of fresh data at its N and solved for D, is the amount of fresh data that it equals.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from megatron.errors import BadData
+
+FRESH = 1 + 1e-6                                        # epochs, up to which no token was seen twice
+R_D_GRID = np.geomspace(1e-2, 1e6, 1601)                # one point a 1.2 %
+
+
+@dataclass(frozen=True)
+class DataValue:
+    """One objective's curve with its 95 % band, and its runs. None in an interval is an open end."""
+    label: str
+    R_D: float
+    R_D_ci: list | None                 # None without an interval
+    epochs: np.ndarray                  # [n]
+    value: np.ndarray                   # D'/D, [n]
+    low: np.ndarray | None              # [n], None without an interval
+    high: np.ndarray | None
+    points: list[dict] = field(default_factory=list)        # run, params, tokens, unique_tokens, epochs, loss, value, ci
+    warnings: list[str] = field(default_factory=list)
+
+
+def value_of_repeated(epochs, R_D):
+    """D'/D after this many epochs: 1 up to one epoch, 1/e for R_D = 0 and 1 for R_D = inf. Arrays broadcast."""
+    repeats = np.maximum(np.float64(epochs) - 1, 0)
+    R_D = np.float64(R_D)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        extra = np.where(np.isinf(R_D), repeats, np.where(R_D > 0, -np.expm1(-repeats / R_D) * R_D, 0.0))
+    return (1 + extra) / (1 + repeats)
+
+
+def curve_from_fit(fit, epochs, label: str, table=None) -> DataValue:
+    """D'/D of a data-constrained fit at `epochs` [n], and of every run of `table` that repeats its data.
+
+    D'/D rises with R_D*, so that its band is the interval of R_D* carried over, end by end. Raises BadData where the fit
+    has no R_D.
+    """
+    if "R_D" not in fit.params:
+        raise BadData(f"{label}: found a fit of the form {fit.form}, which has no R_D*; fit the form data-constrained.")
+    curve = curve_at(epochs, label, fit.params["R_D"], fit.ci.get("R_D"))
+    return replace(curve, points=_points_from_law(fit, table) if table else [], warnings=list(fit.warnings))
+
+
+def curve_from_runs(table, epochs, label: str, num_resamples: int = 400, seed: int = 0) -> DataValue:
+    """D'/D without a law: each size's fresh runs, interpolated in (ln D, ln loss), say what a repeating run is worth.
+
+    R_D* then fits those values by least squares of ln D'/D, with a bootstrap over runs. Raises BadData where no repeating run
+    lies between two fresh ones of its size.
+    """
+    points, warnings = _points_from_fresh_runs(table)
+    used = [point for point in points if point["value"] is not None]
+    if not used:
+        raise BadData(f"{label}: none of the {len(points)} runs that repeat data has a loss between those of two fresh runs of "
+                      "its size, and the table is too small for L(N, D); add fresh runs of that size with fewer tokens.")
+    R_D, ci = _fit_repeats(np.array([point["epochs"] for point in used]), np.array([point["value"] for point in used]),
+                           num_resamples, seed)
+    if len(used) < len(points):
+        warnings.append(f"{len(points) - len(used)} of {len(points)} repeating runs lie outside the losses of the fresh runs of "
+                        "their size: no value for them.")
+    return replace(curve_at(epochs, label, R_D, ci), points=points, warnings=warnings)
+
+
+def as_record(curve: DataValue) -> dict:
+    """A curve as JSON takes it: lists, and None for what is not there."""
+    arrays = {name: getattr(curve, name) for name in ("epochs", "value", "low", "high")}
+    return vars(curve) | {name: None if array is None else array.tolist() for name, array in arrays.items()}
+
+
+def curve_at(epochs, label: str, R_D: float, ci) -> DataValue:
+    """The curve without runs; an open end of the interval of R_D* is carried to its limit (1/e below, 1 above)."""
+    epochs = np.asarray(epochs, np.float64)
+    ends = (0.0 if ci[0] is None else ci[0], np.inf if ci[1] is None else ci[1]) if ci else ()
+    low, high = [value_of_repeated(epochs, end) for end in ends] or (None, None)
+    return DataValue(label, R_D, list(ci) if ci else None, epochs, value_of_repeated(epochs, R_D), low, high)
+
+
+def _epochs(table):
+    return table.column("tokens") / table.column("unique_tokens")
+
+
+def _points_from_law(fit, table) -> list[dict]:
+    """Each repeating run's loss turned into fresh tokens by the law at its N, after its size's fresh runs have set the level."""
+    params, tokens, unique, loss = (table.column(name) for name in ("params", "tokens", "unique_tokens", "loss"))
+    epochs = tokens / unique
+    fresh = epochs <= FRESH
+    off = np.log(loss) - np.log(fit.predict(params, tokens, unique))
+    scatter = float(np.std(off[fresh])) if fresh.sum() > 2 else float(np.sqrt(np.mean(off**2)))
+    level = np.array([np.mean(off[same]) if np.any(same := fresh & (params == size)) else 0.0 for size in params])
+    loss = loss * np.exp(-level)
+    value = _invert(fit.params, fit.predict(params, tokens, unique), loss, tokens, epochs)
+    low, high = _drawn_values(fit, params, tokens, unique, loss, scatter)
+    return [_point(table.rows[row], value[row], [low[row], high[row]]) for row in np.flatnonzero(~fresh)]
+
+
+def _drawn_values(fit, params, tokens, unique, loss, scatter: float):
+    """The 95 % interval of every run's value, [2, n]: over the draws of the law and the scatter of ln loss; NaN without draws."""
+    if fit.draws is None:
+        return np.full((2, len(loss)), np.nan)
+    law = dict(zip(fit.names, fit.draws.T[:, :, None]))
+    noise = np.exp(scatter * np.random.default_rng(fit.seed).standard_normal((len(fit.draws), len(loss))))
+    drawn = _invert(law, fit.predict_draws(params, tokens, unique), loss * noise, tokens, tokens / unique)
+    return np.stack([np.quantile(drawn, 0.025, axis=0, method="lower"), np.quantile(drawn, 0.975, axis=0, method="higher")])
+
+
+def _invert(law, predicted, loss, tokens, epochs):
+    """D'/D at which the law gives this loss: B / D'^beta is what the law leaves it above its other terms. inf: nothing left."""
+    data_term = law["B"] * (tokens * value_of_repeated(epochs, law["R_D"])) ** -law["beta"]
+    left = loss - (predicted - data_term)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(left > 0, (law["B"] / np.where(left > 0, left, 1)) ** (1 / law["beta"]) / tokens, np.inf)
+
+
+def _points_from_fresh_runs(table) -> tuple[list[dict], list[str]]:
+    params, tokens, loss, epochs = (*(table.column(name) for name in ("params", "tokens", "loss")), _epochs(table))
+    points, warnings = [], []
+    for size in np.unique(params):
+        fresh = (params == size) & (epochs <= FRESH)
+        repeating = np.flatnonzero((params == size) & ~fresh)
+        if len(repeating) and len(np.unique(tokens[fresh])) < 2:
+            warnings.append(f"N = {size:,.0f}: fewer than two fresh runs to compare its repeating runs with.")
+        equal = _interpolate(loss[repeating], tokens[fresh], loss[fresh])
+        points += [_point(table.rows[row], amount / tokens[row], [np.nan, np.nan]) for row, amount in zip(repeating, equal)]
+    return points, warnings
+
+
+def _interpolate(loss, fresh_tokens, fresh_loss):
+    """The fresh tokens that reach these losses; inf where the fresh runs do not bracket them."""
+    if len(fresh_tokens) < 2:
+        return np.full(len(loss), np.inf)
+    order = np.argsort(fresh_tokens)
+    falling = np.minimum.accumulate(fresh_loss[order])              # more fresh data never hurts: a rise is noise
+    x, y = np.log(falling[::-1]), np.log(fresh_tokens[order][::-1])
+    return np.exp(np.interp(np.log(loss), x, y, left=np.inf, right=np.inf))
+
+
+def _point(row: dict, value: float, ci) -> dict:
+    """A run with its value; None where no amount of fresh data would do."""
+    value, *ends = (float(x) if np.isfinite(x) else None for x in (value, *ci))
+    return {**{name: row[name] for name in ("run", "params", "tokens", "unique_tokens", "loss")},
+            "epochs": row["tokens"] / row["unique_tokens"], "value": value, "ci": ends}
+
+
+def _fit_repeats(epochs, value, num_resamples: int, seed: int) -> tuple[float, list]:
+    """R_D* of least squared ln D'/D on a fine grid, and its bootstrap interval; an end that met the grid's is open."""
+    errors = (np.log(value_of_repeated(epochs[:, None], R_D_GRID)) - np.log(value[:, None])) ** 2      # [points, grid]
+    counts = np.random.default_rng(seed).multinomial(len(value), np.full(len(value), 1 / len(value)), num_resamples)
+    drawn = R_D_GRID[np.argmin(counts @ errors, axis=1)]
+    low, high = np.quantile(drawn, 0.025, method="lower"), np.quantile(drawn, 0.975, method="higher")
+    return float(R_D_GRID[np.argmin(errors.sum(axis=0))]), [None if low == R_D_GRID[0] else float(low),
+                                                            None if high == R_D_GRID[-1] else float(high)]

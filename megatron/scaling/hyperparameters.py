@@ -1,0 +1,81 @@
+"""Learning rates and batch sizes of a planned run: stated, on a grid, or by a published rule."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MULTIPLE = 8                        # of samples, to which a rule's batch size is rounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the rules read."""
+    params: int                     # non-embedding
+    tokens: int                     # D
+    flops: float                    # training FLOPs without the head and the embedding
+    seq_length: int
+
+
+# Rules for an autoregressive model with AdamW, and where they stand. Rates are peaks, batches are tokens.
+LEARNING_RATES: dict[str, tuple[Callable[[Facts], float], str]] = {
+    "kaplan": (lambda f: 0.003239 - 0.0001395 * math.log(f.params), "0.003239 - 0.0001395 ln N (arXiv:2001.08361, D.1)"),
+    "deepseek": (lambda f: 0.3118 * f.flops**-0.1250, "0.3118 C^-0.1250 (arXiv:2401.02954, 1)"),
+    "step-law": (lambda f: 1.79 * f.params**-0.713 * f.tokens**0.307, "1.79 N^-0.713 D^0.307 (arXiv:2503.04715)"),
+}
+BATCH_SIZES: dict[str, tuple[Callable[[Facts], float], str]] = {
+    "deepseek": (lambda f: 0.2920 * f.flops**0.3271, "0.2920 C^0.3271 tokens (arXiv:2401.02954, 1)"),
+    "step-law": (lambda f: 0.58 * f.tokens**0.571, "0.58 D^0.571 tokens (arXiv:2503.04715)"),
+}
+OF_SIZE_ALONE = {"kaplan"}          # rules whose answer is the same for every length of a run
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value, or the rule that gives it for each run."""
+    value: float | None
+    rule: str | None = None
+
+    @property
+    def needs_length(self) -> bool:
+        return self.rule is not None and self.rule not in OF_SIZE_ALONE
+
+
+def read_choices(text: str, flag: str, rules: dict) -> list[Choice]:
+    """`fixed:2e-4`, `2e-4`, `grid:1e-4,2e-4` or `rule:NAME`. Raises ValueError with a sentence."""
+    kind, colon, rest = text.partition(":")
+    if kind == "rule":
+        if rest not in rules:
+            raise ValueError(f"{flag} {text}: the rules are {', '.join(rules)}")
+        return [Choice(None, rest)]
+    if colon and kind not in ("fixed", "grid"):
+        raise ValueError(f"{flag} {text}: expected fixed:X, grid:X,Y or rule:NAME")
+    try:
+        values = [float(word) for word in (rest if colon else text).split(",")]
+    except ValueError:
+        raise ValueError(f"{flag} {text}: expected numbers such as {'grid:1,2' if kind == 'grid' else 'fixed:1'}") from None
+    if kind != "grid" and len(values) > 1:
+        raise ValueError(f"{flag} {text}: several values are a grid: give grid:{text.removeprefix('fixed:')}")
+    if not all(0 < value < math.inf for value in values):
+        raise ValueError(f"{flag} {text}: expected numbers above 0")
+    return [Choice(value) for value in values]
+
+
+def learning_rate(choice: Choice, facts: Facts) -> float:
+    """The peak rate, a rule's to three digits. Raises ValueError where a rule has none."""
+    if choice.rule is None:
+        return choice.value
+    found = LEARNING_RATES[choice.rule][0](facts)
+    if found <= 0:
+        raise ValueError(f"--lr rule:{choice.rule} has no rate for {facts.params:,} parameters: it was fitted far below that")
+    return float(f"{found:.3g}")
+
+
+def batch_size(choice: Choice, facts: Facts) -> int:
+    """Samples a step; a rule's go to a multiple of 8. Raises ValueError for a part of a sample."""
+    if choice.rule is None:
+        if choice.value != int(choice.value):
+            raise ValueError(f"--batch-size {choice.value:g}: expected whole samples")
+        return int(choice.value)
+    samples = BATCH_SIZES[choice.rule][0](facts) / facts.seq_length
+    return max(1, round(samples / MULTIPLE)) * MULTIPLE

@@ -1,0 +1,143 @@
+"""The flags of a planned run, as the recipes of examples/ give them at either scale."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from megatron.budget import GPT2_VOCAB, Shape, epoch_tokens
+from megatron.config import EXCLUSIVE, declared
+from megatron.errors import BadData
+from megatron.flags import find, split_words
+
+ENTRIES = {"ar": "pretrain_gpt.py", "mdm": "pretrain_diff_gpt.py"}
+SUBSET_SLACK = 0.01                 # a prepared subset stands for so many unique tokens, give or take this share
+ON_SAVE = {"save_interval", "keep_last", "keep_every"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What the recipes set for published sizes, and for a laptop."""
+    seq_length: int
+    lr: float
+    batch_size: int
+    params: str                     # which count budgets are divided by
+    vocab_size: int
+    precision: tuple[str, ...]
+    tokenizer: tuple[str, ...]
+    train_data: str
+    part_data: str                  # where the first tokens of it are asked for
+    valid_data: str
+    log_interval: int
+
+
+SCALES = {
+    "gpu": Scale(seq_length=2048, lr=2e-4, batch_size=256, params="published", vocab_size=GPT2_VOCAB, precision=("--bf16",),
+                 tokenizer=("--tokenizer-type", "GPT2BPETokenizer", "--vocab-file", "utils/data/gpt2-vocab.json",
+                            "--merge-file", "utils/data/gpt2-merges.txt"),
+                 train_data="utils/datapaths/train_c4_full.txt", part_data="data/gpt2tok_c4_{subset}_text_document",
+                 valid_data="utils/datapaths/val_c4.txt", log_interval=10),
+    "cpu": Scale(seq_length=128, lr=3e-3, batch_size=8, params="total", vocab_size=257, precision=("--device", "cpu"),
+                 tokenizer=("--tokenizer-type", "ByteTokenizer"), train_data="data/python/train_text_document",
+                 part_data="data/python/train_text_document", valid_data="data/python/valid_text_document", log_interval=50),
+}
+
+
+def model_flags(shape: Shape, seq_length: int, precision: tuple[str, ...], seed: int, batch_size: int) -> list[str]:
+    words = {"--num-layers": shape.num_layers, "--hidden-size": shape.hidden_size,
+             "--num-attention-heads": shape.num_attention_heads, "--kv-channels": shape.kv_channels,
+             "--seq-length": seq_length, "--max-position-embeddings": seq_length, "--normalization": "rmsnorm",
+             "--attention-dropout": 0, "--hidden-dropout": 0, "--seed": seed, "--micro-batch-size": min(16, batch_size),
+             "--global-batch-size": batch_size}
+    return [*spell_flags(words), "--use-rotary-position-embeddings", "--swiglu", "--disable-bias-linear", *precision]
+
+
+def optim_flags(samples: int, warmup: int, lr: float, schedule: dict[str, object]) -> list[str]:
+    """`schedule`: the decay's style and what belongs to it."""
+    words = {"--train-samples": samples, "--lr-decay-samples": samples, "--lr-warmup-samples": warmup, "--optimizer": "adam",
+             "--adam-beta1": 0.9, "--adam-beta2": 0.95, "--adam-eps": 1e-8, "--weight-decay": 0.1, "--clip-grad": 1.0,
+             "--lr": f"{lr:g}", "--min-lr": f"{lr / 10:g}"}
+    return spell_flags(words | schedule)
+
+
+def data_flags(train: tuple[str, ...], valid: tuple[str, ...], tokenizer: tuple[str, ...]) -> list[str]:
+    return [*tokenizer, "--data-impl", "mmap", *corpus_flags("valid", valid), *corpus_flags("train", train)]
+
+
+def corpus_flags(split: str, words: tuple[str, ...]) -> list[str]:
+    """One word that ends in .txt is a file of corpora; all else are corpora."""
+    return [f"--{split}-data-path{'-file' if is_list(words) else ''}", *words]
+
+
+def is_list(words: tuple[str, ...]) -> bool:
+    return len(words) == 1 and words[0].endswith(".txt")
+
+
+def cadence_flags(log_interval: int, save: dict[str, object]) -> list[str]:
+    return spell_flags({"--log-interval": log_interval, "--eval-interval": 1000, "--eval-iters": 100} | save)
+
+
+def spell_flags(words: dict[str, object]) -> list[str]:
+    return [word for name, value in words.items() for word in (name, str(value))]
+
+
+def without(flags: list[str], names: set[str]) -> list[str]:
+    """The flags that set none of these fields."""
+    table = declared()
+    kept = [(spelled, words) for spelled, words in split_words(flags, []) if find(spelled, table)[0] not in names]
+    return [word for spelled, words in kept for word in (spelled, *words)]
+
+
+def fields_of(words: Iterable[str]) -> set[str | None]:
+    """The fields that these flags set; None among them for one that does not exist."""
+    table = declared()
+    return {find(spelled, table)[0] for spelled, _ in split_words(list(words), [])}
+
+
+def overlaid(flags: list[str], over: list[str]) -> list[str]:
+    """`over` replaces what `flags` says of the same, also in another way (--eval-interval, --lr-warmup-iters)."""
+    names = fields_of(over)
+    names |= {name for group in EXCLUSIVE if names & set(group) for name in group}
+    return [*without(flags, names), *over]
+
+
+def first_tokens(words: tuple[str, ...], unique: int) -> tuple[tuple[str, ...], int]:
+    """The words for the first `unique` tokens of a corpus, and how many there are: fewer where the corpus is smaller.
+
+    `{subset}` in a prefix becomes the prepared subset of utils/epoch_tokens.sh with as many tokens, else the next larger one.
+    Raises ValueError.
+    """
+    if len(words) != 1 or is_list(words):
+        raise ValueError(f"--train-data {' '.join(words)}: first tokens are those of one corpus: give a PREFIX")
+    prefix, whole = words[0], False
+    if "{subset}" in prefix:
+        name, count = prepared_subset(unique)
+        prefix, whole = prefix.replace("{subset}", name), abs(count - unique) <= unique * SUBSET_SLACK
+        unique = count if whole else unique
+    unique = min(unique, corpus_tokens((prefix,)) or unique)
+    return (prefix,) if whole else ("1.0", f"0:{unique}", prefix), unique
+
+
+def prepared_subset(unique: int) -> tuple[str, int]:
+    """The subset of C4 with about that many tokens, else the next larger one. Raises ValueError where all are smaller."""
+    table = {name: count for name, count in epoch_tokens().items() if name[0].isdigit()}
+    enough = [name for name in table if table[name] >= unique * (1 - SUBSET_SLACK)]
+    if not enough:
+        raise ValueError(f"no prepared subset has {unique} tokens, the largest has {max(table.values())}: "
+                         "give --train-data PREFIX, of which the first tokens are taken")
+    name = min(enough, key=lambda n: abs(table[n] - unique))
+    return name, table[name]
+
+
+def corpus_tokens(words: tuple[str, ...]) -> int | None:
+    """Tokens of one whole corpus that is here already; None for what cannot be counted. Raises BadData."""
+    if len(words) != 1 or is_list(words):
+        return None
+    try:
+        with open(f"{words[0]}.idx", "rb") as index, open(f"{words[0]}.bin", "rb") as tokens:
+            header, num_bytes = index.read(18), tokens.seek(0, 2)
+    except OSError:
+        return None
+    widths = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}                              # by the index's code of the type of an id
+    if len(header) < 18 or header[17] not in widths:
+        raise BadData(f"{words[0]}.idx: is no index of a corpus; tools/preprocess_data.py makes one")
+    return num_bytes // widths[header[17]]

@@ -1,0 +1,28 @@
+"""Pack tables, configurations, fits and figures into one citable zip with a manifest; --check verifies one."""
+from __future__ import annotations
+
+import argparse
+
+from megatron.flags import ConfigError
+from megatron.scaling.archive import check, pack
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's flags."""
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="run directories, report folders, tables")
+    parser.add_argument("--out", metavar="FILE", help="the archive to write; never replaced")
+    parser.add_argument("--title", default="Scaling runs and fits", help="for README and citation [%(default)s]")
+    parser.add_argument("--author", default="Anonymous", help="for README and citation [%(default)s]")
+    parser.add_argument("--check", metavar="FILE", help="compare an archive with its manifest, and write nothing")
+
+
+def command(args: argparse.Namespace) -> None:
+    """Do it."""
+    if args.check:
+        if args.paths or args.out:
+            raise ConfigError(["--check FILE verifies an archive and takes neither paths nor --out; leave one of them out."])
+        print(f"{args.check}: {check(args.check)} files are as its manifest says")
+    else:
+        if not (args.paths and args.out):
+            raise ConfigError(["archive needs paths and --out FILE.zip, or --check FILE."])
+        print(f"wrote {args.out}: {len(pack(args.paths, args.out, args.title, args.author))} files")

@@ -1,0 +1,82 @@
+"""Compare sets of runs, or fits, once they are comparable: the first with each of the others.
+
+Each argument is a table, a run directory or a folder of them (objectives in it are sides of their own), or a fit (fit.json or
+its folder). Prints what differs, the compute ratio at equal loss and the ratio of optimal parameters at equal compute with
+95 % intervals, and whether losses are exact or bounds. Writes compare.json into --out.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron.errors import BadData
+from megatron.scaling.compare import Side, compare, findings
+from megatron.scaling.screen import interval, say, show
+from megatron.scaling.table import Table
+from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
+from megatron.scaling.verbs.isoflop import fit_from, isoflop_arguments
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the verb."""
+    parser.add_argument("sets", nargs="+", metavar="SET", help="tables, folders of runs, or fits; the first is the reference")
+    parser.add_argument("--at-loss", type=positive, nargs="+", default=[], metavar="L", help="compare compute at these losses")
+    parser.add_argument("--at-flops", type=positive, nargs="+", default=[], metavar="C", help="compare sizes at these budgets")
+    table_arguments(parser, paths=False)
+    isoflop_arguments(parser)
+    parser.add_argument("--out", metavar="DIR", help="folder for compare.json")
+
+
+def command(args: argparse.Namespace) -> None:
+    """Lint, compare, print, write."""
+    sides, tables = [], []
+    for path in args.sets:
+        sides += _fit_side(Path(path)) if _is_fit(Path(path)) else _run_sides(path, args, tables)
+    if len(sides) < 2:
+        raise BadData(f"{args.sets[0]} holds one objective and nothing stands beside it: give another set of runs or fit.")
+    allow = [name for item in args.allow for name in item]
+    said = findings(sides, allow)
+    found = [compare(sides[0], other, args.at_loss, args.at_flops) for other in sides[1:]]
+    for pair in found:
+        _show(pair)
+    for line in said:
+        say(f"note: {line}")
+    if args.out:
+        record = {"sides": [side.label for side in sides], "pairs": found, "warnings": said}
+        table = tables[0] if tables else Table([{}])
+        write_record(Path(args.out) / "compare.json", record, table, vars(args))
+
+
+def _is_fit(path: Path) -> bool:
+    return path.name == "fit.json" or (path / "fit.json").is_file()
+
+
+def _fit_side(path: Path) -> list[Side]:
+    from megatron.scaling.fit import load_fit
+
+    fit = load_fit(path)
+    name = (path.resolve().parent if path.name == "fit.json" else path.resolve()).name
+    stated = {"objective": name, **{key: value for key, value in fit.conventions.items() if value is not None}}
+    return [Side(name, [stated | {"run": f"the fit {name}", "unit": fit.choices.get("unit")}], fit=fit)]
+
+
+def _run_sides(path: str, args: argparse.Namespace, tables: list[Table]) -> list[Side]:
+    table = load_table(args, [path], lint=False)
+    tables.append(table)
+    stem, several = Path(path).stem, len(table.objectives) > 1
+    return [Side(f"{stem} {objective}" if several else stem,
+                 [row | {"unit": args.unit} for row in table.only(objective).rows], isoflop=isoflop)
+            for objective, isoflop in fit_from(args, table).items()]
+
+
+def _show(pair: dict) -> None:
+    show(f"compute of {pair['other']} over {pair['reference']} at equal loss (*: extrapolated)",
+         ["loss", "ratio", "95 % interval"],
+         [(f"{row['loss']:.4f}", f"{row['ratio']:.4g}{'*' * row['extrapolated']}", interval(row["ci"], ".4g"))
+          for row in pair["compute"]])
+    show(f"optimal parameters of {pair['reference']} over {pair['other']} at equal compute (*: extrapolated)",
+         ["C (FLOPs)", "ratio", "95 % interval", "parameters"],
+         [(f"{row['flops']:.3g}", f"{row['ratio']:.4g}{'*' * row['extrapolated']}", interval(row["ci"], ".4g"),
+           " / ".join(f"{size:.4g}" for size in row["params"])) for row in pair["params"]])
+    if not pair["compute"] and not pair["params"]:
+        say(f"{pair['reference']} and {pair['other']}: no ratio; both need two budgets with their minimum inside the data.")

@@ -1,0 +1,87 @@
+"""The compute at which masked diffusion passes the autoregressive model, over unique tokens.
+
+From a fit of each (`fit --form data-constrained`): C_crit(U) with 95 % intervals from paired draws, the epochs there, and the
+power law ln C_crit = k + p ln U. Writes critical_compute.json and the figure (crossover.png, crossover.pdf) into --out.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from megatron.flags import ConfigError
+from megatron.scaling.critical import find_crossover
+from megatron.scaling.predict import read_fits
+from megatron.scaling.runs import LINTS
+from megatron.scaling.screen import interval, say, show
+from megatron.scaling.table import Table
+from megatron.scaling.verbs import positive, write_record
+
+POINTS_A_DECADE = 3
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the verb."""
+    parser.add_argument("--ar", required=True, metavar="FIT", help="fit.json of the autoregressive runs, or its folder")
+    parser.add_argument("--diffusion", required=True, metavar="FIT", help="fit.json of the masked-diffusion runs, or its folder")
+    parser.add_argument("--unique-tokens", required=True, type=span, metavar="LOW:HIGH[:COUNT]|U,U,...",
+                        help=f"unique tokens U, as 1e8:1e12 ({POINTS_A_DECADE} a decade unless COUNT says)")
+    parser.add_argument("--flops", type=span, metavar="LOW:HIGH",
+                        help="compute searched (default: 1/100 to 10^8 of what spends U in one epoch)")
+    parser.add_argument("--allow", action="extend", type=_names, default=[], metavar="X,...",
+                        help="differences between the two fits to accept: " + ", ".join(LINTS))
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for critical_compute.json and the figure")
+
+
+def command(args: argparse.Namespace) -> None:
+    """Find the crossing, print, draw, write."""
+    from megatron.scaling.figures import draw_crossover, save
+
+    unknown = sorted(set(args.allow) - set(LINTS))
+    if unknown:
+        raise ConfigError([f"--allow {unknown[0]}: expected one of {', '.join(LINTS)}."])
+    (ar, mdm), sources = read_fits([args.ar, args.diffusion])
+    found = find_crossover(ar, mdm, args.unique_tokens, args.flops and (args.flops[0], args.flops[-1]), args.allow)
+    found["unit"] = ar.choices.get("unit") or "nats"
+    _show(found)
+    write_record(Path(args.out) / "critical_compute.json", found, Table([mdm.conventions], sources=sources), vars(args))
+    for path in save(draw_crossover(found), Path(args.out) / "crossover"):
+        say(f"wrote {path}")
+
+
+def span(text: str) -> list[float]:
+    """LOW:HIGH, LOW:HIGH:COUNT (evenly in the logarithm) or numbers with commas between them, as positive numbers."""
+    parts = [positive(part) for part in text.replace(":", ",").split(",")]
+    if ":" not in text:
+        return parts
+    low, high, *count = parts
+    if len(parts) > 3 or low >= high or (count and (count[0] < 2 or count[0] % 1)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected LOW:HIGH or LOW:HIGH:COUNT, as 1e8:1e12")
+    count = int(count[0]) if count else 1 + max(1, round(POINTS_A_DECADE * np.log10(high / low)))
+    return np.geomspace(low, high, count).tolist()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _show(found: dict) -> None:
+    def ends(pair, form):
+        return interval(pair if found["num_draws"] else None, form)
+
+    rows = []
+    for point in found["critical"]:
+        models = [f"{point[name]['epochs']:.4g} ({ends(point[name]['epochs_ci'], '.3g')})" if point["flops"] else "-"
+                  for name in ("ar", "mdm")]
+        rows.append((f"{point['unique_tokens']:.3g}", f"{point['flops']:.4g}" if point["flops"] else point["reason"],
+                     ends([point["low"], point["high"]], ".3g"), *models,
+                     f"{point['mdm']['params']:.3g}" if point["flops"] else "-"))
+    show("Critical compute: MDM passes AR (95 % intervals; open: draws without a crossing in the range)",
+         ["U", "C_crit (FLOPs)", "interval", "epochs of AR", "epochs of MDM", "N of MDM"], rows)
+    if law := found["power_law"]:
+        say(f"ln C_crit = k + p ln U: p = {law['p']:.4f} ({ends(law['ci']['p'], '.4f')}), "
+            f"k = {law['k']:.4f} ({ends(law['ci']['k'], '.4f')}), over {law['num_points']} values of U")
+    say(found["label"])
+    for warning in found["warnings"]:
+        say(f"warning: {warning}")

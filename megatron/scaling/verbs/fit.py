@@ -1,0 +1,94 @@
+"""Fit a law to a table: parameters with intervals, the optimum's exponents, and every reason for distrust.
+
+`fit TABLE.csv --form chinchilla --out DIR` writes DIR/fit.json, residuals.csv and table.txt. It leaves with 70 when no start
+converges. A table of several objectives is fitted apart, each into DIR/OBJECTIVE.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from megatron.scaling.fit import METHODS, Fit, fit_law, load_fit, save_fit
+from megatron.scaling.fitted import parameter_lines, setting_lines
+from megatron.scaling.forms import FORMS
+from megatron.scaling.screen import say, show, show_record
+from megatron.scaling.verbs import load_table, positive, table_arguments
+
+GIVEN = re.compile(r"\s*(\w+)\s*=\s*([-+.\deE]+)\s*")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the verb."""
+    table_arguments(parser)
+    fit_arguments(parser)
+    parser.add_argument("--out", metavar="DIR", help="folder for fit.json, residuals.csv and table.txt")
+
+
+def fit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is fitted and how."""
+    group = parser.add_argument_group("the fit")
+    group.add_argument("--form", choices=FORMS, default="chinchilla", metavar="FORM", help=", ".join(FORMS))
+    group.add_argument("--delta", type=positive, default=1e-3, help="of the Huber loss, in units of ln L")
+    group.add_argument("--reduction", choices=("sum", "mean"), default="sum", help="on record; the optimum is the same")
+    group.add_argument("--starts", type=_starts, default="default", metavar="default|grid|N",
+                       help="grid: the 4500 of Hoffmann et al.; N: that many, drawn at random")
+    group.add_argument("--bootstrap", type=_count, default=1000, metavar="N", help="resamples of whole clusters (see --group-by)")
+    group.add_argument("--ci", choices=METHODS, default="percentile", help="which 95 %% intervals stand in `ci`")
+    group.add_argument("--holdout", metavar="CONDITION", help="rows to predict instead of fit, as flops>=1e21")
+    group.add_argument("--chinchilla", type=_chinchilla, metavar="fit.json|single-epoch|E=..,A=..,..",
+                       help="two stages: hold this part of a data-constrained form (default: fit everything jointly)")
+    group.add_argument("--seed", type=int, default=0)
+
+
+def fit_from(args: argparse.Namespace, table) -> Fit:
+    """The fit that the flags of `fit_arguments` describe."""
+    chinchilla = args.chinchilla
+    if isinstance(chinchilla, str) and chinchilla != "single-epoch":
+        chinchilla = load_fit(chinchilla)
+    return fit_law(table, args.form, delta=args.delta, reduction=args.reduction, starts=args.starts, num_resamples=args.bootstrap,
+                   ci=args.ci, holdout=args.holdout, seed=args.seed, chinchilla=chinchilla)
+
+
+def command(args: argparse.Namespace) -> None:
+    """Fit, print, write."""
+    table = load_table(args)
+    objectives = table.objectives
+    for objective in objectives:
+        fit = fit_from(args, table.only(objective))
+        _show(fit, objective)
+        if args.out:
+            folder = Path(args.out) / (objective if len(objectives) > 1 else "")
+            save_fit(fit, folder)
+            say(f"wrote {folder / 'fit.json'}, residuals.csv and table.txt")
+
+
+def _show(fit: Fit, objective: str) -> None:
+    columns = ("parameter", "value", "std. error", f"95 % interval ({fit.ci_method})", "profile interval")
+    show(f"{fit.form} ({objective})", columns, parameter_lines(fit))
+    for what, value in setting_lines(fit):
+        say(f"{what}: {value}")
+    show_record(fit.rows_dropped, fit.warnings)
+
+
+def _starts(text: str):
+    if text in ("default", "grid"):
+        return text
+    return _count(text, least=1)
+
+
+def _count(text: str, least: int = 0) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
+    return int(text)
+
+
+def _chinchilla(text: str):
+    """A path, the word single-epoch, or parameters as E=1.87,A=521,B=1488,alpha=0.35,beta=0.35."""
+    if "=" not in text or Path(text).exists():
+        return text
+    found = [GIVEN.fullmatch(item) for item in text.split(",")]
+    try:
+        return {item[1]: float(item[2]) for item in found}
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected E=..,A=..,B=..,alpha=..,beta=..") from None

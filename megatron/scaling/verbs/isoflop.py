@@ -1,0 +1,106 @@
+"""IsoFLOP analysis: a parabola of the loss over size for every compute budget, its minimum, and the exponents of the minima.
+
+Writes isoflop.json (exponents a, b, g of N* ~ C^a, D* ~ C^b, L* ~ C^-g with their intervals, minima, rows used and dropped,
+warnings) and isoflop.png and .pdf into --out. Leaves with 65 when no exponent can be had.
+"""
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron.errors import BadData
+from megatron.scaling.isoflop import IsoFlop, fit_table
+from megatron.scaling.screen import interval, say, show, show_record
+from megatron.scaling.table import Table
+from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
+
+MEANING = {"a": "a: N* ~ C^a", "b": "b: D* ~ C^b", "g": "g: L* ~ C^-g"}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the verb."""
+    table_arguments(parser)
+    isoflop_arguments(parser)
+    parser.add_argument("--out", metavar="DIR", help="folder for isoflop.json and the figure")
+
+
+def isoflop_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how minima are fitted."""
+    parser.add_argument("--budgets", default="auto", metavar="auto|column|COLUMN",
+                        help="auto: by gaps in the column budget or in the compute; else equal values of the column budget, "
+                             "or of another, are one budget")
+    parser.add_argument("--window", type=positive, metavar="DECADES",
+                        help="use sizes within this many decades of a budget's lowest loss")
+    parser.add_argument("--x", choices=("params", "tokens"), default="params", help="the parabola's axis")
+    parser.add_argument("--optima", action="store_true", help="every row is an optimum already: one a budget")
+    parser.add_argument("--ci", choices=("parametric", "cluster"), default="parametric",
+                        help="losses drawn around the curves, or clusters of rows drawn with replacement")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="number of resamples")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def fit_from(args: argparse.Namespace, table: Table) -> dict[str, IsoFlop]:
+    """objective -> IsoFlop, as the flags of `isoflop_arguments` say."""
+    return fit_table(table, budgets=args.budgets, window=args.window, x=args.x, ci=args.ci, optima=args.optima,
+                     num_resamples=args.bootstrap, seed=args.seed)
+
+
+def command(args: argparse.Namespace) -> None:
+    """Fit, print, write; raises BadData when an objective has no exponent."""
+    table = load_table(args)
+    found = fit_from(args, table)
+    records = {objective: as_record(isoflop, table.only(objective)) for objective, isoflop in found.items()}
+    for objective, isoflop in found.items():
+        _show(objective, isoflop)
+        show_record(records[objective]["rows_dropped"], table.warnings + isoflop.warnings)
+    if args.out:
+        whole = next(iter(records.values())) if len(records) == 1 else _by_objective(records)
+        write_record(Path(args.out) / "isoflop.json", whole, table, vars(args))
+        if args.x == "params":
+            _draw(found, table, Path(args.out))
+        else:
+            say("no figure: it is drawn over parameters, for --x params.")
+    lacking = [objective for objective, isoflop in found.items() if isoflop.exponents["a"] is None]
+    if lacking:
+        raise BadData(f"no exponent for {', '.join(lacking)}: two budgets with their minimum inside the data are needed, found "
+                      f"{len(found[lacking[0]].interior)} of {len(found[lacking[0]].minima)}; add sizes, or give --budgets.")
+
+
+def as_record(isoflop: IsoFlop, table: Table) -> dict:
+    """What isoflop.json says of one objective."""
+    left_out = [{"run": table.rows[row]["run"], "line": table.rows[row]["line"], "reason": reason}
+                for row, reason in isoflop.left_out]
+    return {"objective": table.rows[0]["objective"], "bound": table.rows[0].get("bound"), "exponents": isoflop.exponents,
+            "ci": isoflop.ci, "ci_method": isoflop.ci_method, "minima": [asdict(minimum) for minimum in isoflop.minima],
+            "scatter": isoflop.scatter, "degrees_of_freedom": isoflop.degrees_of_freedom,
+            "num_resamples": isoflop.num_resamples, "failed_resamples": isoflop.failed_resamples,
+            "rows_used": len(table) - len(left_out), "rows_dropped": [*table.dropped, *left_out],
+            "warnings": [*table.warnings, *isoflop.warnings]}
+
+
+def _by_objective(records: dict[str, dict]) -> dict:
+    """Every field by objective: exponents["ar"]["a"], ..."""
+    fields = next(iter(records.values()))
+    return {name: {objective: record[name] for objective, record in records.items()} for name in fields}
+
+
+def _show(objective: str, isoflop: IsoFlop) -> None:
+    show(f"{objective}: isoFLOP minima (95 % intervals; open: the data do not bound it)",
+         ["C (FLOPs)", "N*", "interval", "D*", "loss", "interval", "runs", "used"],
+         [(f"{m.flops:.3g}", f"{m.params:.4g}", interval(m.params_ci, ".4g"), f"{m.tokens:.4g}", f"{m.loss:.4f}",
+           interval(m.loss_ci, ".4f"), str(m.num_runs), m.reason or "yes") for m in isoflop.minima])
+    show(f"{objective}: exponents ({isoflop.ci_method}, {isoflop.num_resamples} resamples)",
+         ["exponent", "value", "95 % interval"], [(MEANING[name], f"{value:.4f}", interval(isoflop.ci[name], ".4f"))
+                                                  for name, value in isoflop.exponents.items() if value is not None])
+
+
+def _draw(found: dict[str, IsoFlop], table: Table, folder: Path) -> None:
+    from megatron.scaling.figures import draw_isoflop, save
+    from megatron.scaling.isoflop import equal_loss_ratios
+    from megatron.scaling.report.study import Study, by_budget
+
+    studies = [Study(objective, by_budget(table.only(objective).rows), isoflop) for objective, isoflop in found.items()]
+    ratios = equal_loss_ratios(found["ar"], found["mdm"]) if {"ar", "mdm"} <= set(found) else []
+    for path in save(draw_isoflop(studies, ratios, table.choices["unit"]), folder / "isoflop"):
+        say(f"wrote {path}")

@@ -1,0 +1,124 @@
+"""The registry of run directories: `ls [DIR...]` lists them, `show RUN` tells all of one, `diff A B` what sets two apart."""
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megatron.scaling.registry import compare, describe, error_of, find_runs, flat, summary
+
+WIDE = 1000                     # columns, where the output is no terminal
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ls|show|diff")
+    listing = actions.add_parser("ls", help="every run at or below some folders", allow_abbrev=False)
+    listing.add_argument("folders", nargs="*", default=["."], metavar="DIR")
+    showing = actions.add_parser("show", help="config, facts, resumes, skips and final metrics of one run", allow_abbrev=False)
+    showing.add_argument("run", type=Path)
+    differing = actions.add_parser("diff", help="flags, facts and metrics that differ", allow_abbrev=False)
+    differing.add_argument("a", type=Path)
+    differing.add_argument("b", type=Path)
+    for action in (listing, showing, differing):
+        action.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout")
+
+
+def command(args: argparse.Namespace) -> None:
+    found, show = {"ls": _ls, "show": _show, "diff": _diff}[args.action](args)
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return
+    show(wide_console(), found)
+
+
+def wide_console() -> Console:
+    """stdout, with no line folded where it is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
+def _ls(args: argparse.Namespace):
+    return [summary(describe(directory)) for directory in find_runs(args.folders)], _print_list
+
+
+def _show(args: argparse.Namespace):
+    return describe(args.run), _print_run
+
+
+def _diff(args: argparse.Namespace):
+    return compare(describe(args.a), describe(args.b)), _print_differences
+
+
+def _print_list(console: Console, runs: list[dict]) -> None:
+    columns = ("run", "status", "objective", "params", "tokens", "step", "loss", "seed", "config", "code", "resumes", "reason")
+    table, named = _table(*columns), Counter(run["run"] for run in runs)
+    for run in runs:
+        loss = _with_error(run["loss"], run["error"]) + (" (bound)" if run["bound"] == "bound" else "")
+        name = run["run"] if named[run["run"]] == 1 else run["path"]
+        _row(table, name, *(run[column] for column in columns[1:6]), loss,
+             *(run[column] for column in ("seed", "config_hash", "code", "resumes", "reason")))
+    console.print(table)
+    counts = Counter(run["status"] for run in runs)
+    console.print(", ".join([f"{len(runs)} runs", *(f"{n} {state}" for state, n in counts.items())]), highlight=False)
+
+
+def _print_run(console: Console, run: dict) -> None:
+    console.print(f"{run['run']}: {run['status']}{f', {reason}' if (reason := run['reason']) else ''}", highlight=False,
+                  markup=False, soft_wrap=True)
+    facts = {name: value for name, value in run["facts"].items() if name != "resumes"}
+    for title, values in (("result", run["result"]), ("facts", facts), ("config", run["config"])):
+        table = _table("", "", title=f"{title}, hash {run['config_hash']}" if title == "config" else title)
+        for name, value in flat(values).items():
+            _row(table, name, _with_error(value, error_of(run["result"])) if (title, name) == ("result", "loss") else
+                 _date(value) if name == "created" else value)
+        console.print(table)
+    for resume in run["facts"].get("resumes", []):
+        changed = f"; {'; '.join(resume.get('changed', []))}" if resume.get("changed") else ""
+        console.print(f"resumed at step {resume.get('step')} on {_date(resume.get('time'))} from {resume.get('from')}{changed}",
+                      highlight=False, markup=False, soft_wrap=True)
+    for line in run["skips"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_differences(console: Console, found: dict) -> None:
+    for title in ("flags", "facts"):
+        table = _table(title, "A", "B")
+        for name, (one, other) in found[title].items():
+            _row(table, name, "-" if one is None else one, "-" if other is None else other)
+        console.print(table)
+    table = _table("metric", "A", "B", "B - A", "95 % of it", "exceeds its error")
+    for name, m in found["metrics"].items():
+        said = {None: "its error is not known", True: "yes", False: "no"}[m["exceeds"]]
+        _row(table, name, m["a"], m["b"], m["difference"], "" if m["error"] is None else m["error"], said)
+    console.print(table)
+
+
+def _table(*headings: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", show_header=any(headings))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells) -> None:
+    table.add_row(*(Text(_plain(cell)) for cell in cells))
+
+
+def _plain(cell) -> str:
+    return "" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+
+
+def _with_error(value, error) -> str:
+    return _plain(value) if error is None or value is None else f"{value:.5f} +- {error:.5f}"
+
+
+def _date(seconds) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if isinstance(seconds, (int, float)) else ""

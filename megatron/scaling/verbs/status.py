@@ -1,0 +1,88 @@
+"""Where a plan stands: done, running, stopped, failed (and why) and waiting runs, the time that is left, forecast against actual.
+
+Exit code 0 when all is done or nothing failed yet (the last line says `unfinished`), 1 when a run failed.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron.scaling.plan import load_plan
+from megatron.scaling.progress import STATES, Standing, status, total
+
+COLORS = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "waiting": "default"}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="plan.json of the verb plan")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs [runs]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: total, and runs with seconds in full")
+
+
+def command(args: argparse.Namespace) -> int:
+    runs = status(load_plan(args.plan), args.runs_dir)
+    whole = total(runs)
+    if args.json:
+        print(json.dumps({"total": whole, "runs": [asdict(run) for run in runs]}, indent=1))
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=160)
+        console.print(as_table(runs))
+        for line in sentences(whole, runs):
+            console.print(line, highlight=False)
+    return int(whole["failed"] > 0)
+
+
+def as_table(runs: list[Standing]) -> Table:
+    """A line a run: time as it was and as it was forecast, loss likewise."""
+    table = Table(box=None, header_style="bold")
+    for column in ("run", "state"):
+        table.add_column(column, overflow="fold")
+    for column in ("done", "step", "time", "forecast", "left", "loss", *(["forecast"] if has_loss(runs) else [])):
+        table.add_column(column, justify="right")
+    table.add_column("why", overflow="fold")
+    for run in runs:
+        losses = [number(run.loss), *([number(run.forecast_loss)] if has_loss(runs) else [])]
+        left = "" if run.state == "done" else clock(run.remaining_seconds)
+        table.add_row(run.run, f"[{COLORS[run.state]}]{run.state}", f"{run.share:.0%}", str(run.step or ""), clock(run.seconds),
+                      clock(run.forecast_seconds), left, *losses, run.reason)
+    return table
+
+
+def has_loss(runs: list[Standing]) -> bool:
+    return any(run.forecast_loss is not None for run in runs)
+
+
+def sentences(whole: dict, runs: list[Standing]) -> list[str]:
+    """The plan as a whole, in words."""
+    counts = ", ".join(f"{whole[state]} {state}" for state in STATES if whole[state])
+    found = [f"{whole['runs']} runs: {counts}; {clock(3600 * whole['hours'])} of run time so far"]
+    both = [run for run in runs if run.state == "done" and run.seconds and run.forecast_seconds]
+    if both:
+        ratio = sum(run.seconds for run in both) / sum(run.forecast_seconds for run in both)
+        found.append(f"finished runs took {ratio:.2f} x their forecast")
+    if whole["done"] < whole["runs"]:
+        left = "its length is not known before a run has begun"
+        if whole["hours_left"] is not None:
+            left = (f"{clock(3600 * whole['run_hours_left'])} of run time left, "
+                    f"about {clock(3600 * whole['hours_left'])} with {whole['at_a_time']} at a time")
+        found.append(f"unfinished: {left}")
+    return found
+
+
+def clock(seconds: float | None) -> str:
+    """9.04 -> 9.0 s, 90 -> 1:30, 9000 -> 2:30:00."""
+    if seconds is None or seconds < 60:
+        return "" if seconds is None else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+
+from megatron.scaling.figures import draw_residuals
+from megatron.scaling.fit import fit_chinchilla
+from megatron.scaling.fitted import Fit
+
+
+@pytest.fixture
+def fit(sweep):
+    table = sweep(objectives=("ar",))
+    return fit_chinchilla(*(table.column(name) for name in ("params", "tokens", "loss")), num_resamples=20)
+
+
+def test_legible_with_every_parameter_and_its_interval(fit, legible):
+    texts = legible(draw_residuals(fit, "AR (exact NLL)"))
+    for expected in ("AR (exact NLL)", "parameters N", "training tokens D", "(%)", "95 % interval", f"E {fit.params['E']:.4g} ["):
+        assert expected in texts
+
+
+def test_points_are_the_residuals_and_held_out_rows_stand_apart(fit, legible):
+    fit.residuals[0]["held_out"] = True
+    figure = draw_residuals(fit)
+    drawn = np.concatenate([line.get_ydata() for line in figure.axes[1].get_lines() if line.get_marker() in ("o", "s")])
+    expected = [100 * (row["loss"] / row["predicted"] - 1) for row in fit.residuals]
+    assert np.allclose(drawn, expected[1:] + expected[:1]) and "held out" in legible(figure)
+
+
+def test_a_fit_without_rows_says_so(legible):
+    bare = Fit("chinchilla", {"E": 1.0, "A": 2.0, "B": 3.0, "alpha": 0.4, "beta": 0.3})
+    assert "without its rows" in legible(draw_residuals(bare))

@@ -1,0 +1,69 @@
+"""`plan` on the command line: its table, its files, its refusals."""
+import argparse
+import json
+
+import pytest
+
+from megatron.budget import find_size
+from megatron.errors import exits
+from megatron.scaling.verbs import plan as verb
+
+
+def run(tmp_path, *words):
+    parser = argparse.ArgumentParser()
+    verb.arguments(parser)
+    code = exits(verb.command)(parser.parse_args(["--out", str(tmp_path / "plan.json"), *words]))
+    path = tmp_path / "plan.json"
+    return code, json.loads(path.read_text()) if path.exists() else None
+
+
+def test_a_table_and_a_file(tmp_path, capsys):
+    code, plan = run(tmp_path, "--flops", "6e18,1e19", "--sizes", "57M,117M", "640,2560,64,10,11", "--mfu", "0.4",
+                     "--peak", "989e12", "--gpus", "8", "--price", "2", "--watts", "700", "--csv", str(tmp_path / "plan.csv"))
+    said = capsys.readouterr().out
+    assert code == 0 and len(plan["runs"]) == 12 and (tmp_path / "plan.csv").exists()
+    assert "12 runs" in said and "ar_chinchilla_6e18_11x640" in said and f"{find_size('57M')[1].total():,}" in said
+    assert all(run["forecast"]["cost"] > 0 and run["forecast"]["energy_kwh"] > 0 for run in plan["runs"])
+
+
+def test_data_tokenizer_and_other_flags_reach_every_run(tmp_path):
+    _, plan = run(tmp_path, "--flops", "1e18", "--sizes", "57M", "--train-data", "0.5", "a", "0.5", "b",
+                  "--valid-data", "v.txt", "--tokenizer-type", "HFTokenizer", "--tokenizer-model", "t.json",
+                  "--vocab-size", "32000", "--", "--eval-iters", "7")
+    for one in plan["runs"]:
+        said = " ".join(one["flags"])
+        assert "--train-data-path 0.5 a 0.5 b" in said and "--valid-data-path-file v.txt" in said and "--eval-iters 7" in said
+        assert "--tokenizer-model t.json" in said and one["params"] == find_size("57M", 32000)[1].total()
+
+
+def test_stated_speeds(tmp_path):
+    def hours(text):
+        return [one["forecast"]["hours"] for one in run(tmp_path, "--flops", "1e18", "--sizes", "57M,217M", "--objectives", "ar",
+                                                        "--tokens-per-second", text, "--", "--eval-iters", "0")[1]["runs"]]
+    one, other = hours("1e6")
+    _, plan = run(tmp_path, "--flops", "1e18", "--sizes", "57M,217M", "--objectives", "ar")
+    small, large = (each["tokens"] for each in plan["runs"])
+    assert (one, other) == pytest.approx((small / 3.6e9, large / 3.6e9))
+    assert hours("57M=2e6,217M=5e5") == pytest.approx([one / 2, 2 * other])
+
+
+@pytest.mark.parametrize("words, code, sentence", [
+    (["--flops", "1e18", "--mfu", "0.4"], 2, "--mfu and --peak belong together"),
+    (["--flops", "1e18", "--mfu", "0.4", "--peak", "1e15", "--probe"], 2, "exclude each other"),
+    (["--flops", "1e18", "--tokens-per-second", "57M=x"], 2, "expected X or SIZE=X"),
+    (["--flops", "1e18", "--tokens-per-second", "58M=1"], 2, "did you mean 57M"),
+    (["--flops", "1e18", "--tokenizer-type", "HFTokenizer"], 2, "needs --vocab-size"),
+    (["--flops", "1e18", "--unique-tokens", "x"], 2, "x"),
+    (["--flops", "1e18", "--optimum", "none.json"], 66, "none.json"),
+    (["--flops", "1e18", "--sizes", "57M", "--", "--eval-itres", "4"], 2, "did you mean --eval-iters?"),
+])
+def test_refusals_write_nothing(words, code, sentence, tmp_path, capsys):
+    assert run(tmp_path, *words) == (code, None)
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--flops", "-1"], ["--objectives", "gpt"], ["--epochs", "0"], ["--seeds", "x"]])
+def test_values_that_argparse_refuses(words, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, *words)
+    assert error.value.code == 2

@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from megatron.scaling.__main__ import main
+from megatron.scaling.fit import save_fit
+from megatron.scaling.ledger import read_ledger
+from tests.scaling.test_critical import AR, MDM, stated_fit
+
+
+@pytest.fixture
+def fits(tmp_path):
+    save_fit(stated_fit(AR, 0.002), tmp_path / "ar")
+    save_fit(stated_fit(MDM, 0.002, "bound", seed=1), tmp_path / "mdm")
+    return str(tmp_path / "ar"), str(tmp_path / "mdm")
+
+
+def test_several_fits_say_which_how_large_and_how_long(fits, tmp_path, capsys):
+    words = ["predict", *fits, "--flops", "1e21", "--unique-tokens", "1e8", "--allow", "bound", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "out" / "predict.json").read_text())
+    assert found["verdict"] == {"best": fits[1], "share_of_draws": 1.0, "num_draws": 200}
+    for one, law in zip(found["predictions"], (AR, MDM)):
+        N, D = law.optimum(1e21, 1e8)
+        assert one["params"] == pytest.approx(N) and one["epochs"] == pytest.approx(D / 1e8)
+        assert one["params_ci"][0] < N < one["params_ci"][1] and one["loss_ci"][0] < one["loss"] < one["loss_ci"][1]
+    assert found["answer"] in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+    assert [len(source["sha256"]) for source in found["sources"]] == [64, 64]
+
+
+def test_one_run_goes_into_the_ledger(fits, tmp_path, capsys):
+    ledger = tmp_path / "ledger.jsonl"
+    words = ["predict", fits[0], "--params", "1e9", "--tokens", "1e11", "--unique-tokens", "1e10"]
+    assert main([*words, "--ledger", str(ledger), "--run", "big"]) == 0
+    entry, = read_ledger(ledger)
+    assert entry["run"] == "big" and entry["loss"] == pytest.approx(AR.loss(1e9, 1e11, 1e10)) and entry["unit"] == "nats"
+    assert main([*words, "--run", "big"]) == 2 and "--ledger" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--params", "1e9"], ["--flops", "1e20", "--params", "1e9", "--tokens", "1e10"]])
+def test_a_run_is_said_once(fits, words, capsys):
+    assert main(["predict", fits[0], *words]) == 2
+    assert "--flops, or two of" in capsys.readouterr().err
+
+
+def test_fits_that_may_not_be_compared_are_refused(fits, tmp_path, capsys):
+    save_fit(stated_fit(MDM, unit="bits-per-byte"), tmp_path / "bits")
+    assert main(["predict", fits[0], str(tmp_path / "bits"), "--flops", "1e20", "--allow", "bound"]) == 78
+    assert "--unit" in capsys.readouterr().err
+
+
+def test_beyond_the_data_is_a_warning(fits, capsys):
+    assert main(["predict", fits[0], "--flops", "1e25"]) == 0
+    assert "1e+04x beyond" in capsys.readouterr().out
