@@ -107,7 +107,8 @@ def test_rows_of_one_run_that_agree_count_as_fewer(chinchilla):
     apart = weigh_evidence(chinchilla)
     doubled = [row | {"cluster": str(number % 20)} for number, row in enumerate(chinchilla.residuals * 3)]
     together = weigh_evidence(dataclasses.replace(chinchilla, residuals=doubled))
-    thrice = weigh_evidence(dataclasses.replace(chinchilla, residuals=[row | {"cluster": str(n)} for n, row in enumerate(doubled)]))
+    each_apart = [row | {"cluster": str(number)} for number, row in enumerate(doubled)]
+    thrice = weigh_evidence(dataclasses.replace(chinchilla, residuals=each_apart))
     errors = [standard_error(known, parse_quantity("alpha"))[1] / known.scatter for known in (apart, together, thrice)]
     assert errors[1] == pytest.approx(errors[0], rel=0.02) and errors[2] == pytest.approx(errors[0] / np.sqrt(3), rel=0.02)
 
