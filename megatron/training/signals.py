@@ -36,7 +36,9 @@ class StopRequest:
 
     def __exit__(self, *_) -> None:
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            # What a launcher passes on late must not kill a rank that has saved and is leaving.
+            late = self.doubled_seconds and number in self.caught
+            signal.signal(number, signal.SIG_IGN if late else handler)
 
     def catch(self, number: int, frame: FrameType | None) -> None:
         """The first signal asks; a second one of its kind ends the process at once, without a half-published save."""

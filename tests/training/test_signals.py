@@ -132,11 +132,11 @@ def test_a_real_process_saves_on_sigterm_and_dies_at_the_second(tmp_path, traine
     slow = trainer.start(tmp_path / "slow", train_iters=10, seq_length=1024, hidden_size=256, micro_batch_size=4,
                          global_batch_size=512, train_data_path=trainer.flags["train_data_path"], eval_iters=0)
     assert read_until(slow, "preflight ok | compile")
-    time.sleep(0.3)                                         # in the first step, which takes far longer than this test waits
+    time.sleep(2)                                           # in the first step, which takes far longer than this test waits
     slow.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    time.sleep(2)
     slow.send_signal(signal.SIGINT)
-    said = slow.communicate(timeout=5)[0]
+    said = slow.communicate(timeout=10)[0]
     assert slow.returncode == -signal.SIGINT and "Traceback" not in said
 
 
