@@ -29,8 +29,8 @@ if [[ ${LOG_DIR:-} ]]; then
 fi
 
 # -- start
-pids=()
-forward() { if ((${#pids[@]})); then kill -s "$1" "${pids[@]}" 2>/dev/null; fi; }
+pids=() asked=''
+forward() { asked=$1; if ((${#pids[@]})); then kill -s "$1" "${pids[@]}" 2>/dev/null; fi; }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
 trap 'forward USR1' USR1
@@ -38,6 +38,7 @@ for ((local_rank = 0; local_rank < num_ranks; local_rank++)); do
   RANK=$((node * num_ranks + local_rank)) LOCAL_RANK=$local_rank "$@" &
   pids+=($!)
 done
+if [[ $asked ]]; then forward "$asked"; fi              # it came while ranks were being started
 
 # -- wait: a rank that lost another one ends with 75, so any other code comes closer to the cause
 code=0 ended_at='' killed=''
