@@ -17,7 +17,9 @@ environment_python() {
 
 # Where torch comes from: pip's own configuration when it names a place, the CPU builds on a Linux machine without an NVIDIA GPU.
 torch_source() {
-  if ! "$PYTHON" -m pip config list | grep -qE '(^|\.)(index-url|extra-index-url|find-links)=' \
+  local configured
+  configured=$("$PYTHON" -m pip config list)            # whole, before grep: a pipe that grep closes early fails pip
+  if ! grep -qE '(^|\.)(index-url|extra-index-url|find-links)=' <<<"$configured" \
       && [[ $(uname) == Linux ]] && ! nvidia-smi -L &>/dev/null; then
     echo --index-url https://download.pytorch.org/whl/cpu
   fi
