@@ -108,7 +108,7 @@ def save_fit(fit: Fit, folder: str | Path) -> None:
                            "scipy": scipy.__version__}}
     del record["residuals"]
     with staged(Path(folder)) as stage:
-        (stage / "fit.json").write_text(json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
+        (stage / "fit.json").write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
         (stage / "table.txt").write_text(as_text(fit))
         with open(stage / "residuals.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, RESIDUALS)
@@ -183,12 +183,12 @@ def _residual_field(name: str, value: str):
     return value if name in ("run", "cluster") else value == "True" if name == "held_out" else float(value)
 
 
-def _plain(value):
+def plain(value):
     """As JSON takes it: no numpy, and null for what is not finite."""
     if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -37,7 +37,9 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     ln_sd = float(np.hypot(np.log(high / low) / 2 / NORMAL_975, np.nan_to_num(fit.residual_rms)))
     run_ci = [float(found["loss"] * np.exp(sign * NORMAL_975 * ln_sd)) for sign in (-1, 1)]
     beyond = fit.extrapolation(found["params"], found["tokens"], unique_tokens, found["flops"])
-    said = [f"{label}: {sentence}" for sentence in [*beyond, *fit.warnings]]
+    unknown = ["the fit states no scatter of its runs: the interval of one run is only that of the law."]
+    scatter = [] if np.isfinite(fit.residual_rms) else unknown
+    said = [f"{label}: {sentence}" for sentence in [*beyond, *scatter, *fit.warnings]]
     return found | {"run_ci": run_ci, "ln_sd": ln_sd, "warnings": said}
 
 

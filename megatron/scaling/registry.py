@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from megatron.errors import BadData, MissingInput
+from megatron.errors import MissingInput
 from megatron.scaling.progress import GO_ON, is_claimed, last_line
-from megatron.scaling.runs import RUN_FILES, last_step, records
+from megatron.scaling.runs import RUN_FILES, last_step, read_json, records
 
 # Where a run reads and writes, what it says, and on how many machines: none of it is what the run is. Its data are, by their
 # fingerprints.
@@ -24,19 +24,6 @@ PLACES = {"log", "parallel", "data.data_path", "data.train_data_path", "data.tra
           "train.num_threads", "train.device", "train.device_memory", "train.compile", "train.micro_batch_size"}
 Z95 = 1.959963984540054
 METRICS = ("loss", "bits_per_byte", "accuracy", "test_loss", "best_loss", "train_loss")
-
-
-def read_json(path: Path) -> dict:
-    """An object of a run directory, {} where the file is not there. Raises BadData."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise BadData(f"{path}: not JSON ({error}); run it again, or move it away.") from None
-    if not isinstance(found, dict):
-        raise BadData(f"{path}: found a {type(found).__name__}, expected an object; run it again, or move it away.")
-    return found
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:

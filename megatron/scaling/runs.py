@@ -106,14 +106,17 @@ def read_result(directory: Path) -> dict:
     if not result.is_file():
         reason = f"no result.json: running or stopped, {last_step(directory)}"
         return {"run": directory.name, "path": str(directory), "reason": reason}
-    row = _json_object(result)
+    row = read_json(result)
     trunk = _trunk(directory)
     return row | ({"trunk": trunk} if trunk else {})
 
 
-def _json_object(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """An object of a run directory, {} where the file is not there. Raises BadData."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except ValueError as error:
         raise BadData(f"{path}: not JSON ({error}); run it again, or move it away.") from None
     if not isinstance(found, dict):
@@ -125,7 +128,7 @@ def _trunk(directory: Path) -> str | None:
     """The name of the sibling run whose checkpoint this one went on from, by run.json."""
     if not (directory / "run.json").is_file():
         return None
-    for resume in _json_object(directory / "run.json").get("resumes", []):
+    for resume in read_json(directory / "run.json").get("resumes", []):
         loaded = Path(str(resume.get("from", "")))
         if loaded.name and directory.name not in loaded.parts:
             home = directory.resolve().parent.name

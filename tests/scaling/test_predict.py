@@ -49,8 +49,13 @@ def test_a_run_scatters_more_than_the_law():
     assert found["ln_sd"] == pytest.approx(np.hypot(0.05, np.log(found["loss_ci"][1] / found["loss_ci"][0]) / 3.92), rel=1e-3)
 
 
+def test_a_fit_that_states_no_scatter_says_so():
+    found = predict_run(stated_fit(AR), "ar", flops=1e20, unique_tokens=1e9)
+    assert "states no scatter of its runs" in found["warnings"][0]
+
+
 def test_extrapolation_is_said():
-    fit = stated_fit(AR)                                            # its data: 1e17 to 1e21 FLOPs
+    fit = dataclasses.replace(stated_fit(AR), residual_rms=0.01)    # its data: 1e17 to 1e21 FLOPs
     assert predict_run(fit, "ar", flops=9e21, unique_tokens=1e9)["warnings"] == []
     assert "flops lies 1e+03x beyond" in predict_run(fit, "ar", flops=1e24, unique_tokens=1e9)["warnings"][0]
 

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from megatron.errors import BadData, MissingInput
-from megatron.scaling.registry import compare, config_hash, describe, error_of, find_runs, flat, read_json, status, summary
+from megatron.scaling.registry import compare, config_hash, describe, error_of, find_runs, flat, status, summary
+from megatron.scaling.runs import read_json
 
 CONFIG = {"model": {"hidden_size": 32}, "optim": {"lr": 1e-3}, "train": {"seed": 7, "save": "/a"}, "log": {"run_dir": "/a"},
           "objective": {"objective": "mdm"}}

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from megatron.errors import BadData
 from megatron.scaling.ingest.curves import Curves, slug
-from megatron.scaling.registry import read_json
-from megatron.scaling.runs import read_result, run_directories
+from megatron.scaling.runs import read_json, read_result, run_directories
 
 FACTS = ("objective", "params", "params_non_embedding", "params_with_head", "params_published", "params_convention",
          "flops_convention", "bound", "tokenizer", "eval_slice", "seed", "seq_length", "batch_size", "lr", "lr_decay_style",

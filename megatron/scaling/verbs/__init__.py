@@ -13,6 +13,7 @@ import numpy as np
 import megatron
 from megatron.errors import CannotWrite
 from megatron.files import replace_file
+from megatron.scaling.fitted import plain
 from megatron.scaling.runs import LINTS, SAME_FOR_ALL
 from megatron.scaling.screen import say
 from megatron.scaling.table import MAPPING, Table, read_table
@@ -85,15 +86,7 @@ def write_record(path: Path, record: dict, table: Table, args: dict) -> None:
              "versions": {"megatron": megatron.__version__, "python": platform.python_version(), "numpy": np.__version__}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(_plain(whole), indent=1, allow_nan=False).encode())
+        replace_file(path, json.dumps(plain(whole), indent=1, allow_nan=False).encode())
     except OSError as error:
         raise CannotWrite(f"{path} cannot be written: {error.strerror}; make room or choose another --out.") from None
     say(f"wrote {path}")
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
