@@ -1,7 +1,11 @@
+import contextlib
 import errno
 import os
 import resource
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,10 +49,13 @@ def test_what_was_written_is_read(tmp_path, dtype):
 
 def test_documents_of_several_sequences(tmp_path):
     prefix = write(tmp_path / "c")
+    os.unlink(f"{prefix}.meta.json")
     idx = open(f"{prefix}.idx", "rb").read()[:34 + 12 * 3]
     (tmp_path / "c.idx").write_bytes(idx[:26] + struct.pack("<Q", 4) + idx[34:] + struct.pack("<4q", 0, 2, 3, 3))
     data = IndexedDataset(prefix)
     assert [data.document(i).tolist() for i in range(3)] == [[5, 6, 7, 8], [9, 10], []]
+    assert [[part.tolist() for part in data.sequences(i)] for i in range(3)] == [[[5, 6, 7], [8]], [[9, 10]], []]
+    assert (data.num_documents, data.num_sequences, data.document_starts.tolist()) == (3, 3, [0, 4, 6])
 
 
 def test_empty_documents_are_kept(tmp_path):
@@ -158,7 +165,7 @@ def test_an_exception_leaves_the_old_corpus(tmp_path):
     with pytest.raises(RuntimeError), IndexedWriter(prefix, np.uint16) as writer:
         writer.add_document(np.array([1]))
         raise RuntimeError
-    assert sorted(os.listdir(tmp_path)) == ["c.bin", "c.idx"]
+    assert sorted(os.listdir(tmp_path)) == ["c.bin", "c.idx", "c.meta.json"]
     assert IndexedDataset(prefix).num_tokens == 6
 
 
@@ -192,13 +199,122 @@ def test_a_folder_that_is_not_there_is_cannot_write(tmp_path):
         write(tmp_path / "nowhere" / "c")
 
 
-def test_both_files_are_synced_before_they_appear_the_index_last(tmp_path, monkeypatch):
+def test_all_files_are_synced_before_they_appear_the_index_last(tmp_path, monkeypatch):
     order = []
     replace, fsync = os.replace, os.fsync
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(str(b)[-4:]), replace(a, b)))
     monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("sync"), fsync(descriptor)))
     write(tmp_path / "c")
-    assert order == ["sync", "sync", ".bin", ".idx", "sync"]
+    assert order == ["sync"] * 4 + [".bin", "json", ".idx", "sync"]         # the fourth: the old corpus is gone
+
+
+@pytest.mark.parametrize("killed_at", range(6))
+def test_a_killed_overwrite_leaves_the_old_the_new_or_nothing(tmp_path, monkeypatch, killed_at):
+    """Never the .bin of one beside the .idx or the sidecar of the other."""
+    prefix, steps = write(tmp_path / "c"), iter(range(6))
+
+    def die_at(step):
+        def one(*args, **named):
+            if next(steps) == killed_at:
+                raise KeyboardInterrupt
+            return step(*args, **named)
+        return one
+    unlink, replace = os.unlink, os.replace
+    with pytest.raises(KeyboardInterrupt) if killed_at < 5 else contextlib.nullcontext(), IndexedWriter(prefix) as writer:
+        writer.add_documents([5, 6, 7, 8, 9, 11], [1, 3, 2])
+        monkeypatch.setattr(indexed.Path, "unlink", lambda path, missing_ok=False: (
+            unlink(path) if str(path).endswith("tmp") and path.exists() else die_at(unlink)(path) if path.exists() else None))
+        monkeypatch.setattr(os, "replace", die_at(replace))
+    try:
+        data = IndexedDataset(prefix)
+    except (BadData, MissingInput):
+        assert 1 < killed_at < 5
+    else:
+        assert data.tokens(0, 6)[-1] == (11 if killed_at == 5 else 10) and data.sizes[0] == (1 if killed_at == 5 else 3)
+        assert (data.meta is None) == (killed_at == 1)
+
+
+def test_many_documents_at_once_are_the_same_files(tmp_path):
+    one = write(tmp_path / "one", [*DOCUMENTS, [], [4]])
+    with IndexedWriter(tmp_path / "many") as writer:
+        writer.add_documents(np.array([5, 6, 7, 8], np.uint16), [3, 1])
+        writer.add_documents([9, 10, 4], np.array([2, 0, 1]))
+        writer.add_documents([], [])
+        assert (writer.num_documents, writer.num_sequences, writer.num_tokens, writer.largest_id) == (5, 5, 7, 10)
+    for suffix in ("bin", "idx", "meta.json"):
+        assert open(f"{one}.{suffix}", "rb").read() == open(tmp_path / f"many.{suffix}", "rb").read()
+
+
+def test_documents_are_cut_into_sequences(tmp_path):
+    with IndexedWriter(tmp_path / "c") as writer:
+        writer.add_document([1])
+        writer.add_document([2, 3, 4], [1, 2])
+        writer.add_documents([5, 6, 7], [2, 1])
+        writer.add_document([], [])
+        writer.add_document([8, 9], [0, 2])
+    expected = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 7, 7) + struct.pack("<7i", 1, 1, 2, 2, 1, 0, 2)
+    expected += struct.pack("<7q", 0, 2, 4, 8, 12, 14, 14) + struct.pack("<7q", 0, 1, 3, 4, 5, 5, 7)
+    assert (tmp_path / "c.idx").read_bytes() == expected
+    data = IndexedDataset(tmp_path / "c")
+    assert [[part.tolist() for part in data.sequences(i)] for i in range(6)] == [
+        [[1]], [[2], [3, 4]], [[5, 6]], [[7]], [], [[], [8, 9]]]
+    assert (data.num_documents, data.num_sequences, data.document_starts.tolist()) == (6, 7, [0, 1, 4, 6, 7, 7])
+    assert data.meta["documents"] == 6 and data.meta["sequences"] == 7
+
+
+@pytest.mark.parametrize(("ids", "lengths", "error", "said"), [
+    ([1, 2], [1], ValueError, "lengths sum to 1, but there are 2 ids"),
+    ([1, 2], [3, -1], BadData, "document 2 has -1 tokens"),
+    ([1, 2], [[2]], TypeError, "lengths must be a one-dimensional array of integers"),
+    ([1, 70000, 3], [1, 0, 2], BadData, "document 3 has id 70000, expected 0 to 65535"),
+])
+def test_what_many_documents_refuse(tmp_path, ids, lengths, error, said):
+    with pytest.raises(error, match=said), IndexedWriter(tmp_path / "c") as writer:
+        writer.add_document([1])
+        writer.add_documents(ids, lengths)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_cut_short_under_an_open_corpus_is_a_sentence(tmp_path):
+    data = IndexedDataset(write(tmp_path / "c"))
+    os.truncate(tmp_path / "c.bin", 5)
+    os.unlink(tmp_path / "c.meta.json")
+    with pytest.raises(BadData, match="c.bin: the file size is 5 bytes, expected at least 12"):
+        data.tokens(0, 6)
+
+
+@pytest.mark.parametrize("suffix", ["idx", "bin"])
+def test_what_is_no_file_is_refused(tmp_path, suffix):
+    prefix = write(tmp_path / "c")
+    for make in (os.mkdir, os.mkfifo):
+        (tmp_path / f"c.{suffix}").rename(tmp_path / "kept")
+        make(tmp_path / f"c.{suffix}")
+        with pytest.raises(BadData, match=f"c.{suffix}: is not a regular file"):
+            IndexedDataset(prefix)
+        (tmp_path / f"c.{suffix}").rename(tmp_path / make.__name__)
+        (tmp_path / "kept").rename(tmp_path / f"c.{suffix}")
+
+
+OPENED = """
+import resource, sys, time
+from megatron.data.indexed import IndexedDataset
+used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+memory, cpu = used(), time.process_time()
+data = IndexedDataset(sys.argv[1])
+data.tokens(data.num_tokens - 2049, data.num_tokens)
+print(time.process_time() - cpu, used() - memory)
+"""
+
+
+def test_opening_two_million_documents_takes_little_time_and_no_memory(tmp_path):
+    with IndexedWriter(tmp_path / "c", np.uint8) as writer:
+        for _ in range(20):
+            writer.add_documents(np.ones(200_000, np.uint8), np.tile([0, 1, 2, 1], 50_000))
+        writer.add_document(np.ones(4000, np.uint8))
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", OPENED, tmp_path / "c"], cwd=root, capture_output=True, text=True, check=True)
+    seconds, mebibytes = map(float, done.stdout.split())
+    assert seconds < 0.16 and mebibytes < 8
 
 
 def test_fingerprint_names_the_content(tmp_path, monkeypatch):
