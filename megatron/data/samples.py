@@ -1,0 +1,68 @@
+"""What every dataset gives the loader: rows of s + 1 tokens by sample number, and what of them counts.
+
+Randomness has an address, not a history: a row is a pure function of (seed, sample number), through `hash64`.
+"""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from megatron.errors import BadData
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def hash64(*words: int | np.ndarray) -> np.ndarray:
+    """Integers mixed into uniform 64-bit ones by splitmix64 (Steele et al. 2014).  [b] ... -> uint64 [b]"""
+    h = np.zeros(1, np.uint64)
+    for word in words:
+        h = h + np.asarray(word).astype(np.uint64) + GOLDEN
+        h = (h ^ (h >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
+        h = (h ^ (h >> 27)) * np.uint64(0x94D049BB133111EB)
+        h = h ^ (h >> 31)
+    return h
+
+
+class Samples:
+    """A dataset. A subclass has `rows`, `tokens_per_epoch`, `rows_in_first_epoch`, `describe` and `fingerprint`."""
+
+    def __init__(self, seq_length: int, seed: int, vocab_size: int | None):
+        self.seq_length, self.seed, self.vocab_size = seq_length, seed, vocab_size
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Samples by number.  int64 [b] -> int64 [b, s+1]"""
+        raise TypeError(f"{type(self).__name__} has no rows")
+
+    def scored(self, numbers: np.ndarray) -> np.ndarray | None:
+        """Which tokens belong to the problem, None for all; False on padding and prompts.  int64 [b] -> bool [b, s+1]"""
+        return None
+
+    def vectors(self, numbers: np.ndarray) -> np.ndarray | None:
+        """The vector that belongs to each sample, None where there is none.  int64 [b] -> float32 [b, d]"""
+        return None
+
+    def origin(self, number: int) -> str:
+        """The file that sample `number` comes from, for messages."""
+        raise TypeError(f"{type(self).__name__} has no origin")
+
+    def extents(self) -> list[tuple]:
+        """(corpus, start, stop) of all tokens that are read, where they are ranges of corpora."""
+        return []
+
+    @property
+    def samples_per_epoch(self) -> float:
+        return self.tokens_per_epoch / self.seq_length
+
+    def epoch(self, number: int) -> float:
+        """Passes over all tokens together before sample `number`; weights may walk one corpus faster than another."""
+        return number / self.samples_per_epoch
+
+    def check_ids(self, rows: np.ndarray, numbers: np.ndarray) -> None:
+        """Every id of the rows of samples `numbers` is one of the vocabulary's.  Raises BadData with the file and the id."""
+        limit = math.inf if self.vocab_size is None else self.vocab_size
+        if not rows.size or (rows.min() >= 0 and rows.max() < limit):
+            return
+        row, column = np.argwhere((rows < 0) | (rows >= limit))[0]
+        raise BadData(f"{self.origin(int(numbers[row]))}: sample {numbers[row]} holds id {rows[row, column]}, expected 0 or more "
+                      f"and below the vocabulary size {self.vocab_size}; give the tokenizer that made the corpus")
