@@ -76,13 +76,6 @@ budgets() {
 # tokens_of U: of a subset of utils/epoch_tokens.sh, or a count.
 tokens_of() { local name=DATA_$1; if [[ $1 == *[!0-9]* ]]; then echo "${!name}"; else echo "$1"; fi; }
 
-# c4_subset CORPUS EPOCHS: the prefix of its first 1/EPOCHS (utils/epoch_tokens.sh lists them).
-c4_subset() {
-  local part=_$2ep
-  if (($2 == 1)); then part=''; fi
-  echo "data/gpt2tok_c4_$1${part}_text_document"
-}
-
 # plan SIZE [--flops C | --tokens D] [--epochs E]: sets size_name, num_layers ..., train_samples, warmup_samples, unique_tokens.
 plan() {
   local size=$1 said rule=(--seq-length "$SEQ_LEN")
@@ -116,13 +109,15 @@ data_args() {
   fi
 }
 
-# train_on SOURCE [unique]: a datapath file or a prefix; at SCALE=cpu the text instead, or with `unique` its first unique tokens.
+# train_on SOURCE [unique]: a datapath file or a prefix, at SCALE=cpu the text instead; with `unique` its first unique_tokens.
 train_on() {
   local source=${TRAIN_DATA_PATH:-$1}
   if [[ $SCALE == cpu ]]; then
-    train_args=(--train-data-path ${2:+1.0 "0:$(least "$unique_tokens" "$(text_tokens)")"} "$text/train_text_document")
+    train_args=(--train-data-path "$text/train_text_document")
+    if [[ ${2:-} ]]; then unique_tokens=$(least "$unique_tokens" "$(text_tokens)"); fi
   elif [[ $source == *.txt ]]; then train_args=(--train-data-path-file "$source")
   else train_args=(--train-data-path "$source"); fi
+  if [[ ${2:-} ]]; then train_args+=(--unique-tokens "$unique_tokens"); fi
 }
 output_args() {                                       # NAME; sets place
   place=$RUNS_DIR/$1

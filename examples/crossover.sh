@@ -20,11 +20,11 @@ for unique in full ${UNIQUE:-$(at_scale "25M 50M 100M 500M" "8000 16000 32000")}
   for flops in $(budgets "1e19 3e19 1e20" "2e10 6e10 2e11"); do
     for size in $sizes; do
       plan "$size" --flops "$flops"
-      part=1ep source=utils/datapaths/train_c4_full.txt
+      part=1ep
       if [[ $unique != full ]] && (($(tokens_of "$unique") < unique_tokens)); then
-        part=u$unique source=$(c4_subset "$unique" 1) unique_tokens=$(tokens_of "$unique")
+        part=u$unique unique_tokens=$(tokens_of "$unique")
       fi
-      train_on "$source" unique
+      train_on utils/datapaths/train_c4_full.txt unique
       ENTRY=pretrain_gpt.py run "ar_crossover_${flops}_${size_name}_$part"
       ENTRY=pretrain_diff_gpt.py run "mdm_crossover_${flops}_${size_name}_$part"
     done

@@ -119,8 +119,21 @@ class Data:
     valid_data_path: list[str] = flag(None, "validation corpora, likewise")
     test_data_path: list[str] = flag(None, "test corpora, likewise (scored once, at the end)")
     train_data_path_file: str = flag(None, "file with the training corpora, `weight [start:end] prefix` a line")
-    valid_data_path_file: str = flag(None, "file with the validation corpora, likewise")
+    valid_data_path_file: list[str] = flag(
+        None, "file with the validation corpora, likewise; or several sets, NAME=FILE ...: the first chooses the best checkpoint")
     test_data_path_file: str = flag(None, "file with the test corpora, likewise")
+    unique_tokens: float = flag(
+        None, "train on the first so many tokens of the training data only, again and again: 100M, or a share such as 0.25",
+        count=True)
+    data_kind: Literal["packed", "random-window", "instruct", "pairs"] = flag(
+        "packed", "packed: rows cut from a stream of tokens; random-window: windows of single papers; instruct: prompt and "
+        "response, scored on the response; pairs: texts with vectors")
+    epoch_order: Literal["strict", "reference"] = flag(
+        "strict", "strict: every token once an epoch, for any length of the run; reference: Megatron's order, bit for bit")
+    data_cache_path: str = flag(None, "--epoch-order reference: folder that keeps its indices [built in memory]")
+    categories: list[str] = flag(None, "random-window: categories to take papers from [all]")
+    num_categories: int = flag(None, "random-window: or so many of them, in an order drawn from --seed")
+    tokens_per_category: int = flag(None, "random-window: train on so many tokens of each category [all]", count=True)
     data_impl: Literal["mmap"] = flag("mmap", "how tokens are read", only="files are memory-mapped")
     tokenizer_type: Literal["GPT2BPETokenizer", "TikTokenizer", "SentencePieceTokenizer", "HFTokenizer", "ByteTokenizer"] = flag(
         "GPT2BPETokenizer", "how text became ids")
@@ -128,6 +141,11 @@ class Data:
         None, "file of TikTokenizer (.tiktoken), SentencePieceTokenizer (.model) or HFTokenizer (.json or folder)")
     vocab_file: str = flag(None, "vocabulary of GPT2BPETokenizer (vocab.json) [GPT-2's]")
     merge_file: str = flag(None, "its merges (merges.txt) [GPT-2's]")
+
+    def valid_sets(self) -> list[tuple[str | None, str]]:
+        """(name, file) of each validation set of --valid-data-path-file; a file alone has no name."""
+        found = [re.fullmatch(r"(?:([A-Za-z][\w.-]*)=)?(.*)", word) for word in self.valid_data_path_file or []]
+        return [(match[1], match[2]) for match in found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +208,7 @@ class Train:
     eval_seed: int = flag(4321, "names the validation slice's noise", least=0)
     save: str = flag(None, "folder for checkpoints")
     save_interval: int = flag(None, "steps between checkpoints [only at the end]")
+    save_at: list[int] = flag(None, "also checkpoint at these steps, and keep those")
     keep_last: int = flag(None, "keep this many newest checkpoints [all]")
     keep_every: int = flag(None, "and each whose step is a multiple of this")
     load: str = flag(None, "folder of checkpoints, or one checkpoint, to go on from")
@@ -343,13 +362,18 @@ def check_idle(cfg: Config, mistakes: list[str]) -> None:
     p, d, o, t, log = cfg.parallel, cfg.data, cfg.optim, cfg.train, cfg.log
     gpt2, plain = d.tokenizer_type == "GPT2BPETokenizer", d.tokenizer_type in ("GPT2BPETokenizer", "ByteTokenizer")
     for acts, needs, section, names in (
-            (t.save, "give --save", t, ("save_interval", "keep_last", "keep_every")),
+            (t.save, "give --save", t, ("save_interval", "save_at", "keep_last", "keep_every")),
             (t.load, "give --load", t, ("finetune",)),
             (t.dry_run, "give --dry-run", t, ("device_memory",)),
             (p.deepspeed, "give --deepspeed", p, ("deepspeed_config", "build_ops")),
             (p.pipeline_model_parallel_size > 1, "give --pipeline-model-parallel-size above 1", p,
              ("num_layers_per_virtual_pipeline_stage", *PIPELINE_ENDS)),
             (d.data_path, "give --data-path", d, ("split",)),
+            (given_of(d, CORPORA[0]) and d.data_kind == "packed", "give packed training data", d, ("unique_tokens",)),
+            (d.data_kind == "packed", "use --data-kind packed", d, ("epoch_order",)),
+            (d.epoch_order == "reference", "use --epoch-order reference", d, ("data_cache_path",)),
+            (d.data_kind == "random-window", "use --data-kind random-window", d,
+             ("categories", "num_categories", "tokens_per_category")),
             (gpt2, "use --tokenizer-type GPT2BPETokenizer", d, ("vocab_file", "merge_file")),
             (not plain, "use a --tokenizer-type that reads one", d, ("tokenizer_model",)),
             (cfg.objective.objective == "mdm", "use --objective mdm", cfg.objective, ("mdm_t_sampling", "mdm_eps")),
@@ -646,6 +670,7 @@ def check_data(cfg: Config, unread: set[str], mistakes: list[str]) -> None:
                         "(tools/preprocess_data.py makes one)")
     if skip and not dry and not given_of(d, valid) and not unread & set(valid):
         mistakes.append("--skip-train needs validation data: give --valid-data-path-file FILE or --data-path PREFIX")
+    check_kind(d, mistakes)
     try:
         shares = [float(s) for s in d.split.split(",")]
         if len(shares) > 3 or min(shares) < 0 or not 0 < sum(shares) < math.inf:
@@ -656,6 +681,27 @@ def check_data(cfg: Config, unread: set[str], mistakes: list[str]) -> None:
         mistakes.append(f"--tokenizer-type {d.tokenizer_type} needs --tokenizer-model FILE")
     if d.tokenizer_type == "GPT2BPETokenizer" and bool(d.vocab_file) != bool(d.merge_file):
         mistakes.append("--vocab-file and --merge-file belong together: give both, or neither")
+
+
+def check_kind(d: Data, mistakes: list[str]) -> None:
+    """What a kind of dataset can be given, and the names of validation sets."""
+    if d.unique_tokens and d.unique_tokens > 1 and d.unique_tokens % 1:
+        mistakes.append(f"--unique-tokens {d.unique_tokens:g} must be a whole number of tokens, or a share up to 1")
+    if d.data_kind == "random-window" and (len(d.data_path or []) != 1 or len(given_of(d, CORPORA[0] + CORPORA[1][1:])) > 1):
+        mistakes.append("--data-kind random-window needs --data-path FOLDER and no other data: the folder has tokens.bin, "
+                        "index.jsonl and splits.json, which say what trains and what validates")
+    if d.data_kind in ("instruct", "pairs") and d.data_path:
+        mistakes.append(f"--data-kind {d.data_kind} is not cut by --split: give --train-data-path and --valid-data-path")
+    if d.data_kind == "random-window" and d.split != "969,30,1":
+        mistakes.append("--split would do nothing here: the folder of --data-kind random-window has its own splits")
+    if d.categories and d.num_categories:
+        mistakes.append("--categories and --num-categories exclude each other: give one")
+    names = [name for name, _ in d.valid_sets()]
+    if len(names) > 1 and (None in names or len(set(names)) < len(names)):
+        mistakes.append(f"--valid-data-path-file {' '.join(d.valid_data_path_file)}: several sets need a name each, "
+                        "NAME=FILE, and no name twice")
+    if empty := [word for word, (_, path) in zip(d.valid_data_path_file or [], d.valid_sets()) if not path]:
+        mistakes.append(f"--valid-data-path-file {empty[0]} names no file: give NAME=FILE")
 
 
 def resolve_log(cfg: Config, m: Model) -> Log:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import re
@@ -59,9 +60,8 @@ LATER = {
     **dict.fromkeys(["task-list", "results-path", "adaptive-seq-len", "num-fewshot", "eval-fp32", "eval-method", "sampling-eps",
                      "only-generate", "only-mc-nll", "max-chunk-size", "inference", "no-load-optim", "no-load-rng", "checkpoint",
                      "metrics", "num-samples", "output"], "the evaluation harness"),
-    **dict.fromkeys(["download-from-s3", "upload-to-s3", "upload-results-to-s3", "s3-bucket", "s3-prefix"], "remote storage"),
+    "upload-results-to-s3": "remote storage of results",
     **dict.fromkeys(["num-query-groups", "group-query-attention"], "grouped-query attention"),
-    **dict.fromkeys(["full-dataset", "max-examples-per-split"], "the arXiv corpus"), "mock-data": "synthetic corpora",
     "epochs": "a length in epochs (--train-tokens is there)",
     "target-param-data-ratio": "a length by tokens a parameter (--flops is there)",
 }
@@ -70,7 +70,9 @@ LATER = {
 DEAD = {
     "target-random-ratio": "the reference resets it to 0", "use-target-position-embeddings": "the reference forces it off",
     "block-size": "nothing in the reference reads it", "order-list": "an internal slot of the reference",
-    "data-cache-path": "nothing is cached: the data order is computed, not stored",
+    **dict.fromkeys(["full-dataset", "max-examples-per-split", "download-from-s3", "upload-to-s3", "s3-bucket", "s3-prefix"],
+                    "tools/prepare_corpus.py prepares, fetches and stores corpora"),
+    "mock-data": "tools/make_entropy_corpus.py makes corpora, of known entropy",
     "num-workers": "batches are read from the memory map; no worker is needed",
     "dataloader-type": "every sample is addressed by its number; there is one loader",
     "mask-token": "the mask is the first id after the tokenizer's", "attention-mask-type": "--objective decides what sees what",
@@ -109,7 +111,8 @@ def convert(f: dataclasses.Field, hint, value: Any) -> Any:
     elif hint is bool and not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {value!r}")
     elif get_origin(hint) is list:
-        value = [read_text(v) for v in (value if isinstance(value, list) else str(value).split())]
+        read = read_text if get_args(hint)[0] is str else functools.partial(read_number, f, int)
+        value = [read(v) for v in (value if isinstance(value, list) else str(value).split())]
     elif hint is str:
         value = read_text(value)
     elif hint is not bool:
@@ -281,7 +284,7 @@ def read_file(path: str, sections: set[str], mistakes: list[str]) -> list[tuple[
 def metavar(hint) -> str:
     if choices(hint):
         return "{" + ",".join(choices(hint)) + "}"
-    return {bool: "", int: "N", float: "X", str: "TEXT"}.get(hint, "TEXT ...")
+    return {bool: "", int: "N", float: "X", str: "TEXT", list[int]: "N ..."}.get(hint, "TEXT ...")
 
 
 def help_row(left: str, right: str) -> str:

@@ -67,7 +67,8 @@ ACTS = """
     train-iters train-tokens flops exit-interval exit-duration-in-mins deterministic-mode ffn-hidden-size
     make-vocab-size-divisible-by preflight max-skipped-steps mdm-t-sampling log-names keep-last keep-every pad-vocab
     deepspeed deepspeed-config no-pipeline-parallel cpu-optimizer sequence-parallel use-distributed-optimizer local-rank
-    num-layers-per-virtual-pipeline-stage recompute-granularity dry-run""".split()
+    num-layers-per-virtual-pipeline-stage recompute-granularity dry-run unique-tokens epoch-order data-cache-path data-kind
+    categories num-categories tokens-per-category save-at""".split()
 ONE_VALUE = """optimizer normalization swiglu use-rotary-position-embeddings data-impl bias-linear position-embedding-type
     exit-signal-handler overlap-grad-reduce recompute-method recompute-num-layers""".split()
 ANOTHER_NAME = """max-steps log-dir output-dir wandb-run-name resume-from gradient-checkpointing token-budget
@@ -75,10 +76,10 @@ ANOTHER_NAME = """max-steps log-dir output-dir wandb-run-name resume-from gradie
     no-position-embedding recompute-activations""".split()
 NOT_BUILT = """low-noise-start low-noise-iter low-noise-ratio untie-with-additional-mask ar-ratio randmask-ratio use-order-list
     num-order-list use-predefined-order task_list results_path adaptive_seq_len num_fewshot eval_fp32 eval_method sampling_eps
-    only_generate only_mc_nll max_chunk_size inference no-load-optim no-load-rng fp16 download_from_s3 upload_to_s3
-    upload_results_to_s3 s3_bucket s3_prefix full_dataset max_examples_per_split mock-data target-param-data-ratio
+    only_generate only_mc_nll max_chunk_size inference no-load-optim no-load-rng fp16 upload_results_to_s3 target-param-data-ratio
     difflm-varilen-prob epochs checkpoint metrics num_samples output""".split()
-NEVER = """target-random-ratio use-target-position-embeddings block-size order-list data-cache-path num-workers dataloader-type
+NEVER = """target-random-ratio use-target-position-embeddings block-size order-list num-workers dataloader-type download_from_s3
+    upload_to_s3 s3_bucket s3_prefix full_dataset max_examples_per_split mock-data
     load-tag data_dir architecture config-name pretrained_checkpoint reduce_lr_factor mask-token attention-mask-type
     distributed-timeout-minutes""".split()
 
@@ -777,3 +778,28 @@ def test_config_module_holds_no_torch():
     code = "import sys, megatron.config; sys.exit(bool({'torch', 'numpy', 'yaml'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
     assert config.__doc__
+
+
+@pytest.mark.parametrize("words, said", [
+    ("--unique-tokens 1.5", "--unique-tokens 1.5 must be a whole number of tokens, or a share up to 1"),
+    ("--data-kind instruct --unique-tokens 5", "--unique-tokens would do nothing here: give packed training data"),
+    ("--data-kind pairs --epoch-order reference", "--epoch-order would do nothing here: use --data-kind packed"),
+    ("--data-cache-path c", "--data-cache-path would do nothing here: use --epoch-order reference"),
+    ("--categories cs.DS", "--categories would do nothing here: use --data-kind random-window"),
+    ("--data-kind random-window", "--data-kind random-window needs --data-path FOLDER and no other data"),
+    ("--valid-data-path-file a b", "--valid-data-path-file a b: several sets need a name each, NAME=FILE"),
+    ("--valid-data-path-file x=a x=b", "several sets need a name each, NAME=FILE, and no name twice"),
+    ("--valid-data-path-file x=", "--valid-data-path-file x= names no file"),
+    ("--save-at 3", "--save-at would do nothing here: give --save"),
+    ("--save s --save-at 3 x", "--save-at must be a whole number, not 'x'"),
+])
+def test_data_flags_that_do_not_fit(words, said):
+    found = mistakes(*words.split())
+    assert len(found) == 1 and said in found[0]
+
+
+def test_a_folder_of_papers_needs_one_path():
+    folder = [*BASE[:-2], *"--data-kind random-window --data-path papers".split()]
+    assert parse([*folder, "--num-categories", "3"], environ={}).data.num_categories == 3
+    assert "own splits" in mistakes("--split", "1,1,1", base=folder)[0]
+    assert "--categories and --num-categories exclude" in mistakes("--categories", "a", "--num-categories", "1", base=folder)[0]

@@ -50,8 +50,9 @@ from megatron.config import BUDGETS, CORPORA, Config
 from megatron.core import checkpoint
 from megatron.core.checkpoint import Piece
 from megatron.core.mesh import build_mesh
-from megatron.data.gpt_dataset import PackedDataset, build_datasets, hash64
+from megatron.data.datasets import build_datasets
 from megatron.data.indexed import IndexedWriter
+from megatron.data.samples import Samples, hash64
 from megatron.data.tokenizer import Vocabulary, build_tokenizer
 from megatron.engine import Engine, deepspeed
 from megatron.errors import Refusal, exits
@@ -60,7 +61,7 @@ from megatron.objectives import Objective
 from megatron.training import device
 from megatron.training.evaluate import Slice, evaluate
 from megatron.training.loop import Interval, one_step, pose
-from megatron.training.pretrain import cut_slice
+from megatron.training.pretrain import cut_slice, data_plan
 
 # A tiny model whose gradients are clipped at every step.
 TINY = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 32, "hidden_dropout": 0.0,
@@ -332,7 +333,7 @@ class Trial:
     engine: Engine
     objective: Objective
     reference: Objective
-    train: PackedDataset
+    train: Samples
     valid: Slice
 
 
@@ -343,7 +344,7 @@ def set_up(argv: list[str]) -> Trial:
     where = device.setup(cfg)
     parallel = cfg.parallel
     mesh = build_mesh(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel)
-    data = build_datasets(cfg.data, cfg.model.seq_length, cfg.train.seed, cfg.train.eval_seed, cfg.model.vocab_size)
+    data = build_datasets(cfg.data, data_plan(cfg, tokenizer))
     mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
     objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
     reference = objectives.build_reference(cfg.objective, mask)

@@ -20,16 +20,16 @@ MODEL_PARAM=${MODEL_PARAM:-}        # another size than the budget's optimum: a 
 FLOPS_FACTOR=${FLOPS_FACTOR:-}      # one budget alone: 10, 30, 100 (x 1e18)
 
 for flops in $(budgets "1e19 3e19 1e20" "3e10 1e11 3e11"); do
-  case $(at_scale "$flops" cpu) in                 # the budget's optimal size, and the corpus of its D tokens
-  1e19) read -r size corpus <<<"117M 13B5" ;;
-  3e19) read -r size corpus <<<"217M 23B" ;;
-  1e20) read -r size corpus <<<"425M 40B" ;;
-  cpu) read -r size corpus <<<"CPU_25K text" ;;
+  case $(at_scale "$flops" cpu) in                 # the budget's optimal size
+  1e19) size=117M ;;
+  3e19) size=217M ;;
+  1e20) size=425M ;;
+  cpu) size=CPU_25K ;;
   *) stop 2 "FLOPS=$flops has no published optimum: use 1e19, 3e19 or 1e20" ;;
   esac
   for epochs in ${EPOCHS:-1 2 4 10 20 50 100}; do
     plan "$(sizes "$size" "$size")" --flops "$flops" --epochs "$epochs"
-    train_on "$(c4_subset "$corpus" "$epochs")" unique
+    train_on utils/datapaths/train_c4_full.txt unique
     run "mdm_data_value_${flops}_${size_name}_${epochs}ep"
   done
 done

@@ -323,8 +323,10 @@ def find(folder: Path) -> list[Path]:
 
 
 def retain(folder: Path, keep_last: int | None, keep_every: int | None = None, best: Path | None = None,
-           say: Callable[[str], None] = print) -> None:
-    """Delete all but the `keep_last` newest, multiples of `keep_every`, the best, and what `latest` names; None keeps all.
+           steps: Sequence[int] = (), say: Callable[[str], None] = print) -> None:
+    """Delete all but the `keep_last` newest, multiples of `keep_every`, the best, those of `steps`, and what `latest` names.
+
+    Without `keep_last` all are kept.
 
     Only complete checkpoints are counted or deleted: a damaged one is left for a person to look at.
     """
@@ -333,7 +335,8 @@ def retain(folder: Path, keep_last: int | None, keep_every: int | None = None, b
     complete = [path for path in find(folder) if is_complete(path)]
     keep = {path.name for path in complete[:max(1, keep_last)]} | {best.name if best else "", read_latest(Path(folder))}
     for path in complete:
-        if path.name not in keep and not (keep_every and step_and_attempt(path.name)[0] % keep_every == 0):
+        step = step_and_attempt(path.name)[0]
+        if path.name not in keep and step not in steps and not (keep_every and step % keep_every == 0):
             trash = path.with_name(f".trash-{path.name}-{secrets.token_hex(4)}")
             try:
                 os.rename(path, trash)                  # from here on it is no checkpoint, even if unlinking is cut short

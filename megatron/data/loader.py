@@ -5,11 +5,11 @@ import numpy as np
 import torch
 
 from megatron.batch import Clean
-from megatron.data.gpt_dataset import PackedDataset
+from megatron.data.samples import Samples
 from megatron.layout import split_evenly
 
 
-def micro_batches(dataset: PackedDataset, first_sample: int, num_samples: int, micro_batch_size: int,
+def micro_batches(dataset: Samples, first_sample: int, num_samples: int, micro_batch_size: int,
                   num_rows: int | None = None) -> list[Clean]:
     """Samples [first_sample, first_sample + num_samples), `micro_batch_size` at a time; the last batch may be smaller.
 
@@ -20,13 +20,14 @@ def micro_batches(dataset: PackedDataset, first_sample: int, num_samples: int, m
     rows = dataset.rows(numbers)
     dataset.check_ids(rows, numbers)
     tokens, index = torch.from_numpy(rows), torch.from_numpy(numbers)
-    scored = torch.ones_like(tokens, dtype=torch.bool)
+    problem = dataset.scored(numbers)
+    scored = torch.ones_like(tokens, dtype=torch.bool) if problem is None else torch.from_numpy(problem)
     scored[num_samples:] = False
     parts = zip(*(whole.split(micro_batch_size) for whole in (tokens, scored, index)), strict=True)
     return [Clean(tokens=t, scored=s, index=i) for t, s, i in parts]
 
 
-def replica_batches(dataset: PackedDataset, first_sample: int, num_samples: int, micro_batch_size: int,
+def replica_batches(dataset: Samples, first_sample: int, num_samples: int, micro_batch_size: int,
                     replica: int, num_replicas: int) -> list[Clean]:
     """One replica's consecutive samples of a global batch.
 

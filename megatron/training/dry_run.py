@@ -9,7 +9,7 @@ from megatron.config import Config, ConfigError, memory_bytes, resolve
 from megatron.data.tokenizer import build_tokenizer
 from megatron.errors import exits
 from megatron.flags import spelling
-from megatron.training.forecast import Forecast, Load, forecast, zero_stage
+from megatron.forecast import Forecast, Load, forecast, zero_stage
 
 GIB = 2**30
 SIZES = {"weights": "weights", "gradients": "gradients", "moments": "moments", "host": "on CPU", "activations": "activations",

@@ -14,8 +14,8 @@ import torch
 from megatron.batch import Clean, Noise, RowScores
 from megatron.core.head import pieces
 from megatron.core.mesh import all_reduce
-from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.loader import micro_batches
+from megatron.data.samples import Samples
 from megatron.engine import Engine
 from megatron.objectives import REFERENCE_STRATA, Objective
 
@@ -26,7 +26,7 @@ PASSES_AT_ONCE = 16                 # through a pipeline, whose stages work on d
 @dataclass(frozen=True, kw_only=True)
 class Slice:
     """The rows that every evaluation of a run scores, and how."""
-    dataset: PackedDataset
+    dataset: Samples
     rows: int
     seq_length: int
     num_mc: int

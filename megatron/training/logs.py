@@ -228,7 +228,8 @@ def per_gpu(r: dict) -> float:
 
 
 def evaluation_line(r: dict) -> str:
-    split = " on test set" if r["kind"] == "test" else ""
+    name = r["kind"].partition("-")[2]
+    split = " on test set" if r["kind"] == "test" else f" on set {name}" if name else ""
     return (f" validation loss at iteration {r['step']}{split} | lm loss value: {r['loss']:.6E} | "
             f"lm loss PPL: {megatron_ppl(r):.6E} | ")
 
@@ -353,7 +354,8 @@ def simple_tags(record: dict) -> dict[str, float]:
 def megatron_tags(r: dict, cfg: config.Log) -> dict[str, float]:
     """The tags of Megatron-DeepSpeed, gated by its own flags."""
     if r["kind"] != "train":
-        tag = f"lm-loss-validation/lm loss {'validation' if r['kind'] == 'val' else 'test'}"
+        split, _, name = r["kind"].partition("-")
+        tag = f"lm-loss-validation/lm loss {'validation' if split == 'val' else 'test'}{name and f' {name}'}"
         ppl = {f"{tag} ppl": megatron_ppl(r)} if cfg.log_validation_ppl_to_tensorboard else {}
         return {tag: r["loss"]} | ppl
     tags = {"lm-loss-training/lm loss": r["loss"], "learning-rate/learning-rate": r["lr"],

@@ -8,8 +8,8 @@ from typing import Protocol
 from megatron.batch import Batch, Noise, Progress, Step
 from megatron.config import Config
 from megatron.core.mesh import ALONE, Group
-from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.loader import replica_batches
+from megatron.data.samples import Samples
 from megatron.engine import Engine
 from megatron.errors import TooManyBadSteps
 from megatron.objectives import Objective
@@ -46,7 +46,7 @@ class Run(Protocol):
     def stop_reason(self, at: Progress) -> str | None: ...
 
 
-def train(cfg: Config, engine: Engine, objective: Objective, data: PackedDataset, run: Run, at: Progress,
+def train(cfg: Config, engine: Engine, objective: Objective, data: Samples, run: Run, at: Progress,
           interval: Interval) -> tuple[Progress, str | None]:
     """Go on from `at` to the last sample, or until the run is asked to stop; says why it stopped early."""
     saved = at.step
@@ -57,7 +57,8 @@ def train(cfg: Config, engine: Engine, objective: Objective, data: PackedDataset
         if left(cfg, at) and cfg.train.eval_iters and due(at, cfg.train.eval_interval):
             at = run.validate(at)
             new_best = bool(cfg.train.save_interval) and at.best_step == at.step
-        if left(cfg, at) and (due(at, cfg.train.save_interval) or new_best):
+        wanted = due(at, cfg.train.save_interval) or at.step in (cfg.train.save_at or ())
+        if left(cfg, at) and (wanted or new_best):
             run.save(at, interval)
             saved = at.step
         reason = run.stop_reason(at)
@@ -68,7 +69,7 @@ def train(cfg: Config, engine: Engine, objective: Objective, data: PackedDataset
     return at, reason
 
 
-def one_step(cfg: Config, engine: Engine, objective: Objective, data: PackedDataset, run: Run, at: Progress,
+def one_step(cfg: Config, engine: Engine, objective: Objective, data: Samples, run: Run, at: Progress,
              interval: Interval) -> tuple[Progress, Interval]:
     """Pose, update or skip, and log. Raises TooManyBadSteps."""
     start = time.monotonic()
@@ -93,7 +94,7 @@ def left(cfg: Config, at: Progress) -> bool:
     return at.samples + cfg.train.global_batch_size <= cfg.train.train_samples
 
 
-def pose(objective: Objective, data: PackedDataset, cfg: Config, at: Progress, dp: Group = ALONE) -> list[Batch]:
+def pose(objective: Objective, data: Samples, cfg: Config, at: Progress, dp: Group = ALONE) -> list[Batch]:
     """This replica's micro-batches of the step that begins at `at`: a pure function of config, progress and its place."""
     cleans = replica_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size, dp.rank, dp.size)
     progress = at.samples / cfg.train.train_samples

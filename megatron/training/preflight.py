@@ -15,19 +15,19 @@ import megatron
 from megatron.batch import Progress
 from megatron.config import Config
 from megatron.core.mesh import Group, Mesh
-from megatron.data.gpt_dataset import PackedDataset
+from megatron.data.samples import Samples
 from megatron.data.tokenizer import Tokenizer
 from megatron.engine import deepspeed
 from megatron.errors import BadData, CannotWrite, Mismatch
+from megatron.forecast import forecast
 from megatron.layout import find_place
 from megatron.objectives import Objective
 from megatron.training.device import Where
 from megatron.training.evaluate import Slice
-from megatron.training.forecast import forecast
 from megatron.training.loop import pose
 
 
-def check(cfg: Config, where: Where, tokenizer: Tokenizer, data: dict[str, PackedDataset | None], slices: dict[str, Slice],
+def check(cfg: Config, where: Where, tokenizer: Tokenizer, data: dict[str, Samples | None], slices: dict[str, Slice],
           objective: Objective, at: Progress, mesh: Mesh, say: Callable[[str], None]) -> None:
     """Run every check and say what each found. Raises the Refusal of the first that fails."""
     checks = {"environment": lambda: environment(), "device": lambda: device(where),
@@ -116,7 +116,7 @@ def memory(cfg: Config, where: Where) -> str:
     return f"about {state / 2**30:.2f} GiB of state and {kept / 2**30:.2f} GiB of activations, of {total / 2**30:.0f} GiB{tight}"
 
 
-def describe(cfg: Config, data: dict[str, PackedDataset | None], slices: dict[str, Slice]) -> str:
+def describe(cfg: Config, data: dict[str, Samples | None], slices: dict[str, Slice]) -> str:
     lines = [f"{split}: {line}" for split, found in data.items() if found for line in found.describe().split("\n")]
     if cfg.data.data_path and data["test"] is None and (cfg.data.split.split(",") + ["0"] * 3)[2] not in ("0", "0.0"):
         lines.append(f"test: the last share of --split {cfg.data.split} is shorter than one sample: nothing is tested at the end")
@@ -145,7 +145,7 @@ def use_deepspeed(cfg: Config, say: Callable[[str], None]) -> str:
     return "\n".join(deepspeed.check(cfg, say)) if cfg.parallel.deepspeed else ""
 
 
-def batch(cfg: Config, data: PackedDataset | None, objective: Objective, at: Progress, dp: Group) -> str:
+def batch(cfg: Config, data: Samples | None, objective: Objective, at: Progress, dp: Group) -> str:
     """Pose this replica's part of the step that comes next and look at it."""
     if data is None or cfg.train.skip_train or at.samples + cfg.train.global_batch_size > cfg.train.train_samples:
         return ""

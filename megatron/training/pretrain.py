@@ -14,7 +14,8 @@ from megatron.batch import Progress
 from megatron.config import Config
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, agreed
-from megatron.data.gpt_dataset import PackedDataset, build_datasets
+from megatron.data.datasets import Plan, build_datasets
+from megatron.data.samples import Samples
 from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
 from megatron.errors import CannotWrite, Refusal, exits
 from megatron.objectives import Objective
@@ -38,12 +39,12 @@ def main(cfg: Config) -> int:
         tokenizer = build_tokenizer(cfg.data.tokenizer_type, cfg.data.vocab_file, cfg.data.merge_file, cfg.data.tokenizer_model)
         cfg = cfg.with_vocabulary(tokenizer.vocab_size)
         where = device.setup(cfg, mesh.control)
-        data = build_datasets(cfg.data, cfg.model.seq_length, cfg.train.seed, cfg.train.eval_seed, cfg.model.vocab_size)
+        data = build_datasets(cfg.data, data_plan(cfg, tokenizer))
         mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
         objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
         reference = objectives.build_reference(cfg.objective, mask)
         slices = {split: cut_slice(cfg, data[split], reference, tokenizer)
-                  for split in ("valid", "test") if data[split] and cfg.train.eval_iters}
+                  for split in data if split != "train" and data[split] and cfg.train.eval_iters}
         fingerprints = {"tokenizer": tokenizer.fingerprint(),
                         **{split: found and found.fingerprint() for split, found in data.items()}}
         with claimed(cfg, mesh, watch):
@@ -70,7 +71,16 @@ def main(cfg: Config) -> int:
                 return run.leave(at, reason)
 
 
-def cut_slice(cfg: Config, dataset: PackedDataset, reference: Objective, tokenizer: Tokenizer) -> Slice:
+def data_plan(cfg: Config, tokenizer: Tokenizer) -> Plan:
+    """What the datasets depend on; in Megatron's order that is also how many samples it would ask each split for."""
+    t = cfg.train
+    rows = t.eval_iters * t.global_batch_size
+    evaluations = 1 if t.skip_train else (t.train_samples or 0) // t.global_batch_size // t.eval_interval + 1
+    return Plan(seq_length=cfg.model.seq_length, seed=t.seed, eval_seed=t.eval_seed, tokenizer=tokenizer,
+                lengths={"train": t.train_samples or 1, "valid": max(1, evaluations * rows), "test": max(1, rows)})
+
+
+def cut_slice(cfg: Config, dataset: Samples, reference: Objective, tokenizer: Tokenizer) -> Slice:
     """The first rows of the validation data's own order; never a row twice."""
     rows = min(cfg.train.eval_iters * cfg.train.global_batch_size, dataset.rows_in_first_epoch)
     found = Slice(dataset=dataset, rows=rows, seq_length=cfg.model.seq_length, num_mc=cfg.objective.num_mc,

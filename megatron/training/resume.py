@@ -15,8 +15,11 @@ from megatron.training.loop import Interval
 
 # Flags that may differ from the checkpoint's without changing what the run is.
 FREE = {"data": ("data_path", "train_data_path", "train_data_path_file", "valid_data_path", "valid_data_path_file",
-                 "test_data_path", "test_data_path_file", "vocab_file", "merge_file", "tokenizer_model"),
-        "train": ("save", "save_interval", "keep_last", "keep_every", "load", "finetune", "exit_interval",
+                 "test_data_path", "test_data_path_file", "vocab_file", "merge_file", "tokenizer_model",
+                 # what these choose is in the fingerprints of the data
+                 "unique_tokens", "data_kind", "epoch_order", "data_cache_path", "categories", "num_categories",
+                 "tokens_per_category"),
+        "train": ("save", "save_interval", "save_at", "keep_last", "keep_every", "load", "finetune", "exit_interval",
                   "exit_duration_in_mins", "kill_switch_file", "preflight", "num_threads", "device", "compile",
                   "recompute_granularity", "recompute_method", "recompute_num_layers", "deterministic_mode",
                   "eval_interval", "eval_iters", "eval_seed", "skip_train", "max_skipped_steps", "micro_batch_size", "dry_run",
@@ -77,7 +80,7 @@ def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str
     for what, value in fingerprints.items():
         old = prints.get(what, value if imported else None)
         if value not in (None, old):
-            harmless = what in ("valid", "test") or (what == "train" and only_weights)
+            harmless = what.partition(":")[0] in ("valid", "test") or (what == "train" and only_weights)
             (noted if harmless else fatal).append(f"the {what}{'' if what == 'tokenizer' else ' data'} was {old}, is {value}")
     if fatal:
         raise Mismatch(f"{loaded.path} was made by another experiment: {'; '.join(fatal)}. Give the same flags, "

@@ -68,16 +68,21 @@ class Run:
                          "skipped": at.skipped, "skipped_in_interval": interval.skipped})
 
     def validate(self, at: Progress) -> Progress:
-        """Score the validation slice; remembers the best."""
+        """Score the validation sets; remembers the best by the first."""
         if "valid" not in self.slices:
             return at
         self.watch.at(at.step, "evaluating")
-        loss = self.score("valid", "val", at)["loss"]
+        loss = self.score("valid", at)["loss"]
+        for split in self.slices:
+            if split.startswith("valid:"):
+                self.score(split, at)
         if at.best_val_loss is None or loss < at.best_val_loss:
             at = replace(at, best_val_loss=loss, best_step=at.step)
         return at
 
-    def score(self, split: str, kind: str, at: Progress) -> dict:
+    def score(self, split: str, at: Progress) -> dict:
+        """Score one set; its records are of kind val, val-NAME or test."""
+        kind = split.replace("valid", "val", 1).replace(":", "-")
         found = evaluate(self.engine, self.reference, self.slices[split])
         if self.mesh.chief and not self.has_record(kind, at, found["loss"]):
             self.log.record({"kind": kind, **self.where_at(at), **found})
@@ -102,7 +107,8 @@ class Run:
         if self.mesh.chief:
             found = checkpoint.find(Path(train.save))
             best = next((p for p in found if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
-            checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, say=self.log.say)
+            checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, train.save_at or (),
+                              say=self.log.say)
 
     def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None:
         """Keep a step that was not finite, weights and all, for tools/replay.py; at most --max-skipped-steps of them."""
@@ -145,7 +151,7 @@ class Run:
             self.log.say(f"stopped at step {at.step}: {reason}; {f'saved {self.saved}' if self.saved else nothing}")
             return self.end(at, self.stopped[1], reason)
         if "test" in self.slices:
-            self.score("test", "test", at)
+            self.score("test", at)
         if self.mesh.chief:
             write_json(self.dir / "result.json", self.result(at))
         self.log.say(f"finished: {self.dir / 'result.json'}")
@@ -158,7 +164,7 @@ class Run:
 
     def evaluate_only(self, at: Progress) -> int:
         """--skip-train: score the slices and leave evaluation.json."""
-        found = {split: self.score(split, {"valid": "val"}.get(split, split), at) for split in self.slices}
+        found = {split: self.score(split, at) for split in self.slices}
         if self.mesh.chief:
             write_json(self.dir / "evaluation.json", {"objective": self.cfg.objective.objective, **self.where_at(at), **found})
         return self.end(at, 0, "evaluated")
@@ -177,6 +183,7 @@ class Run:
                 "loss": val.get("loss"), "loss_se_noise": val.get("loss_se_noise"), "loss_se_data": val.get("loss_se_data"),
                 "bits_per_byte": val.get("bits_per_byte"), "accuracy": val.get("accuracy"),
                 "bound": "exact" if self.reference.exact else "bound", "test_loss": self.last.get("test", {}).get("loss"),
+                "valid_sets": self.valid_sets(),
                 "best_loss": at.best_val_loss, "seq_length": cfg.model.seq_length, "batch_size": cfg.train.global_batch_size,
                 "lr": cfg.optim.lr, "lr_decay_style": cfg.optim.lr_decay_style,
                 "lr_decayed": decayed(cfg.optim, at.samples, cfg.train.global_batch_size), "seed": cfg.train.seed,
@@ -186,6 +193,14 @@ class Run:
                 "hidden_dropout": cfg.model.hidden_dropout, "seconds": seconds, "tokens_per_sec": trained / seconds,
                 "world_size": self.mesh.world.size,
                 "skipped": at.skipped}
+
+    def valid_sets(self) -> dict[str, dict]:
+        """Each named validation set's last scores with their errors; the first set's are the run's own."""
+        names = [name for name, _ in self.cfg.data.valid_sets()]
+        kinds = ["val", *(f"val-{name}" for name in names[1:])]
+        wanted = ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy", "rows", "convention")
+        return {name: {key: self.last[kind][key] for key in wanted}
+                for name, kind in zip(names, kinds) if name and kind in self.last}
 
     def identify(self, at: Progress, loaded: Checkpoint | None, changed: list[str]) -> None:
         """config.json and run.json: who this run is, and every time it went on. An earlier process's result is no longer one."""

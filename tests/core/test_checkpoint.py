@@ -719,6 +719,13 @@ def test_retention(tmp_path, keep_last, keep_every, best, kept):
     assert load_latest(tmp_path).step == 60
 
 
+def test_steps_that_were_asked_for_are_kept(tmp_path):
+    for step in range(10, 70, 10):
+        save(tmp_path, step, whole({"w": torch.ones(2)}), {})
+    retain(tmp_path, 1, steps=[20, 50])
+    assert steps(tmp_path) == [60, 50, 20]
+
+
 def test_retention_counts_complete_checkpoints_only(tmp_path, lines):
     for step in (10, 20, 30):
         save(tmp_path, step, whole({"w": torch.ones(2)}), {})

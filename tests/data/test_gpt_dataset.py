@@ -3,20 +3,13 @@ import sys
 import numpy as np
 import pytest
 
-from megatron.config import Data
-from megatron.data import gpt_dataset
-from megatron.data.gpt_dataset import Blend, PackedDataset, Source, build_datasets, parse_paths, permute, read_path_file
-from megatron.data.indexed import IndexedWriter
-from megatron.errors import BadData, MissingInput
+from megatron.data import blend, gpt_dataset
+from megatron.data.compiled import extension
+from megatron.data.gpt_dataset import PackedDataset, permute
+from megatron.data.sources import Source
+from megatron.errors import BadData
 
 CIRCLES = [(96, 8), (97, 8), (103, 8), (9, 8), (10, 8), (15, 8), (16, 8), (17, 8), (1000, 33), (50, 49), (7, 1)]     # T, s
-
-
-def counting(prefix, num_tokens):
-    """A corpus whose every token is its position."""
-    with IndexedWriter(prefix, np.int32) as writer:
-        writer.add_document(np.arange(num_tokens))
-    return str(prefix)
 
 
 def dataset(prefix, seq_length, seed=1, start=0, stop=1.0):
@@ -27,8 +20,8 @@ def dataset(prefix, seq_length, seed=1, start=0, stop=1.0):
 
 @pytest.mark.parametrize(("num_tokens", "s"), CIRCLES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_token_is_visited_once_an_epoch(tmp_path, num_tokens, s, seed):
-    data = dataset(counting(tmp_path / "c", num_tokens), s, seed)
+def test_every_token_is_visited_once_an_epoch(counting, num_tokens, s, seed):
+    data = dataset(counting("c", num_tokens), s, seed)
     num_epochs = 6
     rows = data.rows(np.arange(-(-num_epochs * num_tokens // s)))
     visited = rows[:, :-1].reshape(-1)
@@ -37,8 +30,8 @@ def test_every_token_is_visited_once_an_epoch(tmp_path, num_tokens, s, seed):
 
 
 @pytest.mark.parametrize(("num_tokens", "s"), CIRCLES)
-def test_only_border_samples_are_not_contiguous(tmp_path, num_tokens, s):
-    data = dataset(counting(tmp_path / "c", num_tokens), s)
+def test_only_border_samples_are_not_contiguous(counting, num_tokens, s):
+    data = dataset(counting("c", num_tokens), s)
     numbers = np.arange(6 * num_tokens // s)
     jumps = ((np.diff(data.rows(numbers)) % num_tokens) != 1).sum(1)
     epochs = numbers * s // num_tokens
@@ -46,31 +39,31 @@ def test_only_border_samples_are_not_contiguous(tmp_path, num_tokens, s):
     assert not jumps[~on_border].any() and jumps[on_border].max(initial=0) <= 1
 
 
-def test_a_range_is_a_circle_of_its_own(tmp_path):
-    data = dataset(counting(tmp_path / "c", 1000), 16, start=300, stop=500)
+def test_a_range_is_a_circle_of_its_own(counting):
+    data = dataset(counting("c", 1000), 16, start=300, stop=500)
     rows = data.rows(np.arange(100))
     assert data.tokens_per_epoch == 200
     assert np.array_equal(np.unique(rows), np.arange(300, 500))
 
 
-def test_epochs_differ_in_rotation_and_order(tmp_path):
-    data = dataset(counting(tmp_path / "c", 4096), 16)
+def test_epochs_differ_in_rotation_and_order(counting):
+    data = dataset(counting("c", 4096), 16)
     epochs = data.rows(np.arange(4 * 256)).reshape(4, 256, 17)[:, :, 0]
     assert len(set(epochs[:, 0].tolist())) == 4
     assert len({tuple(np.argsort(epoch)) for epoch in epochs}) == 4
     assert len(set((epochs[:, 0] % 16).tolist())) > 1              # sample borders move too
 
 
-def test_seeds_and_places_differ(tmp_path):
-    prefix = counting(tmp_path / "c", 4096)
+def test_seeds_and_places_differ(counting):
+    prefix = counting("c", 4096)
     first = [dataset(prefix, 16, seed).rows(np.arange(64)).tobytes() for seed in range(8)]
     assert len(set(first)) == 8
     twice = PackedDataset([Source(1.0, 0, 1.0, prefix)] * 2, 16, 1).rows(np.arange(64))
     assert not np.array_equal(twice[::2], twice[1::2])
 
 
-def test_rows_do_not_depend_on_the_calls(tmp_path):
-    prefix = counting(tmp_path / "c", 1003)
+def test_rows_do_not_depend_on_the_calls(counting):
+    prefix = counting("c", 1003)
     data = PackedDataset([Source(0.3, 0, 500, prefix), Source(0.7, 500, 1003, prefix)], 10, 5)
     numbers = np.arange(300)
     whole = data.rows(numbers)
@@ -81,14 +74,14 @@ def test_rows_do_not_depend_on_the_calls(tmp_path):
     assert whole.dtype == np.int64 and whole.shape == (300, 11)
 
 
-def test_the_order_is_pinned(tmp_path):
+def test_the_order_is_pinned(counting):
     """These numbers are part of every experiment: a change of them changes all runs."""
-    data = dataset(counting(tmp_path / "c", 1000), 10, seed=1234)
+    data = dataset(counting("c", 1000), 10, seed=1234)
     assert data.rows(np.array([0, 1, 99, 100, 12345, 10**9]))[:, 0].tolist() == [988, 698, 248, 244, 577, 220]
 
 
-def test_far_samples_need_no_memory(tmp_path):
-    data = dataset(counting(tmp_path / "c", 1000), 7)
+def test_far_samples_need_no_memory(counting):
+    data = dataset(counting("c", 1000), 7)
     rows = data.rows(np.array([10**12, 10**15]))
     assert rows.shape == (2, 8) and rows.min() >= 0 and rows.max() < 1000
 
@@ -106,8 +99,8 @@ def test_counts_of_an_epoch(corpus):
 
 
 @pytest.mark.parametrize("num_tokens", [1, 32])
-def test_a_corpus_shorter_than_one_sample_is_refused(tmp_path, num_tokens):
-    prefix = counting(tmp_path / "c", num_tokens)
+def test_a_corpus_shorter_than_one_sample_is_refused(counting, num_tokens):
+    prefix = counting("c", num_tokens)
     with pytest.raises(BadData, match=f"32 needs at least 33 tokens, has {num_tokens}; lower --seq-length or add data"):
         dataset(prefix, 32)
 
@@ -136,29 +129,6 @@ def test_permute_is_uniform():
 
 # Several corpora
 
-@pytest.fixture
-def two(tmp_path):
-    return counting(tmp_path / "a", 1000), counting(tmp_path / "b", 3000)
-
-
-def test_blend_keeps_the_shares_at_every_prefix():
-    weights = [5.0, 3.0, 2.0]
-    ids, positions = Blend(weights).locate(np.arange(2000))
-    counts = np.cumsum(ids[:, None] == np.arange(3), 0)
-    assert np.abs(counts - np.arange(1, 2001)[:, None] * np.array(weights) / 10).max() <= 1.5
-    assert all(np.array_equal(positions[ids == d], np.arange((ids == d).sum())) for d in range(3))
-
-
-def test_blend_blocks_join(monkeypatch):
-    whole = Blend([0.2, 0.5, 0.3]).locate(np.arange(1000))
-    monkeypatch.setattr(gpt_dataset, "BLEND_BLOCK", 64)
-    blend = Blend([0.2, 0.5, 0.3])
-    numbers = np.random.default_rng(0).permutation(1000)
-    for found, right in zip(blend.locate(numbers), whole, strict=True):
-        assert np.array_equal(found, right[numbers])
-    assert len(blend.counts) == -(-1000 // 64) + 1
-
-
 def test_weight_zero_gives_no_sample(two):
     a, b = two
     with_zero = PackedDataset([Source(0.0, 0, 1.0, a), Source(1.0, 0, 1.0, b)], 16, 1)
@@ -169,7 +139,7 @@ def test_weight_zero_gives_no_sample(two):
 
 
 def test_rows_in_first_epoch_of_a_blend(two, monkeypatch):
-    monkeypatch.setattr(gpt_dataset, "BLEND_BLOCK", 16)
+    monkeypatch.setattr(blend, "BLEND_BLOCK", 16)
     a, b = two
     data = PackedDataset([Source(0.5, 0, 1.0, a), Source(0.5, 1000, 1.0, b)], 10, 1)
     num_rows = data.rows_in_first_epoch
@@ -181,13 +151,13 @@ def test_rows_in_first_epoch_of_a_blend(two, monkeypatch):
 
 def test_without_a_compiler_the_same_rows_and_one_line(two, monkeypatch, capsys):
     sources = [Source(w, 0, 1.0, prefix) for w, prefix in zip((0.3, 0.7), two, strict=True)]
-    compiled = PackedDataset(sources, 16, 1).rows(np.arange(200))
+    fast = PackedDataset(sources, 16, 1).rows(np.arange(200))
     monkeypatch.setitem(sys.modules, "megatron.data._helpers", None)
-    gpt_dataset.blend_filler.cache_clear()
+    extension.cache_clear()
     capsys.readouterr()
     slow = [PackedDataset(sources, 16, 1).rows(np.arange(200)) for _ in range(2)]
-    gpt_dataset.blend_filler.cache_clear()
-    assert np.array_equal(compiled, slow[0]) and np.array_equal(compiled, slow[1])
+    extension.cache_clear()
+    assert np.array_equal(fast, slow[0]) and np.array_equal(fast, slow[1])
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -213,114 +183,6 @@ def test_check_ids_names_the_corpus(two):
         data.check_ids(np.full((1, 17), -1), np.array([0]))
 
 
-# Data paths
-
-@pytest.mark.parametrize(("words", "expected"), [
-    ("a", [(1.0, 0, 1.0, "a")]),
-    ("a b", [(1.0, 0, 1.0, "a"), (1.0, 0, 1.0, "b")]),
-    ("0.3 a 0.7 b", [(0.3, 0, 1.0, "a"), (0.7, 0, 1.0, "b")]),
-    ("1 0.9:1 a", [(1.0, 0.9, 1.0, "a")]),
-    ("1 :0.5 a 2 0.5: a", [(1.0, 0.0, 0.5, "a"), (2.0, 0.5, 1.0, "a")]),
-    ("1 0:100M a", [(1.0, 0, 100_000_000, "a")]),
-    ("1 1e6:2e6 a", [(1.0, 1_000_000, 2_000_000, "a")]),
-    ("1 5k: a", [(1.0, 5000, 1.0, "a")]),
-    (":0.5 a", [(1.0, 0.0, 0.5, "a")]),
-    ("1 data/c4:v2", [(1.0, 0, 1.0, "data/c4:v2")]),
-])
-def test_entries(words, expected):
-    sources = parse_paths(words.split())
-    assert sources == [Source(*e) for e in expected]
-    assert all(type(s.start) is type(s.stop) or s.start == 0 or s.stop == 1.0 for s in sources)
-
-
-@pytest.mark.parametrize(("words", "said"), [
-    ("", "names no corpus"),
-    ("0.5", "0.5 stands at the end"),
-    ("0.5 a 0.5", "0.5 stands at the end"),
-    ("0.5 a 0:1", "0:1 stands at the end"),
-    ("-0.5 a 1 b", "the weight of a is -0.5"),
-    ("1 a nan b", "the weight of b is nan"),
-    ("1 a inf b", "the weight of b is inf"),
-    ("0 a 0 b", r"every weight is 0 \(a, b\)"),
-    ("0.5 a b", "b has no weight"),
-    ("1 0.9:0.1 a", "range 0.9:0.1 of a"),
-    ("1 5:5 a", "range 5:5 of a"),
-    ("1 -5:10 a", "range -5:10 of a"),
-    ("1 0.5:10 a", "range 0.5:10 of a"),
-    ("1 0:1e999 a", "range 0:1e999 of a"),
-    ("1 0:5x a", "range 0:5x of a"),
-])
-def test_mistakes_are_named(words, said):
-    with pytest.raises(BadData, match=f"--train-data-path: .*{said}"):
-        parse_paths(words.split(), "--train-data-path")
-
-
-@pytest.mark.parametrize("text", [
-    '"0.3 a" "0.7 b"\n', '"0.3 a 0.7 b"', "0.3 a\n0.7 b\n", "# two corpora\n\n0.3 a  # the first\n   0.7   b\n\n",
-])
-def test_files_of_both_kinds(tmp_path, text):
-    (tmp_path / "paths.txt").write_text(text)
-    assert read_path_file(tmp_path / "paths.txt") == [Source(0.3, 0, 1.0, "a"), Source(0.7, 0, 1.0, "b")]
-
-
-def test_bad_files_are_named(tmp_path):
-    path = tmp_path / "paths.txt"
-    with pytest.raises(MissingInput, match="paths.txt: No such file"):
-        read_path_file(path)
-    for content in (b"# nothing\n", b"-1 a", b"\xff\xfe"):
-        path.write_bytes(content)
-        with pytest.raises(BadData, match="paths.txt: "):
-            read_path_file(path)
-
-
 def test_a_range_beyond_the_corpus_is_refused(two):
     with pytest.raises(BadData, match="the range 0:2000 ends behind the last of 1000 tokens"):
         dataset(two[0], 16, stop=2000)
-
-
-# From flags to datasets
-
-def test_split_cuts_contiguous_ranges(two):
-    built = build_datasets(Data(data_path=[two[1]], split="80,10,10"), 16, 1, 2)
-    assert [(c.start, c.stop) for d in built.values() for c in d.circles] == [(0, 2400), (2400, 2700), (2700, 3000)]
-    for data, start, stop in zip(built.values(), (0, 2400, 2700), (2400, 2700, 3000), strict=True):
-        ids = np.unique(data.rows(np.arange(data.rows_in_first_epoch)))
-        assert start <= ids.min() and ids.max() < stop
-    assert built["train"].seed == 1 and built["valid"].seed == built["test"].seed == 2
-
-
-@pytest.mark.parametrize("split", ["100", "100,0,0", "1,0"])
-def test_a_share_of_zero_gives_no_dataset(two, split):
-    built = build_datasets(Data(data_path=["0.5", two[0], "0.5", two[1]], split=split), 16, 1, 2)
-    assert built["train"].tokens_per_epoch == 4000 and built["valid"] is None and built["test"] is None
-
-
-def test_a_share_too_small_is_refused(two):
-    with pytest.raises(BadData, match=r"tokens 970:980: --seq-length 16 needs at least 17 tokens, has 10"):
-        build_datasets(Data(data_path=[two[0]], split="97,1,2"), 16, 1, 2)
-    with pytest.raises(BadData, match=r"tokens 0:1: --seq-length 16 needs"):      # one token, not the share 1 of all
-        build_datasets(Data(data_path=[two[0]], split="1,999,0"), 16, 1, 2)
-
-
-def test_the_default_splits_thousandth_may_hold_no_sample(two):
-    built = build_datasets(Data(data_path=[two[0]]), 16, 1, 2)                   # 969,30,1 of 1000 tokens
-    assert built["valid"].tokens_per_epoch == 30 and built["test"] is None
-
-
-def test_apart_and_from_files(two, tmp_path):
-    (tmp_path / "valid.txt").write_text(f'"1.0 {two[1]}"')
-    built = build_datasets(Data(train_data_path=[two[0]], valid_data_path_file=str(tmp_path / "valid.txt")), 16, 1, 2, 5000)
-    assert built["train"].tokens_per_epoch == 1000 and built["valid"].tokens_per_epoch == 3000 and built["test"] is None
-    assert built["train"].vocab_size == 5000
-
-
-@pytest.mark.parametrize("split", ["valid", "test"])
-def test_training_on_evaluation_tokens_is_refused(two, split, tmp_path):
-    again = tmp_path / "elsewhere"
-    for suffix in (".bin", ".idx"):
-        (tmp_path / f"elsewhere{suffix}").symlink_to(f"{two[0]}{suffix}")
-    train = ["1", "0:0.9", two[0]]
-    for prefix in (two[0], str(again)):
-        with pytest.raises(BadData, match=rf"{prefix}: tokens 800:900 are both in the train and in the {split} data"):
-            build_datasets(Data(**{"train_data_path": train, f"{split}_data_path": ["1", "0.8:1", prefix]}), 16, 1, 2)
-    build_datasets(Data(**{"train_data_path": train, f"{split}_data_path": ["1", "0.9:1", two[0]]}), 16, 1, 2)

@@ -73,7 +73,8 @@ def test_published_quickstart_and_optimum():
     assert (mdm.optim.lr, mdm.optim.min_lr, mdm.optim.lr_decay_style, mdm.optim.weight_decay) == (2e-4, 2e-5, "cosine", 0.1)
     runs = dry("mdm/example_training_data_value.sh", SCALE="gpu", FLOPS="1e19", EPOCHS="1 10")
     assert list(runs) == ["mdm_data_value_1e19_117M_1ep", "mdm_data_value_1e19_117M_10ep"]
-    assert runs["mdm_data_value_1e19_117M_10ep"].data.train_data_path == ["data/gpt2tok_c4_13B5_10ep_text_document"]
+    data = runs["mdm_data_value_1e19_117M_10ep"].data           # a tenth of D of one corpus
+    assert (data.train_data_path_file, data.unique_tokens) == ("utils/datapaths/train_c4_full.txt", 1_348_574_076)
 
 
 def test_evaluation_reads_what_training_saved():
@@ -87,7 +88,7 @@ def test_evaluation_reads_what_training_saved():
 
 def test_repeated_data_at_small_scale():
     runs = dry("arm/example_training_data_value.sh", SCALE="cpu", FLOPS="1e11", EPOCHS="1 10")
-    once, ten = (int(cfg.data.train_data_path[1].split(":")[1]) for cfg in runs.values())
+    once, ten = (cfg.data.unique_tokens for cfg in runs.values())
     assert once == pytest.approx(10 * ten, rel=1e-3)
 
 

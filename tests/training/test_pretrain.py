@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from megatron.data.indexed import IndexedWriter
+from megatron.data.token_file import write_paper_folder
 
 
 def losses(found):
@@ -99,3 +100,46 @@ def test_keeps_the_best_checkpoint(run, corpus, tmp_path):
                       "--eval-interval", "2", "--keep-last", "1")
     best = min((r for r in found if r["kind"] == "val"), key=lambda r: r["loss"])["step"]
     assert {p.name for p in (tmp_path / "run").glob("step-*")} == {f"step-{best:08d}", "step-00000020"}
+
+
+# Other kinds of data, through the flags
+
+@pytest.fixture
+def kinds(tmp_path):
+    """Flags of each kind of dataset over a small corpus of its own."""
+    rng = np.random.default_rng(0)
+    papers = [("train" if n % 4 else "val", f"p{n}", "ab"[n % 2], rng.integers(0, 250, 60 + n)) for n in range(24)]
+    write_paper_folder(tmp_path / "papers", papers, 257)
+    for split in ("train", "valid"):
+        with IndexedWriter(tmp_path / f"chat_{split}", np.uint16) as writer:
+            for prompt, response in rng.integers(3, 24, (40, 2)):
+                writer.add_document(rng.integers(0, 250, prompt + response), lengths=[prompt, response])
+        with IndexedWriter(tmp_path / f"stream_{split}", np.uint16) as writer:
+            for length in rng.integers(1, 200, 60):
+                writer.add_document(rng.integers(0, 250, length))
+    def apart(name):
+        return {f"{split}_data_path": tmp_path / f"{name}_{split}" for split in ("train", "valid")}
+    return {"random-window": {"data_kind": "random-window", "data_path": tmp_path / "papers", "categories": ["a"],
+                              "tokens_per_category": 300, "train_data_path": None, "valid_data_path": None},
+            "instruct": {"data_kind": "instruct", **apart("chat")},
+            "reference": {"epoch_order": "reference", **apart("stream")}}
+
+
+@pytest.mark.parametrize("objective", ["ar", "mdm"])
+@pytest.mark.parametrize("kind", ["random-window", "instruct", "reference"])
+def test_every_kind_of_data_trains_validates_and_resumes(tmp_path, trainer, records, kinds, kind, objective):
+    assert trainer.run(tmp_path / "whole", objective, **kinds[kind]) == 0
+    assert trainer.run(tmp_path / "cut", objective, exit_interval=5, **kinds[kind]) == 85
+    assert trainer.run(tmp_path / "cut", objective, load=tmp_path / "cut", **kinds[kind]) == 0
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert math.isfinite(result["loss"]) and result["loss_se_data"] > 0 and result["steps"] == 12
+
+
+def test_another_amount_of_unique_tokens_is_another_experiment(tmp_path, trainer, capsys):
+    assert trainer.run(tmp_path / "run", unique_tokens=1000, exit_interval=5) == 85
+    assert trainer.run(tmp_path / "run", unique_tokens=2000, load=tmp_path / "run") == 78
+    assert "the train data was" in capsys.readouterr().err
+    assert trainer.run(tmp_path / "run", unique_tokens=1000, load=tmp_path / "run") == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["unique_tokens"], result["epochs"]) == (1000, 12 * 8 * 32 / 1000)

@@ -152,3 +152,27 @@ def test_write_json_leaves_the_old_file_when_it_cannot(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
     with pytest.raises(CannotWrite, match="cannot be written"):
         write_json(tmp_path / "missing" / "a.json", {})
+
+
+@pytest.mark.parametrize("objective", ["ar", "mdm"])
+def test_validation_sets_by_name(tmp_path, trainer, records, corpus, objective, capsys):
+    """The first set is the run's own, as if it were alone; the others have curves and errors of their own."""
+    for name, marks in (("near", "0.8:0.9"), ("far", "0.9:1")):
+        (tmp_path / f"{name}.txt").write_text(f"1 {marks} {corpus}")
+    sets = [f"{name}={tmp_path / name}.txt" for name in ("near", "far")]
+    assert trainer.run(tmp_path / "both", objective, valid_data_path=None, valid_data_path_file=sets) == 0
+    assert trainer.run(tmp_path / "one", objective, valid_data_path=["1", "0.8:0.9", corpus]) == 0
+    found = {kind: [r["loss"] for r in records(tmp_path / "both") if r["kind"] == kind] for kind in ("val", "val-far")}
+    assert found["val"] == [r["loss"] for r in records(tmp_path / "one") if r["kind"] == "val"]
+    assert len(found["val-far"]) == 3 and found["val"] != found["val-far"]
+    result = json.loads((tmp_path / "both" / "result.json").read_text())
+    assert result["loss"] == result["valid_sets"]["near"]["loss"] == found["val"][-1]
+    far = result["valid_sets"]["far"]
+    assert far["loss"] == found["val-far"][-1] and far["loss_se_data"] > 0 and far["rows"] == 8
+    assert far["loss_se_noise"] == 0 if objective == "ar" else far["loss_se_noise"] > 0
+    assert "validation loss at iteration 12 on set far" in capsys.readouterr().out
+
+
+def test_checkpoints_at_given_steps_are_kept(tmp_path, trainer):
+    assert trainer.run(tmp_path / "run", save_interval=None, save_at=[3, 7, 99], keep_last=1) == 0
+    assert sorted(checkpoint.step_and_attempt(path.name)[0] for path in checkpoint.find(tmp_path / "run")) == [3, 7, 12]

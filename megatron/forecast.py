@@ -110,9 +110,10 @@ def weigh(cfg: Config, plan: Stages, rank: int) -> Load:
     table = max((math.prod(shape) * 4 for name, shape in found.items() if name == "embed.weight"), default=0)
     late = gradients if m == 1 and cfg.parallel.data_parallel_size == 1 else 0
     peak = weights + gradients + moments + buffers + max(activations + work - late, 2 * table)
+    context = 0 if cfg.train.device == "cpu" else CONTEXT_BYTES
     return Load(rank=rank, layers=tuple(plan.layers[n] for n in numbers), weights=weights, gradients=gradients, moments=moments,
                 num_parameters=sum(map(math.prod, found.values())), host=host, activations=activations,
-                buffers=buffers + work, peak=peak + CONTEXT_BYTES, sent=sent_bytes(cfg, plan, rank, found))
+                buffers=buffers + work, peak=peak + context, sent=sent_bytes(cfg, plan, rank, found))
 
 
 def in_flight(plan: Stages, rank: int, m: int) -> list[int]:
