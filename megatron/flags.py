@@ -100,8 +100,8 @@ def choices(hint) -> tuple:
 
 def parse_count(text: str) -> float:
     """`100M`, `1.5B`, `1e9`, `2048` -> number. Raises ValueError."""
-    scale = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}.get(text[-1:].lower())
-    return float(text[:-1]) * scale if scale else float(text)
+    power = {"k": "e3", "m": "e6", "b": "e9", "g": "e9", "t": "e12"}.get(text[-1:].lower())
+    return float(text[:-1] + power if power else text)                  # 4.1M x 1e6 would be 4099999.9999999995
 
 
 def convert(f: dataclasses.Field, hint, value: Any) -> Any:

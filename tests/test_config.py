@@ -803,3 +803,8 @@ def test_a_folder_of_papers_needs_one_path():
     assert parse([*folder, "--num-categories", "3"], environ={}).data.num_categories == 3
     assert "own splits" in mistakes("--split", "1,1,1", base=folder)[0]
     assert "--categories and --num-categories exclude" in mistakes("--categories", "a", "--num-categories", "1", base=folder)[0]
+
+
+@pytest.mark.parametrize("text, number", [("4.1M", 4_100_000), ("32.7k", 32_700), ("1.5B", 1_500_000_000), ("2048", 2048)])
+def test_counts_are_exact(text, number):
+    assert read("--train-data-path", "corpus", "--unique-tokens", text).data.unique_tokens == number

@@ -129,6 +129,22 @@ def test_checks_reach_past_the_first_block(tmp_path, monkeypatch):
         IndexedDataset(prefix)
 
 
+@pytest.mark.parametrize("at", [3, 4, 5, 7, 8])
+@pytest.mark.parametrize("part", ["offset", "document"])
+def test_checks_join_at_the_borders_of_blocks(tmp_path, monkeypatch, part, at):
+    """Everything from entry `at` on is shifted; or one entry falls below the one before it. No sidecar helps."""
+    monkeypatch.setattr(indexed, "BLOCK", 4)
+    prefix = write(tmp_path / "c", [[1, 2]] * 11)
+    os.unlink(f"{prefix}.meta.json")
+    if part == "offset":
+        patch(prefix, "idx", 34 + 4 * 11 + 8 * at, (4 * np.arange(at, 11) + 2).tobytes())
+    else:
+        patch(prefix, "idx", 34 + 12 * 11 + 8 * at, struct.pack("<q", at - 2))
+    with pytest.raises(BadData, match=f"{part} of sequence {at} is {4 * at + 2}, expected {4 * at}" if part == "offset" else
+                       f"entry {at} of the document index is {at - 2}, expected at least {at - 1}"):
+        IndexedDataset(prefix)
+
+
 @pytest.mark.parametrize("suffix", ["idx", "bin"])
 def test_absent_files_are_missing_input(tmp_path, suffix):
     prefix = write(tmp_path / "c")

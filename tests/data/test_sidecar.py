@@ -112,6 +112,16 @@ def test_a_border_moved_in_a_way_that_fits_is_noticed(tmp_path):
     assert IndexedDataset(tmp_path / "c").document(0).tolist() == [1, 2, 3]
 
 
+def test_a_sequence_moved_to_another_document_is_noticed(tmp_path):
+    prefix = write(tmp_path / "c")
+    borders = np.frombuffer(open(f"{prefix}.idx", "rb").read(), "<i8", offset=34 + 12 * 50)
+    with open(f"{prefix}.idx", "r+b") as file:
+        file.seek(34 + 12 * 50 + 8 * 4)                             # the end of document 3, which has two sequences
+        file.write(struct.pack("<q", borders[4] - 1))
+    with pytest.raises(BadData, match="c.idx: documents_crc32 is .* expected .* by .*c.meta.json"):
+        IndexedDataset(prefix)
+
+
 @pytest.mark.parametrize(("changes", "seal", "said"), [
     ({"version": 2}, True, "version is 2, expected 1"),
     ({"tokens": "600"}, True, "tokens is 600, expected a whole number"),
