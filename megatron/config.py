@@ -128,9 +128,10 @@ class Data:
     data_kind: Literal["packed", "random-window", "instruct", "pairs"] = flag(
         "packed", "packed: rows cut from a stream of tokens; random-window: windows of single papers; instruct: prompt and "
         "response, scored on the response; pairs: texts with vectors")
-    epoch_order: Literal["strict", "reference"] = flag(
-        "strict", "strict: every token once an epoch, for any length of the run; reference: Megatron's order, bit for bit")
-    data_cache_path: str = flag(None, "--epoch-order reference: folder that keeps its indices [built in memory]")
+    epoch_order: Literal["strict", "reference", "megatron-core"] = flag(
+        "strict", "strict: every token once an epoch, for any length of the run; reference: Megatron-DeepSpeed's order, bit for bit, "
+        "and megatron-core's, whose blends and splits round otherwise")
+    data_cache_path: str = flag(None, "of Megatron's orders: folder that keeps their indices [built in memory]")
     categories: list[str] = flag(None, "random-window: categories to take papers from [all]")
     num_categories: int = flag(None, "random-window: or so many of them, in an order drawn from --seed")
     tokens_per_category: int = flag(None, "random-window: train on so many tokens of each category [all]", count=True)
@@ -371,7 +372,7 @@ def check_idle(cfg: Config, mistakes: list[str]) -> None:
             (d.data_path, "give --data-path", d, ("split",)),
             (given_of(d, CORPORA[0]) and d.data_kind == "packed", "give packed training data", d, ("unique_tokens",)),
             (d.data_kind == "packed", "use --data-kind packed", d, ("epoch_order",)),
-            (d.epoch_order == "reference", "use --epoch-order reference", d, ("data_cache_path",)),
+            (d.epoch_order != "strict", "use --epoch-order reference", d, ("data_cache_path",)),
             (d.data_kind == "random-window", "use --data-kind random-window", d,
              ("categories", "num_categories", "tokens_per_category")),
             (gpt2, "use --tokenizer-type GPT2BPETokenizer", d, ("vocab_file", "merge_file")),

@@ -1,11 +1,28 @@
 """Which corpus each sample of a blend comes from, by Megatron's greedy rule: the one that is furthest behind its share."""
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from megatron.data.compiled import compiled
 
 BLEND_BLOCK = 65536                             # samples of a blend that are drawn at once
+Rule = Literal["deepspeed", "core"]             # of two Megatrons, whose shares differ in their last bits: see reference_order.py
+
+
+def normalized(weights: list[float], rule: Rule) -> list[float]:
+    """Shares that sum to 1, each with the rounding of its Megatron: one adds from left to right, the other by numpy."""
+    total = float(np.sum(np.array(weights, np.float64))) if rule == "core" else float(np.cumsum(weights)[-1])
+    return [weight / total for weight in weights]
+
+
+def blend_shares(weights: list[float], rule: Rule) -> list[float]:
+    """The shares that Megatron's greedy rule compares: normalized when they are read, and again when they are blended.
+
+    The last bits count: where corpora are equally far behind their shares, they decide which one is drawn.
+    """
+    return normalized(normalized(weights, rule), "core")
 
 
 def fill_blend(weights: np.ndarray, counts: np.ndarray, first: int, dataset_ids: np.ndarray, positions: np.ndarray) -> None:
@@ -22,8 +39,8 @@ def fill_blend(weights: np.ndarray, counts: np.ndarray, first: int, dataset_ids:
 class Blend:
     """Which corpus each sample comes from. Drawn in blocks; only the counts at each block's start are kept."""
 
-    def __init__(self, weights: list[float]):
-        self.weights = np.array(weights, np.float64) / sum(weights)
+    def __init__(self, weights: list[float], rule: Rule = "core"):
+        self.weights = np.array(blend_shares(weights, rule))
         self.counts = [np.zeros(len(weights), np.int64)]            # samples of each corpus before block 0, 1, ...
         self.held: tuple[int, np.ndarray, np.ndarray] | None = None
 

@@ -19,6 +19,7 @@ from megatron.data.tokenizer import Tokenizer
 from megatron.errors import BadData, Mismatch
 
 SPLITS = ("train", "valid", "test")
+RULES = {"strict": "core", "reference": "deepspeed", "megatron-core": "core"}       # which Megatron's arithmetic, by --epoch-order
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}        # in a paper folder
 
 
@@ -37,7 +38,7 @@ class Plan:
 
     def seed_of(self, split: str, data: Data) -> int:
         """Megatron's order has one seed for all splits."""
-        return self.seed if split == "train" or data.epoch_order == "reference" else self.eval_seed
+        return self.seed if split == "train" or data.epoch_order != "strict" else self.eval_seed
 
 
 def build_datasets(data: Data, plan: Plan) -> dict[str, Samples | None]:
@@ -100,11 +101,11 @@ def cut(sources: list[Source], data: Data) -> dict[str, list[Source]]:
     for source in sources:
         corpus = open_corpus(source.prefix)
         start, stop = token_range(source, corpus.num_tokens)
-        if data.epoch_order == "reference":
-            ranges = document_split(corpus, shares)
-        else:
+        if data.epoch_order == "strict":
             marks = [start + round((stop - start) * edge) for edge in (edges / edges[-1]).tolist()]
             ranges = list(zip(marks, marks[1:]))
+        else:
+            ranges = document_split(corpus, shares, RULES[data.epoch_order])
         for name, share, (first, last) in zip(SPLITS, shares, ranges, strict=True):
             if share:
                 found[name].append(replace(source, start=first, stop=last))
@@ -115,13 +116,14 @@ def cut(sources: list[Source], data: Data) -> dict[str, list[Source]]:
 
 def packed(data: Data, split: str, sources: list[Source], plan: Plan) -> PackedDataset:
     seed = plan.seed_of(split, data)
-    order = reference(data, split, sources, plan) if data.epoch_order == "reference" else None
-    return checked(PackedDataset(sources, plan.seq_length, seed, plan.vocab_size, order), plan)
+    order = None if data.epoch_order == "strict" else reference(data, split, sources, plan)
+    return checked(PackedDataset(sources, plan.seq_length, seed, plan.vocab_size, order, RULES[data.epoch_order]), plan)
 
 
 def reference(data: Data, split: str, sources: list[Source], plan: Plan) -> Callable[[Source, int], ReferenceOrder]:
     """Megatron's order of each source, for as many samples as Megatron would ask it for."""
-    requests = blended_samples(plan.lengths[split.partition(":")[0]], [source.weight for source in sources if source.weight])
+    requests = blended_samples(plan.lengths[split.partition(":")[0]], [source.weight for source in sources if source.weight],
+                               RULES[data.epoch_order])
 
     def order(source: Source, place: int) -> ReferenceOrder:
         corpus = open_corpus(source.prefix)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from megatron.data.blend import Blend
+from megatron.data.blend import Blend, Rule
 from megatron.data.compiled import compiled
 from megatron.data.samples import Samples, hash64
 from megatron.data.sources import Source, open_corpus, token_range
@@ -117,18 +117,19 @@ class Circle:
 class PackedDataset(Samples):
     """Samples of seq_length + 1 tokens from one or several corpora; a source of weight 0 is as good as absent.
 
-    With `order`, each corpus is walked in that order instead of on its circle: a function of the source and its place.
+    With `order`, each corpus is walked in that order instead of on its circle: a function of the source and its place; `rule`
+    is the Megatron whose shares a blend has.
     Raises MissingInput or BadData for a corpus that is absent, damaged or too short.
     """
 
     def __init__(self, sources: list[Source], seq_length: int, seed: int, vocab_size: int | None = None,
-                 order: Callable[[Source, int], Circle] | None = None):
+                 order: Callable[[Source, int], Circle] | None = None, rule: Rule = "core"):
         super().__init__(seq_length, seed, vocab_size)
         order = order or (lambda source, place: Circle(source, seq_length, int(hash64(seed, place)[0])))
         used = [source for source in sources if source.weight]
         self.sources = sources
         self.walks = [order(source, place) for place, source in enumerate(used)]
-        self.blend = Blend([source.weight for source in used])
+        self.blend = Blend([source.weight for source in used], rule)
         self.tokens_per_epoch = sum(walk.num_tokens for walk in self.walks)
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:

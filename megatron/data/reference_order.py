@@ -24,10 +24,10 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from megatron.data.blend import Rule, normalized
 from megatron.data.compiled import compiled
 from megatron.data.indexed import IndexedDataset
 from megatron.errors import BadData, CannotWrite, Mismatch
@@ -38,9 +38,6 @@ SURPLUS = 0.005                 # samples asked of each corpus of a blend beyond
 SAMPLE_BLOCK = 1 << 22          # documents that the numpy twin walks at once
 FORMAT = 1                      # of the cached arrays
 PARTS = ("document", "sample", "shuffle")
-
-Rule = Literal["deepspeed", "core"]
-
 
 # The three indices
 
@@ -58,11 +55,25 @@ def separate_from(num_tokens: int, seq_length: int, num_samples: int) -> int | N
 
 def build_document_index(documents: np.ndarray, epochs: int, rng: np.random.RandomState, separate: bool) -> np.ndarray:
     """Sequence numbers in the order that their tokens are walked; `separate` keeps the last epoch apart.  -> int32 [e x d]"""
-    if separate and epochs > 1:
-        return np.concatenate([build_document_index(documents, e, rng, False) for e in (epochs - 1, 1)])
     index = np.tile(documents.astype(np.int32), epochs)
-    rng.shuffle(index)
+    shuffle_apart(index, len(documents) * (epochs - 1) if separate else len(index), rng)
     return index
+
+
+def shuffle_apart(index: np.ndarray, border: int, rng: np.random.RandomState) -> None:
+    """Shuffle in place what is before the border, then what is behind it."""
+    for part in (index[:border], index[border:]):
+        shuffle(part, rng)
+
+
+def shuffle(index: np.ndarray, rng: np.random.RandomState) -> None:
+    """rng.shuffle(index), in C++ where that is built: the cache misses of a long array then overlap."""
+    fast = compiled("shuffle_words") if index.itemsize == 4 and len(index) < 2**32 else None
+    if fast is None:
+        return rng.shuffle(index)
+    state = rng.get_state(legacy=False)
+    state["state"]["pos"] = fast(index.view(np.uint32), state["state"]["key"], state["state"]["pos"])
+    rng.set_state(state)
 
 
 def build_sample_index(sizes: np.ndarray, document_index: np.ndarray, seq_length: int, num_samples: int) -> np.ndarray:
@@ -108,11 +119,9 @@ def build_sample_idx(sizes: np.ndarray, document_index: np.ndarray, seq_length: 
 
 def build_shuffle_index(num_together: int, num_samples: int, rng: np.random.RandomState) -> np.ndarray:
     """The first `num_together` samples shuffled, then the others.  -> uint32 [num_samples], int64 when that is too small"""
-    dtype = np.int64 if num_samples >= np.iinfo(np.uint32).max - 1 else np.uint32
-    parts = [np.arange(num_together, dtype=dtype), np.arange(num_together, num_samples, dtype=dtype)]
-    for part in parts:
-        rng.shuffle(part)
-    return np.concatenate(parts)
+    index = np.arange(num_samples, dtype=np.int64 if num_samples >= np.iinfo(np.uint32).max - 1 else np.uint32)
+    shuffle_apart(index, num_together, rng)
+    return index
 
 
 def build_indices(sizes: np.ndarray, documents: np.ndarray, s: int, seed: int, num_samples: int) -> dict[str, np.ndarray]:
@@ -128,7 +137,7 @@ def build_indices(sizes: np.ndarray, documents: np.ndarray, s: int, seed: int, n
 
 # What Megatron asks of each corpus
 
-def blended_samples(num_samples: int, weights: list[float], rule: Rule = "deepspeed") -> list[int]:
+def blended_samples(num_samples: int, weights: list[float], rule: Rule) -> list[int]:
     """The samples that each corpus of a blend is indexed for: its share and 0.5 %; of a single one exactly num_samples.
 
     "core" rounds the share up before it adds the 0.5 %, and adds them to a single corpus that is given with a weight (pass
@@ -142,13 +151,7 @@ def blended_samples(num_samples: int, weights: list[float], rule: Rule = "deepsp
     return [math.ceil(num_samples * share * (1 + SURPLUS)) for share in shares]
 
 
-def normalized(weights: list[float], rule: Rule) -> list[float]:
-    """Shares that sum to 1, each with the rounding of its Megatron: one adds from left to right, the other by numpy."""
-    total = float(np.sum(np.array(weights, np.float64))) if rule == "core" else float(np.cumsum(weights)[-1])
-    return [weight / total for weight in weights]
-
-
-def sequence_split(num_sequences: int, shares: list[float], rule: Rule = "core") -> list[int]:
+def sequence_split(num_sequences: int, shares: list[float], rule: Rule) -> list[int]:
     """Where --split cuts between sequences: part i is [cuts[i], cuts[i + 1]).
 
     "core" rounds each cut; "deepspeed" rounds each part, adds them up, and takes what is too much in all off every cut.
@@ -160,7 +163,7 @@ def sequence_split(num_sequences: int, shares: list[float], rule: Rule = "core")
     return [0, *(cuts - (cuts[-1] - num_sequences)).tolist()]
 
 
-def document_split(corpus: IndexedDataset, shares: list[float], rule: Rule = "core") -> list[tuple[int, int]]:
+def document_split(corpus: IndexedDataset, shares: list[float], rule: Rule) -> list[tuple[int, int]]:
     """Megatron's --split in tokens: [start, stop) of each share.
 
     Raises BadData where a cut falls beside an empty sequence, because tokens cannot say whose that is.

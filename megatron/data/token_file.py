@@ -58,6 +58,11 @@ class TokenFile:
                           "config.json; copy both again")
 
     @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each sequence: there is one.  -> int64 [1]"""
+        return np.array([self.num_tokens])
+
+    @property
     def document_starts(self) -> np.ndarray:
         """The first token of each document: there is one.  -> int64 [1]"""
         return np.zeros(1, np.int64)

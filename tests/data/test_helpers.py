@@ -180,6 +180,51 @@ def test_sample_idx_takes_vectors():
         helpers.build_sample_idx_int32(SIZES[None], DOCUMENTS, 1, 1)
 
 
+# shuffle_words
+
+LENGTHS = [0, 1, 2, 3, 4, 5, 7, 8, 9, 255, 256, 257, 511, 512, 513, 1023, 1025, 5000]
+
+
+def shuffles_like_numpy(module, length, seed):
+    """Two shuffles of one generator, and the state that they leave."""
+    theirs = np.random.RandomState(seed)
+    right, state = np.arange(length, dtype=np.uint32), theirs.get_state(legacy=False)["state"]
+    found, key, position = right.copy(), state["key"], state["pos"]
+    for _ in range(2):
+        theirs.shuffle(right)
+        position = module.shuffle_words(found, key, position)
+    left = theirs.get_state(legacy=False)["state"]
+    return np.array_equal(found, right) and np.array_equal(key, left["key"]) and position == left["pos"]
+
+
+def test_words_are_shuffled_as_numpy_does():
+    assert all(shuffles_like_numpy(helpers, length, length + 1) for length in LENGTHS)
+
+
+KEY = np.zeros(624, np.uint32)
+NO_SHUFFLE = [{"words": np.zeros((2, 2), np.uint32)}, {"key": KEY[1:]}, {"key": KEY.reshape(2, 312)}, {"position": -1},
+              {"position": 625}, {"position": 2**63 - 1}]
+
+
+@pytest.mark.parametrize("bad", NO_SHUFFLE)
+def test_a_generator_that_is_none_is_refused(bad):
+    with pytest.raises(ValueError, match="shuffle_words"):
+        helpers.shuffle_words(**({"words": np.zeros(9, np.uint32), "key": KEY.copy(), "position": 624} | bad))
+
+
+@pytest.mark.parametrize("bad", [np.zeros(4, np.int32), np.zeros(4, np.int64), np.zeros(8, np.uint32)[::2]])
+def test_words_are_never_converted(bad):
+    with pytest.raises(TypeError):
+        helpers.shuffle_words(bad, KEY.copy(), 624)
+
+
+def test_read_only_words_are_refused():
+    frozen = np.zeros(9, np.uint32)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="writeable"):
+        helpers.shuffle_words(frozen, KEY.copy(), 624)
+
+
 # Sanitizers
 
 def sanitized(folder):
@@ -219,6 +264,9 @@ def hammer(module):
         weights = rng.dirichlet(np.ones(rng.integers(1, 300))).tolist()
         for mine, right in zip(fill(module.fill_blend, weights, 200), fill(blend.fill_blend, weights, 200), strict=True):
             assert np.array_equal(mine, right)
+    assert all(shuffles_like_numpy(module, length, seed) for length in LENGTHS for seed in range(3))
+    for bad in NO_SHUFFLE:
+        assert refuses(module.shuffle_words, **({"words": np.zeros(9, np.uint32), "key": KEY.copy(), "position": 624} | bad))
     for first in (-1, 0, 2**63 - 5, 2**63 - 4, 2**63 - 1):
         refuses(module.fill_blend, **(GOOD | {"first": first}))
     for size, s in ((9, 8), (97, 8), (2**40 + 3, 1), (2**60, 2**59), (2**60, 1), (2**62, 7), (8, 8), (-5, 1), (5, 0), (5, -1)):

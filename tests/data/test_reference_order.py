@@ -12,7 +12,14 @@ import pytest
 
 from megatron.data import reference_order
 from megatron.data.indexed import IndexedDataset, IndexedWriter
-from megatron.data.reference_order import PARTS, ReferenceOrder, blended_samples, build_indices, document_split, sequence_split
+from megatron.data.reference_order import (
+    PARTS,
+    ReferenceOrder,
+    blended_samples,
+    build_indices,
+    document_split,
+    sequence_split,
+)
 from megatron.errors import BadData, CannotWrite, Mismatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,11 +109,20 @@ def test_wide_types_where_megatron_takes_them():
     assert reference_order.num_epochs(2**40, 1, 2**40 - 1) == 1 and reference_order.num_epochs(2**40, 1, 2**40) == 2
 
 
+def test_long_indices_are_left_to_numpy(monkeypatch):
+    """Eight bytes an entry: the C++ loop shuffles words of four."""
+    monkeypatch.setattr(reference_order, "compiled", lambda name: pytest.fail(name))
+    one, other = np.arange(50), np.arange(50)
+    reference_order.shuffle(one, np.random.RandomState(3))
+    np.random.RandomState(3).shuffle(other)
+    assert np.array_equal(one, other)
+
+
 # What is asked of each corpus
 
 def test_samples_of_a_blend():
-    assert blended_samples(1000, [3.0]) == blended_samples(1000, [3.0], "core") == [1000]
-    assert blended_samples(1001, [0.5, 0.3, 0.2]) == [504, 302, 202]                # ceil(1001 x 0.2 x 1.005) = ceil(201.2)
+    assert blended_samples(1000, [3.0], "deepspeed") == blended_samples(1000, [3.0], "core") == [1000]
+    assert blended_samples(1001, [0.5, 0.3, 0.2], "deepspeed") == [504, 302, 202]     # ceil(1001 x 0.2 x 1.005) = ceil(201.2)
     assert blended_samples(1001, [0.5, 0.3, 0.2], "core") == [504, 303, 203]        # ceil(201 x 1.005) = ceil(202.005)
 
 
@@ -116,14 +132,14 @@ def test_samples_of_a_blend():
     (7, [1.0, 0.0, 0.0], [0, 7, 7, 7], [0, 7, 7, 7]),
 ])
 def test_cuts_between_documents(num, shares, core, deepspeed):
-    assert (sequence_split(num, shares), sequence_split(num, shares, "deepspeed")) == (core, deepspeed)
+    assert (sequence_split(num, shares, "core"), sequence_split(num, shares, "deepspeed")) == (core, deepspeed)
 
 
 def test_a_split_gives_each_range_the_documents_of_its_cut(tmp_path):
     sizes = [5, 3, 0, 4, 6, 2, 0, 7, 1, 8]
     corpus = corpus_of(tmp_path / "a", sizes)
-    assert document_split(corpus, [5, 3, 2]) == [(0, 18), (18, 27), (27, 36)]
-    for (start, stop), documents in zip(document_split(corpus, [5, 3, 2]), ([0, 5], [5, 8], [8, 10]), strict=True):
+    assert document_split(corpus, [5, 3, 2], "core") == [(0, 18), (18, 27), (27, 36)]
+    for (start, stop), documents in zip(document_split(corpus, [5, 3, 2], "core"), ([0, 5], [5, 8], [8, 10]), strict=True):
         order = ReferenceOrder(corpus, start, stop, 2, 7, 30)
         expected = transcribed(sizes, list(range(*documents)), 2, 7, 30)
         assert (order.num_epochs, order.documents.tolist(), order.shuffle.tolist()) == (expected[0], expected[1], expected[3])
@@ -133,7 +149,7 @@ def test_a_split_gives_each_range_the_documents_of_its_cut(tmp_path):
 def test_a_cut_that_tokens_cannot_say_is_refused(tmp_path, shares):
     corpus = corpus_of(tmp_path / "a", [0, 3, 0, 4, 6, 2, 7, 1, 0, 0])
     with pytest.raises(BadData, match="--split cuts beside an empty sequence"):
-        document_split(corpus, shares)
+        document_split(corpus, shares, "core")
 
 
 # Rows

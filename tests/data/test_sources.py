@@ -3,6 +3,7 @@ import pytest
 from megatron.data.sources import Source, deal, parse_paths, read_path_file, take_first
 from megatron.errors import BadData, MissingInput
 
+
 @pytest.mark.parametrize(("words", "expected"), [
     ("a", [(1.0, 0, 1.0, "a")]),
     ("a b", [(1.0, 0, 1.0, "a"), (1.0, 0, 1.0, "b")]),
