@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from megatron.budget import GPT2_VOCAB
-from megatron.config import parse
+from megatron.config import Config, parse
 from megatron.errors import BadData, MissingInput
 from megatron.flags import ConfigError
 from megatron.scaling.plan import Plan, numbers
@@ -53,12 +53,17 @@ def planned_run(line: str, where: str) -> dict:
         raise ConfigError([f"{name}: {mistake}" for mistake in error.mistakes]) from None
     cfg = cfg if cfg.model.vocab_size else cfg.with_vocabulary(GPT2_VOCAB)
     return {"name": Path(cfg.log.run_dir).name, "objective": objective, "size": f"{cfg.model.num_layers}x{cfg.model.hidden_size}",
-            "budget": {}, "trunk": None, "entry": Path(entry).name, **numbers(cfg, unique_tokens(cfg.data.train_data_path)),
+            "budget": {}, "trunk": None, "entry": Path(entry).name, **numbers(cfg, unique_tokens(cfg)),
             "flags": without(argv, PLACES), "forecast": forecast(cfg, 0, None, Rates())}
 
 
-def unique_tokens(words: list[str] | None) -> int | None:
-    """Of `1.0 0:N PREFIX`, or of a whole corpus that is here; None where neither says."""
+def unique_tokens(cfg: Config) -> int | None:
+    """What --unique-tokens says, `1.0 0:N PREFIX`, or a whole corpus that is here; None where nothing does."""
+    words, part = cfg.data.train_data_path, cfg.data.unique_tokens
+    if part and part > 1:
+        return int(part)
     if words and len(words) == 3 and words[1].startswith("0:") and words[1][2:].isdigit():
-        return int(words[1][2:])
-    return corpus_tokens(tuple(words or ()))
+        whole = int(words[1][2:])
+    else:
+        whole = corpus_tokens(tuple(words or ()))
+    return round(part * whole) if part and whole else whole

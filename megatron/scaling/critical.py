@@ -140,6 +140,7 @@ def _critical(fits: dict, U: float, ln_flops, drawn: Crossings, row: int) -> dic
     falls = np.flatnonzero((values[:-1] > 0) & (values[1:] <= 0))
     searched = [float(end) for end in np.exp(ln_flops[[0, -1]])]
     low, high = interval_of(np.exp(crossed))
+    high = None if high is None else max(high, searched[0])                       # 0 where MDM leads from the start
     point = {"unique_tokens": float(U), "flops": None, "low": low or None, "high": high, "searched": searched,
              "share_of_draws": float(np.mean(np.isfinite(crossed))) if len(crossed) else None}
     if values[0] <= 0:

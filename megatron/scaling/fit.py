@@ -19,7 +19,7 @@ from megatron.scaling.intervals import (
     sandwich,
 )
 from megatron.scaling.observations import AXES, Observations, held_out, observe, relabelled
-from megatron.scaling.solver import Ends, Problem, minimise
+from megatron.scaling.solver import Ends, Problem, minimise, persist
 
 __all__ = ["Fit", "fit_chinchilla", "fit_law", "load_fit", "save_fit"]
 METHODS = ("percentile", "delta", "profile")
@@ -45,11 +45,13 @@ def fit_law(table, form: str = "chinchilla", *, delta: float = 1e-3, reduction: 
     law, observed = _form(form), observe(table, cluster)
     left_out, condition = held_out(holdout, observed)
     rows, clusters = observed.rows(~left_out), relabelled(observed.cluster[~left_out])
-    _check(law, rows, ci, reduction)
+    _check(law, rows, ci, reduction, observed.record["sources"])
     problem = Problem(lambda theta: law.log_loss(theta, rows), rows.loss, delta)
     chinchilla = _first_stage(chinchilla, law, observed, ~left_out, delta, num_resamples, seed)
     low, high = _hold(law.bounds(rows).T, chinchilla, rows)
     first = _starts(law, rows, starts, seed)
+    if law.simpler and starts == "default":
+        first = np.concatenate([first, _from_simpler(law, rows, low, high, delta)])
     ends = _descend(problem, first, low, high, law.name)
     theta = ends.theta[0]
     basins, share = _basins(law, rows, ends, len(first))
@@ -85,9 +87,10 @@ def _form(name: str) -> Form:
     return FORMS[name]
 
 
-def _check(law: Form, rows: Rows, ci: str, reduction: str) -> None:
+def _check(law: Form, rows: Rows, ci: str, reduction: str, sources: list[dict]) -> None:
     if len(rows) < len(law.solved):
-        raise BadData(f"{law.name} has {len(law.solved)} parameters and there are {len(rows)} runs: "
+        of = f" of {sources[0]['path']}{' and others' * (len(sources) > 1)}" if sources else ""
+        raise BadData(f"{law.name} has {len(law.solved)} parameters and there are {len(rows)} runs{of}: "
                       "add runs (15 or more, over 3 budgets).")
     if ci not in METHODS or reduction not in ("sum", "mean"):
         raise BadData(f"found ci {ci} and reduction {reduction}, expected one of {', '.join(METHODS)}, and sum or mean.")
@@ -148,9 +151,18 @@ def _starts(law: Form, rows: Rows, starts, seed) -> np.ndarray:
     return law.centred(np.asarray(starts, np.float64), rows)
 
 
+def _from_simpler(law: Form, rows: Rows, low, high, delta: float) -> np.ndarray:
+    """Starts at the optimum of the form that this one extends, so that it is never worse, [m, p]."""
+    log_loss, own = law.simpler.log_loss, slice(len(law.simpler.solved))
+    problem = Problem(lambda theta: log_loss(theta, rows), rows.loss, delta)
+    ends = minimise(problem, law.simpler.starts(rows), low[own], high[own])
+    return law.extended(ends.theta[ends.objective.argmin()][None], rows)
+
+
 def _descend(problem: Problem, first, low, high, name: str) -> Ends:
     """The converged ends, best first."""
     ends = minimise(problem, first, low, high)
+    ends = persist(problem, ends, ends.objective < RIVAL * ends.objective.min(), low, high)
     good = np.flatnonzero(ends.converged)
     if not len(good):
         raise Refusal(f"{name} did not converge from any of {len(first)} starts on {len(problem.ln_loss)} rows: "

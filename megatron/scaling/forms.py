@@ -80,6 +80,7 @@ class Form:
     solved: tuple[str, ...] = ("A", "B", "E", "alpha", "beta")                  # in the order of theta
     axes: tuple[str, ...] = ("params", "tokens")
     beta_at = 4                                                                 # in theta
+    simpler: Form | None = None                                                 # the form that this one extends
 
     def log_loss(self, theta, rows: Rows):
         """ln L [..., n] and its gradient [..., p, n] at theta [..., p]."""
@@ -267,16 +268,20 @@ class DataConstrainedOverfit(DataConstrained):
     equation = DataConstrained.equation + ", + P r_D^phi (N/U)^psi"
     names = (*DataConstrained.names, "P", "phi", "psi")
     solved = (*DataConstrained.solved, "P", "phi", "psi")
+    simpler = DataConstrained()
     law_of = staticmethod(lambda fields: laws.DataConstrainedOverfit(**fields))
 
     def bounds(self, rows):
         return np.concatenate([super().bounds(rows), [rows.term_bounds, (1e-2, 5.0), (-2.0, 5.0)]])
 
     def starts(self, rows):
-        """[216, 10]: every fourth start without overfitting x a term of 1, 5 or 20 % of the loss x two growths."""
+        """[216, 10]: every fourth start without overfitting, extended."""
+        return self.extended(super().starts(rows)[::4], rows)
+
+    def extended(self, starts, rows):
+        """[6 m, 10]: starts [m, 7] x a term of 1, 5 or 20 % of the loss x two growths."""
         terms = itertools.product(np.median(rows.loss) + np.log([0.01, 0.05, 0.2]), ((0.5, 0.3), (1.5, 1.0)))
-        grown = itertools.product(super().starts(rows)[::4], terms)
-        return np.array([(*start, term, *growth) for start, (term, growth) in grown])
+        return np.array([(*start, term, *growth) for start, (term, growth) in itertools.product(starts, terms)])
 
     def shift(self, theta, rows):
         shift = super().shift(theta, rows)

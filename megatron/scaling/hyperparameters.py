@@ -1,4 +1,12 @@
-"""Learning rates and batch sizes of a planned run: stated, on a grid, or by a published rule."""
+"""Learning rates and batch sizes of a planned run: stated, on a grid, or by a published rule.
+
+The rules are of autoregressive models trained with Adam; rates are peaks, batches count tokens, N is without embeddings.
+kaplan      Kaplan et al. 2020, arXiv:2001.08361, equation D.1, with the natural logarithm: it is 0 at N = 1.2e10, and the paper
+            says that it breaks down beyond 1e10. (Its critical batch 2e8 / L^(1/0.21) needs the loss, which no plan knows.)
+deepseek    DeepSeek LLM, arXiv:2401.02954, equation 1, fitted from 1e17 to 2e19 FLOPs. C = M D, where M is the FLOPs of a token
+            with attention and without the vocabulary. (0.3188 for 0.3118, in the tables of others, is a misprint.)
+step-law    Li et al. 2025, arXiv:2503.04715, over 3,700 runs to 1e9 parameters and 1e11 tokens, down to a rate of 1e-5.
+"""
 from __future__ import annotations
 
 import math
@@ -17,14 +25,14 @@ class Facts:
     seq_length: int
 
 
-# Rules for an autoregressive model with AdamW, and where they stand. Rates are peaks, batches are tokens.
+# The rules, and where they stand.
 LEARNING_RATES: dict[str, tuple[Callable[[Facts], float], str]] = {
-    "kaplan": (lambda f: 0.003239 - 0.0001395 * math.log(f.params), "0.003239 - 0.0001395 ln N (arXiv:2001.08361, D.1)"),
-    "deepseek": (lambda f: 0.3118 * f.flops**-0.1250, "0.3118 C^-0.1250 (arXiv:2401.02954, 1)"),
+    "kaplan": (lambda f: 0.003239 - 0.0001395 * math.log(f.params), "0.003239 - 0.0001395 ln N (arXiv:2001.08361, eq. D.1)"),
+    "deepseek": (lambda f: 0.3118 * f.flops**-0.1250, "0.3118 C^-0.1250 (arXiv:2401.02954, eq. 1)"),
     "step-law": (lambda f: 1.79 * f.params**-0.713 * f.tokens**0.307, "1.79 N^-0.713 D^0.307 (arXiv:2503.04715)"),
 }
 BATCH_SIZES: dict[str, tuple[Callable[[Facts], float], str]] = {
-    "deepseek": (lambda f: 0.2920 * f.flops**0.3271, "0.2920 C^0.3271 tokens (arXiv:2401.02954, 1)"),
+    "deepseek": (lambda f: 0.2920 * f.flops**0.3271, "0.2920 C^0.3271 tokens (arXiv:2401.02954, eq. 1)"),
     "step-law": (lambda f: 0.58 * f.tokens**0.571, "0.58 D^0.571 tokens (arXiv:2503.04715)"),
 }
 OF_SIZE_ALONE = {"kaplan"}          # rules whose answer is the same for every length of a run

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import t as student
 
-from megatron.scaling.solver import Ends, Problem, minimise
+from megatron.scaling.solver import Ends, Problem, minimise, persist
 
 LEVEL = 0.95
 OVERSAMPLING = 2                # clusters of a resample over clusters of the data
@@ -29,8 +29,12 @@ def bootstrap(problem: Problem, starts, low, high, weights) -> Ends:
     """The best end of every resample (weights [r, n]) from starts [s, p]; bounds are [p] or [r, p]."""
     num_resamples, (num_starts, num_parameters) = len(weights), starts.shape
     low, high = (np.repeat(np.broadcast_to(bound, (num_resamples, num_parameters)), num_starts, axis=0) for bound in (low, high))
-    ends = minimise(problem, np.tile(starts, (num_resamples, 1)), low, high, np.repeat(weights, num_starts, axis=0))
-    return ends.best_of(num_resamples)
+    weights = np.repeat(weights, num_starts, axis=0)
+    ends = minimise(problem, np.tile(starts, (num_resamples, 1)), low, high, weights)
+    groups = ends.objective.reshape(num_resamples, num_starts)
+    failed = ~ends.converged.reshape(groups.shape).any(axis=1)
+    lowest = np.arange(num_starts) == groups.argmin(axis=1)[:, None]
+    return persist(problem, ends, (lowest & failed[:, None]).ravel(), low, high, weights).best_of(num_resamples)
 
 
 def rescale(theta, optimum, low, high, oversampling: int = OVERSAMPLING) -> np.ndarray:

@@ -25,7 +25,6 @@ from megatron.scaling.plan_grid import Cell, Request, corpus_size, grid, suffix,
 
 SCHEMA_VERSION = 1
 SUMMED = ("tokens", "hours", "gpu_hours", "cost", "energy_kwh")
-BRANCH_SLACK = 0.1                  # of a cooldown, by which its length may miss the share so that few saves are needed
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def run_of(r: Request, cell: Cell, optim: list[str], save: dict[str, object], **
     """The start of a run's entry; check_run and finish_run add the rest. `more`: of trunks and branches."""
     at = flags.SCALES[r.scale]
     words = [*flags.model_flags(cell.shape, r.seq_length, at.precision, cell.seed, cell.batch), *optim,
-             *flags.data_flags(cell.data, r.valid_data, r.tokenizer), *flags.cadence_flags(at.log_interval, save)]
+             *flags.data_flags(cell.data, r.valid_data, r.tokenizer, cell.first), *flags.cadence_flags(at.log_interval, save)]
     return {"name": cell.name, "objective": cell.objective, "size": cell.size, "budget": cell.budget, "unique": cell.unique,
             "trunk": None, **more, "entry": flags.ENTRIES[cell.objective],
             "flags": flags.overlaid(words, list(r.flags)) if r.flags else words}
@@ -84,7 +83,8 @@ def with_trunks(r: Request, cells: list[Cell], mistakes: list[tuple[str, str]]) 
     """Cells that differ in length alone become one run at a constant rate, and a cooldown for each."""
     groups: dict[str, tuple[Cell, list[Cell]]] = {}
     for cell in cells:
-        name = f"{cell.objective}_{r.name}_{cell.size}{f'_u{cell.unique}' if cell.data != r.train_data else ''}"
+        part = f"_u{cell.unique}" if (cell.data, cell.first) != (r.train_data, None) else ""
+        name = f"{cell.objective}_{r.name}_{cell.size}{part}"
         trunk = replace(cell, name=name + suffix(r, cell.lr, cell.batch, cell.seed) + "_trunk", budget={}, samples=0, warmup=0)
         groups.setdefault(trunk.name, (trunk, []))[1].append(cell)
     for trunk, branches in groups.values():
@@ -98,10 +98,10 @@ def trunk_and_branches(r: Request, trunk: Cell, branches: list[Cell]) -> Iterato
     """Raises ValueError for a run too short to have both parts."""
     warmup = min(cell.warmup for cell in branches)
     lengths = [cell.samples // cell.batch for cell in branches]
-    points, interval = branch_points(lengths, r.decay_share, math.ceil(warmup / trunk.batch))
-    samples = max(points) * trunk.batch
+    points = branch_points(lengths, r.decay_share, math.ceil(warmup / trunk.batch))
+    samples, saves = max(points) * trunk.batch, sorted(set(points))
     yield run_of(r, trunk, flags.optim_flags(samples, warmup, trunk.lr, {"--lr-decay-style": "constant"}),
-                 {"--save-interval": interval, "--keep-last": 1, "--keep-every": interval}, checkpoints=max(points) // interval)
+                 {"--save-interval": 1000, "--keep-last": 1, "--save-at": saves}, checkpoints=len(saves))
     for cell, length, point in zip(branches, lengths, points):
         schedule = {"--lr-decay-style": "WSD", "--lr-wsd-decay-samples": (length - point) * cell.batch,
                     "--lr-wsd-decay-style": "minus_sqrt"}                      # 1 - sqrt: arXiv:2405.18392
@@ -109,19 +109,14 @@ def trunk_and_branches(r: Request, trunk: Cell, branches: list[Cell]) -> Iterato
                      {"--save-interval": 1000, "--keep-last": 2}, trunk=trunk.name, load={"run": trunk.name, "step": point})
 
 
-def branch_points(lengths: list[int], share: float, warmup: int) -> tuple[list[int], int]:
-    """Where each run of so many steps leaves the trunk, and the widest interval between saves that meets every point.
-
-    A point is what is left before the decay's share, give or take BRANCH_SLACK of that. Raises ValueError.
-    """
-    aims = [length * (1 - share) for length in lengths]
-    for interval in range(int(min(aims)), 0, -1):
-        points = [round(aim / interval) * interval for aim in aims]
-        if all(abs(point - aim) <= max(0.5, BRANCH_SLACK * share * length) and warmup <= point < length
-               for point, aim, length in zip(points, aims, lengths)):
-            return points, interval
-    raise ValueError(f"a run of {min(lengths)} steps is too short for {warmup} of warm-up and a cooldown of {share:g} of it: "
-                     "take longer runs, a smaller --batch-size or another --decay-share")
+def branch_points(lengths: list[int], share: float, warmup: int) -> list[int]:
+    """Where each run of so many steps leaves the trunk: its decay's share before its end. Raises ValueError."""
+    points = [round(length * (1 - share)) for length in lengths]
+    for point, length in zip(points, lengths):
+        if not max(warmup, 1) <= point < length:
+            raise ValueError(f"a run of {length} steps is too short for {warmup} of warm-up and a cooldown of {share:g} of it: "
+                             "take longer runs, a smaller --batch-size or another --decay-share")
+    return points
 
 
 # -- checks and numbers

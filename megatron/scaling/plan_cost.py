@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron.config import Config
+from megatron.forecast import forecast as forecast_layout
 
 FORWARD_SHARE = 1 / 3               # of a training step's FLOPs: the backward pass takes twice the forward pass
-STATE_BYTES = 16                    # a parameter in fp32: weight, gradient and two moments
-CONTEXT_BYTES = 1 << 30             # what a GPU's runtime takes for itself
-MEMORY_BASIS = "estimate for one process that shards nothing; pretrain_*.py --dry-run counts any layout exactly"
+MEMORY_BASIS = "the most that one process takes, as pretrain_*.py --dry-run forecasts it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,8 @@ def forecast(cfg: Config, first_step: int, speed: Speed | None, rates: Rates, va
     batch, seq_length = cfg.train.global_batch_size, cfg.model.seq_length
     tokens = (cfg.train.train_samples // batch - first_step) * batch * seq_length
     found = {"tokens": tokens, "hours": None, "gpu_hours": None, "cost": None, "energy_kwh": None, "gpus": rates.gpus,
-             "memory_bytes": memory_bytes(cfg), "memory_basis": MEMORY_BASIS, "basis": speed and speed.basis}
+             "memory_bytes": max(load.peak for load in forecast_layout(cfg).loads), "memory_basis": MEMORY_BASIS,
+             "basis": speed and speed.basis}
     if speed:
         work = tokens + FORWARD_SHARE * evaluated_tokens(cfg, first_step, valid_tokens)
         hours = (speed.startup + speed.seconds(cfg.model.shape().flops_per_token(seq_length), work)) / 3600
@@ -74,17 +74,3 @@ def evaluated_tokens(cfg: Config, first_step: int, valid_tokens: int | None) -> 
     rounds = (steps - 1) // every - first_step // every + 1                    # the last step always is one
     each = cfg.train.eval_iters * cfg.train.global_batch_size * cfg.model.seq_length
     return rounds * cfg.objective.num_mc * (each if valid_tokens is None else min(each, valid_tokens))
-
-
-def memory_bytes(cfg: Config) -> int:
-    """16 N + T l c (4 h + 6 a + 4 f) + 4 V h, and the runtime on a GPU: MEMORY_BASIS.
-
-    T tokens of a micro-batch, l layers, c bytes of the compute dtype, h hidden, a attention and f SwiGLU width, V rows of
-    the table, whose gradient the head makes in its forward pass.
-    """
-    m, shape = cfg.model, cfg.model.shape()
-    tokens = min(cfg.train.micro_batch_size, cfg.train.global_batch_size) * m.seq_length
-    width = 4 * m.hidden_size + 6 * shape.attention_width + 4 * m.ffn_hidden_size
-    kept = tokens * m.num_layers * (2 if cfg.train.bf16 else 4) * width
-    context = 0 if cfg.train.device == "cpu" else CONTEXT_BYTES
-    return STATE_BYTES * shape.total() + kept + 4 * m.padded_vocab_size * m.hidden_size + context

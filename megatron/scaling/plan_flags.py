@@ -11,7 +11,7 @@ from megatron.flags import find, split_words
 
 ENTRIES = {"ar": "pretrain_gpt.py", "mdm": "pretrain_diff_gpt.py"}
 SUBSET_SLACK = 0.01                 # a prepared subset stands for so many unique tokens, give or take this share
-ON_SAVE = {"save_interval", "keep_last", "keep_every"}
+ON_SAVE = {"save_interval", "save_at", "keep_last", "keep_every"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,6 @@ class Scale:
     precision: tuple[str, ...]
     tokenizer: tuple[str, ...]
     train_data: str
-    part_data: str                  # where the first tokens of it are asked for
     valid_data: str
     log_interval: int
 
@@ -34,11 +33,10 @@ SCALES = {
     "gpu": Scale(seq_length=2048, lr=2e-4, batch_size=256, params="published", vocab_size=GPT2_VOCAB, precision=("--bf16",),
                  tokenizer=("--tokenizer-type", "GPT2BPETokenizer", "--vocab-file", "utils/data/gpt2-vocab.json",
                             "--merge-file", "utils/data/gpt2-merges.txt"),
-                 train_data="utils/datapaths/train_c4_full.txt", part_data="data/gpt2tok_c4_{subset}_text_document",
-                 valid_data="utils/datapaths/val_c4.txt", log_interval=10),
+                 train_data="utils/datapaths/train_c4_full.txt", valid_data="utils/datapaths/val_c4.txt", log_interval=10),
     "cpu": Scale(seq_length=128, lr=3e-3, batch_size=8, params="total", vocab_size=257, precision=("--device", "cpu"),
                  tokenizer=("--tokenizer-type", "ByteTokenizer"), train_data="data/python/train_text_document",
-                 part_data="data/python/train_text_document", valid_data="data/python/valid_text_document", log_interval=50),
+                 valid_data="data/python/valid_text_document", log_interval=50),
 }
 
 
@@ -59,8 +57,10 @@ def optim_flags(samples: int, warmup: int, lr: float, schedule: dict[str, object
     return spell_flags(words | schedule)
 
 
-def data_flags(train: tuple[str, ...], valid: tuple[str, ...], tokenizer: tuple[str, ...]) -> list[str]:
-    return [*tokenizer, "--data-impl", "mmap", *corpus_flags("valid", valid), *corpus_flags("train", train)]
+def data_flags(train: tuple[str, ...], valid: tuple[str, ...], tokenizer: tuple[str, ...], first: int | None = None) -> list[str]:
+    """`first`: how many tokens of the training data are used; None for all."""
+    part = {} if first is None else {"--unique-tokens": first}
+    return [*tokenizer, "--data-impl", "mmap", *corpus_flags("valid", valid), *corpus_flags("train", train), *spell_flags(part)]
 
 
 def corpus_flags(split: str, words: tuple[str, ...]) -> list[str]:
@@ -77,7 +77,7 @@ def cadence_flags(log_interval: int, save: dict[str, object]) -> list[str]:
 
 
 def spell_flags(words: dict[str, object]) -> list[str]:
-    return [word for name, value in words.items() for word in (name, str(value))]
+    return [str(word) for name, value in words.items() for word in (name, *(value if isinstance(value, list) else [value]))]
 
 
 def without(flags: list[str], names: set[str]) -> list[str]:
@@ -100,21 +100,19 @@ def overlaid(flags: list[str], over: list[str]) -> list[str]:
     return [*without(flags, names), *over]
 
 
-def first_tokens(words: tuple[str, ...], unique: int) -> tuple[tuple[str, ...], int]:
-    """The words for the first `unique` tokens of a corpus, and how many there are: fewer where the corpus is smaller.
+def first_tokens(words: tuple[str, ...], unique: int) -> tuple[tuple[str, ...], int | None, int]:
+    """Where the first `unique` tokens are: the data, --unique-tokens or None for all of it, and how many there are.
 
-    `{subset}` in a prefix becomes the prepared subset of utils/epoch_tokens.sh with as many tokens, else the next larger one.
-    Raises ValueError.
+    They are fewer where the corpus is known to be smaller. `{subset}` in a prefix becomes the prepared subset of
+    utils/epoch_tokens.sh with as many tokens, else the next larger one.  Raises ValueError.
     """
-    if len(words) != 1 or is_list(words):
-        raise ValueError(f"--train-data {' '.join(words)}: first tokens are those of one corpus: give a PREFIX")
-    prefix, whole = words[0], False
-    if "{subset}" in prefix:
+    if "{subset}" in words[0]:
         name, count = prepared_subset(unique)
-        prefix, whole = prefix.replace("{subset}", name), abs(count - unique) <= unique * SUBSET_SLACK
-        unique = count if whole else unique
-    unique = min(unique, corpus_tokens((prefix,)) or unique)
-    return (prefix,) if whole else ("1.0", f"0:{unique}", prefix), unique
+        words = (words[0].replace("{subset}", name),)
+        if abs(count - unique) <= unique * SUBSET_SLACK:
+            return words, None, min(count, corpus_tokens(words) or count)
+    unique = min(unique, corpus_tokens(words) or unique)
+    return words, unique, unique
 
 
 def prepared_subset(unique: int) -> tuple[str, int]:

@@ -51,14 +51,13 @@ class Request:
         """With the scale's and the kind's defaults, and all that does not fit together refused. Raises ConfigError."""
         at = flags.SCALES[self.scale]
         epochs = EPOCHS if self.kind == "data-value" and not self.epochs else self.epochs
-        part = bool(self.unique_tokens or epochs)
         found = replace(
             self, epochs=epochs, num_sizes=self.num_sizes or (1 if self.kind == "data-value" else 5),
             params=self.params or at.params, lr=self.lr or f"fixed:{at.lr:g}",
             batch_size=self.batch_size or f"fixed:{at.batch_size}", seq_length=self.seq_length or at.seq_length,
             vocab_size=self.vocab_size or at.vocab_size, tokenizer=at.tokenizer if self.tokenizer is None else self.tokenizer,
-            train_data=self.train_data or (at.part_data if part else at.train_data,),
-            valid_data=self.valid_data or (at.valid_data,), name=self.name or KINDS[self.kind])
+            train_data=self.train_data or (at.train_data,), valid_data=self.valid_data or (at.valid_data,),
+            name=self.name or KINDS[self.kind])
         if mistakes := list(wrong_together(found)):
             raise ConfigError(mistakes)
         return found
@@ -86,6 +85,8 @@ def wrong_together(r: Request) -> Iterator[str]:
         yield f"--name {r.name} stands in folders' names: give letters, digits, - and _"
     if places := flags.fields_of(r.flags) & {"save", "load", "run_dir"}:
         yield f"-- {', '.join(map(spelling, sorted(places)))}: where runs live is for `run` to say: leave it out"
+    if "unique_tokens" in flags.fields_of(r.flags):
+        yield "-- --unique-tokens: plan has a flag of this name, which its numbers follow: give it before the --"
     for flag, text, table in (("--lr", r.lr, LEARNING_RATES), ("--batch-size", r.batch_size, BATCH_SIZES)):
         try:
             choices = read_choices(text, flag, table)
@@ -107,7 +108,8 @@ class Cell:
     samples: int
     warmup: int
     data: tuple[str, ...]
-    unique: int | None              # None: as many as are read, of a corpus of unknown size
+    first: int | None               # --unique-tokens: how many tokens of the data are used, None for all
+    unique: int | None              # how many differ; None: as many as are read, of a corpus of unknown size
     lr: float
     batch: int
     seed: int
@@ -158,26 +160,26 @@ def make_cell(r: Request, name: str, objective: str, size: str, budget: dict[str
         tokens, samples, warmup = flop_budget(budget["flops"], getattr(shape, r.params)(), r.seq_length)
     else:
         tokens, samples, warmup = epoch_budget(budget.get("tokens") or unique, 1 if budget else epochs, r.seq_length)
-    data, have = r.train_data, corpus_size(r.train_data)
+    data, first, have = r.train_data, None, corpus_size(r.train_data)
     if unique or epochs:
-        data, have = part_of(r, min(unique, tokens) if unique else tokens // epochs, exactly=bool(unique))
+        data, first, have = part_of(r, min(unique, tokens) if unique else tokens // epochs, exactly=bool(unique))
         if budget and unique and unique >= tokens:
             name = run_name(r, objective, budget, size, None, 1)
     facts = Facts(params=shape.non_embedding(), tokens=tokens, seq_length=r.seq_length, flops=tokens * (
         shape.flops_per_token(r.seq_length) - 6.0 * shape.vocab_size * shape.hidden_size))
     rate, rows = rules.learning_rate(lr, facts), rules.batch_size(batch, facts)
     return Cell(name=name + suffix(r, rate, rows, seed), objective=objective, size=size_name, shape=shape, budget=budget,
-                samples=samples, warmup=warmup, data=data, unique=have, lr=rate, batch=rows, seed=seed)
+                samples=samples, warmup=warmup, data=data, first=first, unique=have, lr=rate, batch=rows, seed=seed)
 
 
-def part_of(r: Request, unique: int, exactly: bool) -> tuple[tuple[str, ...], int]:
-    """The data words for the first tokens of the corpus; fewer, where it is smaller, only for a number that nobody said."""
+def part_of(r: Request, unique: int, exactly: bool) -> tuple[tuple[str, ...], int | None, int]:
+    """`first_tokens` of the training data; fewer, where it is smaller, only for a number that nobody said."""
     if unique <= r.seq_length:
         raise ValueError(f"{unique} unique tokens are less than one sample of {r.seq_length} and its next token")
-    data, have = flags.first_tokens(r.train_data, unique)
+    data, first, have = flags.first_tokens(r.train_data, unique)
     if exactly and have < 0.99 * unique:
         raise ValueError(f"--train-data {' '.join(r.train_data)} has {have} tokens, less than the {unique} asked for")
-    return data, have
+    return data, first, have
 
 
 def run_name(r: Request, objective: str, budget: dict[str, float], size: str, unique: int | None, epochs: int | None) -> str:
@@ -217,7 +219,10 @@ def unique_cells(cells: list[Cell], mistakes: list[tuple[str, str]], notes: list
 def read_unique(text: str, scale: str) -> int:
     """A published subset (`100M` is 99952399 tokens) at scale gpu, else a count such as 5e5. Raises ValueError."""
     table = epoch_tokens() if scale == "gpu" else {}
-    number = table[text] if text in table else parse_count(text)
+    try:
+        number = table[text] if text in table else parse_count(text)
+    except ValueError:
+        number = math.nan
     if not 1 <= number < math.inf or number != int(number):
         raise ValueError(f"--unique-tokens {text}: expected a whole number of tokens above 0, as 100M or 5e5")
     return int(number)

@@ -19,9 +19,10 @@ from megatron.scaling.runs import RUN_FILES, last_step, read_json, records
 # fingerprints.
 PLACES = {"log", "parallel", "data.data_path", "data.train_data_path", "data.train_data_path_file", "data.valid_data_path",
           "data.valid_data_path_file", "data.test_data_path", "data.test_data_path_file", "data.vocab_file", "data.merge_file",
-          "data.tokenizer_model", "train.save", "train.load", "train.save_interval", "train.keep_last", "train.keep_every",
-          "train.exit_interval", "train.exit_duration_in_mins", "train.kill_switch_file", "train.preflight", "train.dry_run",
-          "train.num_threads", "train.device", "train.device_memory", "train.compile", "train.micro_batch_size"}
+          "data.tokenizer_model", "data.unique_tokens", "data.data_cache_path", "train.save", "train.load", "train.save_interval",
+          "train.save_at", "train.keep_last", "train.keep_every", "train.exit_interval", "train.exit_duration_in_mins",
+          "train.kill_switch_file", "train.preflight", "train.dry_run", "train.num_threads", "train.device",
+          "train.device_memory", "train.compile", "train.micro_batch_size"}
 Z95 = 1.959963984540054
 METRICS = ("loss", "bits_per_byte", "accuracy", "test_loss", "best_loss", "train_loss")
 

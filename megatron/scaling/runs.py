@@ -147,12 +147,41 @@ def last_step(directory: Path) -> str:
         return "nothing recorded"
 
 
-def json_lines(path: Path, mark: bytes = b"") -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a JSONL file's lines that hold `mark`. Raises BadData with file and line."""
+def json_lines(path: Path, mark: bytes = b"", whole: bool = False) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a JSONL file's lines that hold `mark`. Raises BadData with file and line.
+
+    A last line that is cut short is left out, as of a run that is being written, unless the file should be `whole`.
+    """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if mark in line and line.strip() and (row := _json_line(line, f"{path}, line {number}")) is not None:
+            if mark not in line or not line.strip():
+                continue
+            if (row := _json_line(line, f"{path}, line {number}")) is not None:
                 yield number, row
+            elif whole:
+                raise BadData(f"{path}, line {number}: cut short, not JSON; repair that line.")
+
+
+def table_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, row) of a CSV, JSONL or JSON table: nothing in it is left out. Raises BadData with file and line."""
+    if path.suffix not in (".jsonl", ".json", ".ndjson"):
+        return csv_lines(path)
+    with open(path, "rb") as file:
+        if file.read(4096).lstrip()[:2] in (b"[{", b"[\n", b"[\r", b"[ ", b"[]"):
+            return listed_rows(path)
+    return json_lines(path, whole=True)
+
+
+def listed_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """(place in the list, row) of a JSON file that is one list of objects. Raises BadData."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BadData(f"{path}: not JSON ({error}); expected a list of objects, or one object a line.") from None
+    for number, row in enumerate(found, 1):
+        if not isinstance(row, dict):
+            raise BadData(f"{path}, row {number}: found a {type(row).__name__}, expected an object.")
+        yield number, row
 
 
 def _json_line(line: bytes, where: str) -> dict | None:
@@ -169,17 +198,30 @@ def _json_line(line: bytes, where: str) -> dict | None:
 
 
 def csv_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line number, row) of a CSV table with a header. Raises BadData with file and line."""
+    """(line number, row) of a CSV table with a header, its fields without blanks around them. Raises BadData with file and line.
+
+    A header without a comma may part its names by semicolons or tabs. A line of empty fields is no row.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                if None in row or None in row.values():
-                    relation = "more" if None in row else "fewer"
-                    raise BadData(f"{path}, line {reader.line_num}: {relation} fields than the header names; repair that line.")
-                yield reader.line_num, row
+            lines = csv.reader(file, delimiter=delimiter(file.readline()), strict=True)
+            file.seek(0)
+            header = [name.strip() for name in next(lines, [])]
+            if twice := [name for name in header if name and header.count(name) > 1]:
+                raise BadData(f"{path}, line 1: {twice[0]} heads {header.count(twice[0])} columns; rename all but one.")
+            for fields in lines:
+                fields = [field.strip() for field in fields]
+                if any(fields) and len(fields) != len(header):
+                    relation = "more" if len(fields) > len(header) else "fewer"
+                    raise BadData(f"{path}, line {lines.line_num}: {relation} fields than the header names; repair that line.")
+                if any(fields):
+                    yield lines.line_num, dict(zip(header, fields))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise BadData(f"{path}: not a CSV table ({error}).") from None
+        raise BadData(f"{path}: not a CSV table in UTF-8 ({error}).") from None
+
+
+def delimiter(header: str) -> str:
+    return next((sign for sign in ",;\t" if sign in header), ",")
 
 
 def _is_number(value) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 MEMBERS_AT_ONCE = 256           # keeps the working set in the processor's cache
 NUM_STEPS = 400
+PATIENCE = (1600, 6400)         # steps of a member that is worth going on with
 AT_REST, STATIONARY = 1e-6, 1e-4        # share of the rows' forces that does not cancel: where to stop, what is an optimum
 RESOLUTION = 1e-3               # of delta: what rows that fit better than that exert is no force
 DAMPING = (1e-6, 1e10)
@@ -64,6 +65,23 @@ def minimise(problem: Problem, starts, low, high, weights=1.0, num_steps=NUM_STE
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):     # a step too far is rejected, not an error
         ends = [_descend(problem, starts[block], low[block], high[block], weights[block], num_steps) for block in blocks]
     return Ends(*(np.concatenate(parts) for parts in zip(*ends)))
+
+
+def persist(problem: Problem, ends: Ends, chosen, low, high, weights=1.0) -> Ends:
+    """The same members, of which the chosen ones [m] that have not converged went on for longer: one block of the lowest.
+
+    Where most rows lie beyond delta, the objective is nearly a sum of absolute values and the approach becomes linear.
+    """
+    theta, objective, converged = (part.copy() for part in (ends.theta, ends.objective, ends.converged))
+    low, high = np.broadcast_to(low, theta.shape), np.broadcast_to(high, theta.shape)
+    weights = np.broadcast_to(np.float64(weights), (len(theta), len(problem.ln_loss)))
+    for num_steps in PATIENCE:
+        going = np.flatnonzero(chosen & ~converged)
+        going = going[np.argsort(objective[going], kind="stable")[:MEMBERS_AT_ONCE]]
+        if len(going):
+            found = minimise(problem, theta[going], low[going], high[going], weights[going], num_steps)
+            theta[going], objective[going], converged[going] = found.theta, found.objective, found.converged
+    return Ends(theta, objective, converged)
 
 
 def _descend(problem, starts, low, high, weights, num_steps):

@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from megatron.errors import BadData, MissingInput
-from megatron.scaling.runs import check_comparable, csv_lines, json_lines, read_result, records, run_directories
+from megatron.flags import parse_count
+from megatron.scaling.runs import check_comparable, read_result, records, run_directories, table_lines
 
 NUMBERS = ("params", "tokens", "loss", "flops", "unique_tokens", "step", "budget", "params_non_embedding", "params_with_head",
            "params_published", "flops_exact", "bits_per_byte", "bytes_per_token", "loss_se_noise", "loss_se_data")
 LABELS = ("run", "name", "objective", "bound", "tokenizer", "eval_slice", "params_convention", "flops_convention", "trunk",
           "cluster", "path", "source")
+COUNTS = (*NUMBERS[:2], "unique_tokens", *(name for name in NUMBERS if name.startswith("params_")))     # as 124M or 1.5B, too
+EMPTY = ("", "na", "n/a", "null", "none")              # how tables spell a number that is not there
 TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 PARAMS = {"non-embedding": "params_non_embedding", "with-head": "params_with_head", "published": "params_published"}
 LAWFUL = ("params", "tokens", "unique_tokens", "flops", "loss")          # positive in every row
@@ -85,6 +88,9 @@ def read_table(paths: Sequence[str | Path], *, mapping: Mapping[str, str] | None
     rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss)
     if dropped and not rows:
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
+    for row in rows:
+        if unit == "bits-per-byte" and "loss" not in row and "bits_per_byte" in row:
+            row["loss"] = row["bits_per_byte"]
     warnings = _choose_params(rows, params) + _choose_tokens(rows) + _choose_flops(rows, flops)
     for row in rows:
         _choose_unit(row, unit)
@@ -134,8 +140,7 @@ def _read(paths, mapping, loss):
 
 
 def _read_file(path: Path, mapping) -> list[dict]:
-    lines = json_lines(path) if path.suffix in (".jsonl", ".json", ".ndjson") else csv_lines(path)
-    rows = [_typed(row, mapping, f"{path}, line {line}") | {"line": line} for line, row in lines]
+    rows = [_typed(row, mapping, f"{path}, line {line}") | {"line": line} for line, row in table_lines(path)]
     if not rows:
         raise BadData(f"{path}: no rows; a table needs a header and the columns params, tokens and loss.")
     for row in rows:
@@ -206,28 +211,24 @@ def _typed(row: dict, mapping, where: str) -> dict:
 def _value(name: str, value, where: str):
     if name in LABELS:
         return None if value in (None, "") else str(value)
+    if name in NUMBERS:
+        return None if value is None or str(value).lower() in EMPTY else _number(value, where, name)
     if value is None or isinstance(value, (bool, list, dict)):
         return value
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        if value == "":
-            return None
-        truth = TRUTHS.get(str(value).strip().lower())
-        if truth is None and name in NUMBERS:
-            raise BadData(_no_number(value, where, name)) from None
-        return value if truth is None else truth
+        return None if value == "" else TRUTHS.get(str(value).lower(), value)
 
 
 def _number(value, where: str, column: str) -> float:
     try:
-        return float(value)
+        if isinstance(value, (bool, list, dict)):
+            raise ValueError
+        return parse_count(value) if column in COUNTS and isinstance(value, str) else float(value)
     except (TypeError, ValueError, OverflowError):
-        raise BadData(_no_number(value, where, column)) from None
-
-
-def _no_number(value, where: str, column: str) -> str:
-    return f"{where}, column {column}: found {value!r}, expected a number."
+        plain = " with a point and no separators" if re.fullmatch(r"[\d.,' ]+", str(value)) else ""
+        raise BadData(f"{where}, column {column}: found {value!r}, expected a number{plain}.") from None
 
 
 def _choose_params(rows: list[dict], choice: str) -> list[str]:

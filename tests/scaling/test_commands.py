@@ -19,6 +19,8 @@ def test_commands_become_a_plan(tmp_path):
     assert (ar["samples"], ar["steps"], ar["tokens"], ar["unique_tokens"], ar["epochs"]) == (1000, 125, 32000, 1600, 20)
     assert ar["flops_6nd"] == 6.0 * ar["params"] * 32000 and mdm["unique_tokens"] == 32000
     assert ar["flags"][-4:] == ["--train-data-path", "1.0", "0:1600", "x"] and not {"--save", "--load"} & set(ar["flags"])
+    (tmp_path / "list").write_text(LINE.format("gpt", "--train-data-path x --unique-tokens 3200", 1, 1))
+    assert plan_of_commands(tmp_path / "list").runs[0]["epochs"] == 10
     save_plan(plan, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json").runs == plan.runs
 

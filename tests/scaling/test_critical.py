@@ -83,6 +83,13 @@ def test_intervals_cover_the_spread_of_paired_draws():
     assert len(inside) > 25 and np.mean(inside) >= 0.85
 
 
+def test_an_interval_ends_within_the_range_that_was_searched():
+    """Draws in which MDM leads from the start cross somewhere below, which is not 0 FLOPs."""
+    found = find_crossover(stated_fit(AR, 0.002), stated_fit(dataclasses.replace(AR, E=1.0), 0.002, "bound", seed=1), [1e8])
+    point, = found["critical"]
+    assert (point["low"], point["high"]) == (None, point["searched"][0])
+
+
 def test_none_in_range_says_who_leads():
     assert "AR leads up to" in crossover(mdm=dataclasses.replace(MDM, E=3.0))["critical"][0]["reason"]
     found = crossover(mdm=dataclasses.replace(AR, E=1.0))

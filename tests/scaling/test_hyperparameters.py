@@ -1,5 +1,6 @@
 """Rates and batches: what is stated, and published rules against numbers worked out by hand."""
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,30 @@ def test_learning_rate_rules(rule, rate):
 def test_batch_size_rules_give_multiples_of_8(rule, tokens):
     samples = batch_size(read_choices(f"rule:{rule}", "--batch-size", BATCH_SIZES)[0], FACTS)
     assert samples % 8 == 0 and abs(samples - tokens / 2048) <= 4
+
+
+def deepseek(layers, width, tokens):
+    """Facts of a model as its paper counts it: M = 72 l d^2 + 12 l d s FLOPs a token (arXiv:2401.02954, 3.2)."""
+    return Facts(params=12 * layers * width**2, tokens=tokens, seq_length=4096,
+                 flops=(72 * layers * width**2 + 12 * layers * width * 4096) * tokens)
+
+
+@pytest.mark.parametrize("layers, width, rate, samples", [(30, 4096, 4.2e-4, 2304), (95, 8192, 3.2e-4, 4608)])
+def test_deepseek_s_own_models(layers, width, rate, samples):
+    """Table 2 of arXiv:2401.02954: what 7B and 67B were trained with, over 2T tokens."""
+    facts = deepseek(layers, width, 2 * 10**12)
+    assert learning_rate(Choice(None, "deepseek"), facts) == pytest.approx(rate, rel=0.03)
+    assert batch_size(Choice(None, "deepseek"), facts) == pytest.approx(samples, rel=0.1)
+
+
+def test_published_rules_by_hand():
+    """Digits that do not come from the same expression: a billion parameters over 1e11 tokens, 1e19 FLOPs."""
+    assert {rule: learning_rate(Choice(None, rule), FACTS) for rule in LEARNING_RATES} == {
+        "kaplan": 3.48e-4, "deepseek": 1.31e-3, "step-law": 1.63e-3}
+    assert {rule: batch_size(Choice(None, rule), FACTS) for rule in BATCH_SIZES} == {"deepseek": 232, "step-law": 544}
+    assert learning_rate(Choice(None, "kaplan"), replace(FACTS, params=10**10)) == pytest.approx(2.7e-5, rel=0.01)
+    with pytest.raises(ValueError, match="no rate"):                            # a natural logarithm, or it would have one
+        learning_rate(Choice(None, "kaplan"), replace(FACTS, params=13 * 10**9))
 
 
 @pytest.mark.parametrize("text", ["rule:none", "list:1,2", "1,2", "grid:1,x", "fixed:-1", "inf"])

@@ -1,21 +1,22 @@
-"""The forecast: its arithmetic by hand, its memory against the exact forecast of the trainer."""
+"""The forecast: its arithmetic by hand, its memory that of the layout."""
 from dataclasses import replace
 
 import pytest
 
 from megatron import config
 from megatron.budget import find_size
-from megatron.scaling.plan_cost import Rates, Speed, forecast, memory_bytes, speed_of_peak, speed_of_points
+from megatron.forecast import CONTEXT_BYTES
+from megatron.forecast import forecast as forecast_layout
+from megatron.scaling.plan_cost import Rates, Speed, forecast, speed_of_peak, speed_of_points
 from megatron.scaling.plan_flags import data_flags, model_flags, optim_flags
-from megatron.training.forecast import forecast as exact_forecast
 
 
-def parsed(size="217M", samples=256_000, batch=256, *more):
+def parsed(size="217M", samples=256_000, batch=256, *more, world=1):
     shape = find_size(size)[1]
     words = [*model_flags(shape, 2048, ("--bf16",), 1234, batch),
              *optim_flags(samples, 100, 2e-4, {"--lr-decay-style": "cosine"}), *data_flags(("x",), ("y",), ()),
              "--eval-iters", "0", "--vocab-size", "50257", *more]
-    return config.parse(words, "ar", environ={})
+    return config.parse(words, "ar", environ={"RANK": "0", "WORLD_SIZE": str(world)} if world > 1 else {})
 
 
 def test_hours_cost_and_energy_by_hand():
@@ -62,7 +63,18 @@ def test_the_power_law_through_measured_speeds(points, low, high):
     assert (speed.seconds(1e8, 1), speed.seconds(1e9, 1)) == pytest.approx((low, high))
 
 
-@pytest.mark.parametrize("size", ["57M", "217M", "724M", "2298M", "6796M"])
-def test_memory_agrees_with_the_exact_forecast(size):
-    cfg = parsed(size)
-    assert memory_bytes(cfg) == pytest.approx(max(load.peak for load in exact_forecast(cfg).loads), rel=0.1)
+@pytest.mark.parametrize("world, words", [(1, ()), (8, ("--zero-stage", "1")), (2, ("--tensor-model-parallel-size", "2"))])
+def test_memory_is_the_layout_s(world, words):
+    """Weights, gradients and moments are 16 bytes a parameter in one process; what is cut over several is counted once."""
+    cfg = parsed("217M", 256_000, 256, *words, world=world)
+    found = forecast(cfg, 0, None, Rates(gpus=world))["memory_bytes"]
+    load, = forecast_layout(cfg).loads
+    state = load.weights + load.gradients + load.moments
+    assert found == load.peak > state + load.activations
+    share = {1: 16, 8: 8 + 8 / 8, 2: 16 / 2}[world]
+    assert state == pytest.approx(share * cfg.model.shape().total(), rel=1e-3)
+
+
+def test_a_cpu_has_no_runtime_of_a_gpu():
+    here, there = (forecast(parsed("57M", 256, 8, "--device", device), 0, None, Rates()) for device in ("cpu", "cuda"))
+    assert there["memory_bytes"] - here["memory_bytes"] == CONTEXT_BYTES

@@ -25,20 +25,19 @@ def test_tokens_of_a_corpus_are_counted(corpus, tmp_path):
 
 
 def test_first_tokens_of_a_corpus(corpus):
-    assert first_tokens((corpus,), 1000) == (("1.0", "0:1000", corpus), 1000)
-    assert first_tokens((corpus,), 10_000) == (("1.0", "0:8192", corpus), 8192)
-    for words in (("list.txt",), ("0.5", "a", "0.5", "b")):
-        with pytest.raises(ValueError, match="give a PREFIX"):
-            first_tokens(words, 1000)
+    assert first_tokens((corpus,), 1000) == ((corpus,), 1000, 1000)
+    assert first_tokens((corpus,), 10_000) == ((corpus,), 8192, 8192)
+    for words in (("list.txt",), ("0.5", "a", "0.5", "b")):                        # of several, the trainer deals them out
+        assert first_tokens(words, 1000) == (words, 1000, 1000)
 
 
 @pytest.mark.parametrize("unique, name, count", [(99952399, "100M", 99952399), (7_663_000_000 // 10, "7B6_10ep", 765785518),
                                                  (13_490_000_000, "13B5", 13483058828)])
 def test_prepared_subsets_stand_for_their_tokens(unique, name, count):
-    assert first_tokens(("c4_{subset}_document",), unique) == ((f"c4_{name}_document",), count)
+    assert first_tokens(("c4_{subset}_document",), unique) == ((f"c4_{name}_document",), None, count)
 
 
 def test_other_counts_are_cut_from_the_next_larger_subset():
-    assert first_tokens(("c4_{subset}",), 38_313_629) == (("1.0", "0:38313629", "c4_50M"), 38_313_629)
+    assert first_tokens(("c4_{subset}",), 38_313_629) == (("c4_50M",), 38_313_629, 38_313_629)
     with pytest.raises(ValueError, match="the largest has 39984781511"):
         prepared_subset(50_000_000_000)

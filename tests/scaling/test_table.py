@@ -57,10 +57,41 @@ def test_jsonl_and_objectives(tmp_path):
     ("t.csv", "params,tokens,loss\n1,2,\n", "loss is empty"),
     ("t.csv", "params,tokens,loss\n1,-9223372036854775808,2\n", "tokens is -9.22337e.18, negative as after an integer overflow"),
     ("t.csv", "params,tokens,loss,unique_tokens\n1,2,3,0\n", "unique_tokens is 0"),
+    ("t.csv", 'params,tokens,loss\n"10,000",2,3\n', "line 2, column params: found '10,000', expected a number .* no separators"),
+    ("t.csv", "params;tokens;loss\n1;2;3,5\n", "line 2, column loss: found '3,5', expected a number with a point"),
+    ("t.csv", "params,params,loss\n1,2,3\n", "line 1: params heads 2 columns"),
+    ("t.csv", 'params,tokens,loss\n"1,2,3\n', "not a CSV table"),
+    ("t.csv", "params,tokens,loss\n1,2,NA\n", "line 2 .*loss is empty"),
+    ("t.csv", "params,tokens,loss\n1,2,3B\n", "found '3B'"),
+    ("t.jsonl", '{"params": 1, "tokens": 2, "loss": 3}\n{"params": 1, "tok', "line 2: cut short"),
+    ("t.jsonl", '{"params": [1], "tokens": 2, "loss": 3}\n', r"line 1, column params: found \[1\]"),
+    ("t.jsonl", '{"params": true, "tokens": 2, "loss": 3}\n', "line 1, column params: found True"),
+    ("t.json", '[{"params": 1, "tokens": 2, "loss": 3}, 4]', "row 2: found a int"),
+    ("t.json", '[{"params": 1, "tokens": 2, "loss": 3}', "not JSON"),
 ])
 def test_what_no_law_can_have_is_refused_by_line(tmp_path, name, text, sentence):
     with pytest.raises(BadData, match=sentence):
         table(tmp_path, text, name)
+
+
+@pytest.mark.parametrize("name, text", [
+    ("t.csv", "\ufeffparams,tokens,loss\r\n2e6,4e9,3\r\n\r\n5e6,4e9,2\r\n"),
+    ("t.csv", "params;tokens;loss\n2e6;4e9;3\n5e6;4e9;2\n"), ("t.tsv", "params\ttokens\tloss\n2e6\t4e9\t3\n5e6\t4e9\t2\n"),
+    ("t.csv", "loss , params , tokens\n 3 , 2e6 , 4e9\n 2 , 5e6, 4e9\n,,\n"),
+    ("t.csv", "params,tokens,loss\n2M,4B,3.0\n5m,4.0B,2\n"), ("t.csv", "params,tokens,loss\r2_000_000,4E+9,3\r5000000,4e09,2\r"),
+    ("t.jsonl", '\n{"params": "2M", "tokens": 4e9, "loss": 3}\n\n{"params": 5000000, "tokens": 4e9, "loss": "2"}'),
+    ("t.json", '[{"params": 2e6, "tokens": 4e9, "loss": 3},\n {"params": 5e6, "tokens": 4e9, "loss": 2}]'),
+])
+def test_one_table_in_many_spellings(tmp_path, name, text):
+    found = table(tmp_path, text, name)
+    assert [found.column(column).tolist() for column in ("params", "tokens", "loss")] == [[2e6, 5e6], [4e9, 4e9], [3, 2]]
+
+
+def test_losses_that_stand_in_bits_per_byte_alone(tmp_path):
+    text = "params,tokens,bits_per_byte\n1e6,1e7,1.25\n"
+    assert table(tmp_path, text, unit="bits-per-byte").column("loss").tolist() == [1.25]
+    with pytest.raises(BadData, match="no column loss"):
+        table(tmp_path, text)
 
 
 def test_unfinished_rows_go_only_when_a_flag_says_so(tmp_path):

@@ -7,8 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from megatron.layout import split_evenly
 from megatron.scaling.figures.style import INK, UNITS, explain, frame, interval, log_ticks, new_figure, say, style_of
 from megatron.scaling.fitted import Fit
+
+A_LINE = 8                      # parameters of a caption
 
 
 def draw_residuals(fit: Fit, label: str = "", unit: str | None = None) -> Figure:
@@ -82,5 +85,7 @@ def _legend(rows: dict, held, label: str) -> list:
 
 
 def _caption(fit: Fit) -> str:
-    """Every parameter with its interval."""
-    return "   ".join(f"{name} {value:.4g} {interval(fit.ci.get(name), '.4g')}" for name, value in fit.params.items())
+    """Every parameter with its interval, in lines that fit below three panels."""
+    words = [f"{name} {value:.4g} {interval(fit.ci.get(name), '.4g')}" for name, value in fit.params.items()]
+    lines = -(-len(words) // A_LINE)
+    return "\n".join("   ".join(words[part.start:part.stop]) for part in split_evenly(len(words), lines))

@@ -68,10 +68,11 @@ def new_figure(columns: int, width: float = 18, height: float = 7.8) -> tuple[Fi
 
 
 def explain(figure: Figure, handles: list, caption: str, columns: int = 6) -> None:
-    """Legend and caption below the panels."""
+    """Legend and caption, of one line or two, below the panels."""
+    more = 0.02 * caption.count("\n")
     if handles:
-        figure.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.045), ncols=columns, **LEGEND)
-    figure.text(0.5, 0.02, caption, ha="center", fontsize=10, color=INK)
+        figure.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.045 + more), ncols=columns, **LEGEND)
+    figure.text(0.5, 0.012, caption, ha="center", va="bottom", fontsize=10, color=INK)
 
 
 def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:

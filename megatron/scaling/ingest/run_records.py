@@ -78,7 +78,7 @@ def _record(file: Path, number: int, line: bytes) -> dict:
 
 def _add(record: dict, columns: dict, curves: Curves) -> None:
     step, kind = record.get("step"), record.get("kind")
-    if not isinstance(step, int) or kind not in ("train", "val", "test"):
+    if not isinstance(step, int) or str(kind).partition("-")[0] not in ("train", "val", "test"):
         return
     for name, value in record.items():
         if name in ("kind", "step") or not (isinstance(value, (int, float)) or isinstance(value, str) and value in NON_FINITE):

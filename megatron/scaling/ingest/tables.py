@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron.errors import BadData
 from megatron.scaling.ingest.curves import Curves, find_synonym
-from megatron.scaling.runs import csv_lines, json_lines
+from megatron.scaling.runs import table_lines
 
 OWN_STEP = "_step"              # W&B's, in the history of a run
 SPREAD = ("__MIN", "__MAX")     # columns that a W&B chart adds to every run's
@@ -17,8 +17,7 @@ SPREAD = ("__MIN", "__MAX")     # columns that a W&B chart adds to every run's
 
 def read_rows(path: Path) -> list[tuple[int, dict]]:
     """(line, row) of a table; CSV cells are text, empty ones None. Raises BadData with file and line."""
-    lines = json_lines(path) if path.suffix in (".jsonl", ".json", ".ndjson") else csv_lines(path)
-    rows = [(line, {name: None if cell == "" else cell for name, cell in row.items()}) for line, row in lines]
+    rows = [(line, {name: None if cell == "" else cell for name, cell in row.items()}) for line, row in table_lines(path)]
     if not rows:
         raise BadData(f"{path}: no rows; a table needs a header and at least one.")
     return rows

@@ -5,13 +5,24 @@ import json
 from pathlib import Path
 
 from megatron.errors import BadData, MissingInput
+from megatron.scaling.figures.style import label_of
 from megatron.scaling.fitted import Fit, load_fit
 
 
 def read_fits(paths: list[str], folder: Path) -> dict[str, Fit]:
-    """Fits of `fit.json` files or their folders, or of the folders in `folder`, by their folder's name. Raises as `load_fit`."""
+    """Fits of `fit.json` files or their folders, or of the folders in `folder`, by the names they are shown under.
+
+    Raises as `load_fit`.
+    """
     paths = paths or [str(path) for path in sorted(folder.glob("*/fit.json"))]
-    return {name: load_fit(path) for name, path in zip(_names(paths), paths)}
+    return {_shown(name, fit): fit for name, fit in zip(_names(paths), map(load_fit, paths))}
+
+
+def _shown(name: str, fit: Fit) -> str:
+    """What was fitted, exact or bound, beside the folder's name where that says something else."""
+    objective = fit.conventions.get("objective")
+    label = label_of(objective, fit.conventions.get("bound")) if objective else name
+    return label if name in (objective, label) else f"{name}: {label}"
 
 
 def _names(paths: list[str]) -> list[str]:

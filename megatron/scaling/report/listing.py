@@ -92,7 +92,7 @@ def list_data_value(report) -> Listing:
         if curve.get("R_D") is not None:
             rows.append([curve["label"], "R_D*", "", f"{curve['R_D']:.4g}", interval(curve.get("R_D_ci"), ".4g")])
         rows += [[curve["label"], "measured D'/D", f"{epochs:.4g}", f"{value:.4g}", interval((low, high), ".4g")]
-                 for epochs, value, low, high in curve.get("points") or []]
+                 for epochs, value, low, high in sorted(curve.get("points") or [])]
     return Listing("Value of repeated data (95 % intervals)", ["objective", "quantity", "epochs", "value", "interval"],
                    rows)
 

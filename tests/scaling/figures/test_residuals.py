@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from megatron.scaling.figures import draw_residuals
-from megatron.scaling.fit import fit_chinchilla
+from megatron.scaling.fit import fit_chinchilla, fit_law
 from megatron.scaling.fitted import Fit
+from megatron.scaling.laws import DataConstrainedOverfit
 
 
 @pytest.fixture
@@ -29,3 +30,14 @@ def test_points_are_the_residuals_and_held_out_rows_stand_apart(fit, legible):
 def test_a_fit_without_rows_says_so(legible):
     bare = Fit("chinchilla", {"E": 1.0, "A": 2.0, "B": 3.0, "alpha": 0.4, "beta": 0.3})
     assert "without its rows" in legible(draw_residuals(bare))
+
+
+def test_ten_parameters_stand_in_two_lines(legible):
+    rng = np.random.default_rng(0)
+    params, epochs = rng.permutation(np.geomspace(1e6, 1e9, 40)), np.resize([1.0, 4.0, 30.0], 40)
+    law = DataConstrainedOverfit(1.8, 480.0, 2100.0, 0.35, 0.37, 12.0, 5.0, 0.003, 0.9, 0.3)
+    table = {"params": params, "tokens": 20 * params, "unique_tokens": 20 * params / epochs}
+    loss = law.loss(*table.values()) * np.exp(rng.normal(0, 0.003, 40))
+    fit = fit_law(table | {"loss": loss}, "data-constrained-overfit", num_resamples=20)
+    texts = legible(draw_residuals(fit, "AR (exact NLL)"))
+    assert all(f"\n{name} " in texts or f"   {name} " in texts for name in ("R_D", "R_N", "P", "phi", "psi"))

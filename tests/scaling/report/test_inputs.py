@@ -38,3 +38,7 @@ def test_fits_are_shown_under_the_names_of_their_folders(sweep, tmp_path):
     fits = read_fits(paths, tmp_path)
     assert list(read_fits([], tmp_path)) == ["wiki"] and list(read_fits([], tmp_path / "a")) == ["c4"]
     assert list(fits) == [*paths[:2], "wiki"] and fits["wiki"].params == pytest.approx(law.params)
+    law.conventions.update(objective="ar", bound="exact")
+    for folder in ("named/ar", "named/c4"):
+        save_fit(law, tmp_path / folder)
+    assert list(read_fits([], tmp_path / "named")) == ["AR (exact NLL)", "c4: AR (exact NLL)"]
