@@ -129,8 +129,8 @@ class Data:
         "packed", "packed: rows cut from a stream of tokens; random-window: windows of single papers; instruct: prompt and "
         "response, scored on the response; pairs: texts with vectors")
     epoch_order: Literal["strict", "reference", "megatron-core"] = flag(
-        "strict", "strict: every token once an epoch, for any length of the run; reference: Megatron-DeepSpeed's order, bit for bit, "
-        "and megatron-core's, whose blends and splits round otherwise")
+        "strict", "strict: every token once an epoch, for any length of the run; reference: Megatron-DeepSpeed's order, bit "
+        "for bit; megatron-core: that one's, whose blends and splits round otherwise")
     data_cache_path: str = flag(None, "of Megatron's orders: folder that keeps their indices [built in memory]")
     categories: list[str] = flag(None, "random-window: categories to take papers from [all]")
     num_categories: int = flag(None, "random-window: or so many of them, in an order drawn from --seed")

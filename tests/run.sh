@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source examples/setup.sh
-make_environment dev,tracking,tokenizers,deepspeed
+make_environment dev,tracking,tokenizers,data,deepspeed
 which_tests=(-m "not slow") rest=()
 for word in "$@"; do
   if [[ $word == --slow ]]; then which_tests=(); else rest+=("$word"); fi

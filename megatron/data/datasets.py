@@ -19,7 +19,7 @@ from megatron.data.tokenizer import Tokenizer
 from megatron.errors import BadData, Mismatch
 
 SPLITS = ("train", "valid", "test")
-RULES = {"strict": "core", "reference": "deepspeed", "megatron-core": "core"}       # which Megatron's arithmetic, by --epoch-order
+RULES = {"strict": "core", "reference": "deepspeed", "megatron-core": "core"}       # whose arithmetic, by --epoch-order
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}        # in a paper folder
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron.data import fast_bpe
 from megatron.data import tokenizer as module
 from megatron.data.tokenizer import GPT2_MERGE_FILE, GPT2_VOCAB_FILE, Vocabulary, build_tokenizer, byte_symbols
 from megatron.errors import BadData, Mismatch, MissingInput
@@ -285,3 +286,129 @@ def test_reserved_ids_follow_the_vocabulary_and_need_room():
     assert Vocabulary(125, 128).ignore == 127
     with pytest.raises(Mismatch, match="128 rows"):
         Vocabulary(126, 128)
+
+
+# ---- gigatoken
+
+def both(**files):
+    pytest.importorskip("gigatoken")
+    return [build_tokenizer("GPT2BPETokenizer", **files, bpe_backend=backend) for backend in ("gigatoken", "tiktoken")]
+
+
+def both_gpt2():
+    return both(vocab_file=shared("gpt2-vocab.json"), merge_file=shared("gpt2-merges.txt"))
+
+
+HOSTILE = [*TRICKY, "a\x00b\x00\x00", "a\r\nb\r\n\r\n", " " * 30000, " " * 30000 + "x", "\n" * 30000 + "x", "\t \n" * 9000,
+           "x" * 30000, "ab" * 30000, "123" * 20000, "!?" * 20000, "\u65e5\u672c" * 9000, "\u00a0\u2003\u3000 \n" * 3000,
+           "<|endoftext|>" * 99, "<|endoftext|", "|endoftext|>", " <|endoftext|>\n", "\ud7ff\ue000\U0010ffff"]
+
+
+def test_gigatokens_ids_are_tiktokens():
+    fast, slow = both_gpt2()
+    rng = random.Random(0)
+    for text in HOSTILE + [random_text(rng) for _ in range(3000)]:
+        ids = fast.encode(text)
+        assert np.array_equal(ids, slow.encode(text)) and fast.eod not in ids
+        assert fast.decode(ids) == slow.decode(ids) == text
+    assert fast.fingerprint() == slow.fingerprint() and (fast.eod, fast.vocab_size) == (slow.eod, slow.vocab_size)
+
+
+@pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.slow)])
+def test_gigatoken_and_tiktoken_agree_on_every_character(step):
+    """Each library has its own tables of letters, digits and spaces."""
+    fast, slow = both_gpt2()
+    for code in [*range(0, 0xd800, step), *range(0xe000, 0x110000, step)]:
+        x = chr(code)
+        text = f"a{x}b {x} 1{x}1  {x}\n{x}'{x}s {x}{x}\t{x}"
+        assert np.array_equal(fast.encode(text), slow.encode(text)), hex(code)
+
+
+@pytest.mark.parametrize("most", [60_000, pytest.param(1 << 30, marks=pytest.mark.slow)])
+def test_gigatoken_and_tiktoken_agree_on_published_texts(most):
+    fast, slow = both_gpt2()
+    files = [path for path in FILES.parent.rglob("*") if path.suffix in (".txt", ".jsonl", ".json", ".csv", ".md")]
+    if not files:
+        pytest.skip("needs ../shared/data beside the repository")
+    for file in files:
+        text = file.read_bytes()[:most].decode(errors="ignore")
+        assert np.array_equal(fast.encode(text), slow.encode(text)), file
+
+
+def test_end_of_text_in_a_text_is_ordinary_whatever_the_library():
+    for tokenizer in both_gpt2():
+        assert tokenizer.encode("<|endoftext|>").tolist() == [27, 91, 437, 1659, 5239, 91, 29]
+        assert tokenizer.eod not in tokenizer.encode("a<|endoftext|><|endoftext|> b")
+
+
+def test_auto_is_gigatoken_where_it_is_installed(tmp_path, monkeypatch):
+    pytest.importorskip("gigatoken")
+    files = tiny(tmp_path)
+    assert isinstance(build_tokenizer("GPT2BPETokenizer", **files, bpe_backend="auto").encode, fast_bpe.Gigatoken)
+    assert not isinstance(build_tokenizer("GPT2BPETokenizer", **files).encode, fast_bpe.Gigatoken)
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    auto = build_tokenizer("GPT2BPETokenizer", **files, bpe_backend="auto")
+    assert auto.encode("hello").tolist() == [258, 78]
+    with pytest.raises(MissingInput, match=r"gigatoken: pip install -e '\.\[data\]'"):
+        build_tokenizer("GPT2BPETokenizer", **files, bpe_backend="gigatoken")
+
+
+def test_a_vocabulary_that_the_two_cut_differently_is_left_to_tiktoken(tmp_path):
+    pytest.importorskip("gigatoken")
+    files = tiny(tmp_path, merges_of(("b", "c"), ("a", "b"), ("ab", "c")))          # gigatoken never comes from a, bc to abc
+    auto, slow = (build_tokenizer("GPT2BPETokenizer", **files, bpe_backend=backend) for backend in ("auto", "tiktoken"))
+    assert auto.encode("abcabc").tolist() == slow.encode("abcabc").tolist()
+    with pytest.raises(Mismatch, match="cuts 'abc' differently"):
+        build_tokenizer("GPT2BPETokenizer", **files, bpe_backend="gigatoken")
+
+
+def test_gigatokens_cache_is_dropped_when_the_process_has_grown(tmp_path, monkeypatch):
+    encode = both(**tiny(tmp_path))[0].encode
+    built = []
+    monkeypatch.setattr(encode, "floor", 0)
+    monkeypatch.setattr(encode, "build", lambda spec, real=encode.build: built.append(1) or real(spec))
+    monkeypatch.setattr(fast_bpe, "resident_bytes", lambda: fast_bpe.Gigatoken.LIMIT)
+    assert encode("hello" * fast_bpe.Gigatoken.PAUSE)[:2].tolist() == [258, 78] and not built
+    monkeypatch.setattr(fast_bpe, "resident_bytes", lambda: 2 * fast_bpe.Gigatoken.LIMIT)
+    assert encode("hello" * fast_bpe.Gigatoken.PAUSE)[:2].tolist() == [258, 78] and built == [1]
+    assert encode("hello").tolist() == [258, 78] and built == [1]                   # not at every text
+
+
+@pytest.mark.parametrize("specials", [(), ("<|endoftext|>", "<|pad|>")])
+def test_a_gpt2_like_tokenizer_json_goes_through_gigatoken_as_well(tmp_path, specials):
+    pytest.importorskip("tokenizers"), pytest.importorskip("gigatoken")
+    folder = hf_file(tmp_path, *(specials or ("<|endoftext|>",)))
+    fast, slow = (build_tokenizer("HFTokenizer", tokenizer_model=folder, bpe_backend=name) for name in ("auto", "tiktoken"))
+    assert isinstance(fast.encode, fast_bpe.Gigatoken) and fast.fingerprint() == slow.fingerprint()
+    for text in [*HOSTILE, "hello<|pad|>hello"]:
+        assert np.array_equal(fast.encode(text), slow.encode(text)) and fast.eod not in fast.encode(text)
+
+
+def test_a_trained_tokenizer_whose_special_token_comes_first_goes_through_gigatoken(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    pytest.importorskip("gigatoken")
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 8))) for _ in range(300)]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=900, special_tokens=["<|endoftext|>"], show_progress=False,
+                                             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    model.train_from_iterator([" ".join(rng.choices(words, k=50)) for _ in range(300)], trainer)
+    model.save(str(tmp_path / "tokenizer.json"))
+    fast, slow = (build_tokenizer("HFTokenizer", tokenizer_model=str(tmp_path), bpe_backend=name)
+                  for name in ("gigatoken", "tiktoken"))
+    assert fast.eod == slow.eod == 0
+    for text in [*HOSTILE, *(" ".join(rng.choices(words, k=20)) for _ in range(200)), "".join(rng.choices("abcdefgh ", k=9999))]:
+        assert np.array_equal(fast.encode(text), slow.encode(text)) and 0 not in fast.encode(text)
+
+
+def test_other_kinds_of_tokenizer_json_keep_their_library(tmp_path):
+    pytest.importorskip("tokenizers"), pytest.importorskip("gigatoken")
+    few = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}                    # not a symbol for each byte
+    for parts in ({"model": few}, {"normalizer": {"type": "NFC"}}):
+        folder = hf_file(tmp_path, "<|endoftext|>", **parts)
+        auto = build_tokenizer("HFTokenizer", tokenizer_model=folder, bpe_backend="auto")
+        assert not isinstance(auto.encode, fast_bpe.Gigatoken) and len(auto.encode("ab"))
+    with pytest.raises(Mismatch, match="not of GPT-2's kind"):
+        build_tokenizer("HFTokenizer", tokenizer_model=folder, bpe_backend="gigatoken")

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron.data.indexed import IndexedDataset
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "preprocess_data.py"
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
 DOCUMENTS = ["Hello, world.", "", "two\nlines\r\n", "\u65e5\u672c\u8a9e \U0001f600", "<|endoftext|> inside", " "]
 
 
@@ -56,7 +59,7 @@ def test_files_are_megatrons_byte_for_byte(tmp_path, eod):
     source = jsonl(tmp_path / "a.jsonl", DOCUMENTS)
     done = to_bytes(tmp_path / "o", "--input", source, *(["--append-eod"] if eod else []))
     assert written(tmp_path / "o") == expected_files(DOCUMENTS, eod)
-    assert names(tmp_path / "o") == ["out_text_document.bin", "out_text_document.idx"]
+    assert names(tmp_path / "o") == ["out_text_document.bin", "out_text_document.idx", "out_text_document.meta.json"]
     assert "5 documents" in done.stdout and "MB/s" in done.stdout and str(tmp_path / "o" / "out_text_document") in done.stdout
     assert done.stdout.count("\n") == 1 and not done.stderr                 # no progress off a terminal
 
@@ -194,7 +197,7 @@ def is_gone(pid):
         return True
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
+@needs_proc
 def test_a_killed_run_leaves_no_output_and_no_process(tmp_path):
     tool, file, _ = start_endless(tmp_path, workers=2)
     wait_until(lambda: len(children(tool.pid)) >= 2)
@@ -212,7 +215,7 @@ def test_a_killed_run_leaves_no_output_and_no_process(tmp_path):
                 os.kill(worker, signal.SIGKILL)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
+@needs_proc
 def test_a_dying_worker_ends_the_run_with_a_sentence(tmp_path):
     tool, file, line = start_endless(tmp_path, workers=2)
     wait_until(lambda: any(b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes() for c in children(tool.pid)))
@@ -227,3 +230,250 @@ def test_a_dying_worker_ends_the_run_with_a_sentence(tmp_path):
     _, said = tool.communicate(timeout=30)
     assert tool.returncode == 70 and "worker process died" in said and "Traceback" not in said
     assert names(tmp_path / "o") == []
+
+
+# ---- formats
+
+def zstd(data):
+    return pytest.importorskip("zstandard").compress(data)
+
+
+def write_parquet(path, documents):
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"n": list(range(len(documents))), "text": documents}), path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_packing_gives_the_same_corpus(tmp_path, workers):
+    data = jsonl(tmp_path / "a.jsonl", DOCUMENTS).read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd(data[:40]) + zstd(data[40:]))
+    write_parquet(tmp_path / "a.parquet", DOCUMENTS)
+    (tmp_path / "z.txt.zst").write_bytes(zstd(b"plain\n"))
+    to_bytes(tmp_path / "o", "--input", tmp_path / "a.*", tmp_path / "*.zst", "--append-eod", "--workers", workers)
+    assert written(tmp_path / "o") == expected_files([*DOCUMENTS * 4, "plain\n"])
+
+
+@pytest.mark.parametrize("name, make, said", [
+    ("a.jsonl.zst", lambda: zstd(b'{"text": "a"}\n' * 999)[:-5], "cut short"),
+    ("a.jsonl.zst", lambda: b"{}" * 99, "zstd stream is damaged"), ("a.parquet", lambda: b"PAR1 and nothing", "no parquet file")])
+def test_a_damaged_packing_is_refused_even_when_lines_may_be_skipped(tmp_path, name, make, said):
+    pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(make())
+    done = to_bytes(tmp_path / "o", "--input", tmp_path / name, "--on-bad-line", "skip", ok=False)
+    assert done.returncode == 65 and name in done.stderr and said in done.stderr and names(tmp_path / "o") == []
+
+
+def test_rows_that_are_no_text_are_named_or_skipped(tmp_path):
+    write_parquet(tmp_path / "a.parquet", ["good", None, "end"])
+    done = to_bytes(tmp_path / "o", "--input", tmp_path / "a.parquet", ok=False)
+    assert done.returncode == 65 and "a.parquet:2: not a string: 'text' holds null" in done.stderr
+    to_bytes(tmp_path / "o", "--input", tmp_path / "a.parquet", "--on-bad-line", "skip")
+    assert written(tmp_path / "o") == expected_files(["good", "end"], eod=None)
+
+
+def test_a_line_of_absurd_length_is_named_and_skipped_on_request(tmp_path):
+    with open(tmp_path / "a.jsonl", "w") as file:
+        for text in ("good", "x" * (3 << 20), "y" * 2000, "end"):
+            file.write(json.dumps({"text": text}) + "\n")
+    few = ["--input", tmp_path / "a.jsonl", "--max-line-bytes", "1000"]
+    done = to_bytes(tmp_path / "o", *few, ok=False)
+    assert done.returncode == 65 and "a.jsonl:2: too long: 3,145,741 bytes, more than the 1,000 of --max-line" in done.stderr
+    done = to_bytes(tmp_path / "o", *few, "--on-bad-line", "skip")
+    assert written(tmp_path / "o") == expected_files(["good", "end"], eod=None) and "2 too long" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "o" / "out.rejects.jsonl").read_text().splitlines()]
+    assert [line.get("line") for line in lines] == [2, 3, None]
+
+
+# ---- tokenizers and the sidecar
+
+def gpt2_like(folder):
+    from megatron.data.tokenizer import byte_symbols
+    pairs = [("t", "e"), ("s", "t"), ("te", "st"), ("<", "|"), ("\u0120", "te")]
+    words = [*byte_symbols(), *(a + b for a, b in pairs), "<|endoftext|>"]
+    (folder / "v.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "m.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs), encoding="utf-8")
+    return ["--vocab-file", folder / "v.json", "--merge-file", folder / "m.txt"]
+
+
+def test_both_libraries_write_the_same_files_and_end_of_text_ends_only_documents(tmp_path):
+    pytest.importorskip("gigatoken")
+    from megatron.data.tokenizer import build_tokenizer
+    flags = gpt2_like(tmp_path)
+    source = jsonl(tmp_path / "a.jsonl", ["test <|endoftext|> test", "<|endoftext|>", "", "a\n<|endoftext|>\n" * 50, "\x00"])
+    outputs = []
+    for backend in ("gigatoken", "tiktoken", "auto"):
+        folder = tmp_path / backend
+        run(*flags, "--input", source, "--output-prefix", folder / "out", "--append-eod", "--bpe-backend", backend)
+        outputs.append(tuple(path.read_bytes() for path in sorted(folder.iterdir())))
+        assert (np.fromfile(folder / "out_text_document.bin", "<u2") == 261).sum() == 4 == len(IndexedDataset(
+            folder / "out_text_document").sizes)
+    assert outputs[0] == outputs[1] == outputs[2]
+    meta = json.loads((folder / "out_text_document.meta.json").read_text())
+    tokenizer = build_tokenizer("GPT2BPETokenizer", *map(str, flags[1::2]))
+    assert meta["tokenizer"] == {"type": "GPT2BPETokenizer", "fingerprint": tokenizer.fingerprint(), "vocab_size": 262,
+                                 "eod": 261}
+    assert meta["extra"] == {"inputs": [{"path": str(source), "bytes": source.stat().st_size}], "json_key": "text",
+                             "append_eod": True, "text_bytes": 837, "rejects": {}}
+
+
+# ---- one process, its memory and its imports
+
+MEASURED = """
+import sys
+from tools import preprocess_data
+assert preprocess_data.main(sys.argv[1:]) == 0
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak) >> 10, *sorted({name.split(".")[0] for name in sys.modules}),
+      "POOL" if "multiprocessing.popen_spawn_posix" in sys.modules else "", file=sys.stderr)
+"""
+
+
+def scripted(script, *args, ok=True):
+    """A script with the tool inside, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", script, *map(str, args)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done
+
+
+@needs_proc
+def test_one_worker_is_this_process_with_few_imports_and_a_memory_that_the_corpus_does_not_raise(tmp_path):
+    peaks = []
+    for megabytes in (4, 60):
+        source = jsonl(tmp_path / f"{megabytes}.jsonl", [f"document {i} " * 90 for i in range(900 * megabytes)])
+        flags = gpt2_like(tmp_path)
+        done = scripted(MEASURED, *flags, "--input", source, "--append-eod",
+                        "--output-prefix", tmp_path / str(megabytes) / "out")
+        peak, *modules = done.stderr.split()
+        peaks.append(int(peak))
+        assert not {"torch", "awkward", "pyarrow", "zstandard", "scipy", "yaml", "POOL"} & set(modules)
+    assert peaks[1] < peaks[0] + 16 and peaks[1] < 350
+
+
+# ---- ended and gone on with
+
+ENDING = """
+import os, signal, sys
+from megatron.data import journal
+from tools import preprocess_data
+journal.SECONDS, journal.TOKENS = 0, 1
+real, left, who = journal.Journal.note, [int(sys.argv[1])], sys.argv[2]
+def note(self):
+    real(self)
+    left[0] -= 1
+    if not left[0]:
+        children = open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split()
+        os.kill(os.getpid() if who == "itself" else max(map(int, children)), signal.SIGKILL)
+journal.Journal.note = note
+sys.exit(preprocess_data.main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """The flags for 16 MiB of ids with a bad line here and there, and what they must give."""
+    documents = [f"document {i} " * (i % 97 + 1) for i in range(12000)]
+    source = tmp_path / "a.jsonl"
+    with open(source, "w") as file:
+        for i, document in enumerate(documents):
+            file.write(json.dumps({"text": document}) + "\n" + "bad\n" * (i % 1000 == 0))
+    flags = ["--input", source, "--append-eod", "--on-bad-line", "skip", "--tokenizer-type", "ByteTokenizer"]
+    to_bytes(tmp_path / "plain", *flags)
+    assert written(tmp_path / "plain") == expected_files(documents)
+    return flags
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@needs_proc
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_killed_again_and_again_goes_on_and_gives_the_same(tmp_path, corpus, workers):
+    flags = ["--output-prefix", tmp_path / "o" / "out", *corpus, "--workers", workers]
+    for notes in (2, 3):
+        done = scripted(ENDING, notes, "itself", *flags, ok=False)
+        assert done.returncode == -signal.SIGKILL and names(tmp_path / "o") == [".out.work"]
+    assert "going on after" in done.stderr
+    done = run(*flags)
+    assert int(done.stderr.split("going on after ")[1].split()[0].replace(",", "")) > 2000
+    assert files_of(tmp_path / "o") == files_of(tmp_path / "plain")
+
+
+@needs_proc
+def test_a_worker_killed_ends_the_run_which_then_goes_on(tmp_path, corpus):
+    flags = ["--output-prefix", tmp_path / "o" / "out", *corpus]
+    done = scripted(ENDING, 3, "a worker", *flags, "--workers", 2, ok=False)
+    assert done.returncode == 70 and "worker process died" in done.stderr and names(tmp_path / "o") == [".out.work"]
+    done = run(*flags, "--workers", 1)
+    assert "going on after" in done.stderr and files_of(tmp_path / "o") == files_of(tmp_path / "plain")
+
+
+def test_work_on_an_input_that_has_changed_is_not_gone_on_with(tmp_path, corpus):
+    flags = ["--output-prefix", tmp_path / "o" / "out", *corpus]
+    scripted(ENDING, 3, "itself", *flags, ok=False)
+    jsonl(tmp_path / "a.jsonl", ["another"])
+    done = run(*flags)
+    assert "is dropped" in done.stderr and "going on" not in done.stderr
+    assert written(tmp_path / "o") == expected_files(["another"])
+
+
+@needs_proc
+def test_a_refused_run_leaves_the_work_of_the_one_before(tmp_path, corpus):
+    flags = ["--output-prefix", tmp_path / "o" / "out", *corpus]
+    scripted(ENDING, 4, "itself", *flags, ok=False)
+    (tmp_path / "o" / "out_text_document.idx").touch()
+    assert run(*flags, ok=False).returncode == 73
+    assert "going on after" in run(*flags, "--overwrite").stderr and files_of(tmp_path / "o") == files_of(tmp_path / "plain")
+
+
+def test_the_many_core_scripts_flags_are_taken(tmp_path):
+    jsonl(tmp_path / "a.jsonl", ["one"])
+    to_bytes(Path("o"), "--root", tmp_path, "--input", "a.jsonl", "--json-keys", "text", "--dataset-impl", "mmap", "--seq-length",
+             "1024", "--make-vocab-size-divisible-by", "128", "--workers", "2", "--log-interval", "100", "--partitions", "1")
+    assert written(tmp_path / "o") == expected_files(["one"], eod=None)
+
+
+def test_a_run_killed_while_it_publishes_is_finished_by_the_next(tmp_path, corpus):
+    script = """
+import os, signal, sys
+from tools import preprocess_data
+real = os.replace
+def replace(source, target):
+    real(source, target)
+    if os.path.basename(target).startswith("out_text_document.bin") and "work" not in str(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+preprocess_data.main(sys.argv[1:])
+"""
+    flags = ["--output-prefix", tmp_path / "o" / "out", *corpus]
+    assert scripted(script, *flags, ok=False).returncode == -signal.SIGKILL
+    assert names(tmp_path / "o") == [".out.work", "out_text_document.bin"]
+    done = run(*flags)
+    assert "an earlier run had finished it" in done.stdout and files_of(tmp_path / "o") == files_of(tmp_path / "plain")
+
+
+@needs_proc
+def test_a_second_run_on_the_same_output_is_refused(tmp_path):
+    tool, file, line = start_endless(tmp_path, workers=1)
+    try:
+        wait_until(lambda: (tmp_path / "o" / ".out.work" / "0.sizes").exists())
+        done = to_bytes(tmp_path / "o", "--input", jsonl(tmp_path / "b.jsonl", ["b"]), ok=False)
+        assert done.returncode == 73 and "another run is preparing this output" in done.stderr
+    finally:
+        file.close()
+        tool.communicate(timeout=30)
+    assert tool.returncode == 0 and written(tmp_path / "o") == expected_files(["x" * 1000] * 3000, eod=None)
+
+
+def test_progress_is_shown_on_a_terminal(tmp_path):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, TOOL, "--tokenizer-type", "ByteTokenizer", "--log-interval", "1",
+               "--output-prefix", tmp_path / "out", "--input", jsonl(tmp_path / "a.jsonl", ["x" * 1000] * 3000)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0 and "documents" in shown and "MB/s" in shown and " s left" in shown
