@@ -10,16 +10,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
 
-from megatron.config import Data  # noqa: E402
 from megatron.data.indexed import IndexedDataset  # noqa: E402
 from megatron.data.sources import Source, take_first  # noqa: E402
-from megatron.data.tokenizer import Tokenizer, build_tokenizer  # noqa: E402
+from megatron.data.tokenizer import TYPES, Tokenizer, add_flags, build_tokenizer  # noqa: E402
 from megatron.errors import BadData, Mismatch, exits  # noqa: E402
 from megatron.flags import parse_count  # noqa: E402
 
@@ -153,9 +151,6 @@ def plan_line(found: dict) -> str:
     return said
 
 
-TYPES = get_args(get_type_hints(Data)["tokenizer_type"])
-
-
 def count(text: str) -> float:
     """A number above 0, for argparse."""
     found = parse_count(text)
@@ -182,10 +177,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seq-length", type=whole, default=2048, metavar="N", help="plan: tokens a sample [2048]")
     add("--unique-tokens", type=count, metavar="N", help="plan: only so many of the first tokens, or this share up to 1")
     add("--decode", type=whole, metavar="K", help="show the text of K documents, spread over the corpus")
-    add("--tokenizer-type", choices=TYPES, help="of --decode [what the sidecar says, else GPT2BPETokenizer]")
-    add("--vocab-file", help="GPT-2 vocabulary (vocab.json) [found, see tools/fetch_tokenizer.py]")
-    add("--merge-file", help="GPT-2 merges (merges.txt)")
-    add("--tokenizer-model", help="file of TikTokenizer, SentencePieceTokenizer or HFTokenizer")
+    add_flags(parser, None, "of --decode [what the sidecar says, else GPT2BPETokenizer]")
     args = parser.parse_args(argv)
     if args.unique_tokens and args.unique_tokens > 1 and args.unique_tokens % 1:
         parser.error(f"--unique-tokens {args.unique_tokens:g} must be a whole number of tokens, or a share up to 1")

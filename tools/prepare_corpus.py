@@ -29,12 +29,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO, get_args, get_type_hints
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
 
 from megatron import __version__  # noqa: E402
-from megatron.config import Data  # noqa: E402
 from megatron.data import remote  # noqa: E402
 from megatron.data.corpora import (  # noqa: E402
     CORPORA,
@@ -62,7 +61,7 @@ from megatron.data.indexed import IndexedDataset, retire  # noqa: E402
 from megatron.data.instruct import encode_pair, pair_of, recognized  # noqa: E402
 from megatron.data.text_files import identity  # noqa: E402
 from megatron.data.token_file import joined, write_paper_folder, write_token_folder  # noqa: E402
-from megatron.data.tokenizer import Tokenizer, build_tokenizer  # noqa: E402
+from megatron.data.tokenizer import Tokenizer, add_flags, build_tokenizer  # noqa: E402
 from megatron.data.tokenizer_json import tokenizer_json  # noqa: E402
 from megatron.data.train_tokenizer import SMALLEST_VOCABULARY, train_byte_level_bpe  # noqa: E402
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Unsaid, exits  # noqa: E402
@@ -466,8 +465,7 @@ def record(args: argparse.Namespace, corpus: Corpus, origin: Origin, request: di
                           "this tokenizer, choose another")
         splits[split] = {"documents": part.documents, "tokens": data.num_tokens, "text_bytes": part.text_bytes,
                          "reached_a_limit": part.full}
-    known = {"type": tokenizer.name, "fingerprint": tokenizer.fingerprint(), "vocab_size": tokenizer.vocab_size,
-             "eod": tokenizer.eod}
+    known = tokenizer.facts()
     config |= {"dataset": corpus.name, "vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eod,
                "tokenizer_type": tokenizer.name, "tokenizer_fingerprint": known["fingerprint"],
                "max_seq_len": args.max_seq_len or config.get("max_seq_len")}
@@ -587,7 +585,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("corpus", choices=CORPORA, metavar="CORPUS", help=", ".join(CORPORA))
     add_place_flags(parser.add_argument)
     add_amount_flags(parser.add_argument)
-    add_tokenizer_flags(parser.add_argument)
+    add_tokenizer_flags(parser)
     words = sys.argv[1:] if argv is None else list(argv)
     args = parser.parse_args([dashed(word) for word in words])
     check(parser, args)
@@ -633,14 +631,11 @@ def add_amount_flags(add: Callable) -> None:
     add("--keep-text", action="store_true", help="leave the text as {train,valid,test}.jsonl [tokens only]")
 
 
-def add_tokenizer_flags(add: Callable) -> None:
+def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--train-tokenizer", "--vocab-size", type=count, metavar="V", help="train a byte-level BPE of V ids on this corpus")
     add("--tokenizer-megabytes", type=float, default=256.0, metavar="MB", help="text to train it on, at most [256]")
-    add("--tokenizer-type", default="GPT2BPETokenizer", choices=get_args(get_type_hints(Data)["tokenizer_type"]),
-        help="as when training [GPT2BPETokenizer]")
-    add("--vocab-file", help="GPT-2 vocabulary (vocab.json) [found, see tools/fetch_tokenizer.py]")
-    add("--merge-file", help="GPT-2 merges (merges.txt)")
-    add("--tokenizer-model", help="file of TikTokenizer, SentencePieceTokenizer or HFTokenizer")
+    add_flags(parser)
     add("--max-seq-len", type=count, metavar="S", help="noted in config.json; columns of --format tensors [512]")
     add("--workers", "--num-workers", type=int, default=1, help="processes that tokenize [1]")
 

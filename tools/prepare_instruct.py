@@ -20,17 +20,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
 
-from megatron.config import Data  # noqa: E402
 from megatron.data.indexed import IndexedWriter, best_dtype  # noqa: E402
 from megatron.data.instruct import FORMATS, BadRecord, Keys, Pair, encode_pair, pair_of, read_records, recognized  # noqa: E402
-from megatron.data.tokenizer import Tokenizer, build_tokenizer  # noqa: E402
+from megatron.data.tokenizer import Tokenizer, add_flags, build_tokenizer  # noqa: E402
 from megatron.data.tokenizer_json import tokenizer_json  # noqa: E402
 from megatron.errors import BadData, CannotWrite, MissingInput, exits  # noqa: E402
 from megatron.files import staged  # noqa: E402
@@ -115,9 +113,7 @@ def read_rows(folder: Path, name: str, vocab_size: int) -> list[Encoded]:
 
 def write_corpus(prefix: Path, pairs: Sequence[Encoded], tokenizer: Tokenizer) -> None:
     """One document of two sequences a pair."""
-    known = {"type": tokenizer.name, "fingerprint": tokenizer.fingerprint(), "vocab_size": tokenizer.vocab_size,
-             "eod": tokenizer.eod}
-    with IndexedWriter(str(prefix), best_dtype(tokenizer.vocab_size), tokenizer=known) as writer:
+    with IndexedWriter(str(prefix), best_dtype(tokenizer.vocab_size), tokenizer=tokenizer.facts()) as writer:
         for prompt, response in pairs:
             writer.add_document(np.concatenate([prompt, response]), lengths=[len(prompt), len(response)])
 
@@ -201,11 +197,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--write-pt", type=Path, metavar="DIR", help="also write tensors there")
     add("--max-seq-len", type=int, metavar="N", help="columns of those tensors")
     add("--overwrite", action="store_true", help="replace an output that exists")
-    add("--tokenizer-type", default="GPT2BPETokenizer", choices=get_args(get_type_hints(Data)["tokenizer_type"]),
-        help="as when training [GPT2BPETokenizer]")
-    add("--vocab-file", help="GPT-2 vocabulary (vocab.json) [found, see tools/fetch_tokenizer.py]")
-    add("--merge-file", help="GPT-2 merges (merges.txt)")
-    add("--tokenizer-model", help="file of TikTokenizer, SentencePieceTokenizer or HFTokenizer")
+    add_flags(parser)
     args = parser.parse_args(argv)
     check(parser, args)
     return args

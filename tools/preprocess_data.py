@@ -17,15 +17,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
 
-from megatron.config import Data  # noqa: E402
 from megatron.data.encoding import SAFELY_CUT, Encoded, Recipe, encode_all, tokenizer_of  # noqa: E402
 from megatron.data.indexed import IndexedWriter, best_dtype, retire  # noqa: E402
 from megatron.data.journal import Journal, Progress, WorkFolder, written  # noqa: E402
 from megatron.data.text_files import Reading, identity, input_files, is_plain_text, read_blocks  # noqa: E402
+from megatron.data.tokenizer import add_flags  # noqa: E402
 from megatron.errors import BadData, CannotWrite, exits  # noqa: E402
 
 ENDINGS = (".bin", ".rejects.jsonl", ".meta.json", ".idx")             # in the order they are published: the last announces
@@ -181,11 +180,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="one output a key [text]")
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_<key>_document.bin, .idx and .meta.json")
     add("--overwrite", action="store_true", help="replace an output that exists")
-    add("--tokenizer-type", default="GPT2BPETokenizer", choices=get_args(get_type_hints(Data)["tokenizer_type"]),
-        help="as when training [GPT2BPETokenizer]")
-    add("--vocab-file", help="GPT-2 vocabulary (vocab.json) [found, see tools/fetch_tokenizer.py]")
-    add("--merge-file", help="GPT-2 merges (merges.txt)")
-    add("--tokenizer-model", help="file of TikTokenizer, SentencePieceTokenizer or HFTokenizer")
+    add_flags(parser)
     add("--bpe-backend", choices=["auto", "gigatoken", "tiktoken"], default="auto",
         help="who makes GPT-2's ids, which are the same [auto: gigatoken where it is installed]")
     add("--append-eod", action="store_true", help="end each document with the end-of-document id")

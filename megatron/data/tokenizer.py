@@ -5,6 +5,7 @@ opens the network; tools/fetch_tokenizer.py does.
 """
 from __future__ import annotations
 
+import argparse
 import base64
 import binascii
 import hashlib
@@ -15,14 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from megatron.budget import RESERVED_IDS
+from megatron.config import Data
 from megatron.data.fast_bpe import Encode, byte_level_spec, gigatoken_encoder, gpt2_kind
 from megatron.errors import BadData, Mismatch, MissingInput
 
+TYPES = get_args(get_type_hints(Data)["tokenizer_type"])
 END_OF_TEXT = "<|endoftext|>"
 FETCH = "python tools/fetch_tokenizer.py"
 CHECKOUT_DATA = Path(__file__).resolve().parents[2] / "utils" / "data"
@@ -53,6 +56,10 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes each id stands for, 0 for specials.  -> [vocab_size] int64"""
         return np.array([len(token) for token in self.tokens], dtype=np.int64)
+
+    def facts(self) -> dict[str, str | int]:
+        """What a corpus' sidecar says of the tokenizer that made it."""
+        return {"type": self.name, "fingerprint": self.fingerprint(), "vocab_size": self.vocab_size, "eod": self.eod}
 
     def fingerprint(self) -> str:
         """sha256 over the type, the eod, the ordered vocabulary and the rules: equal means equal ids for equal text."""
@@ -85,6 +92,15 @@ class Vocabulary:
     @property
     def ignore(self) -> int:
         return self.size + 2
+
+
+def add_flags(parser: argparse.ArgumentParser, default: str | None = "GPT2BPETokenizer",
+              meaning: str = "as when training [GPT2BPETokenizer]") -> None:
+    """The flags of a tool that name a tokenizer, with the trainer's names."""
+    parser.add_argument("--tokenizer-type", default=default, choices=TYPES, help=meaning)
+    parser.add_argument("--vocab-file", help="GPT-2 vocabulary (vocab.json) [found, see tools/fetch_tokenizer.py]")
+    parser.add_argument("--merge-file", help="GPT-2 merges (merges.txt)")
+    parser.add_argument("--tokenizer-model", help="file of TikTokenizer, SentencePieceTokenizer or HFTokenizer")
 
 
 def build_tokenizer(tokenizer_type: str, vocab_file: str | None = None, merge_file: str | None = None,
