@@ -13,8 +13,8 @@ from megatron.core.distributed import local
 from megatron.core.mesh import build_mesh
 from megatron.core.transformer import GPT
 from megatron.engine.native import MOMENTS, NativeEngine
-from megatron.layout import make_stages
 from megatron.forecast import CONTEXT_BYTES, forecast, in_flight, stage_shapes, state_bytes
+from megatron.layout import make_stages
 
 BASE = "--num-layers 4 --hidden-size 24 --num-attention-heads 2 --kv-channels 6 --ffn-hidden-size 20 --seq-length 8 --lr 1e-3 " \
        "--tokenizer-type ByteTokenizer --global-batch-size 12 --train-iters 1 --data-path none"

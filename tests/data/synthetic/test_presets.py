@@ -18,6 +18,11 @@ def test_sharpness_zero_is_the_uniform_law_and_more_is_peaked():
     assert rates[0] == pytest.approx(math.log(8), rel=1e-12) and rates == sorted(rates, reverse=True)
 
 
+def test_zipf_makes_the_first_symbols_frequent():
+    often = (source := build("markov", symbols=32, sharpness=0, zipf=1.0)).start @ source.emissions
+    assert often == pytest.approx(1 / np.arange(1, 33) / (1 / np.arange(1, 33)).sum(), rel=1e-9)
+
+
 def test_a_source_is_a_function_of_its_shape_and_seed():
     first, again, other = (build("mixture", symbols=4, components=3, seed=s) for s in (1, 1, 2))
     assert (first.transitions == again.transitions).all() and (first.transitions != other.transitions).any()

@@ -1,0 +1,62 @@
+"""A model against the oracle of a corpus of known entropy: the same tokens under the same conditioning, paired by row.
+
+The oracle's NLL of a window is the floor of the exact NLL and, by the chain rule in any order, of the masked bound. The mean
+difference over rows is an estimate of a KL divergence, which is never negative, so far below zero means a leak.
+"""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from megatron.data.gpt_dataset import PackedDataset
+from megatron.data.synthetic.corpus import contiguous, read_source
+from megatron.data.synthetic.process import token_nll
+from megatron.engine import Engine
+from megatron.errors import BadData
+from megatron.objectives import Objective
+from megatron.training.evaluate import Slice, data_error, draw, noise_error
+
+
+def oracle_nll(data: Slice, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
+    """The oracle's NLL of what validation scores of each row, and which rows it knows the law of.  -> [rows], bool [rows]
+
+    Rows that are spliced from two places are not scored.  Raises BadData or MissingInput when a corpus has no oracle.
+    """
+    if not isinstance(data.dataset, PackedDataset):
+        raise BadData("only packed samples of corpora of known entropy have an oracle; give --data-kind packed")
+    numbers = np.arange(data.rows)
+    known, rows = contiguous(data.dataset, numbers), data.dataset.rows(numbers)
+    origins = np.array([data.dataset.origin(n) for n in numbers])
+    found = np.zeros(data.rows)
+    for prefix in np.unique(origins[known]):
+        here = known & (origins == prefix)
+        found[here] = window_nll(token_nll(read_source(str(prefix)), rows[here]), data, objective)
+    return found, known
+
+
+def window_nll(nll: np.ndarray, data: Slice, objective: Objective) -> np.ndarray:
+    """Sum over the tokens that Slice.convention names: 1..S-1, with the first token scored 1..S (AR) or 0..S-1 (MDM).
+
+    nll [b, S+1] -> [b]
+    """
+    if data.score_first_token:
+        return (nll[:, 1:] if objective.causal else nll[:, :-1]).sum(1)
+    return nll[:, 1:-1].sum(1)
+
+
+def compare(engine: Engine, objective: Objective, data: Slice) -> dict:
+    """Model, oracle and their difference in nats per token, with its standard error: rows, and noise where there is any."""
+    floor, known = oracle_nll(data, objective)
+    if known.sum() < 2:
+        raise BadData(f"{known.sum()} of {data.rows} validation rows are one stretch of a corpus, expected 2 or more: "
+                      "score more rows")
+    draws = [draw(engine, objective, data, m) for m in range(data.num_mc)]
+    loss, scored = np.stack([d.loss for d in draws]) * known, draws[0].scored * known      # [draws, rows], [rows]
+    excess = loss - floor
+    total, noise = scored.sum(), None if objective.exact else noise_error(loss, scored)
+    error = math.hypot(noise or 0.0, data_error(excess[:, known], scored[known]))
+    return {"model": float(loss.mean(0).sum() / total), "oracle": float(floor.sum() / total),
+            "difference": float(excess.mean(0).sum() / total), "se": error, "se_noise": noise, "rows": int(known.sum()),
+            "rows_left_out": int((~known).sum()), "num_mc": data.num_mc, "bound": "exact" if objective.exact else "bound",
+            "convention": data.convention(objective)}

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from megatron.config import parse
+from megatron.data.synthetic.corpus import write_corpus
+from megatron.data.synthetic.presets import build
+from megatron.training.pretrain import main as pretrain
+from tools.entropy_floor import describe, main
+
+FLAGS = """--num-layers 1 --hidden-size 16 --num-attention-heads 1 --seq-length 32 --micro-batch-size 8 --global-batch-size 8
+    --lr 1e-2 --train-iters 4 --tokenizer-type ByteTokenizer --split 80,20,0 --eval-iters 4 --num-threads 1
+    --device cpu""".split()
+
+
+@pytest.fixture(scope="module", params=["ar", "mdm"])
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    write_corpus(folder / "c", build("markov", symbols=4), 20_000, 1)
+    words = [*FLAGS, "--data-path", str(folder / "c"), "--run-dir", str(folder / "run"), "--save", str(folder / "run")]
+    assert pretrain(parse(words, request.param)) == 0
+    return folder / "run", request.param
+
+
+def test_the_models_number_is_the_runs_own(trained, capsys):
+    run, objective = trained
+    assert main([str(run)]) == 0
+    found, result = json.loads((run / "entropy_floor.json").read_text()), json.loads((run / "result.json").read_text())
+    assert found["step"] == 4 and found["objective"] == objective and found["rows"] + found["rows_left_out"] == 32
+    assert found["model"] == pytest.approx(result["loss"], rel=1e-2 if found["rows_left_out"] else 1e-6)
+    assert found["difference"] > 1 and f"model minus oracle +{found['difference']:.6f}" in capsys.readouterr().out
+
+
+def test_rows_and_draws_may_be_chosen(trained):
+    run, objective = trained
+    assert main([str(run), "--rows", "50", "--num-mc", "3"]) == 0
+    found = json.loads((run / "entropy_floor.json").read_text())
+    assert found["rows"] + found["rows_left_out"] == 50 and found["num_mc"] == 3
+
+
+def test_below_the_floor_is_an_exit_code_and_a_sentence(trained, monkeypatch, capsys):
+    run, _ = trained
+    found = {"difference": -0.4, "se": 0.1, "model": 1.0, "oracle": 1.4, "bound": "exact", "rows": 9, "rows_left_out": 2}
+    monkeypatch.setattr("megatron.training.floor.compare", lambda *_: found)
+    assert main([str(run)]) == 1
+    said = capsys.readouterr().out
+    assert "below the floor by more than 3 standard errors" in said and "(2 spliced rows left out)" in said
+    fine = found | {"difference": -0.2, "set": "valid", "objective": "ar", "step": 1}
+    assert "below the floor" not in describe(fine)
+
+
+@pytest.mark.parametrize("words, code, said", [
+    (["nowhere"], 66, "give the folder of a run"), (["RUN", "--set", "train"], 65, "expected a set that the run scores: valid"),
+    (["RUN", "--rows", "0"], 65, "--rows 0: expected 1 or more"), (["RUN", "--num-mc", "0"], 65, "--num-mc 0"),
+    (["RUN", "--checkpoint", "nowhere"], 66, "there is no checkpoint in it")])
+def test_refusals(trained, capsys, words, code, said):
+    run, _ = trained
+    assert main([str(run) if word == "RUN" else word for word in words]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_that_saved_nothing_and_one_that_is_damaged(trained, tmp_path, capsys):
+    run, _ = trained
+    config = json.loads((run / "config.json").read_text())
+    config["train"]["save"] = None
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main([str(tmp_path)]) == 66 and "the run saved no checkpoint" in capsys.readouterr().err
+    del config["train"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main([str(tmp_path)]) == 78 and "other flags ('train')" in capsys.readouterr().err
