@@ -17,7 +17,7 @@ def diagnose(fit: Fit, law: Form, rows: Rows, theta, low, high, residual) -> lis
     free = low < high
     found = _few(fit, law, rows, int(free.sum()))
     found += _at_bounds(law, theta, low, high, free)
-    if "E" in fit.params and 0 < fit.params["E"] < VANISHED * np.exp(rows.loss.min()) and not any("E tends" in w for w in found):
+    if vanished(fit, rows) and not any("E tends" in w for w in found):
         found.append("E tends to 0: the irreducible loss is not identified.")
     if fit.condition > 1e4:
         found.append(f"condition number {fit.condition:.1e}: some combination of the parameters is not identified.")
@@ -29,6 +29,11 @@ def diagnose(fit: Fit, law: Form, rows: Rows, theta, low, high, residual) -> lis
     if fit.held and fit.draws is not None and "alpha" not in fit.ci:
         found.append("the held Chinchilla part came without draws: the intervals take it as exact.")
     return found + _misfit(fit, law, rows, residual)
+
+
+def vanished(fit: Fit, rows: Rows) -> bool:
+    """Whether the law has an irreducible loss, and the fit of it is none."""
+    return "E" in fit.params and fit.params["E"] < VANISHED * np.exp(rows.loss.min())
 
 
 def _few(fit: Fit, law: Form, rows: Rows, num_free: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron.errors import BadData, Refusal
-from megatron.scaling.diagnosis import diagnose
+from megatron.scaling.diagnosis import diagnose, vanished
 from megatron.scaling.fitted import Fit, load_fit, save_fit
 from megatron.scaling.forms import FORMS, LINEAR, Form, Rows
 from megatron.scaling.intervals import (
@@ -66,6 +66,10 @@ def fit_law(table, form: str = "chinchilla", *, delta: float = 1e-3, reduction: 
               residual_rms=float(np.sqrt(np.mean(residual**2))), residuals=residuals, held=_held_params(chinchilla),
               noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique),
               holdout=_holdout_error(residuals, condition), range=observed.range(~left_out), **observed.record, **trust)
+    if vanished(fit, rows):                             # resamples that agree on no E at all say nothing of how large it may be
+        for intervals in (fit.ci, fit.profile):
+            intervals |= {"E": [None, None]} if intervals else {}
+        fit.se.pop("E", None)
     fit.warnings.extend(diagnose(fit, law, rows, theta, low, high, residual))
     return fit
 
