@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron import budget
-from megatron.data.gpt_dataset import read_path_file
+from megatron.data.sources import read_path_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
