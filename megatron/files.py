@@ -1,6 +1,7 @@
 """Files that are either there whole or not at all. Standard library only."""
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import tempfile
@@ -9,6 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron.errors import CannotWrite
+
+
+def output_prefix(text: str) -> str:
+    """The value of a tool's --output-prefix, which begins the names of files. Raises ArgumentTypeError for a folder."""
+    if not Path(text).name or text.endswith("/"):
+        raise argparse.ArgumentTypeError(f"{text} is a folder: add the start of a file name")
+    return text
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run fro
 from megatron.data.indexed import IndexedWriter, best_dtype  # noqa: E402
 from megatron.data.pairs import NO_NPY, checksums, vectors_path  # noqa: E402
 from megatron.errors import BadData, CannotWrite, MissingInput, exits  # noqa: E402
-from megatron.files import staged  # noqa: E402
+from megatron.files import output_prefix, staged  # noqa: E402
 
 DAMAGE = (*NO_NPY, OSError, MemoryError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
@@ -221,15 +221,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tokens", type=Path, required=True, metavar="DIR", help="folder of <id>_tokens.npz or <id>.npz")
     add("--vectors", type=Path, required=True, metavar="DIR", help="folder of <id>.npy")
     add("--vocab-size", type=int, required=True, metavar="V", help="ids lie below it (bert-base-uncased: 30522)")
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.vectors.npy")
+    add("--output-prefix", type=output_prefix, required=True, metavar="PREFIX",
+        help="writes PREFIX.bin, PREFIX.idx and PREFIX.vectors.npy")
     add("--on-bad", choices=["fail", "skip"], default="fail",
         help="fail: stop at the first pair that cannot be used; skip: leave such pairs out and count them")
     add("--overwrite", action="store_true", help="replace an output that exists")
     args = parser.parse_args(argv)
     if args.vocab_size < 1:
         parser.error("--vocab-size must be at least 1")
-    if not Path(args.output_prefix).name or args.output_prefix.endswith("/"):
-        parser.error(f"--output-prefix {args.output_prefix} is a folder: add the start of a file name")
     return args
 
 

@@ -31,7 +31,7 @@ from megatron.data.instruct import FORMATS, BadRecord, Keys, Pair, encode_pair, 
 from megatron.data.tokenizer import Tokenizer, add_flags, build_tokenizer  # noqa: E402
 from megatron.data.tokenizer_json import tokenizer_json  # noqa: E402
 from megatron.errors import BadData, CannotWrite, MissingInput, exits  # noqa: E402
-from megatron.files import staged  # noqa: E402
+from megatron.files import output_prefix, staged  # noqa: E402
 
 Encoded = tuple[np.ndarray, np.ndarray]                                # ids of prompt and response
 IN_TENSORS = {"train": "train", "valid": "val"}                         # a split's name there
@@ -190,7 +190,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--from-pt", type=Path, metavar="DIR", help="or: a folder of train_tokens.pt, train_masks.pt and perhaps val_*.pt")
     add("--format", choices=["auto", *FORMATS], default="auto", help="which keys a record has [seen from the first one]")
     add("--keys", nargs="+", metavar="KEY", help="your own keys: INSTRUCTION RESPONSE, or INSTRUCTION INPUT RESPONSE")
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_train and PREFIX_valid, .bin and .idx")
+    add("--output-prefix", type=output_prefix, required=True, metavar="PREFIX",
+        help="writes PREFIX_train and PREFIX_valid, .bin and .idx")
     add("--valid-fraction", type=float, default=0.05, help="share of the pairs held out; 0 writes no PREFIX_valid [0.05]")
     add("--seed", type=int, default=0, help="another choice of held-out prompts [0]")
     add("--on-bad", choices=["fail", "skip"], default="fail", help="at a record that is no pair: stop, or leave it out")
@@ -212,8 +213,6 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--write-pt DIR and --max-seq-len N, of 2 or more, belong together")
     if args.keys and (args.format != "auto" or not 2 <= len(args.keys) <= 3):
         parser.error("--keys takes INSTRUCTION [INPUT] RESPONSE, and no --format beside it")
-    if not Path(args.output_prefix).name or args.output_prefix.endswith("/"):
-        parser.error(f"--output-prefix {args.output_prefix} is a folder: add the start of a file name")
 
 
 def chosen_keys(args: argparse.Namespace) -> Keys | None:

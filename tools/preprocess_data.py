@@ -26,6 +26,7 @@ from megatron.data.journal import Journal, Progress, WorkFolder, written  # noqa
 from megatron.data.text_files import Reading, identity, input_files, is_plain_text, read_blocks  # noqa: E402
 from megatron.data.tokenizer import add_flags  # noqa: E402
 from megatron.errors import BadData, CannotWrite, exits  # noqa: E402
+from megatron.files import output_prefix  # noqa: E402
 
 ENDINGS = (".bin", ".rejects.jsonl", ".meta.json", ".idx")             # in the order they are published: the last announces
 
@@ -178,7 +179,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="files or quoted globs: .parquet, .txt (one document a file), anything else JSON Lines; .gz and .zst of both")
     add("--root", metavar="DIR", help="folder that --input and --output-prefix start from")
     add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="one output a key [text]")
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_<key>_document.bin, .idx and .meta.json")
+    add("--output-prefix", type=output_prefix, required=True, metavar="PREFIX",
+        help="writes PREFIX_<key>_document.bin, .idx and .meta.json")
     add("--overwrite", action="store_true", help="replace an output that exists")
     add_flags(parser)
     add("--bpe-backend", choices=["auto", "gigatoken", "tiktoken"], default="auto",
@@ -202,8 +204,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.output_prefix = os.path.join(args.root, args.output_prefix)
     if len(set(args.json_keys)) < len(args.json_keys):
         parser.error("--json-keys names a key twice")
-    if not Path(args.output_prefix).name or args.output_prefix.endswith("/"):
-        parser.error(f"--output-prefix {args.output_prefix} is a folder: add the start of a file name")
     return args
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run fro
 from megatron.data.indexed import IndexedDataset, IndexedWriter  # noqa: E402
 from megatron.data.sources import Source, parse_range, token_range  # noqa: E402
 from megatron.errors import BadData, CannotWrite, exits  # noqa: E402
+from megatron.files import output_prefix  # noqa: E402
 
 CHUNK = 1 << 21                         # tokens copied at a time
 SUFFIXES = (".bin", ".idx", ".meta.json")
@@ -95,11 +96,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("prefix", metavar="PREFIX", help="corpus to take from, without .bin and .idx")
     add("--tokens", required=True, metavar="N|SHARE|START:END",
         help="how many of the first tokens: 100M, or a share: 0.25; or a range: 1e6:2e6")
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .meta.json")
+    add("--output-prefix", type=output_prefix, required=True, metavar="PREFIX",
+        help="writes PREFIX.bin, .idx and .meta.json")
     add("--overwrite", action="store_true", help="replace an output that exists")
     args = parser.parse_args(argv)
-    if not Path(args.output_prefix).name or args.output_prefix.endswith("/"):
-        parser.error(f"--output-prefix {args.output_prefix} is a folder: add the start of a file name")
     return args
 
 
