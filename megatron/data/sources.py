@@ -1,6 +1,7 @@
 """Which corpora a data path names, and how much of each: `[weight] [start:end] prefix`, on the command line or in a file."""
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass, replace
@@ -108,7 +109,22 @@ def token_range(source: Source, num_tokens: int) -> tuple[int, int]:
 
 def open_corpus(prefix: str) -> IndexedDataset | TokenFile:
     """PREFIX.bin with its .idx, or the plain token file that the name of a .bin stands for.  Raises MissingInput or BadData."""
+    return opened(prefix, tuple(identity(Path(prefix + suffix)) for suffix in ("", ".bin", ".idx", ".meta.json")))
+
+
+@functools.lru_cache(maxsize=64)
+def opened(prefix: str, files: tuple) -> IndexedDataset | TokenFile:
+    """A corpus is checked once a process, however many splits and ranges name it, unless its files change."""
     return TokenFile(prefix) if prefix.endswith(".bin") else IndexedDataset(prefix)
+
+
+def identity(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written anew; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def take_first(sources: list[Source], amount: float, where: str = "--unique-tokens") -> list[Source]:

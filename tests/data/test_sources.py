@@ -1,6 +1,6 @@
 import pytest
 
-from megatron.data.sources import Source, deal, parse_paths, read_path_file, take_first
+from megatron.data.sources import Source, deal, open_corpus, parse_paths, read_path_file, take_first
 from megatron.errors import BadData, MissingInput
 
 
@@ -96,3 +96,11 @@ def test_more_unique_tokens_than_there_are_is_refused(two):
         take_first([Source(1.0, 0, 1.0, two[0])], 1001)
     with pytest.raises(BadData, match="of 3000 tokens .*a gives 1500 by its weight, but .*a has 1000 tokens"):
         take_first([Source(1.0, 0, 1.0, two[0]), Source(1.0, 0, 1.0, two[1])], 3000)
+
+
+# Opening
+
+def test_a_corpus_is_opened_once_until_its_files_change(counting):
+    first = open_corpus(counting("again", 100))
+    assert open_corpus(first.prefix) is first
+    assert open_corpus(counting("again", 200)).num_tokens == 200
