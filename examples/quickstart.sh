@@ -22,6 +22,7 @@ for row in "${grid[@]}"; do
   read -r objective flops row_sizes <<<"$row"
   for size in $row_sizes; do
     plan "$size" --flops "$flops"
+    unique_tokens=10000000                # one subset for all: no run is longer, so none reads a token twice
     train_on text unique
     if [[ $objective == ar ]]; then ENTRY=pretrain_gpt.py; else ENTRY=pretrain_diff_gpt.py; fi
     # TensorBoard and W&B (offline without a key) for the first run of each objective; they take seconds to start
