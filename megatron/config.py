@@ -255,6 +255,11 @@ class Config:
     def as_dict(self) -> dict[str, dict[str, Any]]:
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, sections: dict[str, dict[str, Any]]) -> "Config":
+        """What as_dict gave. Raises KeyError or TypeError for that of a version with other flags."""
+        return cls(**{name: kind(**sections[name]) for name, kind in get_type_hints(cls).items()})
+
     @property
     def num_micro_batches(self) -> int:
         """Of one step, on each data-parallel process."""
@@ -321,7 +326,7 @@ def parse(argv: list[str], objective: str = "ar", environ: dict[str, str] | None
     filled: dict[str, dict[str, Any]] = {f.name: {} for f in fields(Config)}
     for name, (section, f, _) in table.items():
         filled[section][name] = f.default if got.get(name) is None else got[name]
-    cfg = Config(**{name: kind(**filled[name]) for name, kind in get_type_hints(Config).items()})
+    cfg = Config.from_dict(filled)
     cfg, wrong = resolve(cfg, dict(os.environ) if environ is None else environ, {n for n, v in got.items() if v is None})
     if mistakes + wrong:
         raise ConfigError(list(dict.fromkeys(mistakes + wrong)))

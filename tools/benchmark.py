@@ -36,6 +36,7 @@ from megatron.budget import find_size  # noqa: E402
 from megatron.config import Config, Data, Log, Model, Objective, Optim, Parallel, Train  # noqa: E402
 from megatron.errors import exits  # noqa: E402
 from megatron.layout import split_evenly  # noqa: E402
+from tools.benchmark_data_peers import peak_mebibytes  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -381,12 +382,6 @@ def measure_head(name: str, rows: int, columns: int, width: int) -> tuple[float,
             F.cross_entropy(F.linear(x, table).float(), targets).backward()
         seconds = time.process_time() - began
     return seconds, peak_mebibytes() - before
-
-
-def peak_mebibytes() -> float:
-    """Peak resident memory of this process; getrusage's would begin with that of the process which started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def mdm(rounds: int, model: Model = TEN_MILLION, small: Model = MINIATURE, samples: int = 4) -> list[Row]:

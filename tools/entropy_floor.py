@@ -14,7 +14,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
 
@@ -38,7 +37,7 @@ def read_config(run_dir: Path, checkpoint: str | None) -> Config:
     path = run_dir / "config.json"
     try:
         said = json.loads(path.read_text())
-        cfg = Config(**{name: kind(**said[name]) for name, kind in get_type_hints(Config).items()})
+        cfg = Config.from_dict(said)
     except OSError as error:
         raise MissingInput(f"{path}: {error.strerror}; give the folder of a run, which holds its config.json") from None
     except (KeyError, TypeError, ValueError) as error:

@@ -38,7 +38,7 @@ def read_config(dump: Checkpoint) -> Config:
     if "micro_batches" not in dump.facts:
         raise Mismatch(f"{dump.path} is no dumped batch: give a folder of RUN_DIR/bad_batches")
     try:
-        return Config(**{name: kind(**dump.facts["config"][name]) for name, kind in get_type_hints(Config).items()})
+        return Config.from_dict(dump.facts["config"])
     except (KeyError, TypeError) as error:
         raise Mismatch(f"{dump.path} was written by a version with other flags ({error}): replay it with that version") from None
 
