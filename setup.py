@@ -1,4 +1,5 @@
 """Builds megatron.data._helpers where there is a C++ compiler; everything else stands in pyproject.toml."""
+
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
@@ -16,7 +17,13 @@ class OptionalBuild(build_ext):
 
 
 # Without contraction a product and a sum are rounded apart, as in Python: both draw the same samples on every processor.
-helpers = Pybind11Extension("megatron.data._helpers", SOURCES, depends=["megatron/data/circle.h"], cxx_std=17,
-                            extra_compile_args=["-O3", "-ffp-contract=off"], optional=True)
+helpers = Pybind11Extension(
+    "megatron.data._helpers",
+    SOURCES,
+    depends=["megatron/data/circle.h"],
+    cxx_std=17,
+    extra_compile_args=["-O3", "-ffp-contract=off"],
+    optional=True,
+)
 
 setup(ext_modules=[helpers], cmdclass={"build_ext": OptionalBuild})

@@ -1,4 +1,5 @@
 """The nouns everyone shares. b samples, s positions, n asked positions."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -11,21 +12,23 @@ from torch import Tensor
 @dataclass(frozen=True, kw_only=True)
 class Clean:
     """What the dataset yields."""
-    tokens: Tensor                  # [b, s+1] int64
-    scored: Tensor                  # [b, s+1] bool    False: padding, or not part of the problem
-    index: Tensor                   # [b] int64        global sample number: names the noise, survives resume
+
+    tokens: Tensor  # [b, s+1] int64
+    scored: Tensor  # [b, s+1] bool    False: padding, or not part of the problem
+    index: Tensor  # [b] int64        global sample number: names the noise, survives resume
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """What the model is asked. Loss = sum(weights * nll) / sum(scored), for every objective."""
-    inputs: Tensor                  # [b, s] int64     what it reads
-    targets: Tensor                 # [b, s] int64     what it must predict
-    weights: Tensor                 # [b, s] fp32      how much each prediction counts; 0 = not asked
-    scored: Tensor                  # [b, s] bool      the denominator
-    positions: Tensor               # [b, s] int64     rotary positions
-    index: Tensor                   # [b] int64        global sample number: dropout's address
-    asked: Tensor                   # [n] int64        flat positions with a weight, so that the head reads only those
+
+    inputs: Tensor  # [b, s] int64     what it reads
+    targets: Tensor  # [b, s] int64     what it must predict
+    weights: Tensor  # [b, s] fp32      how much each prediction counts; 0 = not asked
+    scored: Tensor  # [b, s] bool      the denominator
+    positions: Tensor  # [b, s] int64     rotary positions
+    index: Tensor  # [b] int64        global sample number: dropout's address
+    asked: Tensor  # [n] int64        flat positions with a weight, so that the head reads only those
 
     def to(self, device: torch.device) -> "Batch":
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
@@ -38,6 +41,7 @@ def asked_positions(weights: Tensor) -> Tensor:
 
 class Purpose:
     """What a random number is for. Purposes never share a stream. The numbers are part of the experiment: never reuse one."""
+
     MASK, RATE, RATE_ORDER, DATA_ORDER, HIDDEN_DROPOUT, ATTENTION_DROPOUT = range(6)
 
 
@@ -77,28 +81,31 @@ class Noise:
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """What one optimizer step reports, already reduced over the whole world."""
-    loss: float                     # sum(weights * nll) / sum(scored), nats a token
-    accuracy: float                 # share of asked positions whose most likely id is the target
-    grad_norm: float                # before clipping
-    clipped_norm: float             # after clipping
-    skipped: bool                   # not finite: weights and moments untouched
+
+    loss: float  # sum(weights * nll) / sum(scored), nats a token
+    accuracy: float  # share of asked positions whose most likely id is the target
+    grad_norm: float  # before clipping
+    clipped_norm: float  # after clipping
+    skipped: bool  # not finite: weights and moments untouched
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowScores:
     """What a pass without a gradient says of each row."""
-    loss: np.ndarray                # [b] float64   sum of weights * nll
-    hits: np.ndarray                # [b] int64
-    asked: np.ndarray               # [b] int64
-    scored: np.ndarray              # [b] int64
+
+    loss: np.ndarray  # [b] float64   sum of weights * nll
+    hits: np.ndarray  # [b] int64
+    asked: np.ndarray  # [b] int64
+    scored: np.ndarray  # [b] int64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a run stands. Everything that happens next is a function of this, the weights and the config."""
+
     step: int = 0
     samples: int = 0
-    skipped: int = 0                # steps, in all
+    skipped: int = 0  # steps, in all
     skipped_in_row: int = 0
     best_val_loss: float | None = None
     best_step: int | None = None

@@ -3,6 +3,7 @@
 P parameters, D tokens, C training FLOPs; l layers, h hidden, f SwiGLU width, V vocabulary.
 `python -m megatron.budget --model 217M --flops 1e19` prints one planned run, a `name=value` a line.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,7 +18,7 @@ from megatron.errors import MissingInput, exits
 
 TABLES = Path(__file__).resolve().parent.parent / "utils"
 GPT2_VOCAB = 50257
-RESERVED_IDS = 3            # mask, padding, ignore: Vocabulary in data/tokenizer.py names them
+RESERVED_IDS = 3  # mask, padding, ignore: Vocabulary in data/tokenizer.py names them
 
 
 def swiglu_width(hidden_size: int) -> int:
@@ -41,6 +42,7 @@ def padded_vocab(vocab_size: int, multiple: int = 128, rule: str = "fixed", tens
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """What a parameter count depends on."""
+
     num_layers: int
     hidden_size: int
     num_attention_heads: int
@@ -125,16 +127,25 @@ def find_size(model: str, vocab_size: int = GPT2_VOCAB) -> tuple[str, Shape]:
     if 0 in (hidden, kv, heads, layers):
         raise ValueError(f"the size {model} holds a zero: d_model ffw kv heads layers must be positive")
     name = next((n for n, known in table.items() if known == numbers), f"{layers}x{hidden}")
-    return name, Shape(num_layers=layers, hidden_size=hidden, num_attention_heads=heads, kv_channels=kv,
-                       ffn_hidden_size=swiglu_width(hidden), vocab_size=vocab_size, padded_vocab_size=padded_vocab(vocab_size))
+    return name, Shape(
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        kv_channels=kv,
+        ffn_hidden_size=swiglu_width(hidden),
+        vocab_size=vocab_size,
+        padded_vocab_size=padded_vocab(vocab_size),
+    )
 
 
 def find_tokens(data: str) -> int:
     """A subset's name (`100M` is the published 99952399) or a count as tokens. Raises ValueError."""
     table = epoch_tokens()
     if data not in table and not re.fullmatch(r"[1-9]\d*", data):
-        raise ValueError(f"no subset {data!r} in utils/epoch_tokens.sh; did you mean {nearest(data, list(table))}? "
-                         "A count of tokens is read too")
+        raise ValueError(
+            f"no subset {data!r} in utils/epoch_tokens.sh; did you mean {nearest(data, list(table))}? "
+            "A count of tokens is read too"
+        )
     return table[data] if data in table else int(data)
 
 
@@ -155,6 +166,7 @@ def epoch_budget(unique_tokens: int, epochs: int, seq_length: int = 2048) -> tup
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """One run, before it starts; `flops` is 6 x params x tokens."""
+
     name: str
     num_layers: int
     hidden_size: int
@@ -174,9 +186,16 @@ def plan(given: argparse.Namespace) -> Plan:
     """What the command line asks for. Raises ValueError with a sentence."""
     name, shape = find_size(" ".join(given.model), given.vocab_size)
     params = shape.total() if given.params == "total" else shape.published()
-    size = dict(name=name, num_layers=shape.num_layers, hidden_size=shape.hidden_size,
-                num_attention_heads=shape.num_attention_heads, kv_channels=shape.kv_channels,
-                params=params, params_published=shape.published(), params_total=shape.total())
+    size = dict(
+        name=name,
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        kv_channels=shape.kv_channels,
+        params=params,
+        params_published=shape.published(),
+        params_total=shape.total(),
+    )
     if given.flops is not None:
         tokens, samples, warmup = flop_budget(given.flops, params, given.seq_length)
         unique, flops = tokens // given.epochs, given.flops
@@ -187,8 +206,10 @@ def plan(given: argparse.Namespace) -> Plan:
     else:
         return Plan(**size)
     if samples < 1:
-        raise ValueError(f"{flops:g} FLOPs train {name} on {tokens} tokens, less than one sample of {given.seq_length}: "
-                         "take more FLOPs or a smaller size")
+        raise ValueError(
+            f"{flops:g} FLOPs train {name} on {tokens} tokens, less than one sample of {given.seq_length}: "
+            "take more FLOPs or a smaller size"
+        )
     return Plan(**size, tokens=tokens, unique_tokens=unique, train_samples=samples, warmup_samples=warmup, flops=flops)
 
 
@@ -199,32 +220,44 @@ def spell(value: str | int | float) -> str:
 
 def positive(kind: type):
     """A type for argparse: a finite number above zero."""
+
     def read(text: str):
         number = kind(text)
         if not (number > 0 and math.isfinite(number)):
             raise ValueError
         return number
+
     read.__name__ = "positive number"
     return read
 
 
 @exits
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m megatron.budget", allow_abbrev=False,
-                                     description="The arithmetic of the recipes.",
-                                     usage="%(prog)s --model SIZE [--flops C | --tokens D] [--epochs E] [--field NAME ...]")
-    parser.add_argument("--model", nargs="+", required=True, metavar="SIZE",
-                        help="a name of utils/model_params.sh, or d_model ffw kv heads layers")
+    parser = argparse.ArgumentParser(
+        prog="python -m megatron.budget",
+        allow_abbrev=False,
+        description="The arithmetic of the recipes.",
+        usage="%(prog)s --model SIZE [--flops C | --tokens D] [--epochs E] [--field NAME ...]",
+    )
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        required=True,
+        metavar="SIZE",
+        help="a name of utils/model_params.sh, or d_model ffw kv heads layers",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--flops", type=positive(float), help="budget C: D = C / (6 P) tokens")
     length.add_argument("--tokens", help="or: unique tokens, a name of utils/epoch_tokens.sh or a count")
     parser.add_argument("--epochs", type=positive(int), default=1, help="passes over the unique tokens")
     parser.add_argument("--seq-length", type=positive(int), default=2048)
     parser.add_argument("--vocab-size", type=positive(int), default=GPT2_VOCAB)
-    parser.add_argument("--params", choices=["published", "total"], default="published",
-                        help="P: the published formula, or every parameter")
-    parser.add_argument("--field", nargs="+", metavar="NAME", choices=list(Plan.__dataclass_fields__),
-                        help="print only these values, on one line")
+    parser.add_argument(
+        "--params", choices=["published", "total"], default="published", help="P: the published formula, or every parameter"
+    )
+    parser.add_argument(
+        "--field", nargs="+", metavar="NAME", choices=list(Plan.__dataclass_fields__), help="print only these values, on one line"
+    )
     given = parser.parse_args(argv)
     try:
         planned = {name: spell(value) for name, value in asdict(plan(given)).items()}

@@ -4,6 +4,7 @@
 without opening the data, and returns one frozen `Config`. All mistakes are collected and raised together as
 `ConfigError`. Nothing here imports torch or numpy.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,19 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from megatron.budget import GPT2_VOCAB, RESERVED_IDS, Shape, padded_vocab, swiglu_width
-from megatron.flags import (
-    ALIASES,
-    LARGEST,
-    ConfigError,
-    Table,
-    flag,
-    help_row,
-    metavar,
-    read_file,
-    settle,
-    spelling,
-    split_words,
-)
+from megatron.flags import ALIASES, LARGEST, ConfigError, Table, flag, help_row, metavar, read_file, settle, spelling, split_words
 from megatron.layout import Stages, find_place, make_stages, num_micro_batches
 
 
@@ -47,7 +36,8 @@ class Model:
     vocab_size: int = flag(None, "ids the tokenizer knows [from the tokenizer]", count=True)
     make_vocab_size_divisible_by: int = flag(128, "the embedding table has a multiple of this many rows")
     pad_vocab: Literal["fixed", "reference"] = flag(
-        "fixed", "fixed: room for the mask, the same at every layout; reference: Megatron's, grows with tensor parallelism")
+        "fixed", "fixed: room for the mask, the same at every layout; reference: Megatron's, grows with tensor parallelism"
+    )
     padded_vocab_size: int = flag(None, "rows of the embedding table [derived; give it only to check]")
     untie_embeddings_and_output_weights: bool = flag(False, "a separate output head")
     predict_reserved: bool = flag(False, "parity: the softmax also runs over mask and padding columns")
@@ -64,26 +54,37 @@ class Model:
     use_flash_attn: bool = flag(False, "insist on the fused attention kernel, which is taken anyway without --attention-dropout")
 
     def shape(self) -> Shape:
-        return Shape(num_layers=self.num_layers, hidden_size=self.hidden_size, num_attention_heads=self.num_attention_heads,
-                     kv_channels=self.kv_channels, ffn_hidden_size=self.ffn_hidden_size, vocab_size=self.vocab_size,
-                     padded_vocab_size=self.padded_vocab_size, tied=not self.untie_embeddings_and_output_weights)
+        return Shape(
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            num_attention_heads=self.num_attention_heads,
+            kv_channels=self.kv_channels,
+            ffn_hidden_size=self.ffn_hidden_size,
+            vocab_size=self.vocab_size,
+            padded_vocab_size=self.padded_vocab_size,
+            tied=not self.untie_embeddings_and_output_weights,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
     """Data parallelism takes what tensor and pipeline parallelism leave of the world."""
+
     tensor_model_parallel_size: int = flag(1, "processes that share each layer")
     sequence_parallel: bool = flag(
-        False, "tensor parallelism also cuts the sequence between layers; as in Megatron, off at tensor-model-parallel-size 1")
+        False, "tensor parallelism also cuts the sequence between layers; as in Megatron, off at tensor-model-parallel-size 1"
+    )
     pipeline_model_parallel_size: int = flag(1, "processes that share the layers, each a run of them")
     pipeline_schedule: Literal["1f1b", "interleaved", "zero-bubble"] = flag(
-        None, "order of micro-batches [1f1b; interleaved with --num-layers-per-virtual-pipeline-stage]")
+        None, "order of micro-batches [1f1b; interleaved with --num-layers-per-virtual-pipeline-stage]"
+    )
     num_layers_per_virtual_pipeline_stage: int = flag(None, "interleaved: layers of each of a process's several stages")
     decoder_first_pipeline_num_layers: int = flag(None, "layers of the first stage [even; the earlier stages the longer]")
     decoder_last_pipeline_num_layers: int = flag(None, "layers of the last stage")
     no_pipeline_parallel: bool = flag(False, "insist on --pipeline-model-parallel-size 1")
-    zero_stage: int = flag(0, "what is sharded over data-parallel processes: 1 optimizer state, 2 gradients too, 3 weights too",
-                           least=0, below=4)
+    zero_stage: int = flag(
+        0, "what is sharded over data-parallel processes: 1 optimizer state, 2 gradients too, 3 weights too", least=0, below=4
+    )
     use_distributed_optimizer: bool = flag(False, "--zero-stage 1, or what is given above it")
     cpu_optimizer: bool = flag(False, "optimizer state and update on the CPU")
     cpu_params: bool = flag(False, "--zero-stage 3: each process's shard of the weights on the CPU")
@@ -107,8 +108,14 @@ class Parallel:
             per_rank = num_layers // (ranks * self.num_layers_per_virtual_pipeline_stage)
         if self.pipeline_schedule == "zero-bubble":
             per_rank = 2
-        return make_stages(num_layers, ranks, per_rank, first=self.decoder_first_pipeline_num_layers,
-                           last=self.decoder_last_pipeline_num_layers, v_shaped=self.pipeline_schedule == "zero-bubble")
+        return make_stages(
+            num_layers,
+            ranks,
+            per_rank,
+            first=self.decoder_first_pipeline_num_layers,
+            last=self.decoder_last_pipeline_num_layers,
+            v_shaped=self.pipeline_schedule == "zero-bubble",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,26 +127,35 @@ class Data:
     test_data_path: list[str] = flag(None, "test corpora, likewise (scored once, at the end)")
     train_data_path_file: str = flag(None, "file with the training corpora, `weight [start:end] prefix` a line")
     valid_data_path_file: list[str] = flag(
-        None, "file with the validation corpora, likewise; or several sets, NAME=FILE ...: the first chooses the best checkpoint")
+        None, "file with the validation corpora, likewise; or several sets, NAME=FILE ...: the first chooses the best checkpoint"
+    )
     test_data_path_file: str = flag(None, "file with the test corpora, likewise")
     unique_tokens: float = flag(
-        None, "train on the first so many tokens of the training data only, again and again: 100M, or a share such as 0.25",
-        count=True)
+        None,
+        "train on the first so many tokens of the training data only, again and again: 100M, or a share such as 0.25",
+        count=True,
+    )
     data_kind: Literal["packed", "random-window", "instruct", "pairs"] = flag(
-        "packed", "packed: rows cut from a stream of tokens; random-window: windows of single papers; instruct: prompt and "
-        "response, scored on the response; pairs: texts with vectors")
+        "packed",
+        "packed: rows cut from a stream of tokens; random-window: windows of single papers; instruct: prompt and "
+        "response, scored on the response; pairs: texts with vectors",
+    )
     epoch_order: Literal["strict", "reference", "megatron-core"] = flag(
-        "strict", "strict: every token once an epoch, for any length of the run; reference: Megatron-DeepSpeed's order, bit "
-        "for bit; megatron-core: that one's, whose blends and splits round otherwise")
+        "strict",
+        "strict: every token once an epoch, for any length of the run; reference: Megatron-DeepSpeed's order, bit "
+        "for bit; megatron-core: that one's, whose blends and splits round otherwise",
+    )
     data_cache_path: str = flag(None, "of Megatron's orders: folder that keeps their indices [built in memory]")
     categories: list[str] = flag(None, "random-window: categories to take papers from [all]")
     num_categories: int = flag(None, "random-window: or so many of them, in an order drawn from --seed")
     tokens_per_category: int = flag(None, "random-window: train on so many tokens of each category [all]", count=True)
     data_impl: Literal["mmap"] = flag("mmap", "how tokens are read", only="files are memory-mapped")
     tokenizer_type: Literal["GPT2BPETokenizer", "TikTokenizer", "SentencePieceTokenizer", "HFTokenizer", "ByteTokenizer"] = flag(
-        "GPT2BPETokenizer", "how text became ids")
+        "GPT2BPETokenizer", "how text became ids"
+    )
     tokenizer_model: str = flag(
-        None, "file of TikTokenizer (.tiktoken), SentencePieceTokenizer (.model) or HFTokenizer (.json or folder)")
+        None, "file of TikTokenizer (.tiktoken), SentencePieceTokenizer (.model) or HFTokenizer (.json or folder)"
+    )
     vocab_file: str = flag(None, "vocabulary of GPT2BPETokenizer (vocab.json) [GPT-2's]")
     merge_file: str = flag(None, "its merges (merges.txt) [GPT-2's]")
 
@@ -153,9 +169,11 @@ class Data:
 class Objective:
     objective: Literal["ar", "mdm"] = flag("ar", "ar: predict the next token; mdm: masked diffusion")
     mdm_t_sampling: Literal["stratified", "iid"] = flag(
-        "stratified", "noise levels: one in each stratum of the global batch, or independent")
+        "stratified", "noise levels: one in each stratum of the global batch, or independent"
+    )
     mdm_eps: float = flag(
-        1e-3, "training masks with probability p = (1 - eps) t + eps; validation always has eps 0", least=0, below=1)
+        1e-3, "training masks with probability p = (1 - eps) t + eps; validation always has eps 0", least=0, below=1
+    )
     num_mc: int = flag(None, "noise draws a validation row [ar 1, mdm 2; 2 or more give a standard error]")
     score_first_token: bool = flag(False, "parity: validation scores token 0 too (mdm), and the last one (ar)")
 
@@ -174,7 +192,8 @@ class Optim:
     lr_wsd_decay_samples: int = flag(None, "WSD: samples of the final decay [a tenth]", count=True)
     lr_wsd_decay_iters: int = flag(None, "the same in iterations", count=True)
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = flag(
-        "exponential", "WSD: shape of the final decay")
+        "exponential", "WSD: shape of the final decay"
+    )
     adam_beta1: float = flag(0.9, "decay of the first moment", least=0, below=1)
     adam_beta2: float = flag(0.999, "decay of the second moment", least=0, below=1)
     adam_eps: float = flag(1e-8, "added to the root of the second moment")
@@ -196,10 +215,12 @@ class Train:
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "where to run")
     num_threads: int = flag(None, "CPU threads [OMP_NUM_THREADS, or all cores]")
     compile: Literal["auto", "on", "off"] = flag(
-        "auto", "torch.compile of the blocks; auto: where the run is long enough to repay it")
+        "auto", "torch.compile of the blocks; auto: where the run is long enough to repay it"
+    )
     deterministic_mode: bool = flag(False, "only deterministic kernels (eager on CPU is deterministic without it)")
     recompute_granularity: Literal["full", "selective"] = flag(
-        None, "what the backward pass computes again. full: all but each block's input; selective: attention")
+        None, "what the backward pass computes again. full: all but each block's input; selective: attention"
+    )
     recompute_method: Literal["uniform"] = flag("uniform", "which blocks", only="all blocks are treated alike")
     recompute_num_layers: int = flag(1, "blocks recomputed together", only="each block is recomputed by itself")
     max_skipped_steps: int = flag(3, "stop after this many non-finite steps in a row")
@@ -228,7 +249,8 @@ class Log:
     run_dir: str = flag(None, "folder of the run's records [--save, or runs/NAME]")
     log_interval: int = flag(100, "steps between log lines")
     log_names: Literal["simple", "megatron", "both"] = flag(
-        "both", "tags in TensorBoard and W&B: train/loss, the reference's, or both")
+        "both", "tags in TensorBoard and W&B: train/loss, the reference's, or both"
+    )
     tensorboard_dir: str = flag(None, "write TensorBoard events here")
     tensorboard_queue_size: int = flag(1000, "events kept before a flush")
     log_timers_to_tensorboard: bool = flag(False, "also step time and throughput")
@@ -244,6 +266,7 @@ class Log:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All sections. A component receives its own section; only training/pretrain.py sees the whole."""
+
     model: Model
     parallel: Parallel
     data: Data
@@ -296,8 +319,12 @@ SETTLED_TOGETHER = (("global_batch_size", "grad_accum_steps"), ("pipeline_schedu
 
 def declared() -> Table:
     """Field name -> (section, field, type)."""
-    return {f.name: (name, f, hints[f.name]) for name, section in get_type_hints(Config).items()
-            for hints in [get_type_hints(section)] for f in fields(section)}
+    return {
+        f.name: (name, f, hints[f.name])
+        for name, section in get_type_hints(Config).items()
+        for hints in [get_type_hints(section)]
+        for f in fields(section)
+    }
 
 
 def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +348,7 @@ def parse(argv: list[str], objective: str = "ar", environ: dict[str, str] | None
             continue
         sections = {f.name for f in fields(Config)}
         got = overlay(got, settle(read_file(words[0], sections, mistakes), table, mistakes, f"--config {words[0]}: "))
-        got.pop("world_size", None)                  # a saved run's; this one's is the launcher's
+        got.pop("world_size", None)  # a saved run's; this one's is the launcher's
     got = overlay(got, settle([pair for pair in given if pair[0] != "--config"], table, mistakes))
     filled: dict[str, dict[str, Any]] = {f.name: {} for f in fields(Config)}
     for name, (section, f, _) in table.items():
@@ -348,8 +375,15 @@ def resolve(cfg: Config, environ: dict[str, str], unread: set[str] = frozenset()
     check_parallel(parallel, train, mistakes)
     optim = resolve_optim(cfg.optim, train, unread, mistakes)
     check_data(cfg, unread, mistakes)
-    return replace(cfg, model=model, parallel=parallel, train=train, optim=optim, log=resolve_log(cfg, model),
-                   objective=resolve_objective(cfg.objective, mistakes)), mistakes
+    return replace(
+        cfg,
+        model=model,
+        parallel=parallel,
+        train=train,
+        optim=optim,
+        log=resolve_log(cfg, model),
+        objective=resolve_objective(cfg.objective, mistakes),
+    ), mistakes
 
 
 def given_of(section, names: Iterable[str]) -> list[str]:
@@ -368,27 +402,44 @@ def check_idle(cfg: Config, mistakes: list[str]) -> None:
     p, d, o, t, log = cfg.parallel, cfg.data, cfg.optim, cfg.train, cfg.log
     gpt2, plain = d.tokenizer_type == "GPT2BPETokenizer", d.tokenizer_type in ("GPT2BPETokenizer", "ByteTokenizer")
     for acts, needs, section, names in (
-            (t.save, "give --save", t, ("save_interval", "save_at", "keep_last", "keep_every")),
-            (t.load, "give --load", t, ("finetune",)),
-            (t.dry_run, "give --dry-run", t, ("device_memory",)),
-            (p.deepspeed, "give --deepspeed", p, ("deepspeed_config", "build_ops")),
-            (p.pipeline_model_parallel_size > 1, "give --pipeline-model-parallel-size above 1", p,
-             ("num_layers_per_virtual_pipeline_stage", *PIPELINE_ENDS)),
-            (d.data_path, "give --data-path", d, ("split",)),
-            (given_of(d, CORPORA[0]) and d.data_kind == "packed", "give packed training data", d, ("unique_tokens",)),
-            (d.data_kind == "packed", "use --data-kind packed", d, ("epoch_order",)),
-            (d.epoch_order != "strict", "use --epoch-order reference", d, ("data_cache_path",)),
-            (d.data_kind == "random-window", "use --data-kind random-window", d,
-             ("categories", "num_categories", "tokens_per_category")),
-            (gpt2, "use --tokenizer-type GPT2BPETokenizer", d, ("vocab_file", "merge_file")),
-            (not plain, "use a --tokenizer-type that reads one", d, ("tokenizer_model",)),
-            (cfg.objective.objective == "mdm", "use --objective mdm", cfg.objective, ("mdm_t_sampling", "mdm_eps")),
-            (o.lr_decay_style == "WSD", "use --lr-decay-style WSD", o,
-             ("lr_wsd_decay_samples", "lr_wsd_decay_iters", "lr_wsd_decay_style")),
-            (log.tensorboard_dir, "give --tensorboard-dir", log, ("tensorboard_queue_size",)),
-            (log.wandb_project or log.no_wandb, "give --wandb-project", log, ("wandb_group", "wandb_save_dir")),
-            (log.tensorboard_dir or log.wandb_project or log.no_wandb, "give --tensorboard-dir or --wandb-project", log,
-             ("log_names", "log_timers_to_tensorboard", "log_batch_size_to_tensorboard", "log_validation_ppl_to_tensorboard"))):
+        (t.save, "give --save", t, ("save_interval", "save_at", "keep_last", "keep_every")),
+        (t.load, "give --load", t, ("finetune",)),
+        (t.dry_run, "give --dry-run", t, ("device_memory",)),
+        (p.deepspeed, "give --deepspeed", p, ("deepspeed_config", "build_ops")),
+        (
+            p.pipeline_model_parallel_size > 1,
+            "give --pipeline-model-parallel-size above 1",
+            p,
+            ("num_layers_per_virtual_pipeline_stage", *PIPELINE_ENDS),
+        ),
+        (d.data_path, "give --data-path", d, ("split",)),
+        (given_of(d, CORPORA[0]) and d.data_kind == "packed", "give packed training data", d, ("unique_tokens",)),
+        (d.data_kind == "packed", "use --data-kind packed", d, ("epoch_order",)),
+        (d.epoch_order != "strict", "use --epoch-order reference", d, ("data_cache_path",)),
+        (
+            d.data_kind == "random-window",
+            "use --data-kind random-window",
+            d,
+            ("categories", "num_categories", "tokens_per_category"),
+        ),
+        (gpt2, "use --tokenizer-type GPT2BPETokenizer", d, ("vocab_file", "merge_file")),
+        (not plain, "use a --tokenizer-type that reads one", d, ("tokenizer_model",)),
+        (cfg.objective.objective == "mdm", "use --objective mdm", cfg.objective, ("mdm_t_sampling", "mdm_eps")),
+        (
+            o.lr_decay_style == "WSD",
+            "use --lr-decay-style WSD",
+            o,
+            ("lr_wsd_decay_samples", "lr_wsd_decay_iters", "lr_wsd_decay_style"),
+        ),
+        (log.tensorboard_dir, "give --tensorboard-dir", log, ("tensorboard_queue_size",)),
+        (log.wandb_project or log.no_wandb, "give --wandb-project", log, ("wandb_group", "wandb_save_dir")),
+        (
+            log.tensorboard_dir or log.wandb_project or log.no_wandb,
+            "give --tensorboard-dir or --wandb-project",
+            log,
+            ("log_names", "log_timers_to_tensorboard", "log_batch_size_to_tensorboard", "log_validation_ppl_to_tensorboard"),
+        ),
+    ):
         idle = [] if acts else [f.name for f in fields(section) if f.name in names and getattr(section, f.name) != f.default]
         mistakes += [f"{spelling(name)} would do nothing here: {needs}, or leave it out" for name in idle]
 
@@ -425,8 +476,10 @@ def from_preset(m: Model) -> Model:
 
 def head_width(m: Model, mistakes: list[str]) -> int | None:
     if m.hidden_size % m.num_attention_heads:
-        mistakes.append(f"--num-attention-heads {m.num_attention_heads} does not divide --hidden-size {m.hidden_size}; "
-                        f"try {divisors(m.hidden_size)}, or give --kv-channels")
+        mistakes.append(
+            f"--num-attention-heads {m.num_attention_heads} does not divide --hidden-size {m.hidden_size}; "
+            f"try {divisors(m.hidden_size)}, or give --kv-channels"
+        )
         return None
     return m.hidden_size // m.num_attention_heads
 
@@ -436,7 +489,7 @@ def known_vocabulary(cfg: Config, mistakes: list[str]) -> int | None:
     d, given = cfg.data, cfg.model.vocab_size
     known = {"GPT2BPETokenizer": GPT2_VOCAB, "ByteTokenizer": 257}.get(d.tokenizer_type)
     if d.vocab_file and (given or cfg.train.flops is None):
-        return given                                 # perhaps not GPT-2's own; only --flops needs to know at once
+        return given  # perhaps not GPT-2's own; only --flops needs to know at once
     if None not in (given, known) and given != known:
         mistakes.append(f"--vocab-size {given} is not {d.tokenizer_type}'s {known}: leave it out")
     return known or given
@@ -449,8 +502,9 @@ def fill_vocabulary(m: Model, vocab_size: int, objective: str, p: Parallel, mist
     if m.padded_vocab_size not in (None, rows):
         mistakes.append(f"--padded-vocab-size {m.padded_vocab_size} is not the derived {rows}: leave it out")
     if objective == "mdm" and rows < vocab_size + RESERVED_IDS:
-        mistakes.append(f"--pad-vocab {m.pad_vocab} gives {rows} rows for {vocab_size} ids: no room for the mask; "
-                        "use --pad-vocab fixed")
+        mistakes.append(
+            f"--pad-vocab {m.pad_vocab} gives {rows} rows for {vocab_size} ids: no room for the mask; use --pad-vocab fixed"
+        )
     return replace(m, vocab_size=vocab_size, padded_vocab_size=rows)
 
 
@@ -459,8 +513,12 @@ def divisors(n: int) -> str:
 
 
 def resolve_parallel(p: Parallel, m: Model, dry_run: bool, environ: dict[str, str], mistakes: list[str]) -> Parallel:
-    p = replace(p, local_rank=None, zero_stage=max(p.zero_stage, int(p.use_distributed_optimizer)),
-                sequence_parallel=p.sequence_parallel and p.tensor_model_parallel_size > 1)
+    p = replace(
+        p,
+        local_rank=None,
+        zero_stage=max(p.zero_stage, int(p.use_distributed_optimizer)),
+        sequence_parallel=p.sequence_parallel and p.tensor_model_parallel_size > 1,
+    )
     p = replace(p, world_size=find_world(p, dry_run, environ, mistakes))
     check_tensor(p, m, mistakes)
     return resolve_schedule(p, m.num_layers, mistakes)
@@ -477,13 +535,17 @@ def find_world(p: Parallel, dry_run: bool, environ: dict[str, str], mistakes: li
     if dry_run:
         world = p.world_size or (world if world > 1 else tp * pp)
     elif p.world_size not in (None, world):
-        mistakes.append(f"--world-size {p.world_size}: the launcher started {world}, and only it can say how many: "
-                        "leave the flag out, or add --dry-run")
+        mistakes.append(
+            f"--world-size {p.world_size}: the launcher started {world}, and only it can say how many: "
+            "leave the flag out, or add --dry-run"
+        )
     if world % (tp * pp):
         near = [n * tp * pp for n in (world // (tp * pp), world // (tp * pp) + 1) if n]
-        mistakes.append(f"tensor {tp} x pipeline {pp} parallelism needs a multiple of {tp * pp} processes, found {world}: start "
-                        f"{' or '.join(map(str, near))} (torchrun --nproc-per-node), or take sizes "
-                        f"whose product is one of {divisors(world)}")
+        mistakes.append(
+            f"tensor {tp} x pipeline {pp} parallelism needs a multiple of {tp * pp} processes, found {world}: start "
+            f"{' or '.join(map(str, near))} (torchrun --nproc-per-node), or take sizes "
+            f"whose product is one of {divisors(world)}"
+        )
         return tp * pp
     return world
 
@@ -493,16 +555,21 @@ def check_tensor(p: Parallel, m: Model, mistakes: list[str]) -> None:
     tp, cut = p.tensor_model_parallel_size, ["num_attention_heads", "ffn_hidden_size", "padded_vocab_size"]
     widths = {n: getattr(m, n) for n in cut + ["seq_length"] * p.sequence_parallel if getattr(m, n)}
     legal = divisors(math.gcd(*widths.values()))
-    mistakes += [f"--tensor-model-parallel-size {tp} does not divide {spelling(n)} {width}; try {legal}"
-                 for n, width in widths.items() if width % tp]
+    mistakes += [
+        f"--tensor-model-parallel-size {tp} does not divide {spelling(n)} {width}; try {legal}"
+        for n, width in widths.items()
+        if width % tp
+    ]
 
 
 def resolve_schedule(p: Parallel, num_layers: int | None, mistakes: list[str]) -> Parallel:
     pp, each = p.pipeline_model_parallel_size, p.num_layers_per_virtual_pipeline_stage
     p = replace(p, pipeline_schedule=p.pipeline_schedule or ("interleaved" if each and pp > 1 else "1f1b"))
     if pp == 1 and p.pipeline_schedule != "1f1b":
-        mistakes.append(f"--pipeline-schedule {p.pipeline_schedule} would do nothing here: "
-                        "give --pipeline-model-parallel-size above 1, or leave it out")
+        mistakes.append(
+            f"--pipeline-schedule {p.pipeline_schedule} would do nothing here: "
+            "give --pipeline-model-parallel-size above 1, or leave it out"
+        )
     if pp > 1 and p.no_pipeline_parallel:
         mistakes.append(f"--no-pipeline-parallel and --pipeline-model-parallel-size {pp} contradict each other: give one")
     if pp > 1 and num_layers:
@@ -517,8 +584,10 @@ def check_stages(p: Parallel, num_layers: int, mistakes: list[str]) -> None:
     ends = given_of(p, PIPELINE_ENDS)
     if num_layers < pp * per_rank:
         twice = "--pipeline-schedule zero-bubble, which has two stages on each process, " if per_rank == 2 else ""
-        mistakes.append(f"{twice}--pipeline-model-parallel-size {pp} is above --num-layers {num_layers}: "
-                        f"give at most {max(1, num_layers // per_rank)}")
+        mistakes.append(
+            f"{twice}--pipeline-model-parallel-size {pp} is above --num-layers {num_layers}: "
+            f"give at most {max(1, num_layers // per_rank)}"
+        )
     elif kind == "interleaved":
         check_interleaved(p, num_layers, mistakes)
         mistakes += [f"{spelling(n)} needs --pipeline-schedule 1f1b: interleaved stages are all of equal length" for n in ends]
@@ -528,8 +597,10 @@ def check_stages(p: Parallel, num_layers: int, mistakes: list[str]) -> None:
         others = pp * per_rank - len(ends)
         fixed = sum(getattr(p, n) for n in ends)
         if num_layers - fixed < others or (num_layers > fixed and not others):
-            mistakes.append(f"{' and '.join(f'{spelling(n)} {getattr(p, n)}' for n in ends)} of --num-layers {num_layers} do not "
-                            f"leave each other stage a layer: give {'at most ' if others else ''}{num_layers - others} in all")
+            mistakes.append(
+                f"{' and '.join(f'{spelling(n)} {getattr(p, n)}' for n in ends)} of --num-layers {num_layers} do not "
+                f"leave each other stage a layer: give {'at most ' if others else ''}{num_layers - others} in all"
+            )
 
 
 def check_interleaved(p: Parallel, num_layers: int, mistakes: list[str]) -> None:
@@ -537,11 +608,19 @@ def check_interleaved(p: Parallel, num_layers: int, mistakes: list[str]) -> None
     legal = [n for n in range(1, num_layers // pp) if num_layers % (pp * n) == 0]
     if each in legal:
         return
-    what = f"--num-layers-per-virtual-pipeline-stage {each} does not cut" if each else \
-        "--pipeline-schedule interleaved needs --num-layers-per-virtual-pipeline-stage, to cut"
+    what = (
+        f"--num-layers-per-virtual-pipeline-stage {each} does not cut"
+        if each
+        else "--pipeline-schedule interleaved needs --num-layers-per-virtual-pipeline-stage, to cut"
+    )
     sizes = [n for n in range(2, num_layers // 2 + 1) if num_layers % n == 0]
-    nearest = f"try {', '.join(map(str, legal))}" if legal else \
-        f"try --pipeline-model-parallel-size {', '.join(map(str, sizes))}" if sizes else "use --pipeline-schedule 1f1b"
+    nearest = (
+        f"try {', '.join(map(str, legal))}"
+        if legal
+        else f"try --pipeline-model-parallel-size {', '.join(map(str, sizes))}"
+        if sizes
+        else "use --pipeline-schedule 1f1b"
+    )
     mistakes.append(f"{what} --num-layers {num_layers} over {pp} processes into several equal stages on each; {nearest}")
 
 
@@ -549,17 +628,23 @@ def check_parallel(p: Parallel, t: Train, mistakes: list[str]) -> None:
     """What does not work together, with the nearest that does."""
     stage, pipeline, kind = f"--zero-stage {p.zero_stage}", p.pipeline_model_parallel_size > 1, p.pipeline_schedule
     if p.cpu_params and p.zero_stage < 3:
-        mistakes.append(f"--cpu-params with {stage}: only stage 3 shards the weights; "
-                        "give --zero-stage 3, or --cpu-optimizer instead")
+        mistakes.append(
+            f"--cpu-params with {stage}: only stage 3 shards the weights; give --zero-stage 3, or --cpu-optimizer instead"
+        )
     if pipeline and kind == "zero-bubble" and p.zero_stage > 1:
-        mistakes.append(f"--pipeline-schedule zero-bubble with {stage} gives wrong gradients in torch: "
-                        "give --zero-stage 0 or 1, or --pipeline-schedule 1f1b")
+        mistakes.append(
+            f"--pipeline-schedule zero-bubble with {stage} gives wrong gradients in torch: "
+            "give --zero-stage 0 or 1, or --pipeline-schedule 1f1b"
+        )
     if pipeline and kind == "zero-bubble" and t.compile == "on":
-        mistakes.append("--pipeline-schedule zero-bubble cannot run compiled blocks: give --compile off, "
-                        "or --pipeline-schedule 1f1b")
+        mistakes.append(
+            "--pipeline-schedule zero-bubble cannot run compiled blocks: give --compile off, or --pipeline-schedule 1f1b"
+        )
     if pipeline and p.deepspeed and p.zero_stage > 1:
-        mistakes.append(f"--deepspeed with {stage} and a pipeline: DeepSpeed has no such thing; "
-                        "give --zero-stage 0 or 1, or --pipeline-model-parallel-size 1, or leave --deepspeed out")
+        mistakes.append(
+            f"--deepspeed with {stage} and a pipeline: DeepSpeed has no such thing; "
+            "give --zero-stage 0 or 1, or --pipeline-model-parallel-size 1, or leave --deepspeed out"
+        )
     if p.distributed_backend == "nccl" and t.device == "cpu":
         mistakes.append("--distributed-backend nccl with --device cpu: NCCL needs GPUs; leave it out")
     if t.device_memory and not memory_bytes(t.device_memory):
@@ -578,19 +663,25 @@ def check_batch(p: Parallel, t: Train, mistakes: list[str]) -> None:
     """A step must give every replica a sample, and every stage of a pipeline a micro-batch."""
     batch, micro, dp, pp = t.global_batch_size, t.micro_batch_size, p.data_parallel_size, p.pipeline_model_parallel_size
     if batch < dp:
-        mistakes.append(f"--global-batch-size {batch} is less than a sample for each of {dp} data-parallel processes: "
-                        f"give at least {dp}, or start at most {batch * p.world_size // dp} processes")
+        mistakes.append(
+            f"--global-batch-size {batch} is less than a sample for each of {dp} data-parallel processes: "
+            f"give at least {dp}, or start at most {batch * p.world_size // dp} processes"
+        )
         return
     count = num_micro_batches(batch, dp, micro)
     rounds = max(1, count // pp)
     if pp > 1 and count < pp:
-        mistakes.append(f"--global-batch-size {batch} is {count} micro-batches of {micro} on each of {dp} data-parallel "
-                        f"processes, less than the {pp} stages of the pipeline: give at least {pp * micro * dp}"
-                        + (f", or --micro-batch-size {batch // (pp * dp)}" if batch >= pp * dp else ""))
+        mistakes.append(
+            f"--global-batch-size {batch} is {count} micro-batches of {micro} on each of {dp} data-parallel "
+            f"processes, less than the {pp} stages of the pipeline: give at least {pp * micro * dp}"
+            + (f", or --micro-batch-size {batch // (pp * dp)}" if batch >= pp * dp else "")
+        )
     elif p.pipeline_schedule == "interleaved" and count % rounds:
         near = [n * micro * dp for n in (count - count % rounds, count - count % rounds + rounds) if n % max(1, n // pp) == 0]
-        mistakes.append(f"--global-batch-size {batch} is {count} micro-batches, which the interleaved schedule cannot deal in "
-                        f"{rounds} equal rounds of at least {pp}: give {' or '.join(map(str, near)) or pp * micro * dp}")
+        mistakes.append(
+            f"--global-batch-size {batch} is {count} micro-batches, which the interleaved schedule cannot deal in "
+            f"{rounds} equal rounds of at least {pp}: give {' or '.join(map(str, near)) or pp * micro * dp}"
+        )
 
 
 def resolve_train(t: Train, m: Model, p: Parallel, unread: set[str], mistakes: list[str]) -> Train:
@@ -598,8 +689,10 @@ def resolve_train(t: Train, m: Model, p: Parallel, unread: set[str], mistakes: l
     batch = t.global_batch_size or t.micro_batch_size * (t.grad_accum_steps or 1) * replicas
     if t.grad_accum_steps and t.grad_accum_steps * t.micro_batch_size * replicas != batch:
         over = f" x {replicas} data-parallel processes" if replicas > 1 else ""
-        mistakes.append(f"--grad-accum-steps {t.grad_accum_steps} x --micro-batch-size {t.micro_batch_size}{over} is not "
-                        f"--global-batch-size {batch}: give one of them")
+        mistakes.append(
+            f"--grad-accum-steps {t.grad_accum_steps} x --micro-batch-size {t.micro_batch_size}{over} is not "
+            f"--global-batch-size {batch}: give one of them"
+        )
     samples = None
     if given := given_of(t, BUDGETS):
         samples = budget_samples(given[0], t, m, batch, mistakes)
@@ -607,10 +700,18 @@ def resolve_train(t: Train, m: Model, p: Parallel, unread: set[str], mistakes: l
         mistakes.append(f"how long to train? give {', '.join(map(spelling, BUDGETS[:-1]))} or --flops")
     if t.skip_train and not t.eval_iters:
         mistakes.append("--skip-train with --eval-iters 0 does nothing: give --eval-iters")
-    whole = (samples or 0) // batch * batch          # as in Megatron, the tail that fills no global batch is not trained on
+    whole = (samples or 0) // batch * batch  # as in Megatron, the tail that fills no global batch is not trained on
     compiled = "off" if t.compile == "auto" and p.pipeline_schedule == "zero-bubble" else t.compile
-    return replace(t, global_batch_size=batch, grad_accum_steps=None, train_samples=whole or None, compile=compiled,
-                   train_iters=None, train_tokens=None, flops=None)
+    return replace(
+        t,
+        global_batch_size=batch,
+        grad_accum_steps=None,
+        train_samples=whole or None,
+        compile=compiled,
+        train_iters=None,
+        train_tokens=None,
+        flops=None,
+    )
 
 
 def budget_samples(name: str, t: Train, m: Model, batch: int, mistakes: list[str]) -> int | None:
@@ -632,7 +733,7 @@ def flop_samples(flops: float, m: Model, mistakes: list[str]) -> int | None:
         mistakes.append("--flops needs the parameter count, and with it the vocabulary: give --vocab-size, or --train-samples")
         return None
     if None in (m.num_layers, m.hidden_size, m.num_attention_heads, m.kv_channels):
-        return None                                  # already a mistake
+        return None  # already a mistake
     return int(flops / (6 * m.shape().total())) // m.seq_length
 
 
@@ -654,8 +755,16 @@ def resolve_optim(o: Optim, t: Train, unread: set[str], mistakes: list[str]) -> 
         wsd = max(1, decay // 10) if wsd is None else wsd
         if wsd > decay - warmup > 0:
             mistakes.append(f"the WSD decay of {wsd} samples is longer than the {decay - warmup} after the warm-up")
-    return replace(o, lr_decay_samples=decay, lr_decay_iters=None, lr_warmup_samples=warmup, lr_warmup_iters=None,
-                   lr_warmup_fraction=None, lr_wsd_decay_samples=wsd, lr_wsd_decay_iters=None)
+    return replace(
+        o,
+        lr_decay_samples=decay,
+        lr_decay_iters=None,
+        lr_warmup_samples=warmup,
+        lr_warmup_iters=None,
+        lr_warmup_fraction=None,
+        lr_wsd_decay_samples=wsd,
+        lr_wsd_decay_iters=None,
+    )
 
 
 def in_samples(samples: int | None, iters: int | None, t: Train) -> int | None:
@@ -672,8 +781,9 @@ def check_data(cfg: Config, unread: set[str], mistakes: list[str]) -> None:
     d, skip, dry = cfg.data, cfg.train.skip_train, cfg.train.dry_run
     train, valid = CORPORA[0], CORPORA[1]
     if not (skip or dry) and not given_of(d, train) and not unread & set(train):
-        mistakes.append("no training data: give --train-data-path-file FILE or --data-path PREFIX "
-                        "(tools/preprocess_data.py makes one)")
+        mistakes.append(
+            "no training data: give --train-data-path-file FILE or --data-path PREFIX (tools/preprocess_data.py makes one)"
+        )
     if skip and not dry and not given_of(d, valid) and not unread & set(valid):
         mistakes.append("--skip-train needs validation data: give --valid-data-path-file FILE or --data-path PREFIX")
     check_kind(d, mistakes)
@@ -694,8 +804,10 @@ def check_kind(d: Data, mistakes: list[str]) -> None:
     if d.unique_tokens and d.unique_tokens > 1 and d.unique_tokens % 1:
         mistakes.append(f"--unique-tokens {d.unique_tokens:g} must be a whole number of tokens, or a share up to 1")
     if d.data_kind == "random-window" and (len(d.data_path or []) != 1 or len(given_of(d, CORPORA[0] + CORPORA[1][1:])) > 1):
-        mistakes.append("--data-kind random-window needs --data-path FOLDER and no other data: the folder has tokens.bin, "
-                        "index.jsonl and splits.json, which say what trains and what validates")
+        mistakes.append(
+            "--data-kind random-window needs --data-path FOLDER and no other data: the folder has tokens.bin, "
+            "index.jsonl and splits.json, which say what trains and what validates"
+        )
     if d.data_kind in ("instruct", "pairs") and d.data_path:
         mistakes.append(f"--data-kind {d.data_kind} is not cut by --split: give --train-data-path and --valid-data-path")
     if d.data_kind == "random-window" and d.split != "969,30,1":
@@ -704,8 +816,10 @@ def check_kind(d: Data, mistakes: list[str]) -> None:
         mistakes.append("--categories and --num-categories exclude each other: give one")
     names = [name for name, _ in d.valid_sets()]
     if len(names) > 1 and (None in names or len(set(names)) < len(names)):
-        mistakes.append(f"--valid-data-path-file {' '.join(d.valid_data_path_file)}: several sets need a name each, "
-                        "NAME=FILE, and no name twice")
+        mistakes.append(
+            f"--valid-data-path-file {' '.join(d.valid_data_path_file)}: several sets need a name each, "
+            "NAME=FILE, and no name twice"
+        )
     if empty := [word for word, (_, path) in zip(d.valid_data_path_file or [], d.valid_sets()) if not path]:
         mistakes.append(f"--valid-data-path-file {empty[0]} names no file: give NAME=FILE")
 
@@ -729,13 +843,22 @@ def help_text(program: str) -> str:
         alias = f"; also {', '.join(also[name])}" if name in also else ""
         rows[section].append(help_row(f"{spelling(name)} {metavar(hint)}", f"{f.metadata['help']}{default}{only}{alias}"))
     sizes = [f"  {name:10}" + "".join(f"{number:>10}" for number in sizes.values()) for name, sizes in PRESETS.items()]
-    return "\n".join([
-        f"usage: {program} [--config FILE] [--print-config] [--help] FLAGS", "",
-        "Flags may be spelled with - or _; --no-FLAG turns off a switch that a file turned on. [default]", "",
-        help_row("--config FILE", "flags from YAML, or from a run's config.json; later files win, and the command line over all"),
-        help_row("--print-config", "show the resolved whole, in a form that --config reads, and stop"),
-        *(f"\n{section}:\n" + "\n".join(lines) for section, lines in rows.items()),
-        "\npresets of --model-config:", "  " + " " * 10 + f"{'layers':>10}{'hidden':>10}{'heads':>10}{'ffn':>10}", *sizes])
+    return "\n".join(
+        [
+            f"usage: {program} [--config FILE] [--print-config] [--help] FLAGS",
+            "",
+            "Flags may be spelled with - or _; --no-FLAG turns off a switch that a file turned on. [default]",
+            "",
+            help_row(
+                "--config FILE", "flags from YAML, or from a run's config.json; later files win, and the command line over all"
+            ),
+            help_row("--print-config", "show the resolved whole, in a form that --config reads, and stop"),
+            *(f"\n{section}:\n" + "\n".join(lines) for section, lines in rows.items()),
+            "\npresets of --model-config:",
+            "  " + " " * 10 + f"{'layers':>10}{'hidden':>10}{'heads':>10}{'ffn':>10}",
+            *sizes,
+        ]
+    )
 
 
 def main(objective: str) -> Config:

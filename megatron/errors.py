@@ -1,4 +1,5 @@
 """Refusals: one sentence for the user, and the exit code that says what kind. Standard library only."""
+
 from __future__ import annotations
 
 import functools
@@ -9,31 +10,37 @@ from collections.abc import Callable
 
 class Refusal(Exception):
     """Raised with one sentence: what, where, found and expected, what to do. Never shown as a traceback."""
+
     code = 70
 
 
 class BadData(Refusal):
     """A data file is damaged or does not hold what it should."""
+
     code = 65
 
 
 class MissingInput(Refusal):
     """A file that the run needs is not there."""
+
     code = 66
 
 
 class CannotWrite(Refusal):
     """An output cannot be written: no space, no permission, or already taken."""
+
     code = 73
 
 
 class Untrusted(Refusal):
     """A file asks for something that could run code or leave its folder."""
+
     code = 77
 
 
 class PeerLost(Refusal):
     """Another process of the run died, hung or never came: start again."""
+
     code = 75
 
 
@@ -47,21 +54,24 @@ class Unsaid(Refusal):
 
 class Mismatch(Refusal):
     """The configuration does not match the checkpoint or the data."""
+
     code = 78
 
 
 class TooManyBadSteps(Refusal):
     """Too many non-finite steps in a row."""
+
     code = 87
 
 
-PEER_LOST = PeerLost.code   # start again; what is not saved is lost
-PREEMPTED = 85              # a signal or a time limit: saved, start again
-KILLED = 86                 # the kill switch: saved, do not start again
+PEER_LOST = PeerLost.code  # start again; what is not saved is lost
+PREEMPTED = 85  # a signal or a time limit: saved, start again
+KILLED = 86  # the kill switch: saved, do not start again
 
 
 def exits(main: Callable[..., int | None]) -> Callable[..., int]:
     """Turn a program's refusals into a sentence on stderr and their exit code; a mistake of ours into a traceback and 70."""
+
     @functools.wraps(main)
     def run(*given, **named) -> int:
         try:
@@ -74,4 +84,5 @@ def exits(main: Callable[..., int | None]) -> Callable[..., int]:
         except Exception:
             traceback.print_exc()
             return Refusal.code
+
     return run

@@ -1,4 +1,5 @@
 """Files that are either there whole or not at all. Standard library only."""
+
 from __future__ import annotations
 
 import argparse
@@ -65,7 +66,7 @@ def staged(folder: Path) -> Iterator[Path]:
         for path in sorted(stage.iterdir()):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        for path in sorted(stage.iterdir()):            # .bin before .idx, which announces it
+        for path in sorted(stage.iterdir()):  # .bin before .idx, which announces it
             os.replace(path, folder / path.name)
         sync_folder(folder)
     except OSError as error:

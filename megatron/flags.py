@@ -1,6 +1,7 @@
 """How a flag is declared, spelled and read: from the words of a command line, or from YAML. Values only; what they mean
 together is config.py's. Standard library, and yaml where a file is read.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -20,6 +21,7 @@ from megatron.errors import Refusal
 
 class ConfigError(Refusal):
     """Every mistake of one command line, a sentence each."""
+
     code = 2
 
     def __init__(self, mistakes: list[str]):
@@ -27,8 +29,15 @@ class ConfigError(Refusal):
         self.mistakes = mistakes
 
 
-def flag(default=MISSING, help="", *, count: bool = False, least: float | None = None, below: float | None = None,
-         only: str | None = None):
+def flag(
+    default=MISSING,
+    help="",
+    *,
+    count: bool = False,
+    least: float | None = None,
+    below: float | None = None,
+    only: str | None = None,
+):
     """One flag. A number is above 0, or at least `least`, and below `below`; `count`: 100M and 1e9 are read.
 
     `only` marks a flag of published recipes whose one legal value is the default, and says why.
@@ -38,28 +47,61 @@ def flag(default=MISSING, help="", *, count: bool = False, least: float | None =
 
 # Other spellings of a flag. A value behind the name: the flag takes none and means that value.
 ALIASES: dict[str, tuple[str, Any]] = {
-    "max-steps": ("train_iters", None), "token-budget": ("train_tokens", None), "target-flops": ("flops", None),
-    "log-dir": ("run_dir", None), "output-dir": ("run_dir", None), "wandb-run-name": ("wandb_exp_name", None),
-    "resume-from": ("load", None), "checkpoint-interval-steps": ("save_interval", None),
-    "max-step-checkpoints": ("keep_last", None), "learning-rate": ("lr", None), "force-cpu": ("device", "cpu"),
-    "gradient-checkpointing": ("recompute_granularity", "full"), "checkpoint-activations": ("recompute_granularity", "full"),
+    "max-steps": ("train_iters", None),
+    "token-budget": ("train_tokens", None),
+    "target-flops": ("flops", None),
+    "log-dir": ("run_dir", None),
+    "output-dir": ("run_dir", None),
+    "wandb-run-name": ("wandb_exp_name", None),
+    "resume-from": ("load", None),
+    "checkpoint-interval-steps": ("save_interval", None),
+    "max-step-checkpoints": ("keep_last", None),
+    "learning-rate": ("lr", None),
+    "force-cpu": ("device", "cpu"),
+    "gradient-checkpointing": ("recompute_granularity", "full"),
+    "checkpoint-activations": ("recompute_granularity", "full"),
     "recompute-activations": ("recompute_granularity", "selective"),
-    "layernorm-epsilon": ("norm_epsilon", None), "rotary-theta": ("rotary_base", None),
-    "eval-every": ("eval_interval", None), "max-seq-len": ("seq_length", None),
-    "disable-bias-linear": ("bias_linear", False), "no-position-embedding": ("use_rotary_position_embeddings", True),
+    "layernorm-epsilon": ("norm_epsilon", None),
+    "rotary-theta": ("rotary_base", None),
+    "eval-every": ("eval_interval", None),
+    "max-seq-len": ("seq_length", None),
+    "disable-bias-linear": ("bias_linear", False),
+    "no-position-embedding": ("use_rotary_position_embeddings", True),
 }
 
 # Flags of work that is not built yet, and what each needs.
 LATER = {
-    "ar-ratio": "left-to-right masking", "randmask-ratio": "token masking for autoregressive models",
+    "ar-ratio": "left-to-right masking",
+    "randmask-ratio": "token masking for autoregressive models",
     **dict.fromkeys(["use-order-list", "num-order-list", "use-predefined-order"], "training in random and predefined orders"),
     **dict.fromkeys(["low-noise-start", "low-noise-iter", "low-noise-ratio"], "the low-noise curriculum"),
-    "untie-with-additional-mask": "an extra input row for the mask", "difflm-varilen-prob": "samples of varying length",
-    **dict.fromkeys(["fp16", "loss-scale", "initial-loss-scale", "min-loss-scale", "loss-scale-window"],
-                    "fp16 with loss scaling"),
-    **dict.fromkeys(["task-list", "results-path", "adaptive-seq-len", "num-fewshot", "eval-fp32", "eval-method", "sampling-eps",
-                     "only-generate", "only-mc-nll", "max-chunk-size", "inference", "no-load-optim", "no-load-rng", "checkpoint",
-                     "metrics", "num-samples", "output"], "the evaluation harness"),
+    "untie-with-additional-mask": "an extra input row for the mask",
+    "difflm-varilen-prob": "samples of varying length",
+    **dict.fromkeys(
+        ["fp16", "loss-scale", "initial-loss-scale", "min-loss-scale", "loss-scale-window"], "fp16 with loss scaling"
+    ),
+    **dict.fromkeys(
+        [
+            "task-list",
+            "results-path",
+            "adaptive-seq-len",
+            "num-fewshot",
+            "eval-fp32",
+            "eval-method",
+            "sampling-eps",
+            "only-generate",
+            "only-mc-nll",
+            "max-chunk-size",
+            "inference",
+            "no-load-optim",
+            "no-load-rng",
+            "checkpoint",
+            "metrics",
+            "num-samples",
+            "output",
+        ],
+        "the evaluation harness",
+    ),
     "upload-results-to-s3": "remote storage of results",
     **dict.fromkeys(["num-query-groups", "group-query-attention"], "grouped-query attention"),
     "epochs": "a length in epochs (--train-tokens is there)",
@@ -68,22 +110,29 @@ LATER = {
 
 # Flags that stand for nothing here, refused for good.
 DEAD = {
-    "target-random-ratio": "the reference resets it to 0", "use-target-position-embeddings": "the reference forces it off",
-    "block-size": "nothing in the reference reads it", "order-list": "an internal slot of the reference",
-    **dict.fromkeys(["full-dataset", "max-examples-per-split", "download-from-s3", "upload-to-s3", "s3-bucket", "s3-prefix"],
-                    "tools/prepare_corpus.py prepares, fetches and stores corpora"),
+    "target-random-ratio": "the reference resets it to 0",
+    "use-target-position-embeddings": "the reference forces it off",
+    "block-size": "nothing in the reference reads it",
+    "order-list": "an internal slot of the reference",
+    **dict.fromkeys(
+        ["full-dataset", "max-examples-per-split", "download-from-s3", "upload-to-s3", "s3-bucket", "s3-prefix"],
+        "tools/prepare_corpus.py prepares, fetches and stores corpora",
+    ),
     "mock-data": "tools/make_entropy_corpus.py makes corpora, of known entropy",
     "num-workers": "batches are read from the memory map; no worker is needed",
     "dataloader-type": "every sample is addressed by its number; there is one loader",
-    "mask-token": "the mask is the first id after the tokenizer's", "attention-mask-type": "--objective decides what sees what",
-    "architecture": "pretrain_gpt.py trains ar, pretrain_diff_gpt.py mdm", "config-name": "name a file: --config FILE.yaml",
-    "data-dir": "name a corpus: --data-path PREFIX", "load-tag": "name one checkpoint: --load FOLDER/step-00001000",
+    "mask-token": "the mask is the first id after the tokenizer's",
+    "attention-mask-type": "--objective decides what sees what",
+    "architecture": "pretrain_gpt.py trains ar, pretrain_diff_gpt.py mdm",
+    "config-name": "name a file: --config FILE.yaml",
+    "data-dir": "name a corpus: --data-path PREFIX",
+    "load-tag": "name one checkpoint: --load FOLDER/step-00001000",
     "pretrained-checkpoint": "give --load FOLDER --finetune",
     "distributed-timeout-minutes": "it is in seconds: --distributed-timeout N",
     "reduce-lr-factor": "the rate follows --lr-decay-style, not the loss",
 }
 
-LARGEST = 2**53                                      # whole numbers that every JSON reader keeps
+LARGEST = 2**53  # whole numbers that every JSON reader keeps
 Table = dict[str, tuple[str, dataclasses.Field, Any]]
 
 
@@ -101,7 +150,7 @@ def choices(hint) -> tuple:
 def parse_count(text: str) -> float:
     """`100M`, `1.5B`, `1e9`, `2048` -> number. Raises ValueError."""
     power = {"k": "e3", "m": "e6", "b": "e9", "g": "e9", "t": "e12"}.get(text[-1:].lower())
-    return float(text[:-1] + power if power else text)                  # 4.1M x 1e6 would be 4099999.9999999995
+    return float(text[:-1] + power if power else text)  # 4.1M x 1e6 would be 4099999.9999999995
 
 
 def convert(f: dataclasses.Field, hint, value: Any) -> Any:
@@ -262,6 +311,7 @@ def split_words(argv: list[str], mistakes: list[str]) -> list[tuple[str, tuple[s
 def read_file(path: str, sections: set[str], mistakes: list[str]) -> list[tuple[str, Any]]:
     """`--config FILE`: YAML or JSON, flat or by section, flags spelled with - or _; null is not given."""
     import yaml
+
     try:
         text = Path(path).read_text(encoding="utf-8")
         tree = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)

@@ -4,6 +4,7 @@ Weights, gradients and both moments are fp32 and counted exactly, as the native 
 Activations are what autograd keeps of core/transformer.py and core/head.py on a GPU, uncompiled. T tokens of a micro-batch,
 h hidden, a attention width, f SwiGLU width, V table rows, c bytes of the compute dtype, t tensor-parallel size.
 """
+
 from __future__ import annotations
 
 import math
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from megatron.config import Config
 from megatron.layout import Stages, split_evenly
 
-BUCKET_BYTES = 64 << 20         # of one message that sums or gathers tensors
-LOGIT_BYTES = 64 << 20          # the head's logits at once, and
-CHUNK_BYTES = 26 << 20          # their fp32 probabilities, of which three copies live at a time
-CONTEXT_BYTES = 1 << 30         # CUDA and NCCL themselves, which no allocator counts
+BUCKET_BYTES = 64 << 20  # of one message that sums or gathers tensors
+LOGIT_BYTES = 64 << 20  # the head's logits at once, and
+CHUNK_BYTES = 26 << 20  # their fp32 probabilities, of which three copies live at a time
+CONTEXT_BYTES = 1 << 30  # CUDA and NCCL themselves, which no allocator counts
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -23,23 +24,24 @@ Shapes = dict[str, tuple[int, ...]]
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """One process, in bytes. `sent` is of one step: {group: bytes that leave this process}, as rings send them."""
-    rank: int                           # on the pipeline axis
+
+    rank: int  # on the pipeline axis
     layers: tuple[range, ...]
-    num_parameters: int                 # after the tensor-parallel cut
+    num_parameters: int  # after the tensor-parallel cut
     weights: int
     gradients: int
     moments: int
-    host: int                           # on the CPU
+    host: int  # on the CPU
     activations: int
-    buffers: int                        # gathered weights, received hidden states, messages, one block at work
+    buffers: int  # gathered weights, received hidden states, messages, one block at work
     peak: int
     sent: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    loads: list[Load]                   # one for each pipeline rank, of its process with the largest share
-    bubble: float                       # share of a step in which a pipeline rank waits
+    loads: list[Load]  # one for each pipeline rank, of its process with the largest share
+    bubble: float  # share of a step in which a pipeline rank waits
 
 
 def forecast(cfg: Config) -> Forecast:
@@ -58,8 +60,14 @@ def shapes(cfg: Config, layers: range) -> Shapes:
     first, last, tied = layers.start == 0, layers.stop == m.num_layers, not m.untie_embeddings_and_output_weights
     found: Shapes = {"embed.weight": table} if first or (last and tied) else {}
     for i in layers:
-        block = {"norm1": (h,), "attention.qkv": (3 * a // t, h), "attention.out": (h, a // t), "norm2": (h,),
-                 "mlp.up": (2 * f // t, h), "mlp.down": (h, f // t)}
+        block = {
+            "norm1": (h,),
+            "attention.qkv": (3 * a // t, h),
+            "attention.out": (h, a // t),
+            "norm2": (h,),
+            "mlp.up": (2 * f // t, h),
+            "mlp.down": (h, f // t),
+        }
         found |= {f"blocks.{i}.{name}.weight": shape for name, shape in block.items()}
     if last:
         found |= {"norm.weight": (h,)} | ({} if tied else {"head.weight": table})
@@ -82,7 +90,7 @@ def share(rows: int, cfg: Config, replica: int) -> int:
         return rows
     if stage == 1:
         return len(split_evenly(rows, dp)[replica])
-    chunk = -(-rows // dp)                                                 # as torch.chunk, and with it FSDP2, cuts
+    chunk = -(-rows // dp)  # as torch.chunk, and with it FSDP2, cuts
     return min(rows, (replica + 1) * chunk) - min(rows, replica * chunk)
 
 
@@ -95,7 +103,7 @@ def state_bytes(found: Shapes, cfg: Config, replica: int = 0) -> tuple[int, int,
     if p.cpu_params and zero_stage(cfg) == 3:
         return 0, 0, 0, (6 if p.cpu_optimizer else 4) * own
     if p.cpu_optimizer:
-        return held, held, 0, 4 * own                                      # the update has copies of weights and gradients
+        return held, held, 0, 4 * own  # the update has copies of weights and gradients
     return held, held, 2 * own, 0
 
 
@@ -111,9 +119,19 @@ def weigh(cfg: Config, plan: Stages, rank: int) -> Load:
     late = gradients if m == 1 and cfg.parallel.data_parallel_size == 1 else 0
     peak = weights + gradients + moments + buffers + max(activations + work - late, 2 * table)
     context = 0 if cfg.train.device == "cpu" else CONTEXT_BYTES
-    return Load(rank=rank, layers=tuple(plan.layers[n] for n in numbers), weights=weights, gradients=gradients, moments=moments,
-                num_parameters=sum(map(math.prod, found.values())), host=host, activations=activations,
-                buffers=buffers + work, peak=peak + context, sent=sent_bytes(cfg, plan, rank, found))
+    return Load(
+        rank=rank,
+        layers=tuple(plan.layers[n] for n in numbers),
+        weights=weights,
+        gradients=gradients,
+        moments=moments,
+        num_parameters=sum(map(math.prod, found.values())),
+        host=host,
+        activations=activations,
+        buffers=buffers + work,
+        peak=peak + context,
+        sent=sent_bytes(cfg, plan, rank, found),
+    )
 
 
 def in_flight(plan: Stages, rank: int, m: int) -> list[int]:
@@ -123,7 +141,7 @@ def in_flight(plan: Stages, rank: int, m: int) -> list[int]:
         return [min(m, 2 * p - rank - 1), min(m, rank + 1)]
     if chunks == 1:
         return [min(p - rank, m)]
-    each = m // max(1, m // p)                                             # consecutive micro-batches of one stage
+    each = m // max(1, m // p)  # consecutive micro-batches of one stage
     forwards = min(m * chunks, (chunks - 1) * each + 2 * (p - 1 - rank) + 1)
     turns = [step // each % chunks for step in range(forwards)]
     return [turns.count(chunk) for chunk in range(chunks)]
@@ -132,8 +150,9 @@ def in_flight(plan: Stages, rank: int, m: int) -> list[int]:
 @dataclass(frozen=True, kw_only=True)
 class Micro:
     """One micro-batch on one tensor-parallel rank."""
-    tokens: int                         # T
-    local: int                          # those that this rank keeps where the sequence is cut, else T
+
+    tokens: int  # T
+    local: int  # those that this rank keeps where the sequence is cut, else T
     c: int
     t: int
 
@@ -157,8 +176,8 @@ def block_bytes(cfg: Config, x: Micro) -> int:
     """What one block keeps when all is kept: five widths of h and a, four of f, and its weights in the dtype that computes."""
     m = cfg.model
     h, a, f = m.hidden_size, m.shape().attention_width, m.ffn_hidden_size
-    hidden = x.local * (4 * h * x.c + 8 + (2 * h if m.hidden_dropout else 0))    # two norms' inputs, outputs and scales
-    cast = 2 * f * h * x.c // x.t                                          # gate and up, laid out anew
+    hidden = x.local * (4 * h * x.c + 8 + (2 * h if m.hidden_dropout else 0))  # two norms' inputs, outputs and scales
+    cast = 2 * f * h * x.c // x.t  # gate and up, laid out anew
     if x.c < 4 and zero_stage(cfg) < 2:
         cast += (4 * a + f) * h * x.c // x.t
     selective = cfg.train.recompute_granularity == "selective"
@@ -168,13 +187,13 @@ def block_bytes(cfg: Config, x: Micro) -> int:
 def kept_bytes(cfg: Config, layers: range) -> int:
     """What a stage keeps of one micro-batch for its backward pass."""
     m, x = cfg.model, micro(cfg)
-    state = x.local * m.hidden_size * x.c                                  # one hidden state
+    state = x.local * m.hidden_size * x.c  # one hidden state
     each = state if cfg.train.recompute_granularity == "full" else block_bytes(cfg, x)
     total = len(layers) * each
     if layers.start:
-        total -= state                                                     # the receive buffer, which is counted as such
+        total -= state  # the receive buffer, which is counted as such
     if layers.stop < m.num_layers:
-        return total + state                                               # its output, until its gradient comes
+        return total + state  # its output, until its gradient comes
     # The head's gradients are made in its forward pass.
     head = x.tokens * m.hidden_size * x.c + 4 * m.padded_vocab_size * m.hidden_size // x.t
     return total + state + 4 * x.local + head
@@ -187,7 +206,7 @@ def work_bytes(cfg: Config, layers: range) -> int:
     block = x.tokens * x.c * (f // x.t + 2 * h) + 2 * f * h * (x.c + 4) // x.t
     block += {"full": block_bytes(cfg, x), "selective": attention_bytes(cfg, x), None: 0}[again]
     if m.attention_dropout:
-        block += 8 * x.tokens * m.num_attention_heads * m.seq_length // x.t      # scores, and their gradient
+        block += 8 * x.tokens * m.num_attention_heads * m.seq_length // x.t  # scores, and their gradient
     if layers.stop < m.num_layers:
         return block
     width = m.padded_vocab_size // x.t
@@ -223,13 +242,16 @@ def sent_bytes(cfg: Config, plan: Stages, rank: int, found: Shapes) -> dict[str,
     state, last = x.tokens * cfg.model.hidden_size * x.c, len(plan.layers) - 1
     layers, ends = sum(len(plan.layers[n]) for n in numbers), (0 in numbers, last in numbers)
     again = cfg.train.recompute_granularity == "full"
-    if p.sequence_parallel:                                                # gathers and scatters
+    if p.sequence_parallel:  # gathers and scatters
         rounds = (13 if again else 10) * layers + 2 * sum(ends)
-    else:                                                                  # sums, of two rounds each
+    else:  # sums, of two rounds each
         rounds = 2 * ((5 if again else 4) * layers + sum(ends))
     hops = sum((n > 0 and plan.home(n - 1) != rank) + (n < last and plan.home(n + 1) != rank) for n in numbers)
-    sent = {"tensor": m * rounds * state * (x.t - 1) // x.t, "data": replica_bytes(found, cfg),
-            "pipeline": m * hops * x.local * cfg.model.hidden_size * x.c}
+    sent = {
+        "tensor": m * rounds * state * (x.t - 1) // x.t,
+        "data": replica_bytes(found, cfg),
+        "pipeline": m * hops * x.local * cfg.model.hidden_size * x.c,
+    }
     tied = not cfg.model.untie_embeddings_and_output_weights
     rows = cfg.model.padded_vocab_size // x.t
     table = 4 * (share(rows, cfg, 0) if zero_stage(cfg) >= 2 else rows) * cfg.model.hidden_size
@@ -243,5 +265,5 @@ def replica_bytes(found: Shapes, cfg: Config) -> int:
     # A sum is a scatter and a gather. With a pipeline, ZeRO 2 cuts the weights after every backward pass.
     gathers, scatters = {0: (1, 1), 1: (2, 1), 2: (m if pipeline else 1, m), 3: (2 * m, m)}[stage]
     blocks = sum(math.prod(shape) for name, shape in found.items() if name.startswith("blocks."))
-    total, width = sum(map(math.prod, found.values())), micro(cfg).c if stage >= 2 else 4   # FSDP2 gathers what computes
+    total, width = sum(map(math.prod, found.values())), micro(cfg).c if stage >= 2 else 4  # FSDP2 gathers what computes
     return (gathers * (width * blocks + 4 * (total - blocks)) + scatters * 4 * total) * (dp - 1) // dp

@@ -1,4 +1,5 @@
 """Which process holds what: the arithmetic of a tensor x pipeline x data layout, on the standard library alone."""
+
 from __future__ import annotations
 
 import re
@@ -16,9 +17,10 @@ def split_evenly(total: int, parts: int) -> list[range]:
 @dataclass(frozen=True, kw_only=True)
 class Stages:
     """How the layers are dealt to pipeline ranks. A stage is a run of layers; a rank holds one stage or several."""
-    layers: tuple[range, ...]               # of each stage, in the order of the model
+
+    layers: tuple[range, ...]  # of each stage, in the order of the model
     num_ranks: int
-    v_shaped: bool = False                  # rank r holds stages r and 2 ranks - 1 - r: first and last share a rank
+    v_shaped: bool = False  # rank r holds stages r and 2 ranks - 1 - r: first and last share a rank
 
     def home(self, stage: int) -> int:
         """The pipeline rank of a stage."""
@@ -30,15 +32,24 @@ class Stages:
         return [stage for stage in range(len(self.layers)) if self.home(stage) == rank]
 
 
-def make_stages(num_layers: int, num_ranks: int, per_rank: int = 1, *, first: int | None = None, last: int | None = None,
-                v_shaped: bool = False) -> Stages:
+def make_stages(
+    num_layers: int,
+    num_ranks: int,
+    per_rank: int = 1,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    v_shaped: bool = False,
+) -> Stages:
     """Layers dealt evenly over the stages, the earlier ones longer; `first` and `last` fix the two ends. Raises ValueError."""
     count = num_ranks * per_rank
     ends = {stage: fixed for stage, fixed in ((0, first), (count - 1, last)) if fixed is not None}
     rest, between = num_layers - sum(ends.values()), count - len(ends)
     if rest < between or (rest and not between):
-        raise ValueError(f"{num_layers} layers cannot be dealt to {count} pipeline stages"
-                         + "".join(f", {fixed} to the {'last' if stage else 'first'}" for stage, fixed in ends.items()))
+        raise ValueError(
+            f"{num_layers} layers cannot be dealt to {count} pipeline stages"
+            + "".join(f", {fixed} to the {'last' if stage else 'first'}" for stage, fixed in ends.items())
+        )
     lengths = iter(split_evenly(rest, between) if between else ())
     layers, start = [], 0
     for stage in range(count):
@@ -57,12 +68,13 @@ def num_micro_batches(global_batch: int, replicas: int, micro_batch: int) -> int
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Which process of the run this is, as its launcher says."""
+
     rank: int = 0
-    local_rank: int = 0                     # among the processes of its node
+    local_rank: int = 0  # among the processes of its node
     world_size: int = 1
     local_world_size: int = 1
     num_nodes: int = 1
-    launcher: str = ""                      # "torchrun" (or any that sets the same variables), "slurm", or "": alone
+    launcher: str = ""  # "torchrun" (or any that sets the same variables), "slurm", or "": alone
 
 
 def find_place(environ: Mapping[str, str]) -> Place:
@@ -82,17 +94,22 @@ def find_place(environ: Mapping[str, str]) -> Place:
     else:
         return Place()
     if not (rank < world and local_rank < local_world <= world):
-        raise ValueError(f"{launcher}'s variables contradict each other: rank {rank} of {world}, local rank {local_rank} of "
-                         f"{local_world}: start all processes with one launcher")
-    return Place(rank=rank, local_rank=local_rank, world_size=world, local_world_size=local_world,
-                 num_nodes=num_nodes, launcher=launcher)
+        raise ValueError(
+            f"{launcher}'s variables contradict each other: rank {rank} of {world}, local rank {local_rank} of "
+            f"{local_world}: start all processes with one launcher"
+        )
+    return Place(
+        rank=rank, local_rank=local_rank, world_size=world, local_world_size=local_world, num_nodes=num_nodes, launcher=launcher
+    )
 
 
 def read_whole(environ: Mapping[str, str], name: str, default: str = "") -> int:
     text = environ.get(name) or default
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ValueError(f"the environment has {name}={text!r} where a number is needed: "
-                         "start with torchrun, the deepspeed launcher or srun, or unset RANK and WORLD_SIZE")
+        raise ValueError(
+            f"the environment has {name}={text!r} where a number is needed: "
+            "start with torchrun, the deepspeed launcher or srun, or unset RANK and WORLD_SIZE"
+        )
     return int(text)
 
 

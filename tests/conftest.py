@@ -1,6 +1,6 @@
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"         # before torch is imported: tests share their cores
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests share their cores
 
 import numpy as np
 import pytest

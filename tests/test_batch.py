@@ -8,8 +8,10 @@ def test_uniforms_are_addressed_by_seed_purpose_and_sample():
     whole = Noise(7, torch.tensor([3, 2**40, 5])).uniform(Purpose.MASK, 4, 2)
     assert whole.shape == (3, 4, 2) and whole.dtype == torch.float32 and 0 <= whole.min() and whole.max() < 1
     assert torch.equal(whole[2], Noise(7, torch.tensor([5])).uniform(Purpose.MASK, 4, 2)[0])
-    for other in (Noise(8, torch.tensor([5])).uniform(Purpose.MASK, 4, 2),
-                  Noise(7, torch.tensor([5])).uniform(Purpose.RATE, 4, 2)):
+    for other in (
+        Noise(8, torch.tensor([5])).uniform(Purpose.MASK, 4, 2),
+        Noise(7, torch.tensor([5])).uniform(Purpose.RATE, 4, 2),
+    ):
         assert not torch.equal(whole[2], other[0])
 
 

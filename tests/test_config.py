@@ -309,8 +309,8 @@ def test_what_is_left_of_the_world_is_data_parallel():
     cfg = laid_out("--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --sequence-parallel")
     assert (cfg.parallel.world_size, cfg.parallel.data_parallel_size, cfg.num_micro_batches) == (8, 2, 32)
     assert cfg.parallel.sequence_parallel and cfg.parallel.pipeline_schedule == "1f1b"
-    assert not laid_out("--sequence-parallel").parallel.sequence_parallel       # as Megatron: nothing to cut at size 1
-    assert laid_out("--global-batch-size 9 --micro-batch-size 1").num_micro_batches == 2        # the rest is padding
+    assert not laid_out("--sequence-parallel").parallel.sequence_parallel  # as Megatron: nothing to cut at size 1
+    assert laid_out("--global-batch-size 9 --micro-batch-size 1").num_micro_batches == 2  # the rest is padding
     alone = parse(BASE + ["--micro-batch-size", "2", "--grad-accum-steps", "3"], environ=EIGHT)
     assert alone.train.global_batch_size == 48
 
@@ -333,9 +333,7 @@ def test_recompute_has_its_published_spellings():
     assert mistakes("--recompute-method", "block") == [
         "--recompute-method must be uniform, not 'block': all blocks are treated alike"
     ]
-    assert mistakes("--recompute-num-layers", "2") == [
-        "--recompute-num-layers cannot be 2: each block is recomputed by itself"
-    ]
+    assert mistakes("--recompute-num-layers", "2") == ["--recompute-num-layers cannot be 2: each block is recomputed by itself"]
 
 
 @pytest.mark.parametrize(
@@ -432,8 +430,10 @@ def test_layers_are_dealt_to_stages(words, layers, homes):
             "--deepspeed with --zero-stage 2 and a pipeline: DeepSpeed has no such thing; give --zero-stage 0 or 1, "
             "or --pipeline-model-parallel-size 1, or leave --deepspeed out",
         ),
-        ("--cpu-params", "--cpu-params with --zero-stage 0: only stage 3 shards the weights; "
-         "give --zero-stage 3, or --cpu-optimizer instead"),
+        (
+            "--cpu-params",
+            "--cpu-params with --zero-stage 0: only stage 3 shards the weights; give --zero-stage 3, or --cpu-optimizer instead",
+        ),
         ("--build-ops", "--build-ops would do nothing here: give --deepspeed, or leave it out"),
         ("--deepspeed_config f", "--deepspeed-config would do nothing here: give --deepspeed, or leave it out"),
         ("--device-memory 80G", "--device-memory would do nothing here: give --dry-run, or leave it out"),
@@ -457,8 +457,10 @@ def test_layers_are_dealt_to_stages(words, layers, homes):
             "--global-batch-size 18 is 9 micro-batches, which the interleaved schedule cannot deal in 2 equal rounds of at least "
             "4: give 16 or 20",
         ),
-        ("--distributed-timeout-minutes 5",
-         "--distributed-timeout-minutes is refused for good: it is in seconds: --distributed-timeout N"),
+        (
+            "--distributed-timeout-minutes 5",
+            "--distributed-timeout-minutes is refused for good: it is in seconds: --distributed-timeout N",
+        ),
         ("--no-overlap-grad-reduce", "--no-overlap-grad-reduce cannot be False: they do wherever the layout allows"),
         (
             "--distributed-backend nccl --device cpu",
@@ -485,7 +487,12 @@ def test_a_dry_run_has_any_world():
     p = parse([*short, "--global-batch-size", "8"], environ={}).parallel
     assert (p.world_size, p.data_parallel_size) == (6, 1)
     assert [config.memory_bytes(t) for t in ("80G", "512MiB", "1.5t", "80", "G", "1e9G")] == [
-        80 << 30, 512 << 20, 3 << 39, 0, 0, 0
+        80 << 30,
+        512 << 20,
+        3 << 39,
+        0,
+        0,
+        0,
     ]
 
 
@@ -519,8 +526,13 @@ def test_a_saved_layout_can_be_changed(tmp_path):
             Place(rank=1, local_rank=1, world_size=2, local_world_size=2, launcher="torchrun"),
         ),
         (
-            {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "11", "SLURM_LOCALID": "1", "SLURM_NODEID": "2",
-             "SLURM_STEP_TASKS_PER_NODE": "4(x2),3"},
+            {
+                "SLURM_PROCID": "9",
+                "SLURM_STEP_NUM_TASKS": "11",
+                "SLURM_LOCALID": "1",
+                "SLURM_NODEID": "2",
+                "SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
+            },
             Place(rank=9, local_rank=1, world_size=11, local_world_size=3, num_nodes=3, launcher="slurm"),
         ),
     ],
@@ -529,8 +541,16 @@ def test_the_launcher_says_which_process_this_is(environ, place):
     assert find_place(environ) == place
 
 
-@pytest.mark.parametrize("environ", [{"WORLD_SIZE": "8"}, {"RANK": "8", "WORLD_SIZE": "8"}, {"RANK": "x", "WORLD_SIZE": "2"},
-                                     {"RANK": "0"}, {"RANK": "-1", "WORLD_SIZE": "2"}])
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WORLD_SIZE": "8"},
+        {"RANK": "8", "WORLD_SIZE": "8"},
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "0"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+    ],
+)
 def test_a_launcher_that_contradicts_itself_is_a_mistake(environ):
     [said] = mistakes(**environ)
     assert "start" in said and ("RANK" in said or "rank" in said or "WORLD_SIZE" in said)
@@ -780,19 +800,22 @@ def test_config_module_holds_no_torch():
     assert config.__doc__
 
 
-@pytest.mark.parametrize("words, said", [
-    ("--unique-tokens 1.5", "--unique-tokens 1.5 must be a whole number of tokens, or a share up to 1"),
-    ("--data-kind instruct --unique-tokens 5", "--unique-tokens would do nothing here: give packed training data"),
-    ("--data-kind pairs --epoch-order reference", "--epoch-order would do nothing here: use --data-kind packed"),
-    ("--data-cache-path c", "--data-cache-path would do nothing here: use --epoch-order reference"),
-    ("--categories cs.DS", "--categories would do nothing here: use --data-kind random-window"),
-    ("--data-kind random-window", "--data-kind random-window needs --data-path FOLDER and no other data"),
-    ("--valid-data-path-file a b", "--valid-data-path-file a b: several sets need a name each, NAME=FILE"),
-    ("--valid-data-path-file x=a x=b", "several sets need a name each, NAME=FILE, and no name twice"),
-    ("--valid-data-path-file x=", "--valid-data-path-file x= names no file"),
-    ("--save-at 3", "--save-at would do nothing here: give --save"),
-    ("--save s --save-at 3 x", "--save-at must be a whole number, not 'x'"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--unique-tokens 1.5", "--unique-tokens 1.5 must be a whole number of tokens, or a share up to 1"),
+        ("--data-kind instruct --unique-tokens 5", "--unique-tokens would do nothing here: give packed training data"),
+        ("--data-kind pairs --epoch-order reference", "--epoch-order would do nothing here: use --data-kind packed"),
+        ("--data-cache-path c", "--data-cache-path would do nothing here: use --epoch-order reference"),
+        ("--categories cs.DS", "--categories would do nothing here: use --data-kind random-window"),
+        ("--data-kind random-window", "--data-kind random-window needs --data-path FOLDER and no other data"),
+        ("--valid-data-path-file a b", "--valid-data-path-file a b: several sets need a name each, NAME=FILE"),
+        ("--valid-data-path-file x=a x=b", "several sets need a name each, NAME=FILE, and no name twice"),
+        ("--valid-data-path-file x=", "--valid-data-path-file x= names no file"),
+        ("--save-at 3", "--save-at would do nothing here: give --save"),
+        ("--save s --save-at 3 x", "--save-at must be a whole number, not 'x'"),
+    ],
+)
 def test_data_flags_that_do_not_fit(words, said):
     found = mistakes(*words.split())
     assert len(found) == 1 and said in found[0]

@@ -14,6 +14,7 @@ def test_replace_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
     def fail(*_):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
         replace_file(path, b"newer")

@@ -1,4 +1,5 @@
 """The forecast against the engine's real tensors: state to the byte, the peak of a step within the stated 15 %."""
+
 import weakref
 
 import pytest
@@ -16,8 +17,10 @@ from megatron.engine.native import MOMENTS, NativeEngine
 from megatron.forecast import CONTEXT_BYTES, forecast, in_flight, stage_shapes, state_bytes
 from megatron.layout import make_stages
 
-BASE = "--num-layers 4 --hidden-size 24 --num-attention-heads 2 --kv-channels 6 --ffn-hidden-size 20 --seq-length 8 --lr 1e-3 " \
-       "--tokenizer-type ByteTokenizer --global-batch-size 12 --train-iters 1 --data-path none"
+BASE = (
+    "--num-layers 4 --hidden-size 24 --num-attention-heads 2 --kv-channels 6 --ffn-hidden-size 20 --seq-length 8 --lr 1e-3 "
+    "--tokenizer-type ByteTokenizer --global-batch-size 12 --train-iters 1 --data-path none"
+)
 
 
 def config(words: str, world: int = 1):
@@ -28,8 +31,15 @@ def batches(cfg) -> list[Batch]:
     """One replica's, of random tokens, all of which are asked."""
     b, s = cfg.train.micro_batch_size, cfg.model.seq_length
     ids, weights = torch.randint(0, cfg.model.vocab_size, (b, s)), torch.ones(b, s)
-    one = Batch(inputs=ids, targets=ids, weights=weights, scored=weights.bool(), positions=torch.arange(s).expand(b, s),
-                index=torch.arange(b), asked=asked_positions(weights))
+    one = Batch(
+        inputs=ids,
+        targets=ids,
+        weights=weights,
+        scored=weights.bool(),
+        positions=torch.arange(s).expand(b, s),
+        index=torch.arange(b),
+        asked=asked_positions(weights),
+    )
     return [one] * cfg.num_micro_batches
 
 
@@ -55,14 +65,20 @@ def held(words: str, world: int):
     return state_bytes(stage_shapes(cfg, plan, mesh.pp.rank), cfg, mesh.dp.rank), (weights, *gradients, moments, copies)
 
 
-@pytest.mark.parametrize("world, words", [
-    (1, ""),
-    (4, "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2"),
-    (2, "--pipeline-model-parallel-size 2 --pipeline-schedule zero-bubble"),
-    (2, "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 --untie-embeddings-and-output-weights"),
-    *((4, f"--tensor-model-parallel-size 2 --zero-stage {stage}") for stage in range(4)),
-    (4, "--pipeline-model-parallel-size 2 --zero-stage 3"),
-    (3, "--zero-stage 1"), (3, "--zero-stage 2"), (8, "--zero-stage 3")])
+@pytest.mark.parametrize(
+    "world, words",
+    [
+        (1, ""),
+        (4, "--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2"),
+        (2, "--pipeline-model-parallel-size 2 --pipeline-schedule zero-bubble"),
+        (2, "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 --untie-embeddings-and-output-weights"),
+        *((4, f"--tensor-model-parallel-size 2 --zero-stage {stage}") for stage in range(4)),
+        (4, "--pipeline-model-parallel-size 2 --zero-stage 3"),
+        (3, "--zero-stage 1"),
+        (3, "--zero-stage 2"),
+        (8, "--zero-stage 3"),
+    ],
+)
 def test_state_is_exact(pool, world, words):
     for expected, found in pool.run(world, held, words, world):
         assert (*expected[:3], 0) == (*found[:3], 0)
@@ -72,7 +88,7 @@ def test_state_is_exact(pool, world, words):
 def test_offloaded_state_is_exact(pool, words):
     """On a CPU both sides are one memory: weights and moments of the update lie beside the model's own."""
     for expected, (weights, gradients, moments, copies) in pool.run(2, held, words, 2):
-        assert expected == (weights, gradients, 0, 2 * copies + moments)         # a gradient beside each copy
+        assert expected == (weights, gradients, 0, 2 * copies + moments)  # a gradient beside each copy
 
 
 def test_offloaded_parameters_are_exact(pool):
@@ -91,7 +107,7 @@ def test_in_flight_micro_batches():
 def test_what_is_sent_in_a_step():
     tp = forecast(config("--tensor-model-parallel-size 2 --micro-batch-size 2", 2)).loads[0].sent
     state = 2 * 8 * 24 * 4
-    assert tp == {"tensor": 6 * (4 * 4 + 2) * state, "data": 0, "pipeline": 0, "embedding": 0}      # a sum over 2 sends all of it
+    assert tp == {"tensor": 6 * (4 * 4 + 2) * state, "data": 0, "pipeline": 0, "embedding": 0}  # a sum over 2 sends all of it
     first, last = (load.sent for load in forecast(config("--pipeline-model-parallel-size 2 --micro-batch-size 2", 2)).loads)
     assert first == last == {"tensor": 0, "data": 0, "pipeline": 6 * state, "embedding": 384 * 24 * 4}
     whole = 4 * config("").model.shape().total()
@@ -99,8 +115,9 @@ def test_what_is_sent_in_a_step():
     assert sent == [whole, 3 * whole // 2, 4 * whole // 2, 9 * whole // 2]
 
 
-@pytest.mark.parametrize("words, bubble", [("", 1 / 13), ("--num-layers-per-virtual-pipeline-stage 1", 1 / 25),
-                                           ("--pipeline-schedule zero-bubble", 0)])
+@pytest.mark.parametrize(
+    "words, bubble", [("", 1 / 13), ("--num-layers-per-virtual-pipeline-stage 1", 1 / 25), ("--pipeline-schedule zero-bubble", 0)]
+)
 def test_the_bubble(words, bubble):
     assert forecast(config(f"--pipeline-model-parallel-size 2 {words}", 2)).bubble == pytest.approx(bubble)
 
@@ -147,14 +164,25 @@ class Memory(TorchDispatchMode):
         self.live -= self.sizes.pop(key)
 
 
-@pytest.mark.parametrize("words", ["", "--bf16", "--recompute-activations", "--recompute-granularity full --bf16",
-                                   "--global-batch-size 4", "--attention-dropout 0.1 --hidden-dropout 0.1 --bf16"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--bf16",
+        "--recompute-activations",
+        "--recompute-granularity full --bf16",
+        "--global-batch-size 4",
+        "--attention-dropout 0.1 --hidden-dropout 0.1 --bf16",
+    ],
+)
 def test_the_peak_is_within_15_percent(monkeypatch, words):
     """Every storage of a step of the code that GPUs run, counted on the CPU."""
     monkeypatch.setattr(fused, "eager_on_cpu", lambda x: False)
     monkeypatch.setattr(transformer, "rms_norm", Norm.apply)
-    flags = f"--num-layers 4 --hidden-size 128 --num-attention-heads 4 --seq-length 256 --micro-batch-size 4 {words} --dry-run " \
-            "--tokenizer-type ByteTokenizer"
+    flags = (
+        f"--num-layers 4 --hidden-size 128 --num-attention-heads 4 --seq-length 256 --micro-batch-size 4 {words} --dry-run "
+        "--tokenizer-type ByteTokenizer"
+    )
     flags += "" if "global" in words else " --global-batch-size 8"
     flags += "" if "dropout" in words else " --attention-dropout 0 --hidden-dropout 0"
     cfg = parse(flags.split(), environ={})

@@ -292,7 +292,7 @@ def test_source_is_ascii():
 
 
 def test_nothing_is_left_for_later():
-    words = "TO[D]O|FIX[M]E|XX[X]|NotImplemented[E]rror"                 # so spelled, this line is not one of them
+    words = "TO[D]O|FIX[M]E|XX[X]|NotImplemented[E]rror"  # so spelled, this line is not one of them
     assert lines_with(rf"\b({words})\b", (".py", ".sh", ".cpp", ".toml", ".md", "")) == []
 
 

@@ -1,5 +1,6 @@
 """The layout is a matter of speed and memory, never of results: every layout does what one process does, and takes up what any
 other saved."""
+
 import itertools
 import warnings
 
@@ -8,18 +9,29 @@ import pytest
 from tools.verify_layouts import LAYOUTS, OBJECTIVES, Verifier, read_experiment, read_layout, same, why_not, within
 
 CI = ["tp2xpp2xdp2", "tp2xpp2+sp", "dp2+zero3", "dp2+deepspeed-zero1"]
-MOVES = ["tp1", "tp2xpp2xdp2", "tp2+sp", "pp2+interleaved", "pp2+zero-bubble", "tp2xdp2+zero1", "tp2xdp2+zero3", "pp2xdp2+zero2",
-         "dp2+deepspeed-zero1", "tp2xdp2+deepspeed-zero3"]
+MOVES = [
+    "tp1",
+    "tp2xpp2xdp2",
+    "tp2+sp",
+    "pp2+interleaved",
+    "pp2+zero-bubble",
+    "tp2xdp2+zero1",
+    "tp2xdp2+zero3",
+    "pp2xdp2+zero2",
+    "dp2+deepspeed-zero1",
+    "tp2xdp2+deepspeed-zero3",
+]
 CI_MOVES = [("tp1", "tp2xpp2xdp2"), ("tp2xpp2xdp2", "dp2+zero3"), ("dp2+zero3", "pp2+interleaved"), ("tp2xdp2+zero1", "tp1")]
 STEPS_AFTER_MOVE = 20
-LOSS_AFTER_MOVE = 1e-5          # relative
+LOSS_AFTER_MOVE = 1e-5  # relative
 
 
 @pytest.fixture(scope="module")
 def verifiers(pool, tmp_path_factory):
     folder = tmp_path_factory.mktemp("layouts")
-    return {objective: Verifier(pool, read_experiment([], objective, folder), steps=6, checkpoints=True)
-            for objective in OBJECTIVES}
+    return {
+        objective: Verifier(pool, read_experiment([], objective, folder), steps=6, checkpoints=True) for objective in OBJECTIVES
+    }
 
 
 def possible(verifier, name):
@@ -60,6 +72,7 @@ def saved(verifiers, tmp_path_factory):
             left = verifiers["mdm"].train(layout, 3, save=folder)
             made[name] = folder, left.ended, verifiers["mdm"].train(alone, STEPS_AFTER_MOVE, load=folder)
         return made[name]
+
     return save
 
 

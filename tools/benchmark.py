@@ -6,6 +6,7 @@ machine times move, such ratios hardly do. A gate is the least ratio that counts
 Peers: a plain nanoGPT-style step, and LlamaForCausalLM where transformers is installed, each in its faster mode. Layouts of
 several processes are measured in wall seconds, for what their ranks wait for is part of the cost: give them a core each.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))                                   # run from a checkout that is not installed
+sys.path.insert(0, str(ROOT))  # run from a checkout that is not installed
 
 from megatron.budget import find_size  # noqa: E402
 from megatron.config import Config, Data, Log, Model, Objective, Optim, Parallel, Train  # noqa: E402
@@ -44,22 +45,47 @@ if TYPE_CHECKING:
     from megatron.batch import Batch
     from megatron.core.transformer import Block
 
-TEN_MILLION = Model(num_layers=6, hidden_size=384, num_attention_heads=6, kv_channels=64, ffn_hidden_size=1024, seq_length=1024,
-                    vocab_size=50257, padded_vocab_size=50304, attention_dropout=0.0, hidden_dropout=0.0)
+TEN_MILLION = Model(
+    num_layers=6,
+    hidden_size=384,
+    num_attention_heads=6,
+    kv_channels=64,
+    ffn_hidden_size=1024,
+    seq_length=1024,
+    vocab_size=50257,
+    padded_vocab_size=50304,
+    attention_dropout=0.0,
+    hidden_dropout=0.0,
+)
 SMALL_VOCABULARY = replace(TEN_MILLION, vocab_size=4093, padded_vocab_size=4096)
-MINIATURE = replace(TEN_MILLION, num_layers=2, hidden_size=64, num_attention_heads=2, kv_channels=32, ffn_hidden_size=128,
-                    seq_length=128, vocab_size=509, padded_vocab_size=512)
-MODES = {"float32": {"fp32": ("float32", False)},                # how a peer may compute: dtype of its weights, autocast
-         "bfloat16": {"pure bf16": ("bfloat16", False), "autocast": ("float32", True)}}
+MINIATURE = replace(
+    TEN_MILLION,
+    num_layers=2,
+    hidden_size=64,
+    num_attention_heads=2,
+    kv_channels=32,
+    ffn_hidden_size=128,
+    seq_length=128,
+    vocab_size=509,
+    padded_vocab_size=512,
+)
+MODES = {
+    "float32": {"fp32": ("float32", False)},  # how a peer may compute: dtype of its weights, autocast
+    "bfloat16": {"pure bf16": ("bfloat16", False), "autocast": ("float32", True)},
+}
 LEARNING_RATE = 1e-4
 ONE_PROCESS = Parallel()
 TWO_RANKS = functools.partial(Parallel, world_size=2, pipeline_schedule="1f1b")
-LAYOUTS = {"tp2": TWO_RANKS(tensor_model_parallel_size=2),
-           "tp2+sp": TWO_RANKS(tensor_model_parallel_size=2, sequence_parallel=True),
-           "pp2": TWO_RANKS(pipeline_model_parallel_size=2),
-           "dp2": TWO_RANKS(), "dp2+zero1": TWO_RANKS(zero_stage=1), "dp2+zero3": TWO_RANKS(zero_stage=3)}
-PATIENCE = timedelta(minutes=5)                 # for a rank that others wait for, so that a failure ends
-NOISE_SEED = 41                 # four stratified samples of which half of the tokens are hidden, as on average
+LAYOUTS = {
+    "tp2": TWO_RANKS(tensor_model_parallel_size=2),
+    "tp2+sp": TWO_RANKS(tensor_model_parallel_size=2, sequence_parallel=True),
+    "pp2": TWO_RANKS(pipeline_model_parallel_size=2),
+    "dp2": TWO_RANKS(),
+    "dp2+zero1": TWO_RANKS(zero_stage=1),
+    "dp2+zero3": TWO_RANKS(zero_stage=3),
+}
+PATIENCE = timedelta(minutes=5)  # for a rank that others wait for, so that a failure ends
+NOISE_SEED = 41  # four stratified samples of which half of the tokens are hidden, as on average
 GPU_SIZES, GPU_BATCHES, DATA_SHEET_FLOPS = ("117M", "425M", "1424M"), (64, 32, 16, 8, 4, 2, 1), 989e12
 MISTAKES = ("--hiden-size 64", "--num-layers 2 --lr fast", "--num-attention-heads 12 --tensor-model-parallel-size 5")
 TINY_RUN = """--num-layers 2 --hidden-size 64 --num-attention-heads 2 --seq-length 64 --micro-batch-size 4 --global-batch-size 4
@@ -70,6 +96,7 @@ TINY_RUN = """--num-layers 2 --hidden-size 64 --num-attention-heads 2 --seq-leng
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One comparison: `ratio` is peer / ours in cost, and passes from `gate` on, if any; None: not measured, and `why`."""
+
     section: str
     what: str
     ours: str = ""
@@ -88,17 +115,19 @@ class Row:
 
 # ---- measuring
 
+
 class Spent(NamedTuple):
     """Seconds that a call took."""
+
     wall: float
-    cpu: float                      # of all threads
-    computing: float                # CPU seconds of the calling thread, which stands still while it waits for other ranks
+    cpu: float  # of all threads
+    computing: float  # CPU seconds of the calling thread, which stands still while it waits for other ranks
 
 
 def in_turn(variants: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
     """CPU seconds of each variant (a builder of a step, and its arguments) in each round."""
     found = side_by_side({name: [variant] for name, variant in variants.items()}, rounds)
-    return {name: [spent.cpu for spent, in each] for name, each in found.items()}
+    return {name: [spent.cpu for (spent,) in each] for name, each in found.items()}
 
 
 def side_by_side(teams: dict[str, list[tuple]], rounds: int) -> dict[str, list[list[Spent]]]:
@@ -137,6 +166,7 @@ def clocks() -> Spent:
 @functools.cache
 def built(build: Callable, *given) -> Callable[[], object]:
     import torch
+
     torch.set_num_threads(1)
     return build(*given)
 
@@ -147,34 +177,67 @@ def median_ratio(peer: list[float], ours: list[float]) -> float:
 
 def limit_row(section: str, what: str, found: float, limit: float, unit: str) -> Row:
     """A cost that must stay at or below a limit."""
-    return Row(section=section, what=what, ours=f"{found:.3g} {unit}", peer=f"limit {limit:g} {unit}",
-               ratio=limit / max(found, 1e-12), gate=1.0)
+    return Row(
+        section=section,
+        what=what,
+        ours=f"{found:.3g} {unit}",
+        peer=f"limit {limit:g} {unit}",
+        ratio=limit / max(found, 1e-12),
+        gate=1.0,
+    )
 
 
 def product(dtype: str, size: int = 1024) -> Callable[[], Tensor]:
     """The matmul that stands for what this machine can do: 2 size^3 FLOPs."""
     import torch
+
     a = torch.randn(size, size).to(getattr(torch, dtype))
     return lambda: a @ a
 
 
 # ---- ours
 
-def config_of(model: Model, dtype: str, objective: str = "ar", batch: int = 1, compile: bool = False,
-              device: str = "cpu", parallel: Parallel = ONE_PROCESS) -> Config:
+
+def config_of(
+    model: Model,
+    dtype: str,
+    objective: str = "ar",
+    batch: int = 1,
+    compile: bool = False,
+    device: str = "cpu",
+    parallel: Parallel = ONE_PROCESS,
+) -> Config:
     """A configuration that only the builders of a step read."""
-    train = Train(global_batch_size=batch, bf16=dtype == "bfloat16", device=device, num_threads=1,
-                  compile="on" if compile else "off")
-    return Config(model=model, parallel=parallel, data=Data(), objective=Objective(objective=objective),
-                  optim=Optim(lr=LEARNING_RATE, adam_beta2=0.95, weight_decay=0.1), train=train, log=Log())
+    train = Train(
+        global_batch_size=batch, bf16=dtype == "bfloat16", device=device, num_threads=1, compile="on" if compile else "off"
+    )
+    return Config(
+        model=model,
+        parallel=parallel,
+        data=Data(),
+        objective=Objective(objective=objective),
+        optim=Optim(lr=LEARNING_RATE, adam_beta2=0.95, weight_decay=0.1),
+        train=train,
+        log=Log(),
+    )
 
 
-def our_step(model: Model, dtype: str, objective: str = "ar", batch: int = 1, rows: int = 1, all_asked: bool = False,
-             compile: bool = False, device: str = "cpu", parallel: Parallel = ONE_PROCESS) -> Callable[[], object]:
+def our_step(
+    model: Model,
+    dtype: str,
+    objective: str = "ar",
+    batch: int = 1,
+    rows: int = 1,
+    all_asked: bool = False,
+    compile: bool = False,
+    device: str = "cpu",
+    parallel: Parallel = ONE_PROCESS,
+) -> Callable[[], object]:
     """The trainer's own step on random samples, with its engine and its global switches; a replica takes its part of them."""
     from megatron.core.mesh import build_mesh
     from megatron.engine import build
     from megatron.training.device import setup
+
     cfg = config_of(model, dtype, objective, batch, compile, device, parallel)
     where = setup(cfg)
     posed = objective_of(cfg)
@@ -183,12 +246,13 @@ def our_step(model: Model, dtype: str, objective: str = "ar", batch: int = 1, ro
     if all_asked:
         batches = [ask_all(b) for b in batches]
     mine = split_evenly(len(batches), mesh.dp.size)[mesh.dp.rank]
-    return lambda: engine.step(batches[mine.start:mine.stop], LEARNING_RATE)
+    return lambda: engine.step(batches[mine.start : mine.stop], LEARNING_RATE)
 
 
 def ranked_step(parallel: Parallel, rank: int, store: str, *given) -> Callable[[], object]:
     """Our step as one rank of a layout, whose processes meet over a file."""
     import torch.distributed as dist
+
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=parallel.world_size, timeout=PATIENCE)
     return our_step(*given, parallel=parallel)
 
@@ -200,6 +264,7 @@ def team(parallel: Parallel, store: str, *given) -> list[tuple]:
 
 def objective_of(cfg: Config):
     from megatron import objectives
+
     return objectives.build(cfg.objective, cfg.model.vocab_size, cfg.train.global_batch_size)
 
 
@@ -208,6 +273,7 @@ def pose(cfg: Config, objective, rows: int) -> list[Batch]:
     import torch
 
     from megatron.batch import Clean, Noise
+
     tokens = random_ids(cfg.model, cfg.train.global_batch_size, cfg.model.seq_length + 1)
     parts = zip(tokens.split(rows), torch.arange(len(tokens)).split(rows), strict=True)
     cleans = [Clean(tokens=t, scored=torch.ones_like(t, dtype=torch.bool), index=i) for t, i in parts]
@@ -217,19 +283,23 @@ def pose(cfg: Config, objective, rows: int) -> list[Batch]:
 def ask_all(batch: Batch) -> Batch:
     """The same problem with the head at every position."""
     import torch
+
     return replace(batch, asked=torch.arange(batch.inputs.numel()))
 
 
 def random_ids(model: Model, rows: int, length: int) -> Tensor:
     import torch
+
     return torch.randint(0, model.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 # ---- peers
 
+
 def peer_step(parameters: list, loss: Callable[[], Tensor], autocast: bool) -> Callable[[], None]:
     """What a training script does around a loss: backward, clip to 1, fused AdamW."""
     import torch
+
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step():
@@ -239,12 +309,14 @@ def peer_step(parameters: list, loss: Callable[[], Tensor], autocast: bool) -> C
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
     return step
 
 
 def plain_step(model: Model, dtype: str, autocast: bool, compile: bool = False) -> Callable[[], None]:
     """A nanoGPT-style step: fused qkv and gate/up, F.rms_norm, SDPA, tied embeddings, logits in fp32."""
     import torch
+
     ids = random_ids(model, 1, model.seq_length + 1)
     weights = plain_weights(model, getattr(torch, dtype))
     d = model.kv_channels
@@ -256,6 +328,7 @@ def plain_step(model: Model, dtype: str, autocast: bool, compile: bool = False) 
 
 def plain_weights(model: Model, dtype) -> dict[str, Tensor]:
     import torch
+
     h, f = model.hidden_size, model.ffn_hidden_size
     block = {"norm1": (h,), "qkv": (3 * h, h), "out": (h, h), "norm2": (h,), "gate_up": (2 * f, h), "down": (h, f)}
     shapes = {"table": (model.padded_vocab_size, h), "norm": (h,)}
@@ -267,6 +340,7 @@ def plain_weights(model: Model, dtype) -> dict[str, Tensor]:
 def plain_loss(w: dict[str, Tensor], inputs: Tensor, targets: Tensor, rope: list[Tensor], model: Model, autocast: bool) -> Tensor:
     import torch
     import torch.nn.functional as F
+
     n, d = model.num_attention_heads, model.kv_channels
     cos, sin = rope
 
@@ -293,17 +367,32 @@ def hf_step(model: Model, dtype: str, autocast: bool, compile: bool = False) -> 
     """LlamaForCausalLM's step."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
-    llama = LlamaForCausalLM(LlamaConfig(
-        vocab_size=model.padded_vocab_size, hidden_size=model.hidden_size, intermediate_size=model.ffn_hidden_size,
-        num_hidden_layers=model.num_layers, num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_attention_heads, max_position_embeddings=model.seq_length, tie_word_embeddings=True,
-        attn_implementation="sdpa", use_cache=False)).to(getattr(torch, dtype)).train()
+
+    llama = (
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=model.padded_vocab_size,
+                hidden_size=model.hidden_size,
+                intermediate_size=model.ffn_hidden_size,
+                num_hidden_layers=model.num_layers,
+                num_attention_heads=model.num_attention_heads,
+                num_key_value_heads=model.num_attention_heads,
+                max_position_embeddings=model.seq_length,
+                tie_word_embeddings=True,
+                attn_implementation="sdpa",
+                use_cache=False,
+            )
+        )
+        .to(getattr(torch, dtype))
+        .train()
+    )
     ids = random_ids(model, 1, model.seq_length)
     forward = torch.compile(llama) if compile else llama
     return peer_step(list(llama.parameters()), lambda: forward(input_ids=ids, labels=ids).loss, autocast)
 
 
 # ---- sections: each gives its rows
+
 
 def step(rounds: int, model: Model = TEN_MILLION) -> list[Row]:
     """Eager bf16: at least 1.2 x each peer."""
@@ -344,6 +433,7 @@ def fastest_row(section: str, what: str, modes: list[str], model: Model, seconds
         done = model.shape().flops_per_token(model.seq_length) * model.seq_length / spent
         peak = 2 * 1024**3 / statistics.median(seconds["matmul"])
         return f"{model.seq_length / spent:.0f} tok/cpu-s, {done / peak:.0%} of the matmul's {peak / 1e9:.0f} GFLOP/s"
+
     return Row(section=section, what=f"{what}, {name}", ours=rate("ours"), peer=rate(name), ratio=ratios[name], gate=gate)
 
 
@@ -356,9 +446,17 @@ def head(rounds: int, rows: int = 4096, columns: int = 50304, width: int = 384) 
                 measured.append(home.submit(measure_head, name, rows, columns, width).result())
     (ours, our_memory), (plain, plain_memory) = (zip(*found[name], strict=True) for name in ("ours", "plain"))
     what, taken = f"head {rows} x {columns} x {width}", statistics.median(plain_memory)
-    return [limit_row("head", f"{what}, extra memory (plain {taken:.0f} MiB)", statistics.median(our_memory), 400, "MiB"),
-            Row(section="head", what=f"{what}, CPU time against plain", ours=f"{statistics.median(ours):.2f} s",
-                peer=f"{statistics.median(plain):.2f} s", ratio=median_ratio(plain, ours), gate=1.0)]
+    return [
+        limit_row("head", f"{what}, extra memory (plain {taken:.0f} MiB)", statistics.median(our_memory), 400, "MiB"),
+        Row(
+            section="head",
+            what=f"{what}, CPU time against plain",
+            ours=f"{statistics.median(ours):.2f} s",
+            peer=f"{statistics.median(plain):.2f} s",
+            ratio=median_ratio(plain, ours),
+            gate=1.0,
+        ),
+    ]
 
 
 def measure_head(name: str, rows: int, columns: int, width: int) -> tuple[float, float]:
@@ -367,8 +465,9 @@ def measure_head(name: str, rows: int, columns: int, width: int) -> tuple[float,
     import torch.nn.functional as F
 
     from megatron.core.head import weighted_nll
+
     torch.set_num_threads(1)
-    dtype = torch.float32 if name == "ours" else torch.bfloat16          # ours casts its fp32 master weights itself
+    dtype = torch.float32 if name == "ours" else torch.bfloat16  # ours casts its fp32 master weights itself
     x, targets = torch.randn(rows, width, dtype=torch.bfloat16, requires_grad=True), torch.randint(0, columns, (rows,))
     table, weights = (0.02 * torch.randn(columns, width)).to(dtype).requires_grad_(), torch.full((rows,), 1 / rows)
     x.grad, table.grad = torch.zeros_like(x), torch.zeros_like(table)
@@ -391,9 +490,17 @@ def mdm(rounds: int, model: Model = TEN_MILLION, small: Model = MINIATURE, sampl
     cfg = config_of(model, "bfloat16", "mdm", samples)
     share = sum(len(b.asked) for b in pose(cfg, objective_of(cfg), 1)) / (samples * model.seq_length)
     rate = {name: f"{samples * model.seq_length / statistics.median(s):.0f} tok/cpu-s" for name, s in seconds.items()}
-    return [Row(section="mdm", what=f"bfloat16 step, head on the {share:.0%} asked, against head everywhere", ours=rate["ours"],
-                peer=rate["full"], ratio=median_ratio(seconds["full"], seconds["ours"]), gate=1.25),
-            limit_row("mdm", "loss and gradients, largest relative difference in fp32", largest_difference(small), 1e-6, "")]
+    return [
+        Row(
+            section="mdm",
+            what=f"bfloat16 step, head on the {share:.0%} asked, against head everywhere",
+            ours=rate["ours"],
+            peer=rate["full"],
+            ratio=median_ratio(seconds["full"], seconds["ours"]),
+            gate=1.25,
+        ),
+        limit_row("mdm", "loss and gradients, largest relative difference in fp32", largest_difference(small), 1e-6, ""),
+    ]
 
 
 def largest_difference(model: Model, rows: int = 4) -> float:
@@ -402,13 +509,15 @@ def largest_difference(model: Model, rows: int = 4) -> float:
 
     from megatron.core.norm import global_norm
     from megatron.core.transformer import GPT
+
     cfg = config_of(model, "float32", "mdm", rows)
-    batch, = pose(cfg, objective_of(cfg), rows)
+    (batch,) = pose(cfg, objective_of(cfg), rows)
     network = GPT(model, causal=False, seed=0)
 
     def results(batch: Batch) -> list[Tensor]:
         loss, _, _ = network(batch)
         return [loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))]
+
     pairs = zip(results(batch), results(ask_all(batch)), strict=True)
     return max(float(global_norm([a - b]) / global_norm([b])) for a, b in pairs)
 
@@ -416,14 +525,26 @@ def largest_difference(model: Model, rows: int = 4) -> float:
 def dp(rounds: int, model: Model = TEN_MILLION, micro_batches: int = 4) -> list[Row]:
     """Two replicas against two processes that know nothing of each other, all with as many micro-batches: tokens of both."""
     with tempfile.TemporaryDirectory() as folder:
-        found = side_by_side({
-            "ours": team(LAYOUTS["dp2"], f"{folder}/store", model, "bfloat16", "ar", 2 * micro_batches),
-            "apart": [(our_step, model, "bfloat16", "ar", micro_batches)] * 2}, rounds)
+        found = side_by_side(
+            {
+                "ours": team(LAYOUTS["dp2"], f"{folder}/store", model, "bfloat16", "ar", 2 * micro_batches),
+                "apart": [(our_step, model, "bfloat16", "ar", micro_batches)] * 2,
+            },
+            rounds,
+        )
     tokens = micro_batches * model.seq_length
     rates = {name: [sum(tokens / spent.wall for spent in members) for members in each] for name, each in found.items()}
     ours, peer = (f"{statistics.median(rates[name]):.0f} tok/s" for name in ("ours", "apart"))
-    return [Row(section="dp", what=f"dp2, {micro_batches} micro-batches each, against two independent processes", ours=ours,
-                peer=peer, ratio=median_ratio(rates["ours"], rates["apart"]), gate=0.8)]
+    return [
+        Row(
+            section="dp",
+            what=f"dp2, {micro_batches} micro-batches each, against two independent processes",
+            ours=ours,
+            peer=peer,
+            ratio=median_ratio(rates["ours"], rates["apart"]),
+            gate=0.8,
+        )
+    ]
 
 
 def communication(rounds: int, model: Model = TEN_MILLION, micro_batches: int = 8) -> list[Row]:
@@ -444,13 +565,19 @@ def exposed_row(name: str, members: list[tuple], rounds: int) -> Row:
     """The fastest round of a layout, averaged over its ranks: what else the machine does only makes a round slower."""
     each = min(side_by_side({name: members}, rounds)[name], key=lambda each: max(spent.wall for spent in each))
     wall, computing = (statistics.mean(seconds) for seconds in zip(*((s.wall, s.computing) for s in each), strict=True))
-    return Row(section="communication", what=f"{name}, {1 - computing / wall:.0%} of the step exposed", ours=f"step {wall:.2f} s",
-               peer=f"computing {computing:.2f} s", ratio=computing / wall)
+    return Row(
+        section="communication",
+        what=f"{name}, {1 - computing / wall:.0%} of the step exposed",
+        ours=f"step {wall:.2f} s",
+        peer=f"computing {computing:.2f} s",
+        ratio=computing / wall,
+    )
 
 
 def layers(rounds: int, model: Model = SMALL_VOCABULARY) -> list[Row]:
     """Our column and row linears at tensor-parallel size 1 against nn.Linear: eager on a CPU, compiled and gated on a GPU."""
     import torch
+
     on_cpu = layers_row(model, 1, rounds, "cpu", None)
     if torch.cuda.is_available():
         return [on_cpu, layers_row(gpu_model("425M", 2048), 8, rounds, "cuda", 0.98)]
@@ -461,7 +588,7 @@ def layers(rounds: int, model: Model = SMALL_VOCABULARY) -> list[Row]:
 def layers_row(model: Model, batch: int, rounds: int, device: str, gate: float | None) -> Row:
     given = (model, batch, device)
     found = side_by_side({"ours": [(blocks_step, *given, False)], "plain": [(blocks_step, *given, True)]}, rounds)
-    seconds = {name: [spent.cpu if device == "cpu" else spent.wall for spent, in each] for name, each in found.items()}
+    seconds = {name: [spent.cpu if device == "cpu" else spent.wall for (spent,) in each] for name, each in found.items()}
     what = f"{'eager' if device == 'cpu' else 'compiled'} blocks on {device}, width {model.hidden_size}, against nn.Linear"
     ours, plain = (f"{statistics.median(seconds[name]):.3g} s" for name in ("ours", "plain"))
     ratio = median_ratio(seconds["plain"], seconds["ours"])
@@ -474,6 +601,7 @@ def blocks_step(model: Model, batch: int, device: str, plain: bool) -> Callable[
 
     from megatron.core.mesh import Group
     from megatron.core.transformer import Block, rotary
+
     blocks = torch.nn.ModuleList(Block(model, True, Group(), False) for _ in range(model.num_layers))
     for block in blocks:
         if plain:
@@ -493,6 +621,7 @@ def blocks_step(model: Model, batch: int, device: str, plain: bool) -> Callable[
         blocks.zero_grad()
         if device == "cuda":
             torch.cuda.synchronize()
+
     return run
 
 
@@ -549,6 +678,7 @@ def make_corpus(prefix: str, documents: int = 64) -> None:
 
     from megatron.data.indexed import IndexedWriter
     from megatron.data.tokenizer import build_tokenizer
+
     tokenizer = build_tokenizer("ByteTokenizer")
     with IndexedWriter(prefix, np.uint16) as writer:
         for number in range(documents):
@@ -558,9 +688,11 @@ def make_corpus(prefix: str, documents: int = 64) -> None:
 
 # ---- the GPU table
 
+
 def gpu(rounds: int, sizes: tuple[str, ...] = GPU_SIZES, seq_length: int = 2048) -> list[Row]:
     """Print the README's table: tokens/s, MFU and peak memory of a bf16 step. It has no gate."""
     import torch
+
     rate = gpu_matmul_flops() if torch.cuda.is_available() else None
     beside = f"of the matmul's {rate / 1e12:.0f} TFLOP/s" if rate else "of the matmul"
     heads = ["model", "objective", "compile", "micro-batch", "tokens/s", "MFU of 989 TFLOP/s", beside, "peak memory"]
@@ -575,14 +707,22 @@ def gpu(rounds: int, sizes: tuple[str, ...] = GPU_SIZES, seq_length: int = 2048)
 
 def gpu_model(size: str, seq_length: int) -> Model:
     _, s = find_size(size)
-    return replace(TEN_MILLION, num_layers=s.num_layers, hidden_size=s.hidden_size, num_attention_heads=s.num_attention_heads,
-                   kv_channels=s.kv_channels, ffn_hidden_size=s.ffn_hidden_size, seq_length=seq_length)
+    return replace(
+        TEN_MILLION,
+        num_layers=s.num_layers,
+        hidden_size=s.hidden_size,
+        num_attention_heads=s.num_attention_heads,
+        kv_channels=s.kv_channels,
+        ffn_hidden_size=s.ffn_hidden_size,
+        seq_length=seq_length,
+    )
 
 
 def gpu_matmul_flops(size: int = 8192) -> float:
     import torch
 
     from megatron.training.device import timed_product
+
     a = torch.randn(size, size, device="cuda").bfloat16()
     return 2 * size**3 / min(timed_product(a) for _ in range(10))
 
@@ -590,6 +730,7 @@ def gpu_matmul_flops(size: int = 8192) -> float:
 def gpu_cells(model: Model, objective: str, compile: bool, matmul: float, rounds: int) -> list[str]:
     """The largest micro-batch that fits, and what one step with it takes."""
     import torch
+
     for batch in GPU_BATCHES:
         try:
             seconds, memory = gpu_seconds(rounds, model, "bfloat16", objective, batch, batch, False, compile, "cuda")
@@ -608,6 +749,7 @@ def gpu_cells(model: Model, objective: str, compile: bool, matmul: float, rounds
 def gpu_seconds(rounds: int, *given) -> tuple[float, int]:
     """Median seconds of a step, and the allocator's peak in bytes."""
     import torch
+
     torch.compiler.reset()
     run = our_step(*given)
     for _ in range(3):
@@ -626,13 +768,23 @@ def gpu_seconds(rounds: int, *given) -> tuple[float, int]:
 # ---- the command
 
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
-    "step": step, "step-fp32": step_fp32, "step-compiled": step_compiled, "head": head, "mdm": mdm, "dp": dp,
-    "communication": communication, "layers": layers, "startup": startup, "gpu": gpu}
+    "step": step,
+    "step-fp32": step_fp32,
+    "step-compiled": step_compiled,
+    "head": head,
+    "mdm": mdm,
+    "dp": dp,
+    "communication": communication,
+    "layers": layers,
+    "startup": startup,
+    "gpu": gpu,
+}
 
 
 def print_rows(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
+
     table = Table("what", "ours", "peer", "ratio", "gate", "verdict")
     for row in rows:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"

@@ -11,6 +11,7 @@ access         a sample of 2048 tokens out of a warm file, one by one and 32 at 
 megatron-core is measured where --peer-python names an interpreter that has it: it is imported as `megatron`, as this project is,
 so they cannot share one. Everything runs in a process of its own; memory is what the work adds to its peak.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))                       # run from a checkout that is not installed
+sys.path.insert(0, str(ROOT))  # run from a checkout that is not installed
 
 from megatron.data.gpt_dataset import PackedDataset  # noqa: E402
 from megatron.data.indexed import CODES, HEADER, MAGIC, VERSION, IndexedDataset, IndexedWriter  # noqa: E402
@@ -43,21 +44,25 @@ from tools.benchmark_data_peers import Meter, fastest  # noqa: E402
 
 SEQ_LENGTH, MEAN_TOKENS = 2048, 1000
 ACCESS_TOKENS, PICKS, BATCH = 20_000_000, 4096, 32
-DOCUMENT_BLOCK = 1 << 20                        # lengths drawn or written at once
-PEER_BYTES, REFERENCE_BYTES = 21, 9             # of memory for a document and epoch: numbers of 8 bytes twice, then of 4
-CALL = ("import json, sys; from tools import benchmark_data; "
-        "print(json.dumps(getattr(benchmark_data, sys.argv[1])(*json.loads(sys.argv[2]))))")
+DOCUMENT_BLOCK = 1 << 20  # lengths drawn or written at once
+PEER_BYTES, REFERENCE_BYTES = 21, 9  # of memory for a document and epoch: numbers of 8 bytes twice, then of 4
+CALL = (
+    "import json, sys; from tools import benchmark_data; "
+    "print(json.dumps(getattr(benchmark_data, sys.argv[1])(*json.loads(sys.argv[2]))))"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row(benchmark.Row):
     """A row of the benchmark with the numbers behind its words."""
+
     numbers: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Given:
     """The flags."""
+
     megabytes: float
     documents: list[int]
     epochs: list[int]
@@ -81,6 +86,7 @@ class Given:
 
 # Processes
 
+
 def alone_environment() -> dict[str, str]:
     """One thread, and no path by which one `megatron` finds the other."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
@@ -89,6 +95,7 @@ def alone_environment() -> dict[str, str]:
 @dataclass(frozen=True)
 class Spent:
     """What a process took, the processes that it started included."""
+
     cpu: float
     mebibytes: float
     said: str
@@ -97,8 +104,7 @@ class Spent:
 def spent(words: Sequence[str | Path], folder: Path = ROOT) -> Spent:
     """Run a program in `folder`.  Raises OSError, or MissingInput with its last line when it fails."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen([str(word) for word in words], stdout=out, stderr=errors, cwd=folder,
-                                   env=alone_environment())
+        process = subprocess.Popen([str(word) for word in words], stdout=out, stderr=errors, cwd=folder, env=alone_environment())
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
@@ -124,6 +130,7 @@ def peer(python: str, name: str, *given) -> Spent:
 
 # Tokenization
 
+
 def tokenization(given: Given) -> list[Row]:
     write_text(given.folder / "text.jsonl", given.megabytes)
     vocab, merges = vocabulary(given)
@@ -139,8 +146,22 @@ def tokenization_row(given: Given, backend: str, files: list[str], eod: int) -> 
     if importlib.util.find_spec(backend) is None:
         return Row(section="tokenization", what=what, why=f"{backend} is not installed")
     corpus = given.folder / "text.jsonl"
-    command = [sys.executable, ROOT / "tools/preprocess_data.py", "--input", corpus, "--output-prefix", given.folder / "ours",
-               "--append-eod", "--overwrite", "--bpe-backend", backend, "--vocab-file", files[0], "--merge-file", files[1]]
+    command = [
+        sys.executable,
+        ROOT / "tools/preprocess_data.py",
+        "--input",
+        corpus,
+        "--output-prefix",
+        given.folder / "ours",
+        "--append-eod",
+        "--overwrite",
+        "--bpe-backend",
+        backend,
+        "--vocab-file",
+        files[0],
+        "--merge-file",
+        files[1],
+    ]
     mine, bare = [], []
     for _ in range(given.rounds):
         bare.append(peer(sys.executable, f"bare_{backend}", *files, eod, str(corpus), str(given.folder / "bare.bin")))
@@ -148,10 +169,15 @@ def tokenization_row(given: Given, backend: str, files: list[str], eod: int) -> 
     check_same_bytes(given.folder / "ours_text_document.bin", given.folder / "bare.bin")
     tokens, least = last_json(bare[0])["tokens"], min(one.cpu for one in mine)
     least_bare, peak = min(one.cpu for one in bare), max(one.mebibytes for one in mine)
-    return Row(section="tokenization", what=what, ours=f"{least:.2f} CPU-s, {tokens / least / 1e6:.2f} Mtok/s, {peak:.0f} MiB",
-               peer=f"bare loop {least_bare:.2f} CPU-s, {tokens / least_bare / 1e6:.2f} Mtok/s", ratio=least_bare / least,
-               gate=0.8 if given.megabytes >= 100 else None,
-               numbers={"cpu": least, "mebibytes": peak, "peer_cpu": least_bare, "tokens": tokens})
+    return Row(
+        section="tokenization",
+        what=what,
+        ours=f"{least:.2f} CPU-s, {tokens / least / 1e6:.2f} Mtok/s, {peak:.0f} MiB",
+        peer=f"bare loop {least_bare:.2f} CPU-s, {tokens / least_bare / 1e6:.2f} Mtok/s",
+        ratio=least_bare / least,
+        gate=0.8 if given.megabytes >= 100 else None,
+        numbers={"cpu": least, "mebibytes": peak, "peer_cpu": least_bare, "tokens": tokens},
+    )
 
 
 def check_same_bytes(one: Path, other: Path) -> None:
@@ -183,10 +209,11 @@ def write_text(path: Path, megabytes: float) -> None:
 def library_texts(length: int = 3000) -> Iterator[str]:
     for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         text = source.read_text(encoding="utf-8", errors="ignore")
-        yield from (text[at:at + length] for at in range(0, len(text), length))
+        yield from (text[at : at + length] for at in range(0, len(text), length))
 
 
 # Index
+
 
 def index(given: Given) -> list[Row]:
     rows = []
@@ -228,9 +255,16 @@ def index_row(order: str, prefix: str, documents: int, epochs: int, theirs: dict
     if theirs is None:
         return Row(section="index", what=what, ours=words, why=why, numbers=numbers)
     numbers |= {f"peer_{name}": value for name, value in theirs.items()}
-    ratio = min(theirs[name] / max(mine[name], 1e-3) for name in ("cpu", "mebibytes"))      # the worse of time and memory
-    return Row(section="index", what=what, ours=words, peer=f"{theirs['cpu']:.2f} CPU-s, {theirs['mebibytes']:.0f} MiB",
-               ratio=ratio, gate=10 if order == "strict" and documents >= 10**7 else None, numbers=numbers)
+    ratio = min(theirs[name] / max(mine[name], 1e-3) for name in ("cpu", "mebibytes"))  # the worse of time and memory
+    return Row(
+        section="index",
+        what=what,
+        ours=words,
+        peer=f"{theirs['cpu']:.2f} CPU-s, {theirs['mebibytes']:.0f} MiB",
+        ratio=ratio,
+        gate=10 if order == "strict" and documents >= 10**7 else None,
+        numbers=numbers,
+    )
 
 
 def strict_index(prefix: str, epochs: int) -> dict[str, float]:
@@ -251,15 +285,16 @@ def reference_index(prefix: str, epochs: int) -> dict[str, float]:
 
 def write_sparse_corpus(prefix: str, documents: int) -> None:
     """An index of documents of about 1000 tokens, and a .bin that takes no room on the disk."""
-    sizes = np.concatenate([lengths(first, min(DOCUMENT_BLOCK, documents - first))
-                            for first in range(0, documents, DOCUMENT_BLOCK)])
+    sizes = np.concatenate(
+        [lengths(first, min(DOCUMENT_BLOCK, documents - first)) for first in range(0, documents, DOCUMENT_BLOCK)]
+    )
     tokens = 0
     with open(prefix + ".idx", "wb") as file:
         file.write(HEADER.pack(MAGIC, VERSION, CODES[np.dtype("<u2")], documents, documents + 1))
         file.write(sizes.data)
         for first in range(0, documents, DOCUMENT_BLOCK):
-            ends = tokens + sizes[first:first + DOCUMENT_BLOCK].cumsum(dtype=np.int64)
-            file.write(((ends - sizes[first:first + DOCUMENT_BLOCK]) * 2).astype("<i8").data)
+            ends = tokens + sizes[first : first + DOCUMENT_BLOCK].cumsum(dtype=np.int64)
+            file.write(((ends - sizes[first : first + DOCUMENT_BLOCK]) * 2).astype("<i8").data)
             tokens = int(ends[-1])
         for first in range(0, documents + 1, DOCUMENT_BLOCK):
             file.write(np.arange(first, min(first + DOCUMENT_BLOCK, documents + 1), dtype="<i8").data)
@@ -274,6 +309,7 @@ def lengths(seed: int, count: int) -> np.ndarray:
 
 # Access
 
+
 def access(given: Given) -> list[Row]:
     prefix = str(given.folder / "access")
     sizes = lengths(0, ACCESS_TOKENS // MEAN_TOKENS)
@@ -282,8 +318,11 @@ def access(given: Given) -> list[Row]:
     theirs = None
     if not given.without_core:
         theirs = last_json(peer(given.peer_python, "core_access", prefix, SEQ_LENGTH, PICKS, given.rounds))
-    return [access_row(order, how, value, theirs, given.without_core or "")
-            for order in ("strict", "reference") for how, value in ours("our_access", prefix, order, PICKS, given.rounds).items()]
+    return [
+        access_row(order, how, value, theirs, given.without_core or "")
+        for order in ("strict", "reference")
+        for how, value in ours("our_access", prefix, order, PICKS, given.rounds).items()
+    ]
 
 
 def access_row(order: str, how: str, microseconds: float, theirs: dict[str, float] | None, why: str) -> Row:
@@ -292,8 +331,15 @@ def access_row(order: str, how: str, microseconds: float, theirs: dict[str, floa
     if theirs is None:
         return Row(section="access", what=what, ours=words, why=why, numbers={"us": microseconds})
     one = theirs["one"]
-    return Row(section="access", what=what, ours=words, peer=f"{one:.1f} us, one by one", ratio=one / microseconds,
-               gate=round(one / 20, 2) if order == "strict" else None, numbers={"us": microseconds, "peer_us": one})
+    return Row(
+        section="access",
+        what=what,
+        ours=words,
+        peer=f"{one:.1f} us, one by one",
+        ratio=one / microseconds,
+        gate=round(one / 20, 2) if order == "strict" else None,
+        numbers={"us": microseconds, "peer_us": one},
+    )
 
 
 def our_access(prefix: str, order: str, picks: int, rounds: int) -> dict[str, float]:
@@ -305,8 +351,8 @@ def our_access(prefix: str, order: str, picks: int, rounds: int) -> dict[str, fl
     else:
         found = PackedDataset([Source(1.0, 0, 1.0, prefix)], SEQ_LENGTH, 1234)
     numbers = np.random.default_rng(0).integers(0, samples, picks)
-    one = fastest(lambda: [found.rows(numbers[i:i + 1]) for i in range(picks)], rounds)
-    many = fastest(lambda: [found.rows(numbers[i:i + BATCH]) for i in range(0, picks, BATCH)], rounds)
+    one = fastest(lambda: [found.rows(numbers[i : i + 1]) for i in range(picks)], rounds)
+    many = fastest(lambda: [found.rows(numbers[i : i + BATCH]) for i in range(0, picks, BATCH)], rounds)
     return {"one by one": one / picks * 1e6, f"{BATCH} at once": many / picks * 1e6}
 
 
@@ -316,8 +362,9 @@ SECTIONS = {"tokenization": tokenization, "index": index, "access": access}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="benchmark_data.py", allow_abbrev=False, description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="benchmark_data.py", allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"sections to run, of {', '.join(SECTIONS)} [all]")
     add("--megabytes", type=float, default=20, metavar="N", help="of text to tokenize [20; the gate holds from 100 on]")
@@ -352,8 +399,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parse(argv)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-data-", dir=given.folder) as folder:
-        flags = Given(given.megabytes, given.documents, given.epochs, given.rounds, given.peer_python, given.vocab_file,
-                      given.merge_file, Path(folder))
+        flags = Given(
+            given.megabytes,
+            given.documents,
+            given.epochs,
+            given.rounds,
+            given.peer_python,
+            given.vocab_file,
+            given.merge_file,
+            Path(folder),
+        )
         for name in given.names or SECTIONS:
             found = SECTIONS[name](flags)
             benchmark.print_rows(found)

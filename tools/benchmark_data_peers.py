@@ -5,6 +5,7 @@
 It imports nothing of this project, because megatron-core is imported by the same name: its interpreter is another one.
 Prints what the work took as JSON.
 """
+
 from __future__ import annotations
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-BLOCK_BYTES = 16 << 20                  # of text that a bare loop reads at once
+BLOCK_BYTES = 16 << 20  # of text that a bare loop reads at once
 
 
 class Meter:
@@ -41,6 +42,7 @@ def peak_mebibytes() -> float:
 
 # Tokens by a bare loop: lines in, ids and lengths out, nothing checked
 
+
 def texts(path: str) -> Iterator[list[str]]:
     with open(path, "rb") as file:
         while lines := file.readlines(BLOCK_BYTES):
@@ -51,8 +53,13 @@ def bare_tiktoken(vocab: str, merges: str, eod: int, corpus: str, out: str) -> d
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
-    encoding = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, special_tokens={"<|endoftext|>": eod},
-                                 mergeable_ranks=data_gym_to_mergeable_bpe_ranks(merges, vocab))
+
+    encoding = tiktoken.Encoding(
+        "gpt2",
+        pat_str=r50k_pat_str,
+        special_tokens={"<|endoftext|>": eod},
+        mergeable_ranks=data_gym_to_mergeable_bpe_ranks(merges, vocab),
+    )
     end, tokens = np.array([eod]), 0
     with open(out, "wb") as file:
         for block in texts(corpus):
@@ -65,6 +72,7 @@ def bare_tiktoken(vocab: str, merges: str, eod: int, corpus: str, out: str) -> d
 def bare_gigatoken(vocab: str, merges: str, eod: int, corpus: str, out: str) -> dict[str, int]:
     import awkward
     import gigatoken
+
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     model = {"type": "BPE", "vocab": json.loads(Path(vocab).read_bytes()), "merges": Path(merges).read_text().splitlines()[1:]}
     spec = {"version": "1.0", "added_tokens": [], "pre_tokenizer": level, "decoder": level, "model": model}
@@ -84,8 +92,10 @@ def bare_gigatoken(vocab: str, merges: str, eod: int, corpus: str, out: str) -> 
 
 # megatron-core
 
+
 class Ids:
     """The tokenizer that its configuration asks for; no id of the corpora is padding."""
+
     eod, pad, vocab_size, unique_identifiers = 50256, 50257, 50304, {}
 
 
@@ -94,9 +104,19 @@ def core_dataset(prefix: str, seq_length: int, epochs: int):
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset
     from megatron.core.datasets.utils import Split
-    config = GPTDatasetConfig(random_seed=1234, sequence_length=seq_length, blend=([prefix], None), split="1,0,0",
-                              reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False,
-                              create_attention_mask=False, tokenizer=Ids(), path_to_cache=None)
+
+    config = GPTDatasetConfig(
+        random_seed=1234,
+        sequence_length=seq_length,
+        blend=([prefix], None),
+        split="1,0,0",
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+        tokenizer=Ids(),
+        path_to_cache=None,
+    )
     config.mock = True
 
     def build():
@@ -104,6 +124,7 @@ def core_dataset(prefix: str, seq_length: int, epochs: int):
         sizes = corpus.sequence_lengths
         samples = (epochs * int(sizes.sum(dtype=np.int64)) - 1) // seq_length
         return GPTDataset(corpus, prefix, np.arange(len(sizes), dtype=np.int32), samples, Split.train, config)
+
     return build
 
 

@@ -8,6 +8,7 @@ Plain weights are model.safetensors, or several such files with model.safetensor
 config.json. Of Megatron-DeepSpeed's files only tensors are taken, whatever the layout they were trained at. Nothing that a
 file holds is executed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.core import checkpoint  # noqa: E402
 from megatron.core.checkpoint import CHECKPOINT, whole  # noqa: E402
@@ -38,34 +39,58 @@ PART = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 LAYER_FILE = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
 LAYER = re.compile(r"language_model\.(?:encoder|transformer)\.layers\.(\d+)\.(?:self_)?(.+)")
 BLOCK_NAMES = {
-    "input_layernorm.weight": "norm1.weight", "post_attention_layernorm.weight": "norm2.weight",
-    "attention.query_key_value.weight": "attention.qkv.weight", "attention.dense.weight": "attention.out.weight",
-    "mlp.dense_h_to_4h.weight": "mlp.up.weight", "mlp.dense_4h_to_h.weight": "mlp.down.weight"}
+    "input_layernorm.weight": "norm1.weight",
+    "post_attention_layernorm.weight": "norm2.weight",
+    "attention.query_key_value.weight": "attention.qkv.weight",
+    "attention.dense.weight": "attention.out.weight",
+    "mlp.dense_h_to_4h.weight": "mlp.up.weight",
+    "mlp.dense_4h_to_h.weight": "mlp.down.weight",
+}
 NAMES = {
-    "language_model.embedding.word_embeddings.weight": "embed.weight", "language_model.output_layer.weight": "head.weight",
-    "language_model.encoder.final_layernorm.weight": "norm.weight", "lm_head.weight": "head.weight",
-    "language_model.transformer.final_layernorm.weight": "norm.weight"}
-COLUMNS_CUT = ("attention.out.weight", "mlp.down.weight")               # row-parallel layers: parts lie side by side
+    "language_model.embedding.word_embeddings.weight": "embed.weight",
+    "language_model.output_layer.weight": "head.weight",
+    "language_model.encoder.final_layernorm.weight": "norm.weight",
+    "lm_head.weight": "head.weight",
+    "language_model.transformer.final_layernorm.weight": "norm.weight",
+}
+COLUMNS_CUT = ("attention.out.weight", "mlp.down.weight")  # row-parallel layers: parts lie side by side
 # What Megatron-DeepSpeed stores beside its weights. It is never imported: an empty shell takes each one's place.
-SHELLS = ("argparse.Namespace", "numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct",
-          "numpy._core.multiarray._reconstruct", "megatron.core.enums.ModelType", "megatron.model.enums.PositionEmbeddingType",
-          "megatron.enums.PositionEmbeddingType", "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-          "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler", "deepspeed.runtime.zero.config.ZeroStageEnum")
+SHELLS = (
+    "argparse.Namespace",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "megatron.core.enums.ModelType",
+    "megatron.model.enums.PositionEmbeddingType",
+    "megatron.enums.PositionEmbeddingType",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+)
 # Settings of a Megatron model that this one cannot have, unless they are so.
-REQUIRED = {"swiglu": True, "normalization": "rmsnorm", "use_rotary_position_embeddings": True, "rotary_percent": 1.0,
-            "num_experts": [1], "apply_layernorm_1p": False}
+REQUIRED = {
+    "swiglu": True,
+    "normalization": "rmsnorm",
+    "use_rotary_position_embeddings": True,
+    "rotary_percent": 1.0,
+    "num_experts": [1],
+    "apply_layernorm_1p": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """A model's tensors by logical name, and what is known of it."""
+
     tensors: dict[str, Tensor]
-    known: dict                     # model (flags of the section), and where known objective, tokenizer, step, samples
+    known: dict  # model (flags of the section), and where known objective, tokenizer, step, samples
     source: Path
 
 
 class Shell:
     """Stands for an object whose class is not wanted; keeps its state, which is plain data, and does nothing."""
+
     state: object = None
 
     def __init__(self, *_):
@@ -76,6 +101,7 @@ class Shell:
 
 
 # Reading
+
 
 def read(path: Path, num_heads: int | None) -> Weights:
     """Whatever form of weights a path holds. Raises MissingInput."""
@@ -99,10 +125,16 @@ def read_checkpoint(path: Path) -> Weights:
     facts = found.facts
     if not names or "model" not in facts.get("config", {}):
         raise Mismatch(f"{found.path} holds no model of this trainer: give a folder of --save")
-    known = {"model": facts["config"]["model"], "objective": facts["config"].get("objective", {}).get("objective"),
-             "tokenizer": facts.get("fingerprints", {}).get("tokenizer"), "step": found.step, "samples": facts.get("samples")}
-    return Weights(tensors={name.removeprefix("model/"): t for name, t in found.tensors(names).items()}, known=known,
-                   source=found.path)
+    known = {
+        "model": facts["config"]["model"],
+        "objective": facts["config"].get("objective", {}).get("objective"),
+        "tokenizer": facts.get("fingerprints", {}).get("tokenizer"),
+        "step": found.step,
+        "samples": facts.get("samples"),
+    }
+    return Weights(
+        tensors={name.removeprefix("model/"): t for name, t in found.tensors(names).items()}, known=known, source=found.path
+    )
 
 
 def read_plain(folder: Path) -> Weights:
@@ -144,30 +176,59 @@ def plain_files(folder: Path) -> list[str]:
 def check_shapes(path: Path, tensors: dict[str, Tensor], known: dict) -> None:
     """Raises Mismatch when the tensors are not exactly those of the described model."""
     try:
-        expected = shapes(**{name: known["model"][name] for name in (
-            "num_layers", "hidden_size", "num_attention_heads", "kv_channels", "ffn_hidden_size", "padded_vocab_size",
-            "untie_embeddings_and_output_weights")})
+        expected = shapes(
+            **{
+                name: known["model"][name]
+                for name in (
+                    "num_layers",
+                    "hidden_size",
+                    "num_attention_heads",
+                    "kv_channels",
+                    "ffn_hidden_size",
+                    "padded_vocab_size",
+                    "untie_embeddings_and_output_weights",
+                )
+            }
+        )
     except (KeyError, TypeError) as error:
         raise Mismatch(f"{path}: config.json does not describe a model of this trainer: {type(error).__name__} {error}") from None
     wrong = [f"{name} is {'missing' if name in expected else 'unknown'}" for name in sorted(expected.keys() ^ tensors.keys())]
-    wrong += [f"{name} has shape {list(t.shape)}, expected {list(expected[name])}" for name, t in tensors.items()
-              if name in expected and tuple(t.shape) != expected[name]]
+    wrong += [
+        f"{name} has shape {list(t.shape)}, expected {list(expected[name])}"
+        for name, t in tensors.items()
+        if name in expected and tuple(t.shape) != expected[name]
+    ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise Mismatch(f"{path} does not hold the model that it describes: {'; '.join(wrong[:5])}{more}")
 
 
-def shapes(*, num_layers: int, hidden_size: int, num_attention_heads: int, kv_channels: int, ffn_hidden_size: int,
-           padded_vocab_size: int, untie_embeddings_and_output_weights: bool) -> dict[str, tuple[int, ...]]:
+def shapes(
+    *,
+    num_layers: int,
+    hidden_size: int,
+    num_attention_heads: int,
+    kv_channels: int,
+    ffn_hidden_size: int,
+    padded_vocab_size: int,
+    untie_embeddings_and_output_weights: bool,
+) -> dict[str, tuple[int, ...]]:
     h, width, table = hidden_size, num_attention_heads * kv_channels, (padded_vocab_size, hidden_size)
-    block = {"norm1": (h,), "attention.qkv": (3 * width, h), "attention.out": (h, width), "norm2": (h,),
-             "mlp.up": (2 * ffn_hidden_size, h), "mlp.down": (h, ffn_hidden_size)}
+    block = {
+        "norm1": (h,),
+        "attention.qkv": (3 * width, h),
+        "attention.out": (h, width),
+        "norm2": (h,),
+        "mlp.up": (2 * ffn_hidden_size, h),
+        "mlp.down": (h, ffn_hidden_size),
+    }
     found = {f"blocks.{i}.{name}.weight": shape for i in range(num_layers) for name, shape in block.items()}
     heads = {"head.weight": table} if untie_embeddings_and_output_weights else {}
     return {"embed.weight": table, "norm.weight": (h,)} | found | heads
 
 
 # Megatron-DeepSpeed
+
 
 def read_megatron(folder: Path, num_heads: int | None) -> Weights:
     """The tensor-parallel parts of one step, put together. Raises Untrusted, Mismatch, MissingInput, BadData."""
@@ -177,8 +238,15 @@ def read_megatron(folder: Path, num_heads: int | None) -> Weights:
     settings = check_settings(folder, states[0] if states else {})
     if layers:
         size = 1 + max(rank for _, rank in layers)
-        refuse_missing(folder, [f"layer_{layer:02d}-model_{rank:02d}-model_states.pt" for layer in {layer for layer, _ in layers}
-                                for rank in range(size) if (layer, rank) not in layers])
+        refuse_missing(
+            folder,
+            [
+                f"layer_{layer:02d}-model_{rank:02d}-model_states.pt"
+                for layer in {layer for layer, _ in layers}
+                for rank in range(size)
+                if (layer, rank) not in layers
+            ],
+        )
         modules = [name_layers([load_state(p) for (_, at), p in sorted(layers.items()) if at == rank]) for rank in range(size)]
     else:
         size = max(states[0].get("mp_world_size") or 1, 1 + max(parts))
@@ -200,8 +268,10 @@ def load_state(path: Path) -> dict:
             raise BadData(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {asked[1]}" if asked else "holds more than tensors and plain containers"
-        raise Untrusted(f"{path} {what}, which weights do not need: nothing of it was run; get the weights from a source "
-                        "that you trust, or as safetensors") from None
+        raise Untrusted(
+            f"{path} {what}, which weights do not need: nothing of it was run; get the weights from a source "
+            "that you trust, or as safetensors"
+        ) from None
     if not isinstance(state, dict):
         raise BadData(f"{path} holds a {type(state).__name__}, expected the dictionary of a model's state")
     return state
@@ -218,12 +288,17 @@ def check_settings(folder: Path, state: dict) -> dict:
     if version is None:
         print(f"{folder} does not say its checkpoint_version: taken as 3")
     elif version != 3:
-        raise Mismatch(f"{folder} has checkpoint_version {version}, whose rows are in another order: expected 3; "
-                       "load and save it with a newer Megatron-DeepSpeed")
+        raise Mismatch(
+            f"{folder} has checkpoint_version {version}, whose rows are in another order: expected 3; "
+            "load and save it with a newer Megatron-DeepSpeed"
+        )
     given = state.get("args")
     settings = given.state if isinstance(given, Shell) and isinstance(given.state, dict) else {}
-    wrong = [f"{name} is {settings[name]}, expected {value}" for name, value in REQUIRED.items()
-             if name in settings and settings[name] != value]
+    wrong = [
+        f"{name} is {settings[name]}, expected {value}"
+        for name, value in REQUIRED.items()
+        if name in settings and settings[name] != value
+    ]
     heads, groups = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
     if groups not in (None, heads):
         wrong.append(f"num_key_value_heads is {groups}, expected {heads}: there is no grouped-query attention")
@@ -243,7 +318,7 @@ def name_layers(states: list[dict]) -> dict[str, Tensor]:
     for state in states:
         if "input_layernorm.weight" in state:
             prefix, num_blocks = f"language_model.encoder.layers.{num_blocks}.", num_blocks + 1
-        elif "word_embeddings.weight" in state:         # with tied tables, the last stage stores its copy too
+        elif "word_embeddings.weight" in state:  # with tied tables, the last stage stores its copy too
             prefix = "language_model.embedding."
         elif "weight" in state:
             prefix = "language_model.encoder.final_layernorm."
@@ -288,12 +363,12 @@ def merge(folder: Path, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         raise BadData(f"{folder}: the tensor-parallel parts hold different tensors")
     try:
         return {name: merge_tensor(folder, name, [part[name].float() for part in parts]) for name in parts[0]}
-    except RuntimeError as error:                       # parts whose shapes do not go together
+    except RuntimeError as error:  # parts whose shapes do not go together
         raise BadData(f"{folder}: the tensor-parallel parts do not fit together: {error}") from error
 
 
 def merge_tensor(folder: Path, name: str, parts: list[Tensor]) -> Tensor:
-    if name.endswith("mlp.up.weight"):                  # of each part (gate|up, f) -> (f, gate|up), the order of the cut
+    if name.endswith("mlp.up.weight"):  # of each part (gate|up, f) -> (f, gate|up), the order of the cut
         return torch.cat([part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in parts])
     if parts[0].dim() > 1:
         return torch.cat(parts, dim=int(name.endswith(COLUMNS_CUT)))
@@ -317,21 +392,31 @@ def describe(folder: Path, tensors: dict[str, Tensor], settings: dict, num_heads
         raise Mismatch(f"{folder} holds no transformer of this architecture: {error}") from None
     if width % num_heads:
         raise Mismatch(f"{folder}: {num_heads} heads do not divide an attention width of {width}: give --num-attention-heads")
-    found = {"num_layers": len([name for name in tensors if name.endswith("mlp.down.weight")]), "hidden_size": h,
-             "num_attention_heads": num_heads, "kv_channels": width // num_heads, "ffn_hidden_size": ffn,
-             "padded_vocab_size": rows, "untie_embeddings_and_output_weights": "head.weight" in tensors}
+    found = {
+        "num_layers": len([name for name in tensors if name.endswith("mlp.down.weight")]),
+        "hidden_size": h,
+        "num_attention_heads": num_heads,
+        "kv_channels": width // num_heads,
+        "ffn_hidden_size": ffn,
+        "padded_vocab_size": rows,
+        "untie_embeddings_and_output_weights": "head.weight" in tensors,
+    }
     epsilon = number(settings, "layernorm_epsilon")
     return found if epsilon is None else found | {"norm_epsilon": epsilon}
 
 
 # Writing
 
+
 def write_plain(out: Path, weights: Weights, dtype: torch.dtype) -> None:
     """model.safetensors, or several files with an index, and config.json."""
     tensors = {name: t.to(dtype).contiguous() for name, t in weights.tensors.items()}
     shards = checkpoint.cut_shards(whole(tensors))
-    files = {"model.safetensors": shards[0]} if len(shards) == 1 else {
-        f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+    files = (
+        {"model.safetensors": shards[0]}
+        if len(shards) == 1
+        else {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+    )
     with staged(out) as stage:
         for name, shard in files.items():
             save_file({piece.name: piece.tensor for piece in shard}, stage / name, metadata={"format": "pt"})
@@ -345,9 +430,14 @@ def write_plain(out: Path, weights: Weights, dtype: torch.dtype) -> None:
 def write_checkpoint(out: Path, weights: Weights) -> None:
     """A checkpoint of weights alone, which --load takes with --finetune."""
     known = weights.known
-    facts = {"imported_from": str(weights.source), "architecture": known.get("objective"), "model_config": known["model"],
-             "config": {"model": known["model"], "objective": {"objective": known.get("objective")}},
-             "fingerprints": {"tokenizer": known["tokenizer"]} if known.get("tokenizer") else {}, "samples": known.get("samples")}
+    facts = {
+        "imported_from": str(weights.source),
+        "architecture": known.get("objective"),
+        "model_config": known["model"],
+        "config": {"model": known["model"], "objective": {"objective": known.get("objective")}},
+        "fingerprints": {"tokenizer": known["tokenizer"]} if known.get("tokenizer") else {},
+        "samples": known.get("samples"),
+    }
     tensors = {f"model/{name}": t.float() for name, t in weights.tensors.items()}
     checkpoint.save(out, known.get("step") or 0, whole(tensors), facts)
 
@@ -359,10 +449,18 @@ def refuse_taken(out: Path) -> None:
 
 @exits
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="convert_checkpoint.py", allow_abbrev=False, description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a checkpoint or a folder of them, plain weights, or a "
-                        "global_step folder of Megatron-DeepSpeed")
+    parser = argparse.ArgumentParser(
+        prog="convert_checkpoint.py",
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="a checkpoint or a folder of them, plain weights, or a global_step folder of Megatron-DeepSpeed",
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--to", choices=("plain", "checkpoint"), help="what to write [plain for a checkpoint, else checkpoint]")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of plain weights; checkpoints are fp32 [fp32]")

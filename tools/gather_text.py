@@ -5,6 +5,7 @@
 The same Python version and seed give the same files. Documents are shuffled by a hash of their path, so that the
 training and validation documents are alike.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.errors import CannotWrite, MissingInput, exits  # noqa: E402
 from megatron.files import staged  # noqa: E402
@@ -58,7 +59,7 @@ def documents(library: Path, seed: int, megabytes: float) -> Iterator[str]:
         data = path.read_bytes()
         try:
             text = data.decode()
-        except UnicodeDecodeError:                      # the library's tests hold files in other encodings on purpose
+        except UnicodeDecodeError:  # the library's tests hold files in other encodings on purpose
             continue
         digest = hashlib.sha256(data).digest()
         if text.strip() and digest not in seen:
@@ -79,8 +80,10 @@ def gather(args: argparse.Namespace) -> list[Output]:
             held_out = args.valid_output and number % args.valid_every == 0
             outputs[1 if held_out else 0].add(text)
         if not all(output.documents for output in outputs):
-            raise MissingInput(f"{library} holds too few Python sources for {' and '.join(map(str, paths))}: "
-                               f"give more --megabytes, or a Python that comes with its library's sources")
+            raise MissingInput(
+                f"{library} holds too few Python sources for {' and '.join(map(str, paths))}: "
+                f"give more --megabytes, or a Python that comes with its library's sources"
+            )
     return outputs
 
 

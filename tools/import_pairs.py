@@ -6,6 +6,7 @@ A token file holds `input_ids` and `attention_mask`; what the mask leaves out is
 PREFIX.idx, a document a text, and PREFIX.vectors.npy, float32, in the natural order of the ids (2 before 10). Every file
 is read once and checked; nothing appears under the final names before all of them are.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.data.indexed import IndexedWriter, best_dtype  # noqa: E402
 from megatron.data.pairs import NO_NPY, checksums, vectors_path  # noqa: E402
@@ -40,12 +41,14 @@ class BadPair(ValueError):
 @dataclass(frozen=True)
 class Found:
     """The two files of one id; None where there is none."""
+
     name: str
     tokens: Path | None
     vector: Path | None
 
 
 # ---- which files belong together
+
 
 def natural(name: str) -> list:
     """Sorts text10 behind text2; names that differ only in leading zeros by their text."""
@@ -70,12 +73,15 @@ def find_pairs(tokens: Path, vectors: Path) -> list[Found]:
         texts[name] = path
     latents = {path.name.removesuffix(".npy"): path for path in files_of(vectors, "--vectors", ".npy")}
     if not texts or not latents:
-        raise MissingInput(f"--tokens {tokens} has {len(texts)} .npz files and --vectors {vectors} has {len(latents)} .npy "
-                           "files, expected as many of both")
+        raise MissingInput(
+            f"--tokens {tokens} has {len(texts)} .npz files and --vectors {vectors} has {len(latents)} .npy "
+            "files, expected as many of both"
+        )
     return [Found(name, texts.get(name), latents.get(name)) for name in sorted(texts.keys() | latents.keys(), key=natural)]
 
 
 # ---- one pair
+
 
 def load(path: Path, read: Callable[[object], object]):
     """What `read` takes out of a file of arrays.  Raises BadPair for a damaged file; objects are never unpickled."""
@@ -104,13 +110,17 @@ def flat(path: Path, what: str, found: object, kinds: str, expected: str) -> np.
 
 def archive(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """input_ids and attention_mask.  -> int [n], int or bool [n]"""
+
     def read(found):
         if not isinstance(found, np.lib.npyio.NpzFile):
             raise BadPair("wrong type", f"{path}: is a single array, expected an .npz with input_ids and attention_mask")
         if missing := [key for key in ("input_ids", "attention_mask") if key not in found]:
             raise BadPair("missing array", f"{path}: has no {missing[0]} among {', '.join(found.files)[:80]}")
-        return (flat(path, "input_ids", found["input_ids"], "iu", "integers"),
-                flat(path, "attention_mask", found["attention_mask"], "iub", "integers of 0 and 1"))
+        return (
+            flat(path, "input_ids", found["input_ids"], "iu", "integers"),
+            flat(path, "attention_mask", found["attention_mask"], "iub", "integers of 0 and 1"),
+        )
+
     return load(path, read)
 
 
@@ -135,8 +145,10 @@ def read_ids(path: Path, vocab_size: int) -> np.ndarray:
 
 def read_vector(path: Path, width: int | None) -> np.ndarray:
     """-> float32 [d].  Raises BadPair for one that is not finite in float32, or not as wide as those before."""
+
     def read(found):
         return flat(path, "the vector", found, "f", "floats")
+
     found = load(path, read)
     if not len(found) or width not in (None, len(found)):
         raise BadPair("wrong shape", f"{path}: has {len(found)} numbers, expected {width or 'at least 1'}, as all vectors")
@@ -157,6 +169,7 @@ def read_pair(pair: Found, vocab_size: int, width: int | None, args: argparse.Na
 
 
 # ---- all of them
+
 
 def matrix_header(rows: int, width: int) -> bytes:
     """What a .npy of float32 [rows, width] begins with; numpy leaves room for any number of rows."""
@@ -189,8 +202,9 @@ def import_all(pairs: Sequence[Found], args: argparse.Namespace, stage: Path, sk
                 matrix.write(vector.tobytes())
                 tally = Tally(tally.pairs + 1, tally.tokens + len(ids), len(vector))
             if not tally.pairs:
-                raise BadData(f"--tokens {args.tokens}: none of {len(pairs)} pairs can be used{counted(skipped)}; nothing was "
-                              "written")
+                raise BadData(
+                    f"--tokens {args.tokens}: none of {len(pairs)} pairs can be used{counted(skipped)}; nothing was written"
+                )
             matrix.seek(0)
             matrix.write(matrix_header(tally.pairs, tally.width))
         writer.extra = {"vectors": {"width": tally.width, "block_crc32": checksums(vectors_path(stage / name))}}
@@ -221,10 +235,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tokens", type=Path, required=True, metavar="DIR", help="folder of <id>_tokens.npz or <id>.npz")
     add("--vectors", type=Path, required=True, metavar="DIR", help="folder of <id>.npy")
     add("--vocab-size", type=int, required=True, metavar="V", help="ids lie below it (bert-base-uncased: 30522)")
-    add("--output-prefix", type=output_prefix, required=True, metavar="PREFIX",
-        help="writes PREFIX.bin, PREFIX.idx and PREFIX.vectors.npy")
-    add("--on-bad", choices=["fail", "skip"], default="fail",
-        help="fail: stop at the first pair that cannot be used; skip: leave such pairs out and count them")
+    add(
+        "--output-prefix",
+        type=output_prefix,
+        required=True,
+        metavar="PREFIX",
+        help="writes PREFIX.bin, PREFIX.idx and PREFIX.vectors.npy",
+    )
+    add(
+        "--on-bad",
+        choices=["fail", "skip"],
+        default="fail",
+        help="fail: stop at the first pair that cannot be used; skip: leave such pairs out and count them",
+    )
     add("--overwrite", action="store_true", help="replace an output that exists")
     args = parser.parse_args(argv)
     if args.vocab_size < 1:
@@ -241,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs, skipped = find_pairs(args.tokens, args.vectors), Counter()
     with staged(Path(args.output_prefix).parent) as stage:
         tally = import_all(pairs, args, stage, skipped)
-        for path in taken:                              # never a new .bin beside an old .idx or old vectors
+        for path in taken:  # never a new .bin beside an old .idx or old vectors
             path.unlink(missing_ok=True)
     print(f"{args.output_prefix}: {tally.pairs:,} pairs, {tally.tokens:,} tokens, vectors of {tally.width}{counted(skipped)}")
 

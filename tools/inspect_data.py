@@ -1,8 +1,9 @@
 """What a corpus holds: documents, tokens, type, tokenizer, lengths, epochs of a plan, text; and whether every byte is intact.
 
-    python tools/inspect_data.py data/c4_text_document --train-tokens 10B --unique-tokens 100M --decode 3
-    python tools/inspect_data.py data/*.idx --verify                    # exit code 65 names the first damaged block
+python tools/inspect_data.py data/c4_text_document --train-tokens 10B --unique-tokens 100M --decode 3
+python tools/inspect_data.py data/*.idx --verify                    # exit code 65 names the first damaged block
 """
+
 from __future__ import annotations
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.data.indexed import IndexedDataset  # noqa: E402
 from megatron.data.sources import Source, take_first  # noqa: E402
@@ -22,18 +23,28 @@ from megatron.errors import BadData, Mismatch, exits  # noqa: E402
 from megatron.flags import parse_count  # noqa: E402
 
 QUANTILES = {"min": 0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1}
-CHUNK = 1 << 20                         # tokens read at a time
-SHOWN = 100                             # tokens of a decoded document
+CHUNK = 1 << 20  # tokens read at a time
+SHOWN = 100  # tokens of a decoded document
 
 
 def inspect(prefix: str, args: argparse.Namespace) -> dict:
     """Everything there is to say of one corpus.  Raises MissingInput, BadData, Mismatch."""
     corpus = IndexedDataset(prefix)
     meta = corpus.meta or {}
-    found = {"prefix": prefix, "documents": corpus.num_documents, "sequences": corpus.num_sequences, "tokens": corpus.num_tokens,
-             "dtype": corpus.dtype.name, "bytes": corpus.num_tokens * corpus.dtype.itemsize, "sidecar": bool(meta),
-             "largest_id": meta.get("largest_id"), "tokenizer": meta.get("tokenizer"), "extra": meta.get("extra"),
-             "fingerprint": corpus.fingerprint(), "document_lengths": document_lengths(corpus)}
+    found = {
+        "prefix": prefix,
+        "documents": corpus.num_documents,
+        "sequences": corpus.num_sequences,
+        "tokens": corpus.num_tokens,
+        "dtype": corpus.dtype.name,
+        "bytes": corpus.num_tokens * corpus.dtype.itemsize,
+        "sidecar": bool(meta),
+        "largest_id": meta.get("largest_id"),
+        "tokenizer": meta.get("tokenizer"),
+        "extra": meta.get("extra"),
+        "fingerprint": corpus.fingerprint(),
+        "document_lengths": document_lengths(corpus),
+    }
     if args.verify:
         found |= verify(corpus)
     if args.train_tokens or args.unique_tokens:
@@ -47,8 +58,11 @@ def document_lengths(corpus: IndexedDataset) -> dict:
     """Tokens a document: mean, quantiles that are lengths which occur, and how many are empty."""
     lengths = np.diff(corpus.document_starts, append=corpus.num_tokens)
     quantiles = np.quantile(lengths, list(QUANTILES.values()), method="inverted_cdf").tolist()
-    return {"mean": float(lengths.mean()), **dict(zip(QUANTILES, map(int, quantiles), strict=True)),
-            "empty": int((lengths == 0).sum())}
+    return {
+        "mean": float(lengths.mean()),
+        **dict(zip(QUANTILES, map(int, quantiles), strict=True)),
+        "empty": int((lengths == 0).sum()),
+    }
 
 
 def verify(corpus: IndexedDataset) -> dict:
@@ -70,8 +84,10 @@ def plan(corpus: IndexedDataset, args: argparse.Namespace) -> dict:
     chosen = take_first([Source(1.0, 0, 1.0, corpus.prefix)], args.unique_tokens or 1.0)[0]
     unique, length = chosen.stop, args.seq_length
     if unique < length + 1:
-        raise BadData(f"{corpus.prefix}, tokens 0:{unique}: --seq-length {length} needs at least {length + 1} tokens, "
-                      f"has {unique}; lower --seq-length or add data")
+        raise BadData(
+            f"{corpus.prefix}, tokens 0:{unique}: --seq-length {length} needs at least {length + 1} tokens, "
+            f"has {unique}; lower --seq-length or add data"
+        )
     found = {"unique_tokens": unique, "seq_length": length, "samples_per_epoch": unique / length}
     if args.train_tokens:
         found |= {"train_tokens": args.train_tokens, "epochs": args.train_tokens / unique, "samples": args.train_tokens // length}
@@ -80,15 +96,18 @@ def plan(corpus: IndexedDataset, args: argparse.Namespace) -> dict:
 
 # Text
 
+
 def tokenizer_for(corpus: IndexedDataset, args: argparse.Namespace) -> Tokenizer:
     """The tokenizer of the flags, or of the type that the sidecar names.  Raises Mismatch when another made the corpus."""
     made = corpus.meta and corpus.meta["tokenizer"]
     kind = args.tokenizer_type or (made["type"] if made and made["type"] in TYPES else "GPT2BPETokenizer")
     tokenizer = build_tokenizer(kind, args.vocab_file, args.merge_file, args.tokenizer_model)
     if made and made["fingerprint"] != tokenizer.fingerprint():
-        raise Mismatch(f"--decode: {corpus.prefix} was made by another tokenizer ({made['type']}, {made['vocab_size']} ids, "
-                       f"{made['fingerprint'][:16]}) than this one ({tokenizer.name}, {tokenizer.vocab_size} ids, "
-                       f"{tokenizer.fingerprint()[:16]}); give its --tokenizer-type and files")
+        raise Mismatch(
+            f"--decode: {corpus.prefix} was made by another tokenizer ({made['type']}, {made['vocab_size']} ids, "
+            f"{made['fingerprint'][:16]}) than this one ({tokenizer.name}, {tokenizer.vocab_size} ids, "
+            f"{tokenizer.fingerprint()[:16]}); give its --tokenizer-type and files"
+        )
     return tokenizer
 
 
@@ -101,21 +120,33 @@ def decode(corpus: IndexedDataset, tokenizer: Tokenizer, count: int) -> list[dic
 def decoded(corpus: IndexedDataset, tokenizer: Tokenizer, number: int) -> dict:
     ids = corpus.document(number)
     if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
-        raise BadData(f"{corpus.prefix}: document {number} holds ids from {ids.min()} to {ids.max()}, expected 0 to "
-                      f"{tokenizer.vocab_size - 1}; give the tokenizer that made the corpus")
+        raise BadData(
+            f"{corpus.prefix}: document {number} holds ids from {ids.min()} to {ids.max()}, expected 0 to "
+            f"{tokenizer.vocab_size - 1}; give the tokenizer that made the corpus"
+        )
     text = tokenizer.decode(ids[:SHOWN].tolist()) + (" ..." if len(ids) > SHOWN else "")
     return {"document": number, "tokens": len(ids), "text": text}
 
 
 # What is printed
 
+
 def show(found: dict) -> None:
     lengths = found["document_lengths"]
-    rows = [*((name, f"{found[name]:,}") for name in ("documents", "sequences", "tokens")),
-            ("type", f"{found['dtype']}, {found['bytes']:,} bytes"), ("largest id", largest_id(found)),
-            ("tokenizer", tokenizer_line(found)), ("sidecar", sidecar_line(found)), ("fingerprint", found["fingerprint"]),
-            ("lengths", f"mean {lengths['mean']:.1f}, " + ", ".join(f"{name} {lengths[name]:,}" for name in QUANTILES)
-             + f"; {lengths['empty']:,} empty")]
+    rows = [
+        *((name, f"{found[name]:,}") for name in ("documents", "sequences", "tokens")),
+        ("type", f"{found['dtype']}, {found['bytes']:,} bytes"),
+        ("largest id", largest_id(found)),
+        ("tokenizer", tokenizer_line(found)),
+        ("sidecar", sidecar_line(found)),
+        ("fingerprint", found["fingerprint"]),
+        (
+            "lengths",
+            f"mean {lengths['mean']:.1f}, "
+            + ", ".join(f"{name} {lengths[name]:,}" for name in QUANTILES)
+            + f"; {lengths['empty']:,} empty",
+        ),
+    ]
     if "plan" in found:
         rows.append(("plan", plan_line(found["plan"])))
     print(found["prefix"])
@@ -144,8 +175,10 @@ def sidecar_line(found: dict) -> str:
 
 
 def plan_line(found: dict) -> str:
-    said = (f"{found['unique_tokens']:,} unique tokens are {found['samples_per_epoch']:,.2f} samples of {found['seq_length']:,} "
-            "an epoch")
+    said = (
+        f"{found['unique_tokens']:,} unique tokens are {found['samples_per_epoch']:,.2f} samples of {found['seq_length']:,} "
+        "an epoch"
+    )
     if "epochs" in found:
         said += f"; {found['train_tokens']:,} training tokens are {found['samples']:,} samples, {found['epochs']:,.2f} epochs"
     return said

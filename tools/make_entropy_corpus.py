@@ -11,6 +11,7 @@ Sources: a preset's name, or a JSON file of one of
 Ids are 0 to symbols - 1, so any tokenizer with that many ids will do for training (--tokenizer-type ByteTokenizer up to 257).
 The first N tokens do not depend on --tokens: ranges and --unique-tokens of one corpus are nested samples of the source.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,7 +19,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.data.synthetic.corpus import from_spec, write_corpus  # noqa: E402
 from megatron.data.synthetic.presets import PRESETS, Shape, build  # noqa: E402
@@ -30,18 +31,26 @@ PRESET_HELP = "; ".join(f"{name}: {(make.__doc__ or name).splitlines()[0].rstrip
 
 
 def read_flags(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make_entropy_corpus.py", allow_abbrev=False, description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="make_entropy_corpus.py",
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", help=f"a JSON file, or a preset. {PRESET_HELP}")
     parser.add_argument("--output", required=True, metavar="PREFIX", help="where to write PREFIX.bin, .idx and .meta.json")
     parser.add_argument("--tokens", type=parse_count, required=True, help="length of the corpus, such as 10M")
     parser.add_argument("--seed", type=int, default=1234, help="of the tokens [1234]")
     shape = Shape()
-    for name, kind, what in (("symbols", int, "of a random source"), ("order", int, "of a random chain: symbols of context"),
-                             ("states", int, "of the random hidden source"), ("components", int, "of the mixture"),
-                             ("document-length", float, "of the mixture, mean tokens with the ending symbol"),
-                             ("sharpness", float, "of random laws: 0 uniform, 1 Dirichlet(1), above it peaked"),
-                             ("zipf", float, "of random laws: symbol r weighs (r + 1) ** -ZIPF as much")):
+    for name, kind, what in (
+        ("symbols", int, "of a random source"),
+        ("order", int, "of a random chain: symbols of context"),
+        ("states", int, "of the random hidden source"),
+        ("components", int, "of the mixture"),
+        ("document-length", float, "of the mixture, mean tokens with the ending symbol"),
+        ("sharpness", float, "of random laws: 0 uniform, 1 Dirichlet(1), above it peaked"),
+        ("zipf", float, "of random laws: symbol r weighs (r + 1) ** -ZIPF as much"),
+    ):
         default = getattr(shape, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} [{default:g}]")
     parser.add_argument("--source-seed", type=int, default=shape.seed, help=f"of a random source itself [{shape.seed}]")
@@ -55,13 +64,20 @@ def find_source(given: argparse.Namespace) -> Process:
         low = [f"--{name} {value}" for name, value in counts.items() if value < 1]
         if low or not given.sharpness >= 0:
             raise BadData(f"{', '.join(low) or f'--sharpness {given.sharpness:g}'}: expected 1 or more, a sharpness of 0 or more")
-        return build(given.source, document_length=given.document_length, sharpness=given.sharpness, zipf=given.zipf,
-                     seed=given.source_seed, **counts)
+        return build(
+            given.source,
+            document_length=given.document_length,
+            sharpness=given.sharpness,
+            zipf=given.zipf,
+            seed=given.source_seed,
+            **counts,
+        )
     try:
         return from_spec(json.loads(Path(given.source).read_text()))
     except OSError as error:
-        raise MissingInput(f"{given.source}: {error.strerror}; give a JSON file, or one of the presets "
-                           f"{', '.join(PRESETS)}") from None
+        raise MissingInput(
+            f"{given.source}: {error.strerror}; give a JSON file, or one of the presets {', '.join(PRESETS)}"
+        ) from None
     except ValueError:
         raise BadData(f"{given.source}: is not JSON; see --help for what a source looks like") from None
 
@@ -75,8 +91,10 @@ def main(argv: list[str] | None = None) -> int:
     said = write_corpus(given.output, source, int(given.tokens), given.seed)
     low, high = said["entropy_rate"]
     rate = f"{low:.6f} nats per token, in closed form" if low == high else f"between {low:.6f} and {high:.6f} nats per token"
-    print(f"{given.output}: {int(given.tokens)} tokens of {source.num_symbols} symbols, {len(source.start)} hidden states\n"
-          f"entropy rate {rate}: no model's loss on such tokens is below it but by chance")
+    print(
+        f"{given.output}: {int(given.tokens)} tokens of {source.num_symbols} symbols, {len(source.start)} hidden states\n"
+        f"entropy rate {rate}: no model's loss on such tokens is below it but by chance"
+    )
     return 0
 
 

@@ -12,6 +12,7 @@ interrupted run goes on when it is started again, and a finished one does nothin
 test in their names say which split they are once one of them says train; SPLIT=PATH says it outright. Splits that the
 corpus does not have are held out of the others (--held-out).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,7 +32,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron import __version__  # noqa: E402
 from megatron.data import remote  # noqa: E402
@@ -71,28 +72,31 @@ from tools import preprocess_data  # noqa: E402
 
 SPLITS = ("train", "valid", "test")
 FORMATS = {"text": ("indexed", "memmap"), "papers": ("indexed", "papers", "memmap"), "instruct": ("indexed", "tensors")}
-ANNOUNCING = ("meta.json", "idx", "config.json")        # written and sent behind the data, in this order
+ANNOUNCING = ("meta.json", "idx", "config.json")  # written and sent behind the data, in this order
 LAST = "corpus.json"
-LONGEST = 1 << 30                                       # bytes of a document's line, for the tokenizing tool
-SHOWN_EVERY = 0.5                                       # seconds
+LONGEST = 1 << 30  # bytes of a document's line, for the tokenizing tool
+SHOWN_EVERY = 0.5  # seconds
 
 
 # ---- where it comes from
 
+
 @dataclass(frozen=True)
 class Origin:
     """The corpus' documents by split, and how they are described in corpus.json."""
+
     documents: dict[str, Callable[[OnBad], Iterator[Document]]]
     described: dict[str, Any]
-    known: dict[str, Any]               # what of the description must not differ when a preparation is repeated
+    known: dict[str, Any]  # what of the description must not differ when a preparation is repeated
     num_records: Callable[[str], int | None] = lambda split: None
-    fetched: dict[str, Path] = field(default_factory=dict)              # URLs, and the folders that their files go to
-    seen: list = field(default_factory=list)                            # what tells that a file at hand is still the same one
+    fetched: dict[str, Path] = field(default_factory=dict)  # URLs, and the folders that their files go to
+    seen: list = field(default_factory=list)  # what tells that a file at hand is still the same one
 
 
 @dataclass(frozen=True)
 class File:
     """One file to read: of which split, if its name says so."""
+
     split: str | None
     path: str
     num_bytes: int
@@ -101,18 +105,28 @@ class File:
 def from_hub(corpus: Corpus) -> Origin:
     splits = {split: HubSplit(corpus, split) for split in corpus.splits}
     described = {"hub": corpus.hub, "config": corpus.config, "splits": corpus.splits}
-    return Origin({split: part.documents for split, part in splits.items()}, described, described,
-                  lambda split: splits[split].num_records() if corpus.layout != "articles" else None)
+    return Origin(
+        {split: part.documents for split, part in splits.items()},
+        described,
+        described,
+        lambda split: splits[split].num_records() if corpus.layout != "articles" else None,
+    )
 
 
 def from_files(corpus: Corpus, places: Sequence[str], strip_gutenberg: bool, folder: Path) -> Origin:
     """Files at hand or at URLs; the latter are listed now, and go to `folder` when they are needed."""
-    fetched = {url: folder / hashlib.sha256(url.encode()).hexdigest()[:16] for _, url in map(split_and_path, places)
-               if remote.is_url(url)}
+    fetched = {
+        url: folder / hashlib.sha256(url.encode()).hexdigest()[:16]
+        for _, url in map(split_and_path, places)
+        if remote.is_url(url)
+    }
     files = named(places, [file for place in places for file in listed(place, fetched)])
     of = {split: [file for file in files if file.split == split] for split in SPLITS}
-    documents = {split: functools.partial(file_documents, corpus, [file.path for file in part], strip_gutenberg=strip_gutenberg)
-                 for split, part in of.items() if part}
+    documents = {
+        split: functools.partial(file_documents, corpus, [file.path for file in part], strip_gutenberg=strip_gutenberg)
+        for split, part in of.items()
+        if part
+    }
     sizes = {split: [[Path(file.path).name, file.num_bytes] for file in of[split]] for split in documents}
     seen = [identity(file.path) for file in files if os.path.exists(file.path)] if not fetched else []
     return Origin(documents, {"from": list(places), "files": sizes}, {"files": sizes}, fetched=fetched, seen=seen)
@@ -156,8 +170,10 @@ def streams_of(corpus: Corpus, origin: Origin, held_out: float) -> list[Stream]:
     held = {"train": tuple(missing), "valid": ()}
     if missing == ["test"]:
         held = {"train": (), "valid": ("test",)}
-    return [Stream(split, documents, held.get(split, ()), 2 if split == "valid" else period, by_prompt)
-            for split, documents in origin.documents.items()]
+    return [
+        Stream(split, documents, held.get(split, ()), 2 if split == "valid" else period, by_prompt)
+        for split, documents in origin.documents.items()
+    ]
 
 
 def rule_of(stream: Stream) -> str:
@@ -167,11 +183,14 @@ def rule_of(stream: Stream) -> str:
     names = " and ".join(stream.held) + (" each" if len(stream.held) > 1 else "")
     if stream.by_prompt:
         return f"{names} 1/{stream.period} of the prompts, by their hash"
-    return (f"{names} one document of every {stream.period}, at a place drawn from the block's number; "
-            f"of fewer than {2 * stream.period} the last 1/{stream.period}, at least one")
+    return (
+        f"{names} one document of every {stream.period}, at a place drawn from the block's number; "
+        f"of fewer than {2 * stream.period} the last 1/{stream.period}, at least one"
+    )
 
 
 # ---- how much of it
+
 
 def limits_of(args: argparse.Namespace, corpus: Corpus, origin: Origin, streams: list[Stream]) -> Limits:
     """Documents by split: --max-documents of each, and of train a published subset's, or its first 1/epochs."""
@@ -192,8 +211,9 @@ def subset_documents(tokens: int | None, corpus: Corpus) -> int | None:
         return None
     if not corpus.tokens_per_document:
         known = ", ".join(name for name, one in CORPORA.items() if one.tokens_per_document)
-        raise Mismatch(f"--subset: there are published subsets of {known} only, not of {corpus.name}: use --max-documents or "
-                       "--max-tokens")
+        raise Mismatch(
+            f"--subset: there are published subsets of {known} only, not of {corpus.name}: use --max-documents or --max-tokens"
+        )
     return max(1, round(tokens / corpus.tokens_per_document))
 
 
@@ -205,6 +225,7 @@ def all_documents(origin: Origin, streams: list[Stream]) -> int:
 
 
 # ---- tokenizer
+
 
 def tokenizer_flags(args: argparse.Namespace, trained: Path) -> dict[str, str | None]:
     if args.train_tokenizer:
@@ -229,6 +250,7 @@ def counter(corpus: Corpus, tokenizer: Tokenizer) -> Callable[[Document], int]:
 
 # ---- text to tokens
 
+
 def read_lines(path: Path) -> Iterator[Document]:
     with open(path, "rb") as file:
         yield from map(json.loads, file)
@@ -241,19 +263,35 @@ def tokenize(corpus: Corpus, text: Path, prefix: Path, flags: dict[str, str | No
     if corpus.kind == "instruct":
         # here, because it imports torch, which nothing else needs
         from tools.prepare_instruct import write_corpus
+
         write_corpus(Path(f"{prefix}_text_document"), encoded_pairs(text, tokenizer), tokenizer)
         return
     given = [word for name, value in flags.items() if value for word in (f"--{name.replace('_', '-')}", value)]
     with contextlib.redirect_stdout(io.StringIO()):
-        code = preprocess_data.main(["--input", str(text), "--output-prefix", str(prefix), "--append-eod", "--overwrite",
-                                     "--workers", str(workers), "--max-line-bytes", str(LONGEST), *given])
+        code = preprocess_data.main(
+            [
+                "--input",
+                str(text),
+                "--output-prefix",
+                str(prefix),
+                "--append-eod",
+                "--overwrite",
+                "--workers",
+                str(workers),
+                "--max-line-bytes",
+                str(LONGEST),
+                *given,
+            ]
+        )
     if code:
         raise Unsaid(code)
 
 
 def encoded_pairs(text: Path, tokenizer: Tokenizer) -> list:
-    return [encode_pair(pair_of(record, recognized(str(text), record)), tokenizer.encode, tokenizer.eod)
-            for record in read_lines(text)]
+    return [
+        encode_pair(pair_of(record, recognized(str(text), record)), tokenizer.encode, tokenizer.eod)
+        for record in read_lines(text)
+    ]
 
 
 def convert(name: str, args: argparse.Namespace, text: Path, out: Path, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -270,6 +308,7 @@ def convert(name: str, args: argparse.Namespace, text: Path, out: Path, corpus: 
             write_paper_folder(aside, papers(corpus, text, parts), tokenizer.vocab_size)
         else:
             from tools.prepare_instruct import write_tensors
+
             aside.mkdir()
             pairs = {{"valid": "val"}.get(split, split): encoded_pairs(text / f"{split}.jsonl", tokenizer) for split in parts}
             write_tensors(aside, pairs, args.max_seq_len or 512, tokenizer)
@@ -288,6 +327,7 @@ def papers(corpus: Corpus, text: Path, parts: dict[str, Path]) -> Iterator[tuple
 
 
 # ---- one run
+
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
@@ -325,8 +365,11 @@ def is_done(where: str, data: bytes | None, request: dict[str, Any], overwrite: 
     except (ValueError, KeyError, TypeError):
         raise CannotWrite(f"{where}/{LAST} is damaged: choose another --output, or pass --overwrite") from None
     if held != request:
-        other = "; ".join(f"{name} {held.get(name)!r:.80} there, {request.get(name)!r:.80} now"
-                          for name in {**held, **request} if held.get(name) != request.get(name))
+        other = "; ".join(
+            f"{name} {held.get(name)!r:.80} there, {request.get(name)!r:.80} now"
+            for name in {**held, **request}
+            if held.get(name) != request.get(name)
+        )
         raise CannotWrite(f"{where} was prepared otherwise ({other}): choose another --output, or pass --overwrite")
     print(f"{where}: already prepared with these arguments, nothing to do")
     return True
@@ -341,8 +384,19 @@ def refuse_others(folder: Path) -> None:
 
 def request_of(args: argparse.Namespace, corpus: Corpus, origin: Origin) -> dict[str, Any]:
     """What decides the result, for corpus.json and for telling one preparation from another."""
-    names = ("max_documents", "max_tokens", "subset", "epochs", "held_out", "train_tokenizer", "max_seq_len", "format",
-             "keep_text", "strip_gutenberg", "on_bad_line")
+    names = (
+        "max_documents",
+        "max_tokens",
+        "subset",
+        "epochs",
+        "held_out",
+        "train_tokenizer",
+        "max_seq_len",
+        "format",
+        "keep_text",
+        "strip_gutenberg",
+        "on_bad_line",
+    )
     given = {name: getattr(args, name) for name in names}
     if args.train_tokenizer:
         given["tokenizer_megabytes"] = args.tokenizer_megabytes
@@ -388,7 +442,7 @@ def make(args: argparse.Namespace, corpus: Corpus, origin: Origin, request: dict
         limits = replace(limits, count=counter(corpus, tokenizer))
         parts = Gathering(text, limits, on_bad, progress()).run(streams)
     if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)          # the progress line
+        print("\r\033[K", end="", file=sys.stderr)  # the progress line
     if "train" not in parts:
         raise BadData(f"{corpus.name}: no document to train on; check --from and the limits")
     for split in parts:
@@ -416,7 +470,7 @@ def keep_tokenizer(tokenizer: Tokenizer, flags: dict[str, str | None], out: Path
         replace_file(out / "tokenizer.json", data)
     beside = flags["tokenizer_model"] and Path(flags["tokenizer_model"]).parent / "tokenizer_config.json"
     if flags["tokenizer_type"] == "HFTokenizer" and beside and beside.exists():
-        shutil.copyfile(beside, out / "tokenizer_config.json")          # it may name the end of a document
+        shutil.copyfile(beside, out / "tokenizer_config.json")  # it may name the end of a document
 
 
 def refuse(bad: Bad) -> None:
@@ -448,27 +502,49 @@ def progress() -> Callable[[dict[str, Part]], None]:
     def show(parts: dict[str, Part]) -> None:
         if time.monotonic() - shown[0] > SHOWN_EVERY:
             shown[0] = time.monotonic()
-            said = ", ".join(f"{split} {part.documents:,} documents {part.text_bytes / 1e6:,.1f} MB"
-                             for split, part in parts.items())
+            said = ", ".join(
+                f"{split} {part.documents:,} documents {part.text_bytes / 1e6:,.1f} MB" for split, part in parts.items()
+            )
             print(f"\r{said}\033[K", end="", file=sys.stderr, flush=True)
+
     return show if sys.stderr.isatty() else lambda parts: None
 
 
-def record(args: argparse.Namespace, corpus: Corpus, origin: Origin, request: dict[str, Any], work: Path, streams: list[Stream],
-           parts: dict[str, Part], tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+def record(
+    args: argparse.Namespace,
+    corpus: Corpus,
+    origin: Origin,
+    request: dict[str, Any],
+    work: Path,
+    streams: list[Stream],
+    parts: dict[str, Part],
+    tokenizer: Tokenizer,
+    config: dict[str, Any],
+) -> None:
     """config.json for other trainers, corpus.json with everything that is known; corpus.json is the last file made."""
     text, out, splits = work / "text", work / "out", {}
     for split, part in parts.items():
         data = IndexedDataset(out / f"{split}_text_document")
         if data.num_documents != part.documents:
-            raise BadData(f"{split}: {part.documents} documents became {data.num_documents}: some have no token of "
-                          "this tokenizer, choose another")
-        splits[split] = {"documents": part.documents, "tokens": data.num_tokens, "text_bytes": part.text_bytes,
-                         "reached_a_limit": part.full}
+            raise BadData(
+                f"{split}: {part.documents} documents became {data.num_documents}: some have no token of "
+                "this tokenizer, choose another"
+            )
+        splits[split] = {
+            "documents": part.documents,
+            "tokens": data.num_tokens,
+            "text_bytes": part.text_bytes,
+            "reached_a_limit": part.full,
+        }
     known = tokenizer.facts()
-    config |= {"dataset": corpus.name, "vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.eod,
-               "tokenizer_type": tokenizer.name, "tokenizer_fingerprint": known["fingerprint"],
-               "max_seq_len": args.max_seq_len or config.get("max_seq_len")}
+    config |= {
+        "dataset": corpus.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_token_id": tokenizer.eod,
+        "tokenizer_type": tokenizer.name,
+        "tokenizer_fingerprint": known["fingerprint"],
+        "max_seq_len": args.max_seq_len or config.get("max_seq_len"),
+    }
     replace_file(out / "config.json", (json.dumps(config, indent=1) + "\n").encode())
     if "indexed" not in args.format:
         for path in out.glob("*_text_document.*"):
@@ -479,9 +555,17 @@ def record(args: argparse.Namespace, corpus: Corpus, origin: Origin, request: di
     if skipped:
         shutil.copyfile(work / "rejects.jsonl", out / "rejects.jsonl")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in in_order(out)}
-    described = {"corpus": corpus.name, "source": origin.described, "request": request, "splits": splits,
-                 "split_rule": {stream.split: rule_of(stream) for stream in streams}, "skipped_records": skipped,
-                 "tokenizer": known, "files": files, "made_by": f"megatron-scaling {__version__}"}
+    described = {
+        "corpus": corpus.name,
+        "source": origin.described,
+        "request": request,
+        "splits": splits,
+        "split_rule": {stream.split: rule_of(stream) for stream in streams},
+        "skipped_records": skipped,
+        "tokenizer": known,
+        "files": files,
+        "made_by": f"megatron-scaling {__version__}",
+    }
     replace_file(out / LAST, (json.dumps(described, indent=1) + "\n").encode())
 
 
@@ -495,8 +579,10 @@ def sha256(path: Path) -> str:
 
 def in_order(folder: Path) -> list[Path]:
     """Files with what announces others behind them: data, sidecars, indices, config.json; corpus.json is not among them."""
+
     def rank(path: Path) -> int:
         return next((n for n, end in enumerate(ANNOUNCING, 1) if path.name.endswith(end)), 0)
+
     files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".") and path.name != LAST)
     return sorted(files, key=lambda path: (rank(path), path.name))
 
@@ -523,8 +609,9 @@ def summary(folder: Path, where: str) -> str:
     if wanted and held["tokenizer"]["vocab_size"] < wanted:
         lines.append(f"  the text it was trained on holds no pairs for all {wanted:,} ids that were asked for")
     for split, counts in held["splits"].items():
-        lines.append(f"  {split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
-                     f"{counts['text_bytes']:,} bytes of text")
+        lines.append(
+            f"  {split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['text_bytes']:,} bytes of text"
+        )
     asked = {name: held["request"][name] for name in ("subset", "max_documents", "max_tokens") if held["request"][name]}
     if asked and not held["splits"]["train"]["reached_a_limit"]:
         said = ", ".join(f"--{name.replace('_', '-')} {number:,}" for name, number in asked.items())
@@ -536,6 +623,7 @@ def summary(folder: Path, where: str) -> str:
 
 
 # ---- elsewhere
+
 
 def upload(folder: Path, url: str) -> None:
     """A finished folder to a URL; nothing to do when it is there already."""
@@ -579,6 +667,7 @@ def download(url: str, folder: Path, corpus: Corpus, overwrite: bool) -> bool:
 
 # ---- the command
 
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -600,13 +689,23 @@ def dashed(word: str) -> str:
 
 def add_place_flags(add: Callable) -> None:
     add("--output", "--output-dir", required=True, metavar="DIR", help="folder to fill, or a URL such as s3://bucket/folder")
-    add("--from", dest="source", nargs="+", action="extend", metavar="[SPLIT=]PATH",
-        help="files, folders, globs or URLs to read instead of the Hub")
+    add(
+        "--from",
+        dest="source",
+        nargs="+",
+        action="extend",
+        metavar="[SPLIT=]PATH",
+        help="files, folders, globs or URLs to read instead of the Hub",
+    )
     add("--hub", metavar="NAME[:CONFIG]", help="another data set of the Hub (or folder) with the same keys")
     add("--revision", help="commit, tag or branch of the Hub's data set [its latest, recorded in corpus.json]")
-    add("--format", nargs="+", choices=sorted({name for names in FORMATS.values() for name in names}),
+    add(
+        "--format",
+        nargs="+",
+        choices=sorted({name for names in FORMATS.values() for name in names}),
         help="indexed: .bin and .idx; memmap: train_tokens.bin, val_tokens.bin (int32); papers: tokens.bin, index.jsonl, "
-             "splits.json; tensors: prompts and responses as .pt [indexed, and papers for arxiv-classification]")
+        "splits.json; tensors: prompts and responses as .pt [indexed, and papers for arxiv-classification]",
+    )
     add("--overwrite", action="store_true", help="replace what is in DIR")
     add("--upload-to", metavar="URL", help="copy the finished folder there as well")
     add("--download-from", metavar="URL", help="take the finished folder from there, if it is there")
@@ -618,15 +717,28 @@ def add_place_flags(add: Callable) -> None:
 
 def add_amount_flags(add: Callable) -> None:
     add("--max-documents", "--max-examples-per-split", type=count, metavar="N", help="the first N documents of each split")
-    add("--max-tokens", type=count, metavar="N",
-        help="whole documents of each split while they have at most N tokens (exactly N: train with --unique-tokens)")
+    add(
+        "--max-tokens",
+        type=count,
+        metavar="N",
+        help="whole documents of each split while they have at most N tokens (exactly N: train with --unique-tokens)",
+    )
     add("--full-dataset", action="store_true", help="no limit, whatever --max-documents says")
     add("--subset", type=count, metavar="TOKENS", help="a published subset, such as 100M: the first TOKENS / (tokens a document)")
     add("--epochs", type=count, default=1, metavar="E", help="the first 1/E of the train documents, to be repeated E times [1]")
-    add("--held-out", type=float, default=0.01, metavar="SHARE",
-        help="share of the documents for each of valid and test, where the corpus has none of its own; 0: none [0.01]")
-    add("--on-bad-line", choices=["fail", "skip"], default="fail",
-        help="fail: stop at the first record that is no document; skip: list such records in rejects.jsonl")
+    add(
+        "--held-out",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="share of the documents for each of valid and test, where the corpus has none of its own; 0: none [0.01]",
+    )
+    add(
+        "--on-bad-line",
+        choices=["fail", "skip"],
+        default="fail",
+        help="fail: stop at the first record that is no document; skip: list such records in rejects.jsonl",
+    )
     add("--strip-gutenberg", action="store_true", help="leave out Project Gutenberg's header and footer of plain text")
     add("--keep-text", action="store_true", help="leave the text as {train,valid,test}.jsonl [tokens only]")
 
@@ -690,7 +802,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     corpus, url = chosen(args), args.output.rstrip("/") if remote.is_url(args.output) else None
     folder = Path(args.output)
-    if url:                             # the same folder every time, so that an interrupted run goes on
+    if url:  # the same folder every time, so that an interrupted run goes on
         folder = Path(tempfile.gettempdir()) / f"prepare_corpus-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     with locked(folder):
         try:

@@ -9,6 +9,7 @@ on both sides, and the choice does not depend on the order of the file. --write-
 train_tokens.pt, train_masks.pt (1 on the response), val_tokens.pt, val_masks.pt [N, --max-seq-len], with config.json and
 tokenizer.json. --from-pt DIR reads such a folder instead of --input.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.data.indexed import IndexedWriter, best_dtype  # noqa: E402
 from megatron.data.instruct import FORMATS, BadRecord, Keys, Pair, encode_pair, pair_of, read_records, recognized  # noqa: E402
@@ -33,11 +34,12 @@ from megatron.data.tokenizer_json import tokenizer_json  # noqa: E402
 from megatron.errors import BadData, CannotWrite, MissingInput, exits  # noqa: E402
 from megatron.files import output_prefix, staged  # noqa: E402
 
-Encoded = tuple[np.ndarray, np.ndarray]                                # ids of prompt and response
-IN_TENSORS = {"train": "train", "valid": "val"}                         # a split's name there
+Encoded = tuple[np.ndarray, np.ndarray]  # ids of prompt and response
+IN_TENSORS = {"train": "train", "valid": "val"}  # a split's name there
 
 
 # ---- reading and splitting
+
 
 def read_pairs(paths: Sequence[str], keys: Keys | None, skip: bool, skipped: Counter) -> Iterator[Pair]:
     """The pairs of all files; without `keys` each file's first record tells its format.
@@ -67,12 +69,15 @@ def held_out(pairs: Sequence[Pair], fraction: float, seed: int) -> np.ndarray:
     last = sorted(hashes)[max(count, 1) - 1]
     chosen = np.array([one <= last for one in hashes])
     if chosen.all():
-        raise BadData(f"--valid-fraction {fraction:g}: {len(pairs)} pairs with {len(set(hashes))} different prompts leave none "
-                      "to train on; give more pairs or a smaller fraction")
+        raise BadData(
+            f"--valid-fraction {fraction:g}: {len(pairs)} pairs with {len(set(hashes))} different prompts leave none "
+            "to train on; give more pairs or a smaller fraction"
+        )
     return chosen
 
 
 # ---- tensors of other trainers
+
 
 def read_tensor(path: Path) -> np.ndarray:
     """One tensor, read without running anything.  -> int64 [N, L].  Raises MissingInput or BadData."""
@@ -80,7 +85,7 @@ def read_tensor(path: Path) -> np.ndarray:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise MissingInput(f"{path}: {error.strerror or error}, expected a tensor [N, L]") from None
-    except Exception as error:                          # whatever a damaged archive makes the library raise
+    except Exception as error:  # whatever a damaged archive makes the library raise
         raise BadData(f"{path}: is not a tensor that can be read safely ({type(error).__name__}); write it again") from None
     whole = isinstance(found, torch.Tensor) and found.ndim == 2 and found.layout == torch.strided
     if not whole or found.is_complex() or (found.is_floating_point() and not torch.equal(found, found.round())):
@@ -94,22 +99,27 @@ def read_rows(folder: Path, name: str, vocab_size: int) -> list[Encoded]:
     where = folder / f"{name}_masks.pt"
     tokens, masks = (read_tensor(folder / f"{name}_{what}.pt") for what in ("tokens", "masks"))
     if tokens.shape != masks.shape or not np.isin(masks, (0, 1)).all():
-        raise BadData(f"{where}: is {list(masks.shape)} with values {masks.min(initial=0)} to {masks.max(initial=0)}, expected "
-                      f"{list(tokens.shape)} as the tokens, with 0 and 1")
+        raise BadData(
+            f"{where}: is {list(masks.shape)} with values {masks.min(initial=0)} to {masks.max(initial=0)}, expected "
+            f"{list(tokens.shape)} as the tokens, with 0 and 1"
+        )
     pairs = []
     for number, (row, places) in enumerate(zip(tokens, map(np.flatnonzero, masks), strict=True)):
         if not len(places) or places[0] == 0 or places[-1] - places[0] + 1 != len(places):
             first = f" from {places[0]} on" if len(places) else ""
             raise BadData(f"{where}: row {number} marks {len(places)} places{first}, expected one response behind a prompt")
-        ids = row[:places[-1] + 1]
+        ids = row[: places[-1] + 1]
         if ids.min() < 0 or ids.max() >= vocab_size:
-            raise BadData(f"{folder / name}_tokens.pt: row {number} has ids {ids.min()} to {ids.max()}, expected 0 or more and "
-                          f"below {vocab_size}; give the tokenizer that made them")
-        pairs.append((ids[:places[0]], ids[places[0]:]))
+            raise BadData(
+                f"{folder / name}_tokens.pt: row {number} has ids {ids.min()} to {ids.max()}, expected 0 or more and "
+                f"below {vocab_size}; give the tokenizer that made them"
+            )
+        pairs.append((ids[: places[0]], ids[places[0] :]))
     return pairs
 
 
 # ---- writing
+
 
 def write_corpus(prefix: Path, pairs: Sequence[Encoded], tokenizer: Tokenizer) -> None:
     """One document of two sequences a pair."""
@@ -120,18 +130,19 @@ def write_corpus(prefix: Path, pairs: Sequence[Encoded], tokenizer: Tokenizer) -
 
 def as_tensors(pairs: Sequence[Encoded], length: int, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs whose prompt leaves room for a response, cut to `length`.  -> int64 [N, length] ids and masks, 1 on the response"""
-    fitting = [(prompt, response[:length - len(prompt)]) for prompt, response in pairs if len(prompt) < length]
+    fitting = [(prompt, response[: length - len(prompt)]) for prompt, response in pairs if len(prompt) < length]
     tokens = torch.full((len(fitting), length), padding, dtype=torch.int64)
     masks = torch.zeros_like(tokens)
     for row, mask, (prompt, response) in zip(tokens, masks, fitting, strict=True):
         end = len(prompt) + len(response)
         row[:end] = torch.from_numpy(np.concatenate([prompt, response]))
-        mask[len(prompt):end] = 1
+        mask[len(prompt) : end] = 1
     return tokens, masks
 
 
-def write_tensors(stage: Path, parts: dict[str, Sequence[Encoded]], length: int, tokenizer: Tokenizer,
-                  tokenizer_file: bytes | None = None) -> dict[str, int]:
+def write_tensors(
+    stage: Path, parts: dict[str, Sequence[Encoded]], length: int, tokenizer: Tokenizer, tokenizer_file: bytes | None = None
+) -> dict[str, int]:
     """The files other trainers read, with a config.json and, if given, a tokenizer.json.  -> rows by split"""
     rows = {}
     for split, pairs in parts.items():
@@ -139,9 +150,15 @@ def write_tensors(stage: Path, parts: dict[str, Sequence[Encoded]], length: int,
         torch.save(tokens, stage / f"{split}_tokens.pt")
         torch.save(masks, stage / f"{split}_masks.pt")
         rows[split] = len(tokens)
-    config = {"vocab_size": tokenizer.vocab_size, "max_seq_len": length, "eos_token_id": tokenizer.eod,
-              "pad_token_id": tokenizer.eod, "tokenizer_type": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint(),
-              **{f"{split}_rows": count for split, count in rows.items()}}
+    config = {
+        "vocab_size": tokenizer.vocab_size,
+        "max_seq_len": length,
+        "eos_token_id": tokenizer.eod,
+        "pad_token_id": tokenizer.eod,
+        "tokenizer_type": tokenizer.name,
+        "tokenizer_fingerprint": tokenizer.fingerprint(),
+        **{f"{split}_rows": count for split, count in rows.items()},
+    }
     (stage / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="ascii")
     if tokenizer_file:
         (stage / "tokenizer.json").write_bytes(tokenizer_file)
@@ -151,6 +168,7 @@ def write_tensors(stage: Path, parts: dict[str, Sequence[Encoded]], length: int,
 @dataclass(frozen=True)
 class Output:
     """One split: what it is called in Megatron's format and in the tensor folder."""
+
     split: str
     prefix: Path
     pairs: list[Encoded]
@@ -165,9 +183,14 @@ def write_all(args: argparse.Namespace, outputs: list[Output], tokenizer: Tokeni
             write_corpus(stage / output.prefix.name, output.pairs, tokenizer)
         if args.write_pt:
             parts = {IN_TENSORS[output.split]: output.pairs for output in outputs}
-            rows = write_tensors(stack.enter_context(staged(args.write_pt)), parts, args.max_seq_len, tokenizer,
-                                 tokenizer_json(tokenizer, args.tokenizer_model))
-        for path in taken(args):                                        # never a new .bin beside an old .idx
+            rows = write_tensors(
+                stack.enter_context(staged(args.write_pt)),
+                parts,
+                args.max_seq_len,
+                tokenizer,
+                tokenizer_json(tokenizer, args.tokenizer_model),
+            )
+        for path in taken(args):  # never a new .bin beside an old .idx
             path.unlink(missing_ok=True)
     return rows
 
@@ -182,6 +205,7 @@ def taken(args: argparse.Namespace) -> list[Path]:
 
 # ---- the command
 
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -190,8 +214,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--from-pt", type=Path, metavar="DIR", help="or: a folder of train_tokens.pt, train_masks.pt and perhaps val_*.pt")
     add("--format", choices=["auto", *FORMATS], default="auto", help="which keys a record has [seen from the first one]")
     add("--keys", nargs="+", metavar="KEY", help="your own keys: INSTRUCTION RESPONSE, or INSTRUCTION INPUT RESPONSE")
-    add("--output-prefix", type=output_prefix, required=True, metavar="PREFIX",
-        help="writes PREFIX_train and PREFIX_valid, .bin and .idx")
+    add(
+        "--output-prefix",
+        type=output_prefix,
+        required=True,
+        metavar="PREFIX",
+        help="writes PREFIX_train and PREFIX_valid, .bin and .idx",
+    )
     add("--valid-fraction", type=float, default=0.05, help="share of the pairs held out; 0 writes no PREFIX_valid [0.05]")
     add("--seed", type=int, default=0, help="another choice of held-out prompts [0]")
     add("--on-bad", choices=["fail", "skip"], default="fail", help="at a record that is no pair: stop, or leave it out")
@@ -248,8 +277,7 @@ def from_text(args: argparse.Namespace, tokenizer: Tokenizer, skipped: Counter) 
 
 def from_tensors(args: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, list[Encoded]]:
     """The pairs of --from-pt, with its own validation split if it has one."""
-    has = {split: name for split, name in IN_TENSORS.items()
-           if split == "train" or (args.from_pt / f"{name}_tokens.pt").exists()}
+    has = {split: name for split, name in IN_TENSORS.items() if split == "train" or (args.from_pt / f"{name}_tokens.pt").exists()}
     return {split: read_rows(args.from_pt, name, tokenizer.vocab_size) for split, name in has.items()}
 
 

@@ -5,6 +5,7 @@
 The order of the input is kept and the output is the same for any number of workers. A run that is killed leaves nothing
 under the final name, and the same command goes on where it stopped.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.data.encoding import SAFELY_CUT, Encoded, Recipe, encode_all, tokenizer_of  # noqa: E402
 from megatron.data.indexed import IndexedWriter, best_dtype, retire  # noqa: E402
@@ -28,17 +29,18 @@ from megatron.data.tokenizer import add_flags  # noqa: E402
 from megatron.errors import BadData, CannotWrite, exits  # noqa: E402
 from megatron.files import output_prefix  # noqa: E402
 
-ENDINGS = (".bin", ".rejects.jsonl", ".meta.json", ".idx")             # in the order they are published: the last announces
+ENDINGS = (".bin", ".rejects.jsonl", ".meta.json", ".idx")  # in the order they are published: the last announces
 
 
 @dataclass
 class Terminal:
     """The progress line, on a terminal only."""
+
     total_bytes: int
     log_interval: int
-    text_bytes: int                     # done before this run
+    text_bytes: int  # done before this run
     position: int
-    shown: int = 0                      # documents, when the line was last written
+    shown: int = 0  # documents, when the line was last written
     started: float = field(default_factory=time.monotonic)
 
     def megabytes_per_second(self, progress: Progress) -> float:
@@ -50,9 +52,13 @@ class Terminal:
         self.shown = progress.documents[0]
         done = max(progress.position - self.position, 1)
         seconds = (time.monotonic() - self.started) * max(self.total_bytes - progress.position, 0) / done
-        print(f"\r{progress.documents[0]:,} documents, {progress.tokens[0]:,} tokens, {self.megabytes_per_second(progress):.1f} "
-              f"MB/s, {progress.position / max(self.total_bytes, 1):.0%}, {seconds:.0f} s left\033[K",
-              end="", file=sys.stderr, flush=True)
+        print(
+            f"\r{progress.documents[0]:,} documents, {progress.tokens[0]:,} tokens, {self.megabytes_per_second(progress):.1f} "
+            f"MB/s, {progress.position / max(self.total_bytes, 1):.0%}, {seconds:.0f} s left\033[K",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def clear(self) -> None:
         if self.shown:
@@ -60,8 +66,16 @@ class Terminal:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    return Recipe(args.tokenizer_type, args.vocab_file, args.merge_file, args.tokenizer_model, args.bpe_backend,
-                  tuple(args.json_keys), args.append_eod, args.max_line_bytes)
+    return Recipe(
+        args.tokenizer_type,
+        args.vocab_file,
+        args.merge_file,
+        args.tokenizer_model,
+        args.bpe_backend,
+        tuple(args.json_keys),
+        args.append_eod,
+        args.max_line_bytes,
+    )
 
 
 def output_name(args: argparse.Namespace, key: str) -> str:
@@ -71,19 +85,26 @@ def output_name(args: argparse.Namespace, key: str) -> str:
 def outputs(args: argparse.Namespace) -> list[Path]:
     folder = Path(args.output_prefix).parent
     return [folder / f"{output_name(args, key)}{end}" for key in args.json_keys for end in (".bin", ".idx", ".meta.json")] + [
-        Path(f"{args.output_prefix}.rejects.jsonl")]
+        Path(f"{args.output_prefix}.rejects.jsonl")
+    ]
 
 
 def work_key(args: argparse.Namespace, files: list[str], fingerprint: str) -> dict:
     """What decides the output: work done under another key is of no use."""
-    return {"tokenizer": fingerprint, "keys": args.json_keys, "append_eod": args.append_eod, "on_bad_line": args.on_bad_line,
-            "max_line_bytes": args.max_line_bytes, "inputs": [identity(path) for path in files]}
+    return {
+        "tokenizer": fingerprint,
+        "keys": args.json_keys,
+        "append_eod": args.append_eod,
+        "on_bad_line": args.on_bad_line,
+        "max_line_bytes": args.max_line_bytes,
+        "inputs": [identity(path) for path in files],
+    }
 
 
 def preprocess(args: argparse.Namespace, files: list[str]) -> list[str]:
     """Encode all files inside a work folder beside the output, then move every output into place.  -> a line an output"""
     folder, name = Path(args.output_prefix).parent, Path(args.output_prefix).name
-    fingerprint = tokenizer_of(recipe_of(args)).fingerprint()   # one that cannot be built is refused before any work
+    fingerprint = tokenizer_of(recipe_of(args)).fingerprint()  # one that cannot be built is refused before any work
     with WorkFolder(folder, name, work_key(args, files, fingerprint)) as work:
         taken = [path for path in outputs(args) if path.exists()]
         if taken and not (args.overwrite or work.finished):
@@ -95,7 +116,7 @@ def preprocess(args: argparse.Namespace, files: list[str]) -> list[str]:
             said = write_outputs(args, files, fingerprint, work)
             work.finish()
             for key in args.json_keys:
-                retire(str(folder / output_name(args, key)))    # --overwrite: never a new .bin beside an old .idx
+                retire(str(folder / output_name(args, key)))  # --overwrite: never a new .bin beside an old .idx
             Path(f"{args.output_prefix}.rejects.jsonl").unlink(missing_ok=True)
         work.publish(folder, ENDINGS)
     return said
@@ -107,8 +128,12 @@ def write_outputs(args: argparse.Namespace, files: list[str], fingerprint: str, 
     tokenizer = tokenizer_of(recipe)
     about = {"type": tokenizer.name, "fingerprint": fingerprint, "vocab_size": tokenizer.vocab_size, "eod": tokenizer.eod}
     with ExitStack() as stack:
-        writers = [stack.enter_context(IndexedWriter(str(work.path("out", output_name(args, key))),
-                                                     best_dtype(tokenizer.vocab_size), tokenizer=about)) for key in recipe.keys]
+        writers = [
+            stack.enter_context(
+                IndexedWriter(str(work.path("out", output_name(args, key))), best_dtype(tokenizer.vocab_size), tokenizer=about)
+            )
+            for key in recipe.keys
+        ]
         journal = stack.enter_context(Journal(work, writers))
         progress = journal.progress
         if progress.text_bytes:
@@ -122,9 +147,11 @@ def write_outputs(args: argparse.Namespace, files: list[str], fingerprint: str, 
             writer.extra = about_input(args, files, key, progress)
     if progress.rejects:
         write_rejects(work, f"{Path(args.output_prefix).name}.rejects.jsonl", progress)
-    return [f"{Path(args.output_prefix).parent / output_name(args, key)}: {documents:,} documents, {tokens:,} tokens, "
-            f"{terminal.megabytes_per_second(progress):.1f} MB/s{rejected(progress)}"
-            for key, documents, tokens in zip(recipe.keys, progress.documents, progress.tokens, strict=True)]
+    return [
+        f"{Path(args.output_prefix).parent / output_name(args, key)}: {documents:,} documents, {tokens:,} tokens, "
+        f"{terminal.megabytes_per_second(progress):.1f} MB/s{rejected(progress)}"
+        for key, documents, tokens in zip(recipe.keys, progress.documents, progress.tokens, strict=True)
+    ]
 
 
 def write_all(encoded: Iterable[Encoded], journal: Journal, skip: bool, terminal: Terminal) -> None:
@@ -147,14 +174,21 @@ def write_all(encoded: Iterable[Encoded], journal: Journal, skip: bool, terminal
 def check_documents(keys: Sequence[str], files: list[str], progress: Progress) -> None:
     for key, documents in zip(keys, progress.documents, strict=True):
         if not documents:
-            raise BadData(f"the input holds no document with text under {key!r}: {', '.join(files[:3])}"
-                          f"{' ...' if len(files) > 3 else ''}{rejected(progress)}; nothing was written")
+            raise BadData(
+                f"the input holds no document with text under {key!r}: {', '.join(files[:3])}"
+                f"{' ...' if len(files) > 3 else ''}{rejected(progress)}; nothing was written"
+            )
 
 
 def about_input(args: argparse.Namespace, files: list[str], key: str, progress: Progress) -> dict:
     """What the sidecar says of where the tokens come from."""
-    return {"inputs": [{"path": path, "bytes": os.path.getsize(path)} for path in files], "json_key": key,
-            "append_eod": args.append_eod, "text_bytes": progress.text_bytes, "rejects": dict(sorted(progress.rejects.items()))}
+    return {
+        "inputs": [{"path": path, "bytes": os.path.getsize(path)} for path in files],
+        "json_key": key,
+        "append_eod": args.append_eod,
+        "text_bytes": progress.text_bytes,
+        "rejects": dict(sorted(progress.rejects.items())),
+    }
 
 
 def write_rejects(work: WorkFolder, name: str, progress: Progress) -> None:
@@ -175,21 +209,45 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--input", nargs="+", action="extend", required=True, metavar="FILE",
-        help="files or quoted globs: .parquet, .txt (one document a file), anything else JSON Lines; .gz and .zst of both")
+    add(
+        "--input",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="files or quoted globs: .parquet, .txt (one document a file), anything else JSON Lines; .gz and .zst of both",
+    )
     add("--root", metavar="DIR", help="folder that --input and --output-prefix start from")
     add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="one output a key [text]")
-    add("--output-prefix", type=output_prefix, required=True, metavar="PREFIX",
-        help="writes PREFIX_<key>_document.bin, .idx and .meta.json")
+    add(
+        "--output-prefix",
+        type=output_prefix,
+        required=True,
+        metavar="PREFIX",
+        help="writes PREFIX_<key>_document.bin, .idx and .meta.json",
+    )
     add("--overwrite", action="store_true", help="replace an output that exists")
     add_flags(parser)
-    add("--bpe-backend", choices=["auto", "gigatoken", "tiktoken"], default="auto",
-        help="who makes GPT-2's ids, which are the same [auto: gigatoken where it is installed]")
+    add(
+        "--bpe-backend",
+        choices=["auto", "gigatoken", "tiktoken"],
+        default="auto",
+        help="who makes GPT-2's ids, which are the same [auto: gigatoken where it is installed]",
+    )
     add("--append-eod", action="store_true", help="end each document with the end-of-document id")
-    add("--on-bad-line", choices=["fail", "skip"], default="fail",
-        help="fail: stop at the first line that is no document; skip: list such lines in PREFIX.rejects.jsonl")
-    add("--max-line-bytes", type=int, default=16 << 20, metavar="N",
-        help="a longer line (value of a parquet file) is no document [16 MiB]")
+    add(
+        "--on-bad-line",
+        choices=["fail", "skip"],
+        default="fail",
+        help="fail: stop at the first line that is no document; skip: list such lines in PREFIX.rejects.jsonl",
+    )
+    add(
+        "--max-line-bytes",
+        type=int,
+        default=16 << 20,
+        metavar="N",
+        help="a longer line (value of a parquet file) is no document [16 MiB]",
+    )
     add("--workers", type=int, default=1, help="processes that tokenize [1]")
     add("--log-interval", type=int, default=1000, help="documents between progress updates on a terminal [1000]")
     add("--dataset-impl", choices=["mmap"], default="mmap", help="the one format there is")

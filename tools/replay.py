@@ -6,6 +6,7 @@ A run dumps such a step with its weights and skips it. Weights are looked at fir
 tensor in the order of its computation. Exit code 17: it is not finite here either, so data or numerics did it. 16: every
 tensor is finite here, so suspect the machine it happened on (run it there too). Compiled and recomputed blocks run eagerly.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,7 +19,7 @@ from typing import get_type_hints
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron import objectives  # noqa: E402
 from megatron.batch import Batch  # noqa: E402
@@ -81,6 +82,7 @@ def floating(values: object) -> Iterator[Tensor]:
 
 def watch(model: nn.Module, batch: Batch, found: list[str]) -> list[Callable[[], None]]:
     """Look at every module's inputs, output and their gradients as they are made. Returns what takes the hooks off."""
+
     def before(name: str, given: tuple) -> None:
         for x in floating(given):
             check(f"an input of {name}", x, found, batch.index)
@@ -97,8 +99,10 @@ def watch(model: nn.Module, batch: Batch, found: list[str]) -> list[Callable[[],
         if name:
             hooks.append(module.register_forward_pre_hook(lambda _, given, name=name: before(name, given)))
             hooks.append(module.register_forward_hook(lambda _, given, made, name=name: behind(name, made)))
-    hooks += [p.register_hook(lambda grad, name=name: check(f"the loss is finite; gradient of {name}", grad, found))
-              for name, p in model.named_parameters()]
+    hooks += [
+        p.register_hook(lambda grad, name=name: check(f"the loss is finite; gradient of {name}", grad, found))
+        for name, p in model.named_parameters()
+    ]
     return [hook.remove for hook in hooks]
 
 
@@ -144,11 +148,13 @@ def describe(cfg: Config, dump: Checkpoint) -> str:
     """Where the step comes from, and how its batch is made again."""
     facts, batch_size = dump.facts, cfg.train.global_batch_size
     place = f"{facts['host']} ({facts['environment']['device']}, torch {facts['environment']['torch']})"
-    return (f"step {dump.step} of a run on {place}: "
-            f"loss {facts['loss']}, gradient norm {facts['grad_norm']}\n"
-            f"its batch again: --objective {cfg.objective.objective} --seed {cfg.train.seed}, samples {facts['samples']}.."
-            f"{facts['samples'] + batch_size - 1} of the train data {facts['fingerprints']['train']}, "
-            f"{cfg.train.micro_batch_size} a micro-batch; noise and dropout follow from seed and sample number")
+    return (
+        f"step {dump.step} of a run on {place}: "
+        f"loss {facts['loss']}, gradient norm {facts['grad_norm']}\n"
+        f"its batch again: --objective {cfg.objective.objective} --seed {cfg.train.seed}, samples {facts['samples']}.."
+        f"{facts['samples'] + batch_size - 1} of the train data {facts['fingerprints']['train']}, "
+        f"{cfg.train.micro_batch_size} a micro-batch; noise and dropout follow from seed and sample number"
+    )
 
 
 def verdict(first: str | None, dump: Checkpoint, device: str) -> tuple[str, int]:
@@ -158,16 +164,21 @@ def verdict(first: str | None, dump: Checkpoint, device: str) -> tuple[str, int]
     advice = "run this again there; if all is finite there too, suspect that machine"
     if device == "cpu" != dump.facts["environment"]["device"]:
         advice = "that was no CPU: run this again on such a device before you suspect the machine"
-    return (f"NOT REPRODUCED: every tensor is finite here, on {platform.node()} ({device}); "
-            f"it happened on {dump.facts['host']} ({dump.facts['environment']['device']}): {advice}", NOT_REPRODUCED)
+    return (
+        f"NOT REPRODUCED: every tensor is finite here, on {platform.node()} ({device}); "
+        f"it happened on {dump.facts['host']} ({dump.facts['environment']['device']}): {advice}",
+        NOT_REPRODUCED,
+    )
 
 
 @exits
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="replay.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     description=__doc__)
-    parser.add_argument("dump", type=Path, metavar="DUMP",
-                        help="a folder of RUN_DIR/bad_batches (of bad_batches itself the newest)")
+    parser = argparse.ArgumentParser(
+        prog="replay.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+    )
+    parser.add_argument(
+        "dump", type=Path, metavar="DUMP", help="a folder of RUN_DIR/bad_batches (of bad_batches itself the newest)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run [auto]")
     given = parser.parse_args(argv)
     if given.device == "cuda" and not torch.cuda.is_available():

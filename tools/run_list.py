@@ -7,6 +7,7 @@ a failed one is reported and the rest goes on (exit code 1 at the end). A signal
 its code (85, 86) once the runs under way are saved. With several processes each run's own lines are in its train.log only.
 A run has one thread unless OMP_NUM_THREADS says otherwise.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.config import Config, ConfigError, parse  # noqa: E402
 from megatron.errors import KILLED, PREEMPTED, BadData, MissingInput, exits  # noqa: E402
@@ -36,6 +37,7 @@ OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 @dataclass(frozen=True)
 class Member:
     """One line of the list: a config, or why there is none."""
+
     name: str
     cfg: Config | None
     mistakes: str = ""
@@ -76,12 +78,13 @@ def read_member(line: str, where: str) -> Member:
 def train(member: Member) -> int:
     """Run one member in this process. Returns its exit code and prints one line about it."""
     from megatron.training.pretrain import main as pretrain
+
     began, folder = time.monotonic(), Path(member.cfg.log.run_dir)
     before = stamp(folder / "exit.json")
     with contextlib.redirect_stderr(Echo(sys.stderr)) as said:
-        code = pretrain(member.cfg)                      # a crash is its code 70: it does not end the others
+        code = pretrain(member.cfg)  # a crash is its code 70: it does not end the others
     if code and stamp(folder / "exit.json") == before and find_place(os.environ).rank == 0 and not is_claimed(folder):
-        record_failure(folder, code, said.last)          # it ended before its folder was its own
+        record_failure(folder, code, said.last)  # it ended before its folder was its own
     sys.stderr.write(f"{member.name} {summary(member, code)}, {time.monotonic() - began:.0f} s\n")  # whole: others write too
     return code
 
@@ -150,11 +153,12 @@ def train_side_by_side(members: list[Member], processes: int) -> list[int]:
         for worker in workers:
             if worker.is_alive():
                 os.kill(worker.pid, signal.SIGTERM if number == signal.SIGINT else number)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):             # a terminal sends SIGINT to the workers as well,
-        signal.signal(number, forward)                                         # and a second one would end them at once
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # a terminal sends SIGINT to the workers as well,
+        signal.signal(number, forward)  # and a second one would end them at once
     for worker in workers:
         worker.join()
-    waiting.cancel_join_thread()                                               # what nobody took is not an error
+    waiting.cancel_join_thread()  # what nobody took is not an error
     found = [70 for worker in workers if worker.exitcode]
     while not codes.empty():
         found.append(codes.get())
@@ -173,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.processes is not None and given.processes < 1:
         parser.error(f"--processes {given.processes} must be at least 1")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")        # read when torch is imported; a second thread slows a tiny model down
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; a second thread slows a tiny model down
     members = read_list(given.list)
     wrong = [m for m in members if m.cfg is None]
     for member in wrong:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """The instrument: `scaling_laws.py VERB ...`, the same as `python -m megatron.scaling VERB ...`."""
+
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.scaling.__main__ import main  # noqa: E402
 

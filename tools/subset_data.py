@@ -6,6 +6,7 @@
 Training needs no copy for this (--unique-tokens, or START:END before a prefix): copies are for handing on. Subsets are
 prefixes of the same stream, so smaller ones lie inside larger ones token for token; the document on the border is cut.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -16,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))           # run from a checkout that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.data.indexed import IndexedDataset, IndexedWriter  # noqa: E402
 from megatron.data.sources import Source, parse_range, token_range  # noqa: E402
 from megatron.errors import BadData, CannotWrite, exits  # noqa: E402
 from megatron.files import output_prefix  # noqa: E402
 
-CHUNK = 1 << 21                         # tokens copied at a time
+CHUNK = 1 << 21  # tokens copied at a time
 SUFFIXES = (".bin", ".idx", ".meta.json")
 
 
@@ -60,7 +61,7 @@ def copy_documents(corpus: IndexedDataset, edges: np.ndarray, writer: IndexedWri
     at = 0
     while at < len(edges) - 1:
         until = max(at + 1, int(np.searchsorted(edges, edges[at] + CHUNK, side="right")) - 1)
-        writer.add_documents(corpus.tokens(int(edges[at]), int(edges[until])), np.diff(edges[at:until + 1]))
+        writer.add_documents(corpus.tokens(int(edges[at]), int(edges[until])), np.diff(edges[at : until + 1]))
         at = until
 
 
@@ -94,10 +95,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("prefix", metavar="PREFIX", help="corpus to take from, without .bin and .idx")
-    add("--tokens", required=True, metavar="N|SHARE|START:END",
-        help="how many of the first tokens: 100M, or a share: 0.25; or a range: 1e6:2e6")
-    add("--output-prefix", type=output_prefix, required=True, metavar="PREFIX",
-        help="writes PREFIX.bin, .idx and .meta.json")
+    add(
+        "--tokens",
+        required=True,
+        metavar="N|SHARE|START:END",
+        help="how many of the first tokens: 100M, or a share: 0.25; or a range: 1e6:2e6",
+    )
+    add("--output-prefix", type=output_prefix, required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx and .meta.json")
     add("--overwrite", action="store_true", help="replace an output that exists")
     args = parser.parse_args(argv)
     return args
@@ -116,8 +120,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise BadData(f"--tokens {args.tokens} of {args.prefix}, which has {corpus.num_tokens} tokens, is none: ask for more")
     refuse_taken(args)
     written = write_subset(corpus, start, stop, args.output_prefix)
-    print(f"{args.output_prefix}: {written.num_documents:,} documents, {written.num_tokens:,} tokens "
-          f"(tokens {start}:{stop} of {args.prefix})")
+    print(
+        f"{args.output_prefix}: {written.num_documents:,} documents, {written.num_tokens:,} tokens "
+        f"(tokens {start}:{stop} of {args.prefix})"
+    )
     if not corpus.meta:
         print(f"{args.prefix} has no .meta.json: its tokens were copied as they are, with no checksum to hold them against")
 

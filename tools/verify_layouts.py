@@ -13,6 +13,7 @@ inputs with their masks, noise levels, initial weights and, with --checkpoints, 
 saves and one process loads. Within rounding: losses, gradient norms, the validation loss. On GPUs (--device cuda) the ranks
 need one each and use NCCL. Leaves with 1 on a difference or a failure, with 2 when the flags or a named layout cannot be.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -64,28 +65,53 @@ from megatron.training.loop import Interval, one_step, pose
 from megatron.training.pretrain import cut_slice, data_plan
 
 # A tiny model whose gradients are clipped at every step.
-TINY = {"num_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 32, "hidden_dropout": 0.0,
-        "attention_dropout": 0.0, "global_batch_size": 16, "micro_batch_size": 2, "lr": 3e-3, "clip_grad": 0.5, "device": "cpu"}
+TINY = {
+    "num_layers": 4,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "seq_length": 32,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "global_batch_size": 16,
+    "micro_batch_size": 2,
+    "lr": 3e-3,
+    "clip_grad": 0.5,
+    "device": "cpu",
+}
 RANDOM_TOKENS = 40_000
 EVAL_ITERS = 2
 OBJECTIVES = ("ar", "mdm")
-PROCESSES = 8                   # on a CPU, whatever its cores: the models are small
-PATIENCE = 600.0                # seconds for one layout
+PROCESSES = 8  # on a CPU, whatever its cores: the models are small
+PATIENCE = 600.0  # seconds for one layout
 COLUMNS = ("loss", "gradient norm", "validation", "samples, t, masks", "initial weights", "checkpoint")
 
 # What a + in a layout's name means. Only the second kind changes the experiment, and so the process to compare with.
 MODIFIERS = {
-    "sp": "--sequence-parallel", "zero-bubble": "--pipeline-schedule zero-bubble",
+    "sp": "--sequence-parallel",
+    "zero-bubble": "--pipeline-schedule zero-bubble",
     "interleaved": "--pipeline-schedule interleaved --num-layers-per-virtual-pipeline-stage CHUNK",
-    "zero1": "--zero-stage 1", "zero2": "--zero-stage 2", "zero3": "--zero-stage 3",
-    "deepspeed-zero0": "--deepspeed --zero-stage 0", "deepspeed-zero1": "--deepspeed --zero-stage 1",
-    "deepspeed-zero2": "--deepspeed --zero-stage 2", "deepspeed-zero3": "--deepspeed --zero-stage 3",
-    "cpu-optimizer": "--cpu-optimizer", "cpu-params": "--cpu-params", "uneven": "--decoder-first-pipeline-num-layers 1",
-    "micro1": "--micro-batch-size 1", "micro2": "--micro-batch-size 2", "micro3": "--micro-batch-size 3",
-    "micro4": "--micro-batch-size 4", "recompute-full": "--recompute-granularity full",
-    "recompute-selective": "--recompute-granularity selective"}
-EXPERIMENTS = {"dropout": "--hidden-dropout 0.1 --attention-dropout 0.1", "untied": "--untie-embeddings-and-output-weights",
-               "bf16": "--bf16"}
+    "zero1": "--zero-stage 1",
+    "zero2": "--zero-stage 2",
+    "zero3": "--zero-stage 3",
+    "deepspeed-zero0": "--deepspeed --zero-stage 0",
+    "deepspeed-zero1": "--deepspeed --zero-stage 1",
+    "deepspeed-zero2": "--deepspeed --zero-stage 2",
+    "deepspeed-zero3": "--deepspeed --zero-stage 3",
+    "cpu-optimizer": "--cpu-optimizer",
+    "cpu-params": "--cpu-params",
+    "uneven": "--decoder-first-pipeline-num-layers 1",
+    "micro1": "--micro-batch-size 1",
+    "micro2": "--micro-batch-size 2",
+    "micro3": "--micro-batch-size 3",
+    "micro4": "--micro-batch-size 4",
+    "recompute-full": "--recompute-granularity full",
+    "recompute-selective": "--recompute-granularity selective",
+}
+EXPERIMENTS = {
+    "dropout": "--hidden-dropout 0.1 --attention-dropout 0.1",
+    "untied": "--untie-embeddings-and-output-weights",
+    "bf16": "--bf16",
+}
 LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
     tp2+sp tp4+sp tp2xpp2+sp tp2xpp2xdp2+sp pp2+uneven pp2+interleaved pp2xdp2+interleaved pp2+zero-bubble tp2xpp2xdp2+zero-bubble
     dp2+zero1 dp2+zero2 dp2+zero3 tp2xdp2+zero1 tp2xdp2+zero2 tp2xdp2+zero3 tp2xdp2+sp+zero3
@@ -105,9 +131,10 @@ LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """How far a layout may be from one process: sums have another order, and nothing else."""
-    loss: float                     # absolute
-    norm: float                     # relative
-    validation: float               # absolute
+
+    loss: float  # absolute
+    norm: float  # relative
+    validation: float  # absolute
 
 
 LIMITS = {"fp32": Limits(loss=2e-6, norm=1e-5, validation=2e-6), "bf16": Limits(loss=5e-3, norm=5e-2, validation=2e-3)}
@@ -117,7 +144,7 @@ LIMITS = {"fp32": Limits(loss=2e-6, norm=1e-5, validation=2e-6), "bf16": Limits(
 
 # One server imports all that is slow to import, and every worker is a fork of it: eight cost as much as one.
 PRELOAD = [__name__, "megatron.engine.native"]
-DUMP_SECONDS = 1.0              # a hung rank has written where it stands before the pool gives up
+DUMP_SECONDS = 1.0  # a hung rank has written where it stands before the pool gives up
 
 
 class JobFailed(RuntimeError):
@@ -127,12 +154,13 @@ class JobFailed(RuntimeError):
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One rank's part of a job."""
-    function: str                   # module:name
+
+    function: str  # module:name
     args: tuple
     environ: dict[str, str]
     rank: int
     world_size: int
-    folder: str                     # of this job alone: the store, and where hung ranks say where they stand
+    folder: str  # of this job alone: the store, and where hung ranks say where they stand
     timeout_seconds: float
     device: str
 
@@ -141,7 +169,7 @@ class Job:
 class Answer:
     value: Any = None
     trouble: str | None = None
-    seconds: float = 0.0            # on the machine's clock, when it was raised: the first one is the cause
+    seconds: float = 0.0  # on the machine's clock, when it was raised: the first one is the cause
     died: bool = False
 
 
@@ -187,12 +215,21 @@ class Pool:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 for rank, worker in enumerate(self.workers[:world_size]):
-                    worker.pipe.send(Job(function=spell(function), args=args, environ=os.environ | place_of(rank, world_size),
-                                         rank=rank, world_size=world_size, folder=folder, timeout_seconds=timeout,
-                                         device=self.device))
+                    worker.pipe.send(
+                        Job(
+                            function=spell(function),
+                            args=args,
+                            environ=os.environ | place_of(rank, world_size),
+                            rank=rank,
+                            world_size=world_size,
+                            folder=folder,
+                            timeout_seconds=timeout,
+                            device=self.device,
+                        )
+                    )
                 return collect(self.workers[:world_size], timeout, Path(folder))
             except BaseException:
-                self.dismiss()                              # some may wait for each other; new ones cost little
+                self.dismiss()  # some may wait for each other; new ones cost little
                 raise
 
     def start(self, count: int) -> None:
@@ -253,6 +290,7 @@ def describe_hang(ranks: list[int], world_size: int, timeout: float, folder: Pat
 
 # The pool's workers
 
+
 def serve(pipe: Connection) -> None:
     """Do one job after the other; end with the process that asks for them, however that ends."""
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -297,8 +335,13 @@ def world(job: Job) -> Iterator[None]:
     if job.world_size > 1:
         # The pool gives up before a collective does, and so can say who is missing.
         patience = timedelta(seconds=job.timeout_seconds + 60)
-        dist.init_process_group("nccl" if job.device == "cuda" else "gloo", init_method=f"file://{job.folder}/store",
-                                rank=job.rank, world_size=job.world_size, timeout=patience)
+        dist.init_process_group(
+            "nccl" if job.device == "cuda" else "gloo",
+            init_method=f"file://{job.folder}/store",
+            rank=job.rank,
+            world_size=job.world_size,
+            timeout=patience,
+        )
     yield
     if dist.is_initialized():
         dist.barrier()
@@ -307,15 +350,17 @@ def world(job: Job) -> Iterator[None]:
 
 # One rank's part of an experiment
 
+
 @dataclass(kw_only=True)
 class Record:
     """What a layout did: on one rank, then on all together."""
+
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     validation: float = math.nan
-    samples: dict[int, str] = field(default_factory=dict)       # number -> hash of what was asked: inputs, targets, 1 / t, masks
-    begun: dict[str, int] = field(default_factory=dict)         # tensor -> fingerprint, before the first step
-    ended: dict[str, int] = field(default_factory=dict)         # the same after the last, as saved
+    samples: dict[int, str] = field(default_factory=dict)  # number -> hash of what was asked: inputs, targets, 1 / t, masks
+    begun: dict[str, int] = field(default_factory=dict)  # tensor -> fingerprint, before the first step
+    ended: dict[str, int] = field(default_factory=dict)  # the same after the last, as saved
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         """What the training loop tells a run."""
@@ -329,6 +374,7 @@ class Record:
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """All that a run has on one rank."""
+
     cfg: Config
     engine: Engine
     objective: Objective
@@ -349,8 +395,14 @@ def set_up(argv: list[str]) -> Trial:
     objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
     reference = objectives.build_reference(cfg.objective, mask)
     built = engine.build(cfg, objective, where, mesh, lambda line: None)
-    return Trial(cfg=cfg, engine=built, objective=objective, reference=reference, train=data["train"],
-                 valid=cut_slice(cfg, data["valid"] or data["train"], reference, tokenizer))
+    return Trial(
+        cfg=cfg,
+        engine=built,
+        objective=objective,
+        reference=reference,
+        train=data["train"],
+        valid=cut_slice(cfg, data["valid"] or data["train"], reference, tokenizer),
+    )
 
 
 def train(argv: list[str], steps: int, save: str | None = None, load: str | None = None) -> Record:
@@ -394,7 +446,7 @@ def fingerprint(piece: Piece) -> int:
     """The sum of a hash of each entry's bits and its place in the whole tensor, modulo 2**64."""
     place = np.zeros((), np.int64)
     for start, size, extent in zip(piece.start, piece.shape, piece.tensor.shape):
-        place = place[..., None] * size + start + np.arange(extent)                     # one dimension more
+        place = place[..., None] * size + start + np.arange(extent)  # one dimension more
     tensor = piece.tensor.detach().cpu().contiguous()
     bits = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]).numpy()
     return int(hash64(place, bits).sum())
@@ -402,13 +454,18 @@ def fingerprint(piece: Piece) -> int:
 
 # All ranks together
 
+
 def joined(records: list[Record]) -> Record:
     """One record of all ranks'. What they should agree on and do not becomes something that no other run agrees with."""
+
     def agreed(values: list[list[float]]) -> list[float]:
         return values[0] if all(v == values[0] for v in values) else [math.nan for _ in values[0]]
 
-    whole = Record(losses=agreed([r.losses for r in records]), norms=agreed([r.norms for r in records]),
-                   validation=agreed([[r.validation] for r in records])[0])
+    whole = Record(
+        losses=agreed([r.losses for r in records]),
+        norms=agreed([r.norms for r in records]),
+        validation=agreed([[r.validation] for r in records])[0],
+    )
     for record in records:
         for number, said in record.samples.items():
             if whole.samples.setdefault(number, said) != said:
@@ -422,6 +479,7 @@ def joined(records: list[Record]) -> Record:
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """One cell of the table."""
+
     text: str
     passed: bool
 
@@ -430,14 +488,19 @@ def compare(layout: Record, single: Record, reloaded: Record | None, limits: Lim
     """A layout against one process, in the order of COLUMNS; `reloaded` is one process that began where the layout ended."""
     ratios = [a / b - 1 for a, b in zip(layout.norms, single.norms, strict=True)]
     kept = same(layout.ended, reloaded.begun) if reloaded else Check(text="-", passed=True)
-    return [within([a - b for a, b in zip(layout.losses, single.losses, strict=True)], limits.loss), within(ratios, limits.norm),
-            within([layout.validation - single.validation], limits.validation), same(layout.samples, single.samples),
-            same(layout.begun, single.begun), kept]
+    return [
+        within([a - b for a, b in zip(layout.losses, single.losses, strict=True)], limits.loss),
+        within(ratios, limits.norm),
+        within([layout.validation - single.validation], limits.validation),
+        same(layout.samples, single.samples),
+        same(layout.begun, single.begun),
+        kept,
+    ]
 
 
 def within(differences: list[float], limit: float) -> Check:
     worst = max(map(abs, differences))
-    passed = all(abs(d) <= limit for d in differences)              # not so for NaN
+    passed = all(abs(d) <= limit for d in differences)  # not so for NaN
     return Check(text=f"{worst:.1e}" if passed else f"{worst:.1e} > {limit:g}", passed=passed)
 
 
@@ -450,13 +513,14 @@ def same(ours: dict, theirs: dict) -> Check:
 
 # Layouts by name
 
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     name: str
     world_size: int
-    flags: tuple[str, ...]          # of the layout
-    experiment: tuple[str, ...]     # of what it computes, which one process must do too
-    deepspeed: bool = False         # which keeps state in its process
+    flags: tuple[str, ...]  # of the layout
+    experiment: tuple[str, ...]  # of what it computes, which one process must do too
+    deepspeed: bool = False  # which keeps state in its process
 
 
 def read_layout(name: str, num_layers: int) -> Layout:
@@ -465,21 +529,38 @@ def read_layout(name: str, num_layers: int) -> Layout:
     axes = dict(re.findall(r"(tp|pp|dp)([1-9]\d*)", sizes))
     unknown = [m for m in modifiers if m not in MODIFIERS and m not in EXPERIMENTS]
     if unknown or "x".join(axis + size for axis, size in axes.items()) != sizes or not axes:
-        raise ConfigError([f"--layouts {name}: expected sizes such as tp2xpp2xdp2, and behind a + any of "
-                           f"{', '.join([*MODIFIERS, *EXPERIMENTS])}"])
+        raise ConfigError(
+            [
+                f"--layouts {name}: expected sizes such as tp2xpp2xdp2, and behind a + any of "
+                f"{', '.join([*MODIFIERS, *EXPERIMENTS])}"
+            ]
+        )
     tp, pp, dp = (int(axes.get(axis, 1)) for axis in ("tp", "pp", "dp"))
-    words = " ".join(["--tensor-model-parallel-size", str(tp), "--pipeline-model-parallel-size", str(pp),
-                      *(MODIFIERS[m] for m in modifiers if m in MODIFIERS)])
-    return Layout(name=name, world_size=tp * pp * dp, flags=tuple(words.replace("CHUNK", str(num_layers // (2 * pp))).split()),
-                  experiment=tuple(" ".join(EXPERIMENTS[m] for m in modifiers if m in EXPERIMENTS).split()),
-                  deepspeed="--deepspeed" in words)
+    words = " ".join(
+        [
+            "--tensor-model-parallel-size",
+            str(tp),
+            "--pipeline-model-parallel-size",
+            str(pp),
+            *(MODIFIERS[m] for m in modifiers if m in MODIFIERS),
+        ]
+    )
+    return Layout(
+        name=name,
+        world_size=tp * pp * dp,
+        flags=tuple(words.replace("CHUNK", str(num_layers // (2 * pp))).split()),
+        experiment=tuple(" ".join(EXPERIMENTS[m] for m in modifiers if m in EXPERIMENTS).split()),
+        deepspeed="--deepspeed" in words,
+    )
 
 
 # The user's flags
 
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What the flags describe, as argv of one process, and the layout that they name."""
+
     cfg: Config
     single: list[str]
     given: Layout | None
@@ -537,14 +618,16 @@ def write_json(path: Path, value: Any) -> str:
 
 # The command
 
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A layout's line of the table."""
+
     objective: str
     layout: Layout
     checks: list[Check]
     seconds: float
-    trouble: str = ""               # why there is nothing to compare
+    trouble: str = ""  # why there is nothing to compare
 
     @property
     def passed(self) -> bool:
@@ -564,8 +647,13 @@ class Verifier:
             checks = self.check(layout)
         except JobFailed as error:
             trouble = str(error)
-        return Row(objective=self.experiment.cfg.objective.objective, layout=layout, checks=checks, trouble=trouble,
-                   seconds=time.monotonic() - began)
+        return Row(
+            objective=self.experiment.cfg.objective.objective,
+            layout=layout,
+            checks=checks,
+            trouble=trouble,
+            seconds=time.monotonic() - began,
+        )
 
     def check(self, layout: Layout) -> list[Check]:
         alone = Layout(name="alone", world_size=1, flags=(), experiment=layout.experiment)
@@ -580,8 +668,7 @@ class Verifier:
     def train(self, layout: Layout, steps: int, save: str | None = None, load: str | None = None) -> Record:
         """A layout's run, the record of all its ranks."""
         argv = [*self.experiment.single, *layout.flags, *layout.experiment]
-        return joined(self.pool.run(layout.world_size, train, argv, steps, save, load, timeout=PATIENCE,
-                                    fresh=layout.deepspeed))
+        return joined(self.pool.run(layout.world_size, train, argv, steps, save, load, timeout=PATIENCE, fresh=layout.deepspeed))
 
 
 def why_not(layout: Layout, experiment: Experiment, size: int) -> str:
@@ -601,8 +688,11 @@ def choose(names: list[str], experiment: Experiment, size: int) -> tuple[list[La
     """The layouts to verify, and those of the usual list that are left out and why. Raises ConfigError for one that was named."""
     if names and experiment.given:
         raise ConfigError([f"--layouts {','.join(names)}: the other flags name a layout too; give it in one way"])
-    asked = [experiment.given] if experiment.given else [
-        read_layout(name, experiment.cfg.model.num_layers) for name in names or LAYOUTS]
+    asked = (
+        [experiment.given]
+        if experiment.given
+        else [read_layout(name, experiment.cfg.model.num_layers) for name in names or LAYOUTS]
+    )
     reasons = {layout.name: why_not(layout, experiment, size) for layout in asked}
     refused = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
     if refused and (names or experiment.given):
@@ -611,10 +701,13 @@ def choose(names: list[str], experiment: Experiment, size: int) -> tuple[list[La
 
 
 def new_table() -> Table:
-    said = [f"{kind}: loss {limits.loss:g}, gradient norm {limits.norm:g} (relative), validation {limits.validation:g}"
-            for kind, limits in LIMITS.items()]
-    return Table("objective", "layout", "ranks", *COLUMNS, "s", title="Largest difference from one process",
-                 caption="; ".join(said))
+    said = [
+        f"{kind}: loss {limits.loss:g}, gradient norm {limits.norm:g} (relative), validation {limits.validation:g}"
+        for kind, limits in LIMITS.items()
+    ]
+    return Table(
+        "objective", "layout", "ranks", *COLUMNS, "s", title="Largest difference from one process", caption="; ".join(said)
+    )
 
 
 def add_row(table: Table, row: Row) -> None:
@@ -625,8 +718,9 @@ def add_row(table: Table, row: Row) -> None:
 
 def read_words(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """This tool's flags, and those of pretrain_*.py."""
-    parser = argparse.ArgumentParser(prog="verify_layouts.py", allow_abbrev=False, description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="verify_layouts.py", allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--objective", choices=OBJECTIVES, action="append", help="verify this one [all]")
     parser.add_argument("--layouts", default="", help="names joined by commas [what the other flags say, or the whole list]")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each layout [6]")

@@ -7,6 +7,7 @@ layout reads from them the rectangles that it needs. The manifest vouches for ev
 piece's data, that the pieces of a tensor fill it, and itself. Nothing is written into an existing directory, nothing unpickles,
 no tensor is touched before all of them were verified, and what one rank refuses, all refuse.
 """
+
 from __future__ import annotations
 
 import errno
@@ -38,23 +39,34 @@ from megatron.files import sync_folder, write_synced
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 2 << 30
-HEADER_BYTES = 100_000_000          # the longest header that safetensors accepts
-MANIFEST_BYTES = 1 << 20            # room asked for beside the tensors
+HEADER_BYTES = 100_000_000  # the longest header that safetensors accepts
+MANIFEST_BYTES = 1 << 20  # room asked for beside the tensors
 HASH_THREADS = min(8, os.cpu_count() or 1)
-ABANDONED_SECONDS = 24 * 3600       # a temporary of another machine, whose processes cannot be seen, is dead after this
+ABANDONED_SECONDS = 24 * 3600  # a temporary of another machine, whose processes cannot be seen, is dead after this
 CHECKPOINT = re.compile(r"step-([0-9]+)(?:\.a([0-9]+))?")
 SHARD = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-          torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
-Box = Sequence[Sequence[int]]       # a rectangle: (start, stop) of each dimension
+Box = Sequence[Sequence[int]]  # a rectangle: (start, stop) of each dimension
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
     """A rectangle of a logical tensor, and where its values are; `start` is its offset, the tensor's shape its extent."""
+
     name: str
-    shape: tuple[int, ...]          # of the whole
+    shape: tuple[int, ...]  # of the whole
     start: tuple[int, ...]
     tensor: Tensor
 
@@ -71,10 +83,11 @@ def whole(tensors: dict[str, Tensor]) -> list[Piece]:
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A verified checkpoint, on disk."""
+
     path: Path
     step: int
-    facts: dict                     # what the trainer wrote beside the tensors
-    entries: list[dict]             # the manifest's record of every stored piece
+    facts: dict  # what the trainer wrote beside the tensors
+    entries: list[dict]  # the manifest's record of every stored piece
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -93,8 +106,11 @@ class Checkpoint:
         for piece in pieces:
             wanted[piece.name].append(piece)
         refuse_misfits(self.path, self.shapes, wanted)
-        jobs = [(entry, met) for entry in self.entries
-                if (met := [p for p in wanted.get(entry["name"], ()) if volume(common(entry["slice"], p.box))])]
+        jobs = [
+            (entry, met)
+            for entry in self.entries
+            if (met := [p for p in wanted.get(entry["name"], ()) if volume(common(entry["slice"], p.box))])
+        ]
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             for _ in pool.map(lambda job: copy_entry(self.path, *job), jobs):
                 pass
@@ -113,8 +129,11 @@ class Checkpoint:
 def refuse_misfits(path: Path, shapes: dict[str, tuple[int, ...]], wanted: dict[str, list[Piece]]) -> None:
     """Raises Mismatch naming what is missing or has another shape."""
     wrong = [f"{name} is missing" for name in wanted if name not in shapes]
-    wrong += [f"{name} has shape {list(shapes[name])}, expected {list(pieces[0].shape)}" for name, pieces in wanted.items()
-              if name in shapes and shapes[name] != tuple(pieces[0].shape)]
+    wrong += [
+        f"{name} has shape {list(shapes[name])}, expected {list(pieces[0].shape)}"
+        for name, pieces in wanted.items()
+        if name in shapes and shapes[name] != tuple(pieces[0].shape)
+    ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise Mismatch(f"{path} does not fit the model: {'; '.join(wrong[:5])}{more}: check the model's flags")
@@ -122,8 +141,17 @@ def refuse_misfits(path: Path, shapes: dict[str, tuple[int, ...]], wanted: dict[
 
 # Saving
 
-def save(folder: Path, step: int, pieces: list[Piece], facts: dict, *, group: Group = ALONE, audit: bool = True,
-         say: Callable[[str], None] = print) -> Path:
+
+def save(
+    folder: Path,
+    step: int,
+    pieces: list[Piece],
+    facts: dict,
+    *,
+    group: Group = ALONE,
+    audit: bool = True,
+    say: Callable[[str], None] = print,
+) -> Path:
     """Publish one checkpoint of all ranks' pieces and return its directory; earlier ones stay as they are, whatever happens.
 
     `facts` is plain JSON, rank 0's counts. Raises BadData for a NaN or Inf (unless not `audit`) and for pieces that do not
@@ -148,7 +176,7 @@ def save(folder: Path, step: int, pieces: list[Piece], facts: dict, *, group: Gr
         name = gather_json(name, group)[0]
     finally:
         if group.rank == 0 and aside:
-            shutil.rmtree(aside, ignore_errors=True)    # gone already if it was published
+            shutil.rmtree(aside, ignore_errors=True)  # gone already if it was published
     if group.rank == 0:
         write_latest(folder, name, say)
     return folder / name
@@ -170,8 +198,10 @@ def write_refused(path: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CannotWrite(f"checkpoint {path} was not written: {error.strerror}; it needs {needed} bytes, "
-                          f"{free_bytes(path)} are free; earlier ones are intact: make room, or give another --save") from error
+        raise CannotWrite(
+            f"checkpoint {path} was not written: {error.strerror}; it needs {needed} bytes, "
+            f"{free_bytes(path)} are free; earlier ones are intact: make room, or give another --save"
+        ) from error
 
 
 def free_bytes(folder: Path) -> int:
@@ -203,8 +233,10 @@ def write_part(aside: Path, rank: int, pieces: list[Piece]) -> tuple[dict, list[
 
 
 def not_shared(folder: Path) -> CannotWrite:
-    return CannotWrite(f"{folder} is not the same folder on every node ({platform.node()} lacks files that another wrote): "
-                       "give a --save on a file system that all nodes share")
+    return CannotWrite(
+        f"{folder} is not the same folder on every node ({platform.node()} lacks files that another wrote): "
+        "give a --save on a file system that all nodes share"
+    )
 
 
 def write_manifest(aside: Path, step: int, parts: list[tuple[dict, list[dict]]], facts: dict) -> None:
@@ -241,20 +273,34 @@ def write_shard(path: Path, pieces: list[Piece]) -> tuple[dict, list[dict]]:
     header, stop = {}, 0
     for piece in pieces:
         start, stop = stop, stop + piece.tensor.nbytes
-        header[key(piece)] = {"dtype": DTYPES[piece.tensor.dtype], "shape": list(piece.tensor.shape),
-                              "data_offsets": [start, stop]}
+        header[key(piece)] = {
+            "dtype": DTYPES[piece.tensor.dtype],
+            "shape": list(piece.tensor.shape),
+            "data_offsets": [start, stop],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    records = [{"name": piece.name, "dtype": entry["dtype"], "shape": list(piece.shape), "slice": piece.box, "file": path.name,
-                "offset": len(head) + entry["data_offsets"][0]} for piece, entry in zip(pieces, header.values())]
+    records = [
+        {
+            "name": piece.name,
+            "dtype": entry["dtype"],
+            "shape": list(piece.shape),
+            "slice": piece.box,
+            "file": path.name,
+            "offset": len(head) + entry["data_offsets"][0],
+        }
+        for piece, entry in zip(pieces, header.values())
+    ]
     with open(path, "xb") as file, ThreadPoolExecutor(HASH_THREADS) as hasher:
         file.write(head)
         hashes = [write_and_hash(file, piece.tensor, hasher) for piece in pieces]
         file.flush()
         os.fsync(file.fileno())
-    return ({"bytes": len(head) + stop, "header_sha256": sha256(head)},
-            [record | {"sha256": digest.result()} for record, digest in zip(records, hashes)])
+    return (
+        {"bytes": len(head) + stop, "header_sha256": sha256(head)},
+        [record | {"sha256": digest.result()} for record, digest in zip(records, hashes)],
+    )
 
 
 def key(piece: Piece) -> str:
@@ -297,12 +343,13 @@ def write_latest(folder: Path, name: str, say: Callable[[str], None]) -> None:
     try:
         write_synced(aside, f"{name}\n".encode())
         os.replace(aside, folder / "latest")
-    except OSError as error:                            # the checkpoint is published; a hint is not worth a run
+    except OSError as error:  # the checkpoint is published; a hint is not worth a run
         say(f"{folder / 'latest'} could not be written ({error.strerror}); {name} is complete and will be found without it")
         aside.unlink(missing_ok=True)
 
 
 # Finding, keeping, removing
+
 
 def step_and_attempt(name: str) -> tuple[int, int]:
     """(200, 1) for step-00000200.a1; (-1, -1) for any other name."""
@@ -322,8 +369,14 @@ def find(folder: Path) -> list[Path]:
     return [folder / n for n in sorted(names, key=step_and_attempt, reverse=True)]
 
 
-def retain(folder: Path, keep_last: int | None, keep_every: int | None = None, best: Path | None = None,
-           steps: Sequence[int] = (), say: Callable[[str], None] = print) -> None:
+def retain(
+    folder: Path,
+    keep_last: int | None,
+    keep_every: int | None = None,
+    best: Path | None = None,
+    steps: Sequence[int] = (),
+    say: Callable[[str], None] = print,
+) -> None:
     """Delete all but the `keep_last` newest, multiples of `keep_every`, the best, those of `steps`, and what `latest` names.
 
     Without `keep_last` all are kept.
@@ -333,13 +386,13 @@ def retain(folder: Path, keep_last: int | None, keep_every: int | None = None, b
     if keep_last is None:
         return
     complete = [path for path in find(folder) if is_complete(path)]
-    keep = {path.name for path in complete[:max(1, keep_last)]} | {best.name if best else "", read_latest(Path(folder))}
+    keep = {path.name for path in complete[: max(1, keep_last)]} | {best.name if best else "", read_latest(Path(folder))}
     for path in complete:
         step = step_and_attempt(path.name)[0]
         if path.name not in keep and step not in steps and not (keep_every and step % keep_every == 0):
             trash = path.with_name(f".trash-{path.name}-{secrets.token_hex(4)}")
             try:
-                os.rename(path, trash)                  # from here on it is no checkpoint, even if unlinking is cut short
+                os.rename(path, trash)  # from here on it is no checkpoint, even if unlinking is cut short
                 remove(trash)
             except OSError as error:
                 say(f"the old checkpoint {path} could not be deleted: {error.strerror}")
@@ -382,10 +435,11 @@ def is_abandoned(path: Path) -> bool:
         return True
     except PermissionError:
         return False
-    return int(pid) == os.getpid()                      # a container's restarted process has its predecessor's number
+    return int(pid) == os.getpid()  # a container's restarted process has its predecessor's number
 
 
 # Loading
+
 
 def load(path: Path, *, group: Group = ALONE, say: Callable[[str], None] = print) -> Checkpoint:
     """One checkpoint (no other will do), or the newest good one of a folder; every byte is verified, shared out over the ranks.
@@ -421,7 +475,7 @@ def load_latest(folder: Path, *, group: Group = ALONE, say: Callable[[str], None
         if group.rank == 0:
             names = [path.name for path in find(folder)]
             check_latest(folder, names, tell)
-    names = gather_json(names, group)[0]                # rank 0's: a listing may change between two looks
+    names = gather_json(names, group)[0]  # rank 0's: a listing may change between two looks
     for name in names:
         try:
             checkpoint = read(folder / name, group)
@@ -520,8 +574,11 @@ def check_tiling(where: str, entries: list[dict]) -> None:
 def overlapping(boxes: list[Box]) -> bool:
     """Whether any two share a value; of rectangles in order, only those that begin before one ends are compared with it."""
     boxes = sorted(box for box in boxes if volume(box))
-    return any(volume(common(box, other)) for i, box in enumerate(boxes)
-               for other in takewhile(lambda other, box=box: not box or other[0][0] < box[0][1], islice(boxes, i + 1, None)))
+    return any(
+        volume(common(box, other))
+        for i, box in enumerate(boxes)
+        for other in takewhile(lambda other, box=box: not box or other[0][0] < box[0][1], islice(boxes, i + 1, None))
+    )
 
 
 @contextmanager

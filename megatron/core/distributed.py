@@ -4,6 +4,7 @@ ZeRO stages (Rajbhandari et al., arXiv:1910.02054), weights, gradients and momen
 the update by rows of each parameter; 2 and 3 are FSDP2, which cuts weights and gradients too and, at 3, gathers each
 block's weights anew for the backward pass.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -22,20 +23,21 @@ from megatron.core.mesh import Group, Mesh, all_gather, flat_sum
 from megatron.core.transformer import GPT
 from megatron.layout import split_evenly
 
-BUCKET_BYTES = 64 << 20             # of one message
+BUCKET_BYTES = 64 << 20  # of one message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """The rectangle of one parameter that this rank's optimizer updates."""
+
     name: str
-    parameter: nn.Parameter         # the model's, cut by tensor parallelism; a DTensor under FSDP2
-    rows: slice                     # of its dimension 0
-    data: Tensor                    # those rows, in memory that they share, or a copy of them on the CPU
-    shape: tuple[int, ...]          # of the whole parameter
-    start: tuple[int, ...]          # where the rectangle begins in it
-    owner: bool                     # whether this rank answers for it in norms and checkpoints
-    apart: bool                     # whether `data` is a copy
+    parameter: nn.Parameter  # the model's, cut by tensor parallelism; a DTensor under FSDP2
+    rows: slice  # of its dimension 0
+    data: Tensor  # those rows, in memory that they share, or a copy of them on the CPU
+    shape: tuple[int, ...]  # of the whole parameter
+    start: tuple[int, ...]  # where the rectangle begins in it
+    owner: bool  # whether this rank answers for it in norms and checkpoints
+    apart: bool  # whether `data` is a copy
 
     def gradient(self) -> Tensor:
         """The rows of the gradient that belong to `data`, beside it."""
@@ -62,19 +64,27 @@ def make_share(stage: GPT, name: str, p: nn.Parameter, mesh: Mesh, zero_stage: i
     cut, tp, dp = stage.cuts.get(name), mesh.tp, mesh.dp
     first_row, rows = 0, slice(0, p.shape[0])
     if isinstance(p, DTensor):
-        chunk = -(-p.shape[0] // dp.size)                               # as torch.chunk, and with it FSDP2, cuts
+        chunk = -(-p.shape[0] // dp.size)  # as torch.chunk, and with it FSDP2, cuts
         first_row, rows = min(p.shape[0], dp.rank * chunk), slice(0, local(p).shape[0])
     elif zero_stage:
         owned = split_evenly(p.shape[0], dp.size)[dp.rank]
         first_row, rows = owned.start, slice(owned.start, owned.stop)
-    offset = tp.rank * p.shape[cut] if cut is not None else 0           # where the tensor-parallel part begins
+    offset = tp.rank * p.shape[cut] if cut is not None else 0  # where the tensor-parallel part begins
     start = tuple(first_row * (dim == 0) + offset * (dim == cut) for dim in range(p.dim()))
     data = local(p.detach())[rows]
     in_place = not zero_stage and not on_cpu
     copy_of_tied = name == "embed.weight" and not stage.first
     owner = (cut is not None or tp.rank == 0) and (zero_stage > 0 or dp.rank == 0) and not copy_of_tied
-    return Share(name=name, parameter=p, rows=rows, data=p if in_place else data.to("cpu", copy=True) if on_cpu else data,
-                 shape=stage.whole_shape(name, p), start=start, owner=owner, apart=on_cpu)
+    return Share(
+        name=name,
+        parameter=p,
+        rows=rows,
+        data=p if in_place else data.to("cpu", copy=True) if on_cpu else data,
+        shape=stage.whole_shape(name, p),
+        start=start,
+        owner=owner,
+        apart=on_cpu,
+    )
 
 
 def data_parallel(stage: GPT, mesh: Mesh, zero_stage: int, offload: bool, overlap: bool) -> nn.Module:
@@ -109,10 +119,11 @@ def fsdp(stage: GPT, mesh: Mesh, reshard: bool, offload: bool) -> GPT:
     policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     low, whole = MixedPrecisionPolicy(param_dtype=stage.dtype, reduce_dtype=torch.float32), MixedPrecisionPolicy()
     for part in (*stage.blocks.values(), stage):
-        fully_shard(part, mesh=axis, reshard_after_forward=reshard, offload_policy=policy,
-                    mp_policy=whole if part is stage else low)
-        part.set_gradient_divide_factor(1.0)                            # the loss has its global denominator already
-        part.set_force_sum_reduction_for_comms(True)                    # gloo has no product before its sum
+        fully_shard(
+            part, mesh=axis, reshard_after_forward=reshard, offload_policy=policy, mp_policy=whole if part is stage else low
+        )
+        part.set_gradient_divide_factor(1.0)  # the loss has its global denominator already
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no product before its sum
     stage.sharded = True
     return stage
 
@@ -168,7 +179,7 @@ def gather_rows(tensors: list[Tensor], dp: Group) -> None:
     cuts = [split_evenly(len(t), dp.size) for t in tensors]
 
     def parts(rank: int) -> list[Tensor]:
-        return [t[rows[rank].start:rows[rank].stop] for t, rows in zip(tensors, cuts)]
+        return [t[rows[rank].start : rows[rank].stop] for t, rows in zip(tensors, cuts)]
 
     mine = torch.cat([p.flatten() for p in parts(dp.rank)])
     longest = max(sum(p.numel() for p in parts(rank)) for rank in range(dp.size))
@@ -177,5 +188,5 @@ def gather_rows(tensors: list[Tensor], dp: Group) -> None:
     for rank, flat in enumerate(everyone):
         offset = 0
         for p in parts(rank):
-            p.copy_(flat[offset:offset + p.numel()].view_as(p))
+            p.copy_(flat[offset : offset + p.numel()].view_as(p))
             offset += p.numel()

@@ -3,6 +3,7 @@
 No generator and no state: bit-equal under any micro-batch, recompute, compile, restart or cut. b batch, s sequence.
 The hash is the 32-bit finaliser `lowbias32` (Chris Wellons, "Prospecting for Hash Functions").
 """
+
 from __future__ import annotations
 
 import torch

@@ -3,6 +3,7 @@ fuse by themselves, get the plain expressions.
 
 b batch, s sequence, n heads, d head width, f ffn.
 """
+
 from __future__ import annotations
 
 import math
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WRITTEN_OUT_BYTES = 32 << 20    # attention probabilities of one sample that are kept for the backward pass
+WRITTEN_OUT_BYTES = 32 << 20  # attention probabilities of one sample that are kept for the backward pass
 
 
 def eager_on_cpu(x: Tensor) -> bool:
@@ -46,8 +47,8 @@ class _RotatedHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv, cos, sin):
         b, s, n, _, d = qkv.shape
-        heads = qkv.new_empty(3, b, n, s, d)                                            # what attention reads fastest
-        places = heads.permute(1, 3, 2, 0, 4)                                           # [b, s, n, 3, d]
+        heads = qkv.new_empty(3, b, n, s, d)  # what attention reads fastest
+        places = heads.permute(1, 3, 2, 0, 4)  # [b, s, n, 3, d]
         rotate_into(places[..., :2, :], qkv[..., :2, :], cos, sin, 1)
         heads[2] = qkv[..., 2, :].transpose(1, 2)
         ctx.save_for_backward(cos, sin)
@@ -80,7 +81,7 @@ class _Attention(torch.autograd.Function):
         probs, out = q.new_empty(b, n, s, s), torch.empty_like(q)
         later = torch.ones(s, s, dtype=torch.bool).triu_(1) if causal else None
         for row in range(b):
-            scores = (q[row] * d**-0.5) @ k[row].mT                                     # [n, s, s]
+            scores = (q[row] * d**-0.5) @ k[row].mT  # [n, s, s]
             if causal:
                 scores.masked_fill_(later, -math.inf)
             torch.softmax(scores, -1, out=probs[row])
@@ -94,7 +95,7 @@ class _Attention(torch.autograd.Function):
         d_q, d_k, d_v, scale = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), q.shape[-1] ** -0.5
         for row in range(len(q)):
             torch.matmul(probs[row].mT, d_out[row], out=d_v[row])
-            d_probs = d_out[row] @ v[row].mT                                            # [n, s, s]
+            d_probs = d_out[row] @ v[row].mT  # [n, s, s]
             d_scores = torch.ops.aten._softmax_backward_data(d_probs, probs[row], -1, q.dtype)
             torch.matmul(d_scores, k[row], out=d_q[row]).mul_(scale)
             torch.matmul(d_scores.mT, q[row], out=d_k[row]).mul_(scale)
@@ -118,7 +119,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_y):
-        gate_up, = ctx.saved_tensors
+        (gate_up,) = ctx.saved_tensors
         d_gate_up = torch.empty_like(gate_up)
         (gate, up), (d_gate, d_up) = gate_up.chunk(2, -1), d_gate_up.chunk(2, -1)
         torch.mul(d_y, F.silu(gate), out=d_up)
@@ -137,7 +138,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
         mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
-        scale = (mean + eps).rsqrt().to(x.dtype)                                        # [..., 1]
+        scale = (mean + eps).rsqrt().to(x.dtype)  # [..., 1]
         normed = x * scale
         ctx.save_for_backward(normed, scale, weight)
         return normed * weight
@@ -145,6 +146,6 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_y):
         normed, scale, weight = ctx.saved_tensors
-        product = (d_y * normed).flatten(0, -2)                                         # [rows, h]
+        product = (d_y * normed).flatten(0, -2)  # [rows, h]
         along = (product @ weight).view(scale.shape) / len(weight)
         return torch.addcmul(d_y * weight, normed, along, value=-1).mul_(scale), product.sum(0), None

@@ -5,6 +5,7 @@ Where tensor parallelism cuts the table, each rank has the columns of its rows a
 Logits of a small model are most of its step, and their gradient needs what the forward pass already holds, so the
 gradient is made in the forward pass: chunk by chunk, without a second product and without [n, v] ever being stored.
 """
+
 from __future__ import annotations
 
 import math
@@ -17,13 +18,14 @@ from torch import Tensor
 from megatron.core.mesh import ALONE, Group, all_reduce
 from megatron.core.tensor_parallel import own
 
-CHUNK_BYTES = 26 << 20          # fp32 probabilities of one chunk: stays in cache, and below malloc's mmap threshold
-PRODUCT_BYTES = 8 << 20         # one piece of the table's gradient before it is added in fp32
-GROUP_BYTES = 64 << 20          # logits made at once; their gradient replaces them, for the two products that consume it
+CHUNK_BYTES = 26 << 20  # fp32 probabilities of one chunk: stays in cache, and below malloc's mmap threshold
+PRODUCT_BYTES = 8 << 20  # one piece of the table's gradient before it is added in fp32
+GROUP_BYTES = 64 << 20  # logits made at once; their gradient replaces them, for the two products that consume it
 
 
-def weighted_nll(x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int,
-                 tp: Group = ALONE) -> tuple[Tensor, Tensor, Tensor]:
+def weighted_nll(
+    x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int, tp: Group = ALONE
+) -> tuple[Tensor, Tensor, Tensor]:
     """sum(weights * nll), each row's nll, and whether its most likely id is the target.
 
     Ids from `columns` on (mask and padding) cannot be predicted. With tensor parallelism `table` is this rank's rows, and
@@ -67,7 +69,7 @@ def cut_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple[T
     width = logits.shape[1]
     local, owned = own(targets, width, tp)
     wide = logits.float()
-    wide[:, max(0, columns - tp.rank * width):] = -math.inf
+    wide[:, max(0, columns - tp.rank * width) :] = -math.inf
     top = all_reduce(wide.amax(-1), tp, dist.ReduceOp.MAX)
     at_target = wide.gather(1, local[:, None])[:, 0].where(owned, 0.0)
     probs = wide.sub_(top[:, None]).exp_()
@@ -114,7 +116,7 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_loss, _nll, _hit):
-        if not ctx.scaled:                              # a zero-bubble schedule asks for the two gradients one after the other
+        if not ctx.scaled:  # a zero-bubble schedule asks for the two gradients one after the other
             ctx.d_table.mul_(d_loss)
             ctx.scaled = True
         return ctx.d_x * d_loss.to(ctx.d_x.dtype), ctx.d_table, None, None, None, None

@@ -1,5 +1,6 @@
 """Who works with whom: one process group for each axis of the layout. Ranks are numbered as Megatron's are: tensor
 neighbours first, then data, then pipeline. A group of one has no process group, and its collectives do nothing."""
+
 from __future__ import annotations
 
 import json
@@ -23,10 +24,11 @@ reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sca
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Some ranks that communicate, and which of them this process is."""
+
     pg: dist.ProcessGroup | None = None
-    ranks: tuple[int, ...] = (0,)           # global ranks, in the group's order
-    rank: int = 0                           # this process's place among them
-    sequence: bool = False                  # tensor group: between its layers each rank keeps a part of the sequence
+    ranks: tuple[int, ...] = (0,)  # global ranks, in the group's order
+    rank: int = 0  # this process's place among them
+    sequence: bool = False  # tensor group: between its layers each rank keeps a part of the sequence
 
     @property
     def size(self) -> int:
@@ -39,12 +41,13 @@ ALONE = Group()
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
     """The groups of one process; the default is a process alone."""
+
     tp: Group = field(default_factory=Group)
     dp: Group = field(default_factory=Group)
     pp: Group = field(default_factory=Group)
-    ends: Group = field(default_factory=Group)      # first and last rank of this process's pipeline; alone in between
+    ends: Group = field(default_factory=Group)  # first and last rank of this process's pipeline; alone in between
     world: Group = field(default_factory=Group)
-    control: Group = field(default_factory=Group)   # the world again, over gloo: JSON and barriers, on CPU tensors
+    control: Group = field(default_factory=Group)  # the world again, over gloo: JSON and barriers, on CPU tensors
 
     @property
     def chief(self) -> bool:
@@ -67,9 +70,14 @@ def build_mesh(tp: int = 1, pp: int = 1, sequence: bool = False) -> Mesh:
     if dist.get_backend() != "gloo":
         control = Group(pg=dist.new_group(backend="gloo"), ranks=everyone.ranks, rank=rank)
     lines = at.permute(1, 2, 0).reshape(-1, pp)
-    return Mesh(tp=replace(mine(at.reshape(-1, tp), rank), sequence=sequence and tp > 1),
-                dp=mine(at.permute(0, 2, 1).reshape(-1, dp), rank), pp=mine(lines, rank),
-                ends=mine(lines[:, [0, -1]] if pp > 1 else lines, rank), world=everyone, control=control)
+    return Mesh(
+        tp=replace(mine(at.reshape(-1, tp), rank), sequence=sequence and tp > 1),
+        dp=mine(at.permute(0, 2, 1).reshape(-1, dp), rank),
+        pp=mine(lines, rank),
+        ends=mine(lines[:, [0, -1]] if pp > 1 else lines, rank),
+        world=everyone,
+        control=control,
+    )
 
 
 def mine(lines: Tensor, rank: int) -> Group:
@@ -99,7 +107,7 @@ def gather_json(value: Any, group: Group) -> list[Any]:
     longest = max(int(n) for n in lengths)
     texts = [torch.zeros(longest, dtype=torch.uint8) for _ in group.ranks]
     dist.all_gather(texts, torch.cat((text, text.new_zeros(longest - len(text)))), group=group.pg)
-    return [json.loads(bytes(t[:int(n)].numpy())) for t, n in zip(texts, lengths)]
+    return [json.loads(bytes(t[: int(n)].numpy())) for t, n in zip(texts, lengths)]
 
 
 @contextmanager
@@ -118,7 +126,7 @@ def agreed(group: Group) -> Iterator[None]:
         said = ["Refusal", Refusal.code, f"{type(failure).__name__}: {failure}"]
     for rank, refused in enumerate(gather_json(said, group)):
         if failure is not None and not isinstance(failure, Refusal):
-            raise failure                                   # a mistake of ours, whose traceback is wanted
+            raise failure  # a mistake of ours, whose traceback is wanted
         if refused:
             raise refusal(*refused[:2], f"rank {rank}: {refused[2]}") from failure
 

@@ -3,6 +3,7 @@ positions and targets never travel. Evaluation is a forward loop of our own, bec
 
 b rows of a micro-batch, s sequence, h hidden.
 """
+
 from __future__ import annotations
 
 import torch
@@ -62,8 +63,13 @@ class Pipeline:
         number = torch.arange(len(batches))
         first, last = 0 in self.numbers, len(self.plan.layers) - 1 in self.numbers
         schedule = self.schedule(len(batches), *batches[0].inputs.shape)
-        schedule.step(*([number] if first else []), target=number if last else None, losses=[] if last else None,
-                      return_outputs=False, number=number)
+        schedule.step(
+            *([number] if first else []),
+            target=number if last else None,
+            losses=[] if last else None,
+            return_outputs=False,
+            number=number,
+        )
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         for micro, hit in (sums for posed in self.posed for sums in posed.sums.values()):
@@ -77,8 +83,9 @@ class Pipeline:
         if key not in self.built:
             stages = [self.stage(number, posed, rows, length) for number, posed in zip(self.numbers, self.posed)]
             single = issubclass(self.kind, PipelineScheduleSingle)
-            self.built[key] = self.kind(stages[0] if single else stages, n_microbatches=count, loss_fn=self.loss,
-                                        scale_grads=False)
+            self.built[key] = self.kind(
+                stages[0] if single else stages, n_microbatches=count, loss_fn=self.loss, scale_grads=False
+            )
         return self.built[key]
 
     def loss(self, loss_sum: Tensor, number: Tensor) -> Tensor:
@@ -87,15 +94,22 @@ class Pipeline:
     def stage(self, number: int, posed: Posed, rows: int, length: int) -> PipelineStage:
         """Shapes are given, so that torch need not run a micro-batch to learn them."""
         between = self.between(rows, length).requires_grad_()
-        return PipelineStage(posed, number, len(self.plan.layers), self.device, group=self.mesh.pp.pg,
-                             input_args=torch.zeros(1, dtype=torch.int64) if posed.stage.first else between,
-                             output_args=torch.zeros((), device="meta") if posed.stage.last else between)
+        return PipelineStage(
+            posed,
+            number,
+            len(self.plan.layers),
+            self.device,
+            group=self.mesh.pp.pg,
+            input_args=torch.zeros(1, dtype=torch.int64) if posed.stage.first else between,
+            output_args=torch.zeros((), device="meta") if posed.stage.last else between,
+        )
 
     def between(self, rows: int, length: int) -> Tensor:
         """What passes between stages, as a shape.  -> [b, s, h], or [b, s/tp, h] where the sequence is cut"""
         stage, tp = self.posed[0].stage, self.mesh.tp
-        return torch.empty(rows, length // tp.size if tp.sequence else length, stage.cfg.hidden_size, dtype=stage.dtype,
-                           device="meta")
+        return torch.empty(
+            rows, length // tp.size if tp.sequence else length, stage.cfg.hidden_size, dtype=stage.dtype, device="meta"
+        )
 
     @torch.no_grad()
     def score(self, batches: list[Batch]) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -111,7 +125,7 @@ class Pipeline:
             local = outputs
             if posed.stage.last:
                 out = outputs
-        for send, _ in sends:                           # each tensor is kept alive until it is sent
+        for send, _ in sends:  # each tensor is kept alive until it is sent
             send.wait()
         return out
 

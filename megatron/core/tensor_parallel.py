@@ -3,6 +3,7 @@ sequence parallelism: Korthikanti et al., arXiv:2205.05198). Model code sees `Co
 
 b batch, s sequence, h hidden; widths with a slash are this rank's share.
 """
+
 from __future__ import annotations
 
 import torch
@@ -16,12 +17,12 @@ def gathered(x: Tensor, tp: Group) -> Tensor:
     """Every rank's part of the sequence.  [b, s/tp, h] -> [b, s, h]"""
     parts = x.new_empty(tp.size * x.shape[0], *x.shape[1:])
     all_gather(parts, x.contiguous(), group=tp.pg)
-    return parts.unflatten(0, (tp.size, -1)).movedim(0, 1).flatten(1, 2)                # [b, s, h]
+    return parts.unflatten(0, (tp.size, -1)).movedim(0, 1).flatten(1, 2)  # [b, s, h]
 
 
 def scattered(x: Tensor, tp: Group) -> Tensor:
     """The sum over ranks, of which each keeps its part of the sequence.  [b, s, h] -> [b, s/tp, h]"""
-    parts = x.unflatten(1, (tp.size, -1)).movedim(1, 0).flatten(0, 1).contiguous()      # [tp b, s/tp, h]
+    parts = x.unflatten(1, (tp.size, -1)).movedim(1, 0).flatten(0, 1).contiguous()  # [tp b, s/tp, h]
     out = x.new_empty(x.shape[0], x.shape[1] // tp.size, x.shape[2])
     reduce_scatter(out, parts, group=tp.pg)
     return out
@@ -82,6 +83,7 @@ def leave(x: Tensor, tp: Group) -> Tensor:
 
 class Linear(nn.Module):
     """One weight [out, in] without bias, of which each rank holds a part along dimension `cut`."""
+
     cut = 0
 
     def __init__(self, width_in: int, width_out: int, tp: Group):
@@ -106,6 +108,7 @@ class ColumnLinear(Linear):
 
 class RowLinear(Linear):
     """Every rank owns some inputs, and their partial products are summed: [..., in/tp] -> [..., out]."""
+
     cut = 1
 
     def forward(self, x: Tensor) -> Tensor:

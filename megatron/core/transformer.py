@@ -4,6 +4,7 @@ Weights are fp32; the model computes in the dtype of its embeddings' output, eac
 this tensor-parallel rank's share. Fused projections put the axis that the cut takes first, (head, q|k|v, d) and (f, gate|up),
 so that it never separates what belongs together.
 """
+
 from __future__ import annotations
 
 import math
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from megatron.config import Model
 
 
-ATTENTION_SITE, *BRANCH_SITES, EMBEDDING_SITE = range(4)                                # where dropout acts, within a layer
+ATTENTION_SITE, *BRANCH_SITES, EMBEDDING_SITE = range(4)  # where dropout acts, within a layer
 
 
 class RMSNorm(nn.Module):
@@ -61,23 +62,23 @@ class Attention(nn.Module):
         self.qkv, self.out = ColumnLinear(cfg.hidden_size, 3 * width, tp), RowLinear(width, cfg.hidden_size, tp)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (self.n, 3, self.d))                            # [b, s, n, 3, d]
+        qkv = self.qkv(x).unflatten(-1, (self.n, 3, self.d))  # [b, s, n, 3, d]
         if self.selective and torch.is_grad_enabled():
             y = checkpoint(self.attend, qkv, *rope, keys, use_reentrant=False, preserve_rng_state=False)
         else:
             y = self.attend(qkv, *rope, keys)
-        return self.out(y.transpose(1, 2).flatten(2))                                   # [b, s, h]
+        return self.out(y.transpose(1, 2).flatten(2))  # [b, s, h]
 
     def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None) -> Tensor:
         """[b, s, n, 3, d] -> [b, n, s, d]"""
-        q, k, v = rotated_heads(qkv, cos, sin)                                          # each [b, n, s, d]
+        q, k, v = rotated_heads(qkv, cos, sin)  # each [b, n, s, d]
         if keys is not None and self.p:
             return self.dropped(q, k, v, keys)
         return attention(q, k, v, self.causal)
 
     def dropped(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
         """Attention with its probabilities written out, because no fused kernel drops them by address."""
-        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(self.d)                  # [b, n, s, s]
+        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(self.d)  # [b, n, s, s]
         if self.causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
             scores = scores.masked_fill(later, -math.inf)
@@ -90,7 +91,7 @@ class GateUp(ColumnLinear):
     """Gate and up projection: stored as (f, gate|up) for the cut, multiplied as all of gate, then all of up: -> [b, s, 2 f]."""
 
     def laid_out(self, dtype: torch.dtype) -> Tensor:
-        halves = self.weight.unflatten(0, (-1, 2)).transpose(0, 1)                      # [2, f, h]
+        halves = self.weight.unflatten(0, (-1, 2)).transpose(0, 1)  # [2, f, h]
         return halves.to(dtype, memory_format=torch.contiguous_format).flatten(0, 1)
 
 
@@ -131,8 +132,16 @@ class GPT(nn.Module):
     With `layers`, one stage of it: the first embeds, the last has norm and head, and hidden states pass between them.
     """
 
-    def __init__(self, cfg: Model, causal: bool, seed: int, dtype: torch.dtype = torch.float32, recompute: str | None = None,
-                 tp: Group = ALONE, layers: range | None = None):
+    def __init__(
+        self,
+        cfg: Model,
+        causal: bool,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        recompute: str | None = None,
+        tp: Group = ALONE,
+        layers: range | None = None,
+    ):
         super().__init__()
         layers = range(cfg.num_layers) if layers is None else layers
         self.cfg, self.seed, self.dtype, self.recompute, self.tp = cfg, seed, dtype, recompute, tp
@@ -157,7 +166,7 @@ class GPT(nn.Module):
         for layer, block in self.blocks.items():
             here = None if keys is None else branch(keys, int(layer))
             if not torch.is_grad_enabled() and not self.sharded:
-                x = block.forward(x, rope, here)                                        # never compiled: passes of any size
+                x = block.forward(x, rope, here)  # never compiled: passes of any size
             elif self.recompute == "full" and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, here, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -172,10 +181,10 @@ class GPT(nn.Module):
         x = self.hidden(batch, x)
         if not self.last:
             return x
-        x = enter(self.norm(x), self.tp).flatten(0, 1)                                  # [b s, h]
+        x = enter(self.norm(x), self.tp).flatten(0, 1)  # [b s, h]
         asked = batch.asked
         if len(asked) < len(x):
-            x = x.index_select(0, asked)                                                # [n, h]
+            x = x.index_select(0, asked)  # [n, h]
         table = self.embed.weight if self.head is None else self.head.weight
         columns = self.cfg.padded_vocab_size if self.cfg.predict_reserved else self.cfg.vocab_size
         return weighted_nll(x, table, batch.targets.flatten()[asked], batch.weights.flatten()[asked], columns, self.tp)
@@ -212,7 +221,7 @@ class GPT(nn.Module):
         """Standard normals for the ids that there are, and for the mask from an address that no vocabulary size moves."""
         rows, known = torch.zeros(shape), min(self.cfg.vocab_size, shape[0])
         rows[:known] = normal(self.seed, name, (known, shape[1]))
-        rows[known:known + 1] = normal(self.seed, name + "[mask]", (1, shape[1]))[:shape[0] - known]
+        rows[known : known + 1] = normal(self.seed, name + "[mask]", (1, shape[1]))[: shape[0] - known]
         return rows
 
 
@@ -225,5 +234,5 @@ def normal(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
 def rotary(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles (Su et al., arXiv:2104.09864).  positions [b, s] -> two [b, s, 1, 1, d/2]"""
     frequency = base ** -(torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
-    angle = positions[..., None, None, None].float() * frequency                        # [b, s, 1, 1, d/2]
+    angle = positions[..., None, None, None].float() * frequency  # [b, s, 1, 1, d/2]
     return angle.cos().to(dtype), angle.sin().to(dtype)

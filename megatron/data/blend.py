@@ -1,4 +1,5 @@
 """Which corpus each sample of a blend comes from, by Megatron's greedy rule: the one that is furthest behind its share."""
+
 from __future__ import annotations
 
 from typing import Literal
@@ -7,8 +8,8 @@ import numpy as np
 
 from megatron.data.compiled import compiled
 
-BLEND_BLOCK = 65536                             # samples of a blend that are drawn at once
-Rule = Literal["deepspeed", "core"]             # of two Megatrons, whose shares differ in their last bits: see reference_order.py
+BLEND_BLOCK = 65536  # samples of a blend that are drawn at once
+Rule = Literal["deepspeed", "core"]  # of two Megatrons, whose shares differ in their last bits: see reference_order.py
 
 
 def normalized(weights: list[float], rule: Rule) -> list[float]:
@@ -41,7 +42,7 @@ class Blend:
 
     def __init__(self, weights: list[float], rule: Rule = "core"):
         self.weights = np.array(blend_shares(weights, rule))
-        self.counts = [np.zeros(len(weights), np.int64)]            # samples of each corpus before block 0, 1, ...
+        self.counts = [np.zeros(len(weights), np.int64)]  # samples of each corpus before block 0, 1, ...
         self.held: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def block(self, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,5 @@
 """The compiled loops, where the installation had a compiler; each has a Python twin beside its caller, with the same arrays."""
+
 from __future__ import annotations
 
 import functools
@@ -19,6 +20,8 @@ def extension() -> ModuleType | None:
     try:
         return importlib.import_module("megatron.data._helpers")
     except ImportError:
-        print("megatron.data._helpers is not built: data are ordered and blended in Python, slower, with the same result",
-              file=sys.stderr)
+        print(
+            "megatron.data._helpers is not built: data are ordered and blended in Python, slower, with the same result",
+            file=sys.stderr,
+        )
         return None

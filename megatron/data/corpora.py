@@ -9,6 +9,7 @@ byte-order marks are dropped and CRLF becomes LF; what is one document there dep
                 one, begins one, once the story before has 200 characters (TinyStories with its marks lost: about right)
     files       a line `<|endoftext|>` ends one; a file with no such line is one document
 """
+
 from __future__ import annotations
 
 import glob
@@ -28,11 +29,18 @@ from megatron.errors import BadData, MissingInput
 
 TITLE = re.compile(r" ?= (?!=)\S.*?(?<!=) = ?")
 GUTENBERG_START, GUTENBERG_END = (re.compile(rf"\*\*\* ?{word} OF TH(?:E|IS) PROJECT GUTENBERG") for word in ("START", "END"))
-SHORTEST_STORY = 200                    # characters
+SHORTEST_STORY = 200  # characters
 TEXT_SUFFIXES, RECORD_SUFFIXES = (".txt", ".tokens", ".raw"), (".json", ".jsonl", ".ndjson", ".parquet")
-NO_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")    # beside a Hugging Face data set
-SPLIT_WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid",
-               "test": "test"}
+NO_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # beside a Hugging Face data set
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+}
 PAIR_KEYS = ("instruction", "input", "context", "output", "prompt", "response")
 CATEGORY_KEYS = ("category", "cat", "categories", "label")
 ARXIV_LABELS = ("math.AC", "cs.CV", "cs.AI", "cs.SY", "math.GR", "cs.CE", "cs.PL", "cs.IT", "cs.DS", "cs.NE", "math.ST")
@@ -41,40 +49,58 @@ ARXIV_LABELS = ("math.AC", "cs.CV", "cs.AI", "cs.SY", "math.GR", "cs.CE", "cs.PL
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
     """One published corpus: where it lies on the Hub, its own splits, and how it is cut into documents."""
+
     name: str
     hub: str
     config: str | None = None
     revision: str | None = None
-    splits: dict[str, str]              # ours -> its own name
-    kind: str = "text"                  # text, papers or instruct
-    layout: str = "files"               # of plain text: files, stories or articles
-    keys: tuple[str, ...] = ("text",)   # that a record must have
-    tokens_per_document: float | None = None    # GPT-2 tokens, which define the published subsets
-    labels: tuple[str, ...] = ()        # names of integer categories
+    splits: dict[str, str]  # ours -> its own name
+    kind: str = "text"  # text, papers or instruct
+    layout: str = "files"  # of plain text: files, stories or articles
+    keys: tuple[str, ...] = ("text",)  # that a record must have
+    tokens_per_document: float | None = None  # GPT-2 tokens, which define the published subsets
+    labels: tuple[str, ...] = ()  # names of integer categories
 
 
 OWN_TRAIN, OWN_TWO = {"train": "train"}, {"train": "train", "valid": "validation"}
 OWN_THREE = {**OWN_TWO, "test": "test"}
-CORPORA = {corpus.name: corpus for corpus in (
-    Corpus(name="c4", hub="allenai/c4", config="en", splits=OWN_TWO, tokens_per_document=478.625834583),
-    Corpus(name="slimpajama", hub="cerebras/SlimPajama-627B", splits=OWN_THREE, tokens_per_document=1058.057342),
-    Corpus(name="fineweb", hub="HuggingFaceFW/fineweb", config="sample-10BT", splits=OWN_TRAIN),
-    Corpus(name="openwebtext", hub="Skylion007/openwebtext", splits=OWN_TRAIN),
-    Corpus(name="wikitext103", hub="Salesforce/wikitext", config="wikitext-103-raw-v1", splits=OWN_THREE, layout="articles"),
-    Corpus(name="tinystories", hub="roneneldan/TinyStories", splits=OWN_TWO, layout="stories"),
-    # `datasets` runs no loading scripts any more: the Hub's own parquet copy of this one
-    Corpus(name="arxiv-classification", hub="ccdv/arxiv-classification", config="no_ref", revision="refs/convert/parquet",
-           splits=OWN_THREE, kind="papers", labels=ARXIV_LABELS),
-    Corpus(name="alpaca", hub="tatsu-lab/alpaca", splits=OWN_TRAIN, kind="instruct", keys=("instruction", "output")),
-    Corpus(name="dolly", hub="databricks/databricks-dolly-15k", splits=OWN_TRAIN, kind="instruct",
-           keys=("instruction", "response")))}
+CORPORA = {
+    corpus.name: corpus
+    for corpus in (
+        Corpus(name="c4", hub="allenai/c4", config="en", splits=OWN_TWO, tokens_per_document=478.625834583),
+        Corpus(name="slimpajama", hub="cerebras/SlimPajama-627B", splits=OWN_THREE, tokens_per_document=1058.057342),
+        Corpus(name="fineweb", hub="HuggingFaceFW/fineweb", config="sample-10BT", splits=OWN_TRAIN),
+        Corpus(name="openwebtext", hub="Skylion007/openwebtext", splits=OWN_TRAIN),
+        Corpus(name="wikitext103", hub="Salesforce/wikitext", config="wikitext-103-raw-v1", splits=OWN_THREE, layout="articles"),
+        Corpus(name="tinystories", hub="roneneldan/TinyStories", splits=OWN_TWO, layout="stories"),
+        # `datasets` runs no loading scripts any more: the Hub's own parquet copy of this one
+        Corpus(
+            name="arxiv-classification",
+            hub="ccdv/arxiv-classification",
+            config="no_ref",
+            revision="refs/convert/parquet",
+            splits=OWN_THREE,
+            kind="papers",
+            labels=ARXIV_LABELS,
+        ),
+        Corpus(name="alpaca", hub="tatsu-lab/alpaca", splits=OWN_TRAIN, kind="instruct", keys=("instruction", "output")),
+        Corpus(
+            name="dolly",
+            hub="databricks/databricks-dolly-15k",
+            splits=OWN_TRAIN,
+            kind="instruct",
+            keys=("instruction", "response"),
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
 class Bad:
     """A record that is no document: where and why."""
+
     file: str
-    line: int                           # of parquet and of a JSON array the record's number
+    line: int  # of parquet and of a JSON array the record's number
     reason: str
 
 
@@ -82,6 +108,7 @@ OnBad = Callable[[Bad], None]
 
 
 # ---- files
+
 
 def source_files(place: str) -> list[str]:
     """The data files that a path, a glob or a folder (searched through) stands for, sorted.  Raises MissingInput."""
@@ -91,8 +118,11 @@ def source_files(place: str) -> list[str]:
     else:
         found = [place] if os.path.exists(place) else glob.glob(place, recursive=True)
     if not found:
-        what = f"no file named {', '.join('*' + end for end in (*RECORD_SUFFIXES, *TEXT_SUFFIXES))}" if os.path.isdir(place) \
+        what = (
+            f"no file named {', '.join('*' + end for end in (*RECORD_SUFFIXES, *TEXT_SUFFIXES))}"
+            if os.path.isdir(place)
             else "no such file or folder"
+        )
         raise MissingInput(f"--from {place}: {what}")
     return sorted(found)
 
@@ -159,8 +189,9 @@ def parquet_records(path: str) -> Iterator[dict[str, Any]]:
     except (ArrowException, OSError) as error:
         if getattr(error, "errno", None):
             raise MissingInput(f"--from {path}: {os.strerror(error.errno)}") from error
-        raise BadData(f"{path}: is no parquet file, or a damaged one ({str(error).splitlines()[0]:.200}); "
-                      "fetch the file again") from error
+        raise BadData(
+            f"{path}: is no parquet file, or a damaged one ({str(error).splitlines()[0]:.200}); fetch the file again"
+        ) from error
 
 
 def json_records(path: str, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -203,6 +234,7 @@ def array_records(path: str, data: bytes, on_bad: OnBad) -> Iterator[tuple[int, 
 
 
 # ---- plain text
+
 
 def text_lines(path: str) -> Iterator[str]:
     """Lines without byte-order mark, all ended by LF but perhaps the last.  Raises BadData for what is not UTF-8."""
@@ -271,6 +303,7 @@ def body_of_book(lines: Iterable[str]) -> Iterator[str]:
 
 # ---- records to documents
 
+
 def file_documents(corpus: Corpus, files: list[str], on_bad: OnBad, strip_gutenberg: bool = False) -> Iterator[dict[str, Any]]:
     """The documents of files, in their order; texts, prompts and responses of nothing but white space are none."""
     for path in files:
@@ -297,8 +330,9 @@ def joined(records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int,
     yield number, {"text": "".join(lines)}
 
 
-def as_documents(corpus: Corpus, path: str, records: Iterable[tuple[int, dict[str, Any]]], labels: tuple[str, ...],
-                 on_bad: OnBad) -> Iterator[dict[str, Any]]:
+def as_documents(
+    corpus: Corpus, path: str, records: Iterable[tuple[int, dict[str, Any]]], labels: tuple[str, ...], on_bad: OnBad
+) -> Iterator[dict[str, Any]]:
     for number, record in records:
         keys = ("prompt", "response") if corpus.kind == "instruct" and "prompt" in record else corpus.keys
         if wrong := wrong_strings(record, keys):
@@ -336,9 +370,11 @@ def paper(record: dict[str, Any], labels: tuple[str, ...]) -> dict[str, str]:
 
 # ---- Hugging Face `datasets`
 
+
 @dataclass(frozen=True)
 class HubSplit:
     """One split of a corpus on the Hub: its documents, streamed, and how many records it has, where that is known."""
+
     corpus: Corpus
     split: str
 
@@ -348,8 +384,13 @@ class HubSplit:
 
     def documents(self, on_bad: OnBad) -> Iterator[dict[str, Any]]:
         with hub_library(self.where) as datasets:
-            stream = datasets.load_dataset(self.corpus.hub, self.corpus.config, split=self.corpus.splits[self.split],
-                                           revision=self.corpus.revision, streaming=True)
+            stream = datasets.load_dataset(
+                self.corpus.hub,
+                self.corpus.config,
+                split=self.corpus.splits[self.split],
+                revision=self.corpus.revision,
+                streaming=True,
+            )
             labels = getattr((getattr(stream, "features", None) or {}).get("label"), "names", None) or self.corpus.labels
             records = enumerate(stream, 1)
             records = joined(records) if self.corpus.layout == "articles" else records
@@ -368,19 +409,23 @@ def hub_library(where: str) -> Iterator[Any]:
     try:
         import datasets
     except ImportError as error:
-        raise MissingInput(f"{where} is read through the Python package datasets: pip install -e '.[corpora]', "
-                           "or name files with --from") from error
+        raise MissingInput(
+            f"{where} is read through the Python package datasets: pip install -e '.[corpora]', or name files with --from"
+        ) from error
     try:
         yield datasets
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise MissingInput(f"{where} cannot be read from the Hub ({type(error).__name__}: {str(error).splitlines()[0]:.300}); "
-                           "try again, it goes on where it stopped, or name files with --from") from error
+        raise MissingInput(
+            f"{where} cannot be read from the Hub ({type(error).__name__}: {str(error).splitlines()[0]:.300}); "
+            "try again, it goes on where it stopped, or name files with --from"
+        ) from error
 
 
 def pinned_revision(corpus: Corpus) -> str | None:
     """The commit that a corpus' revision names now, so that a preparation can be repeated; unknown without the Hub's API."""
     try:
         from huggingface_hub import dataset_info
+
         return dataset_info(corpus.hub, revision=corpus.revision).sha
-    except Exception:                   # no library, no network or no such name: reading the data itself will say so
+    except Exception:  # no library, no network or no such name: reading the data itself will say so
         return corpus.revision

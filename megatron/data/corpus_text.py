@@ -6,6 +6,7 @@ So a longer run of the same documents holds out the same ones, and what validate
 Of fewer documents than two blocks the last ones are held out, 1/period of them and at least one. Prompts and responses are
 held out by the hash of the prompt, whole prompts at a time: the same prompt is never on two sides.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -26,8 +27,8 @@ from megatron.data.samples import hash64
 from megatron.errors import BadData, CannotWrite
 from megatron.files import replace_file
 
-HOLDING = 120                           # what a random number is for
-SAVE_BYTES = 1 << 26                    # of text between two notes of how far it has come
+HOLDING = 120  # what a random number is for
+SAVE_BYTES = 1 << 26  # of text between two notes of how far it has come
 
 Document = dict[str, Any]
 
@@ -35,6 +36,7 @@ Document = dict[str, Any]
 @dataclass(frozen=True)
 class Stream:
     """One of the corpus' own splits, and the splits that are held out of it."""
+
     split: str
     documents: Callable[[OnBad], Iterator[Document]]
     held: tuple[str, ...] = ()
@@ -67,10 +69,12 @@ class Stream:
         """The splits of `count` documents, the last ones held out."""
         each = max(1, round(count / self.period))
         if count and count <= len(self.held) and self.split != "train":
-            return [self.split] * count                     # one document of the corpus' own validation is not cut
+            return [self.split] * count  # one document of the corpus' own validation is not cut
         if 0 < count <= len(self.held):
-            raise BadData(f"{count} document{'s' * (count > 1)}, of which {' and '.join(self.held)} would take {len(self.held)} "
-                          "and train the rest: give more documents, or --held-out 0")
+            raise BadData(
+                f"{count} document{'s' * (count > 1)}, of which {' and '.join(self.held)} would take {len(self.held)} "
+                "and train the rest: give more documents, or --held-out 0"
+            )
         return [self.split] * (count - each * len(self.held)) + [name for name in self.held for _ in range(each)]
 
     def prompts_held(self, documents: list[Document]) -> tuple[list[str], list[Document]]:
@@ -85,6 +89,7 @@ class Stream:
 @dataclass(frozen=True)
 class Limits:
     """Where to stop: documents by split, and tokens of any one split, with what counts a document's."""
+
     documents: dict[str, int] = field(default_factory=dict)
     tokens: int | None = None
     count: Callable[[Document], int] | None = None
@@ -93,6 +98,7 @@ class Limits:
 @dataclass
 class Part:
     """What a split holds so far; full: a limit was reached."""
+
     documents: int = 0
     tokens: int = 0
     text_bytes: int = 0
@@ -109,7 +115,7 @@ class Gathering:
         if self.state.exists():
             saved = json.loads(self.state.read_text())
         if not all(self.size(split) >= part["file_bytes"] for split, part in saved.get("parts", {}).items()):
-            saved = {}                                      # text that was noted is gone: from the start, then
+            saved = {}  # text that was noted is gone: from the start, then
         self.parts = {split: Part(**part) for split, part in saved.get("parts", {}).items()}
         self.consumed: dict[str, int] = saved.get("consumed", {})
         self.finished: list[str] = saved.get("finished", [])
@@ -165,8 +171,10 @@ class Gathering:
         tokens = self.limits.count(document) if self.limits.tokens and self.limits.count else 0
         if self.limits.tokens and part.tokens + tokens > self.limits.tokens and (part.documents or split == "train"):
             if not part.documents:
-                raise BadData(f"--max-tokens {self.limits.tokens}: the first document has {tokens} tokens; raise it, "
-                              "or cut by --unique-tokens when training")
+                raise BadData(
+                    f"--max-tokens {self.limits.tokens}: the first document has {tokens} tokens; raise it, "
+                    "or cut by --unique-tokens when training"
+                )
             part.full = True
             return
         line = json.dumps(document).encode() + b"\n"
@@ -183,8 +191,11 @@ class Gathering:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        known = {"parts": {split: asdict(part) for split, part in self.parts.items()}, "consumed": self.consumed,
-                 "finished": self.finished}
+        known = {
+            "parts": {split: asdict(part) for split, part in self.parts.items()},
+            "consumed": self.consumed,
+            "finished": self.finished,
+        }
         replace_file(self.state, json.dumps(known).encode())
 
 

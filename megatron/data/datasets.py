@@ -1,4 +1,5 @@
 """From flags to datasets: training, validation by name, test."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,13 +20,14 @@ from megatron.data.tokenizer import Tokenizer
 from megatron.errors import BadData, Mismatch
 
 SPLITS = ("train", "valid", "test")
-RULES = {"strict": "core", "reference": "deepspeed", "megatron-core": "core"}       # whose arithmetic, by --epoch-order
-SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}        # in a paper folder
+RULES = {"strict": "core", "reference": "deepspeed", "megatron-core": "core"}  # whose arithmetic, by --epoch-order
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}  # in a paper folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What the datasets of a run depend on besides the data flags; `lengths` are the samples that Megatron would index."""
+
     seq_length: int
     seed: int
     eval_seed: int
@@ -60,12 +62,13 @@ def build_datasets(data: Data, plan: Plan) -> dict[str, Samples | None]:
 
 # Which corpora each split names
 
+
 def chosen(data: Data, plan: Plan) -> dict[str, list[Source]]:
     """The sources of every split, training cut to --unique-tokens."""
     if data.data_path:
         found = cut(parse_paths(data.data_path, "--data-path"), data)
         if sum(source.stop - source.start for source in found["test"]) <= plan.seq_length:
-            found["test"] = []                          # the default split's thousandth of a small corpus holds no sample
+            found["test"] = []  # the default split's thousandth of a small corpus holds no sample
     else:
         found = {"train": named(data, "train"), **validation(data), "test": named(data, "test")}
     if data.unique_tokens and found["train"]:
@@ -114,6 +117,7 @@ def cut(sources: list[Source], data: Data) -> dict[str, list[Source]]:
 
 # The kinds of dataset
 
+
 def packed(data: Data, split: str, sources: list[Source], plan: Plan) -> PackedDataset:
     seed = plan.seed_of(split, data)
     order = None if data.epoch_order == "strict" else reference(data, split, sources, plan)
@@ -122,13 +126,21 @@ def packed(data: Data, split: str, sources: list[Source], plan: Plan) -> PackedD
 
 def reference(data: Data, split: str, sources: list[Source], plan: Plan) -> Callable[[Source, int], ReferenceOrder]:
     """Megatron's order of each source, for as many samples as Megatron would ask it for."""
-    requests = blended_samples(plan.lengths[split.partition(":")[0]], [source.weight for source in sources if source.weight],
-                               RULES[data.epoch_order])
+    requests = blended_samples(
+        plan.lengths[split.partition(":")[0]], [source.weight for source in sources if source.weight], RULES[data.epoch_order]
+    )
 
     def order(source: Source, place: int) -> ReferenceOrder:
         corpus = open_corpus(source.prefix)
-        return ReferenceOrder(corpus, *token_range(source, corpus.num_tokens), plan.seq_length, plan.seed, requests[place],
-                              cache=data.data_cache_path)
+        return ReferenceOrder(
+            corpus,
+            *token_range(source, corpus.num_tokens),
+            plan.seq_length,
+            plan.seed,
+            requests[place],
+            cache=data.data_cache_path,
+        )
+
     return order
 
 
@@ -138,30 +150,43 @@ def windows(data: Data, split: str, plan: Plan) -> RandomWindow | None:
     name = next((name for name in SPLIT_NAMES[split] if name in PaperFolder(folder).splits), None)
     if name is None:
         return None
-    return RandomWindow(folder, name, plan.seq_length, plan.seed_of(split, data), categories=data.categories,
-                        num_categories=data.num_categories, category_seed=plan.seed, vocab_size=plan.vocab_size,
-                        tokens_per_category=data.tokens_per_category if split == "train" else None)
+    return RandomWindow(
+        folder,
+        name,
+        plan.seq_length,
+        plan.seed_of(split, data),
+        categories=data.categories,
+        num_categories=data.num_categories,
+        category_seed=plan.seed,
+        vocab_size=plan.vocab_size,
+        tokens_per_category=data.tokens_per_category if split == "train" else None,
+    )
 
 
 def instruct(data: Data, split: str, sources: list[Source], plan: Plan) -> Instruct:
-    return checked(Instruct(alone(sources, split), plan.seq_length, plan.seed_of(split, data), plan.vocab_size,
-                            plan.tokenizer.eod), plan)
+    return checked(
+        Instruct(alone(sources, split), plan.seq_length, plan.seed_of(split, data), plan.vocab_size, plan.tokenizer.eod), plan
+    )
 
 
 def pairs(data: Data, split: str, sources: list[Source], plan: Plan) -> Pairs:
-    return checked(Pairs(alone(sources, split), plan.seq_length, plan.seed_of(split, data), plan.vocab_size,
-                         plan.tokenizer.eod), plan)
+    return checked(
+        Pairs(alone(sources, split), plan.seq_length, plan.seed_of(split, data), plan.vocab_size, plan.tokenizer.eod), plan
+    )
 
 
 def alone(sources: list[Source], split: str) -> str:
     """The one prefix that a kind which does not blend is given.  Raises BadData."""
     if len(sources) != 1 or (sources[0].start, sources[0].stop) != (0, 1.0):
-        raise BadData(f"the {split} data name {len(sources)} corpora or a range, expected one whole prefix: "
-                      "this --data-kind neither blends nor cuts")
+        raise BadData(
+            f"the {split} data name {len(sources)} corpora or a range, expected one whole prefix: "
+            "this --data-kind neither blends nor cuts"
+        )
     return sources[0].prefix
 
 
 # What is refused
+
 
 def checked(found: Samples, plan: Plan) -> Samples:
     """The dataset, once each of its corpora is known to be the tokenizer's.  Raises Mismatch or BadData."""
@@ -176,12 +201,16 @@ def check_origin(corpus, tokenizer: Tokenizer | None) -> None:
         return
     made = corpus.meta["tokenizer"]
     if made and made["fingerprint"] != tokenizer.fingerprint():
-        raise Mismatch(f"{corpus.prefix} was made by another tokenizer ({made['type']}, {made['vocab_size']} ids, "
-                       f"{made['fingerprint'][:16]}) than the run's ({tokenizer.name}, {tokenizer.vocab_size} ids, "
-                       f"{tokenizer.fingerprint()[:16]}): give that one, or tokenize the text again")
+        raise Mismatch(
+            f"{corpus.prefix} was made by another tokenizer ({made['type']}, {made['vocab_size']} ids, "
+            f"{made['fingerprint'][:16]}) than the run's ({tokenizer.name}, {tokenizer.vocab_size} ids, "
+            f"{tokenizer.fingerprint()[:16]}): give that one, or tokenize the text again"
+        )
     if corpus.meta["largest_id"] >= tokenizer.vocab_size:
-        raise BadData(f"{corpus.prefix} holds id {corpus.meta['largest_id']}, expected ids below the vocabulary size "
-                      f"{tokenizer.vocab_size}; give the tokenizer that made the corpus")
+        raise BadData(
+            f"{corpus.prefix} holds id {corpus.meta['largest_id']}, expected ids below the vocabulary size "
+            f"{tokenizer.vocab_size}; give the tokenizer that made the corpus"
+        )
 
 
 def refuse_shared(train: Samples, other: Samples, split: str) -> None:
@@ -191,5 +220,7 @@ def refuse_shared(train: Samples, other: Samples, split: str) -> None:
             overlap = start < twin_stop and twin_start < stop and corpus.num_tokens == twin.num_tokens
             if overlap and corpus.fingerprint() == twin.fingerprint():
                 shared = f"{max(start, twin_start)}:{min(stop, twin_stop)}"
-                raise BadData(f"{twin.prefix}: tokens {shared} are both in the train and in the {split.replace(':', ' ')} data; "
-                              "give ranges that do not overlap, such as 0:0.9 and 0.9:1")
+                raise BadData(
+                    f"{twin.prefix}: tokens {shared} are both in the train and in the {split.replace(':', ' ')} data; "
+                    "give ranges that do not overlap, such as 0:0.9 and 0.9:1"
+                )

@@ -2,6 +2,7 @@
 
 The ids of a document depend on nothing but its text, so the result is the same for any number of workers.
 """
+
 from __future__ import annotations
 
 import functools
@@ -21,8 +22,8 @@ from megatron.data.text_files import BOM, Block, Mark
 from megatron.data.tokenizer import Tokenizer, build_tokenizer
 from megatron.errors import BadData, Refusal
 
-BLOCKS_A_WORKER = 3                     # in flight, which bounds the memory
-SAFELY_CUT = ("GPT2BPETokenizer", "TikTokenizer", "ByteTokenizer")     # a letter or digit and a line feed never share a token
+BLOCKS_A_WORKER = 3  # in flight, which bounds the memory
+SAFELY_CUT = ("GPT2BPETokenizer", "TikTokenizer", "ByteTokenizer")  # a letter or digit and a line feed never share a token
 
 
 class BadLine(ValueError):
@@ -32,6 +33,7 @@ class BadLine(ValueError):
 @dataclass(frozen=True)
 class Recipe:
     """What turns a line into ids."""
+
     tokenizer_type: str
     vocab_file: str | None = None
     merge_file: str | None = None
@@ -45,13 +47,15 @@ class Recipe:
 @functools.cache
 def tokenizer_of(recipe: Recipe) -> Tokenizer:
     """Built once in each process."""
-    return build_tokenizer(recipe.tokenizer_type, recipe.vocab_file, recipe.merge_file, recipe.tokenizer_model,
-                           recipe.bpe_backend)
+    return build_tokenizer(
+        recipe.tokenizer_type, recipe.vocab_file, recipe.merge_file, recipe.tokenizer_model, recipe.bpe_backend
+    )
 
 
 @dataclass(frozen=True)
 class Reject:
     """A line that is no document; line 0 is a whole plain-text file."""
+
     file: str
     line: int
     kind: str
@@ -61,20 +65,22 @@ class Reject:
         place = f"{self.file}:{self.line}" if self.line else self.file
         known = any(end in self.file for end in (".json", ".parquet", ".txt"))
         hint = "" if known else " (files not named .txt or .parquet are read as JSON Lines)"
-        return BadData(f"{place}: {self.kind}: {self.reason}{hint}; nothing was written: mend the line, "
-                       "or pass --on-bad-line skip")
+        return BadData(
+            f"{place}: {self.kind}: {self.reason}{hint}; nothing was written: mend the line, or pass --on-bad-line skip"
+        )
 
 
 @dataclass
 class Encoded:
     """A block's documents: for each key their ids back to back, and their lengths.  Plain text that goes on is not ended."""
+
     after: Mark
     position: int
     ids: list[np.ndarray]
     lengths: list[np.ndarray]
     text_bytes: int = 0
     rejects: list[Reject] = field(default_factory=list)
-    plain: bool = False                 # a part of a plain text, which goes on when there is `more`
+    plain: bool = False  # a part of a plain text, which goes on when there is `more`
     more: bool = False
 
 
@@ -83,10 +89,18 @@ def encode_block(recipe: Recipe, block: Block) -> Encoded:
     rejects: list[Reject] = []
     texts = list(documents_of(recipe, block, rejects))
     tokenizer, columns = tokenizer_of(recipe), zip(*texts, strict=True) if texts else ((),) * len(recipe.keys)
-    ends = recipe.append_eod and block.line > 0                     # plain text is ended where its parts come together
+    ends = recipe.append_eod and block.line > 0  # plain text is ended where its parts come together
     joined = [joined_ids(tokenizer, column, ends) for column in columns]
-    return Encoded(block.after, block.position, [ids for ids, _ in joined], [lengths for _, lengths in joined],
-                   sum(utf8_length(text) for row in texts for text in row), rejects, not block.line, block.more)
+    return Encoded(
+        block.after,
+        block.position,
+        [ids for ids, _ in joined],
+        [lengths for _, lengths in joined],
+        sum(utf8_length(text) for row in texts for text in row),
+        rejects,
+        not block.line,
+        block.more,
+    )
 
 
 def joined_ids(tokenizer: Tokenizer, texts: Iterable[str], append_eod: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -183,6 +197,7 @@ def utf8_length(text: str) -> int:
 
 # ---- all blocks, here or in worker processes
 
+
 def encode_all(recipe: Recipe, blocks: Iterable[Block], workers: int) -> Iterator[Encoded]:
     """Every block encoded, in order, the parts of a plain text put together.  Raises Refusal when a worker dies."""
     held, rejects, size = bytearray(), [], 0
@@ -238,6 +253,7 @@ class Worker:
 
     def __init__(self, recipe: Recipe):
         import multiprocessing
+
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=serve, args=(recipe, other), daemon=True)
@@ -262,8 +278,10 @@ class Worker:
 
     def died(self) -> Refusal:
         self.process.join(5)
-        return Refusal(f"a worker process died (exit code {self.process.exitcode}), perhaps for lack of memory; nothing was "
-                       "published: start it again, with fewer --workers if memory is short")
+        return Refusal(
+            f"a worker process died (exit code {self.process.exitcode}), perhaps for lack of memory; nothing was "
+            "published: start it again, with fewer --workers if memory is short"
+        )
 
     def end(self) -> None:
         """Wait for the process, whose pipe is closed, to notice."""

@@ -3,6 +3,7 @@
 What holds with gigatoken 0.10 and tiktoken 0.14, and what the tests compare: both cut text the same around every character of
 Unicode, on published texts and on hostile ones. For vocabularies other than GPT-2's own a sample is compared at every start.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,7 +15,7 @@ import numpy as np
 
 from megatron.errors import Mismatch, MissingInput
 
-PROBES = 1500                   # tokens on which gigatoken is compared with the library that training takes
+PROBES = 1500  # tokens on which gigatoken is compared with the library that training takes
 Encode = Callable[[str], np.ndarray]
 
 
@@ -33,7 +34,7 @@ def gigatoken_encoder(spec: dict[str, Any] | None, plain: Encode | None, tokens:
         return None
     try:
         encode = Gigatoken(gigatoken.Tokenizer.from_json, json.dumps(spec)) if spec else None
-    except (ValueError, RuntimeError):      # a file that it does not understand
+    except (ValueError, RuntimeError):  # a file that it does not understand
         encode = None
     differs = first_difference(encode, plain, tokens) if encode and plain else None
     if backend == "gigatoken" and (encode is None or differs is not None):
@@ -45,22 +46,38 @@ def gigatoken_encoder(spec: dict[str, Any] | None, plain: Encode | None, tokens:
 def byte_level_spec(vocab: dict[str, int], merges: list[str]) -> dict[str, Any]:
     """A tokenizer.json of GPT-2's kind, without added tokens."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": level, "post_processor": None,
-            "decoder": level, "model": {"type": "BPE", "vocab": vocab, "merges": merges}}
+    return {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }
 
 
 def gpt2_kind(spec: dict[str, Any]) -> dict[str, Any] | None:
     """A tokenizer.json without its special tokens, when nothing but GPT-2's rules is left of it."""
     model, level, added = spec["model"], spec.get("pre_tokenizer") or {}, spec.get("added_tokens") or []
     plain = level.get("type") == "ByteLevel" and level.get("use_regex", True) and not level.get("add_prefix_space", True)
-    asked = [key for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback",
-                             "ignore_merges") if model.get(key)]
+    asked = [
+        key
+        for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+        if model.get(key)
+    ]
     if model.get("type") != "BPE" or not plain or asked or spec.get("normalizer") or not all(one["special"] for one in added):
         return None
     names = {one["content"] for one in added}
     vocab = {word: i for word, i in model["vocab"].items() if word not in names}
-    return {**spec, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None,
-            "model": {**model, "vocab": vocab}}
+    return {
+        **spec,
+        "added_tokens": [],
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+        "model": {**model, "vocab": vocab},
+    }
 
 
 def first_difference(one: Encode, other: Encode, tokens: list[bytes]) -> str | None:
@@ -71,9 +88,12 @@ def first_difference(one: Encode, other: Encode, tokens: list[bytes]) -> str | N
     from text, in the order in which it was learned, may tell them apart.
     """
     words = [token.decode(errors="ignore") for token in tokens]
-    far = words[len(words) // 2:] + words
-    texts = (text for i in range(0, len(words), len(words) // PROBES + 1)
-             for text in (words[i], words[i] + words[(i + 1) % len(words)], far[i] + words[i]))
+    far = words[len(words) // 2 :] + words
+    texts = (
+        text
+        for i in range(0, len(words), len(words) // PROBES + 1)
+        for text in (words[i], words[i] + words[(i + 1) % len(words)], far[i] + words[i])
+    )
     return next((text for text in texts if not np.array_equal(one(text), other(text))), None)
 
 
@@ -83,16 +103,17 @@ class Gigatoken:
     It remembers every word it has met, 100 MiB for 5 million; when the process has grown too far it is built anew, which
     takes 0.13 s and which text as people write it needs about once a gigabyte.
     """
-    PAUSE, LIMIT = 1 << 20, 180 << 20       # characters between two looks; bytes of resident memory
+
+    PAUSE, LIMIT = 1 << 20, 180 << 20  # characters between two looks; bytes of resident memory
 
     def __init__(self, build: Callable[[str], Any], spec: str):
         self.build, self.spec = build, spec
         self.renew()
 
     def renew(self) -> None:
-        self.encode = None                  # the old cache goes before the new one comes
+        self.encode = None  # the old cache goes before the new one comes
         self.encode, self.seen = self.build(self.spec).encode, 0
-        self.floor = resident_bytes()       # what cannot be freed this way does not count
+        self.floor = resident_bytes()  # what cannot be freed this way does not count
         self.next_look = self.PAUSE
 
     def __call__(self, text: str) -> np.ndarray:

@@ -11,6 +11,7 @@ circle at a rotation drawn from (seed, e), so that sample borders differ between
 So every token is visited exactly once an epoch, only the one sample on the border of two epochs is not contiguous
 text, and a run planned for 500 epochs begins exactly like one planned for 4.
 """
+
 from __future__ import annotations
 
 import functools
@@ -26,12 +27,13 @@ from megatron.data.samples import Samples, hash64
 from megatron.data.sources import Source, open_corpus, token_range
 from megatron.errors import BadData
 
-FEISTEL_ROUNDS = 8                              # of two halves each: all 120 orders of 5 windows come up alike
+FEISTEL_ROUNDS = 8  # of two halves each: all 120 orders of 5 windows come up alike
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-ROTATION, ORDER = 0, 1                          # what an epoch's random number is for
+ROTATION, ORDER = 0, 1  # what an epoch's random number is for
 
 
 # A permutation without a table
+
 
 def feistel(at: np.ndarray, height: np.ndarray, width: np.ndarray, key: np.ndarray) -> np.ndarray:
     """A keyed permutation of [0, height x width): rows and columns shift one another.  uint64 [b] -> [b]"""
@@ -57,6 +59,7 @@ def permute(place: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 # One corpus
 
+
 def place_on_circle(numbers: np.ndarray, size: int, s: int, key: int) -> np.ndarray:
     """The twin of circle.cpp: a sample's entry, stay and return (see Circle.place).  int64 [b] -> int64 [3, b]"""
     epoch = numbers * s // size
@@ -64,7 +67,7 @@ def place_on_circle(numbers: np.ndarray, size: int, s: int, key: int) -> np.ndar
     num_whole = (size - head) // s
     place = numbers - (epoch * size + head) // s
     whole = place < num_whole
-    window = num_whole.copy()                                   # the sample on the border starts behind all whole ones
+    window = num_whole.copy()  # the sample on the border starts behind all whole ones
     window[whole] = permute(place[whole], num_whole[whole], hash64(np.uint64(key), epoch[whole], ORDER))
     entry = (rotation(epoch, size, key) + head + window * s) % size
     return np.stack([entry, np.where(whole, s + 1, size - head - num_whole * s), rotation(epoch + 1, size, key)])
@@ -82,9 +85,11 @@ class Circle:
         self.start, self.stop = token_range(source, self.corpus.num_tokens)
         self.num_tokens = self.stop - self.start
         if self.num_tokens < seq_length + 1:
-            raise BadData(f"{source.prefix}, tokens {self.start}:{self.stop}: --seq-length {seq_length} needs at least "
-                          f"{seq_length + 1} tokens, has {self.num_tokens}; lower --seq-length or add data "
-                          "(or give it more by its range or --split)")
+            raise BadData(
+                f"{source.prefix}, tokens {self.start}:{self.stop}: --seq-length {seq_length} needs at least "
+                f"{seq_length + 1} tokens, has {self.num_tokens}; lower --seq-length or add data "
+                "(or give it more by its range or --split)"
+            )
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """Samples by number.  int64 [b] -> int64 [b, s+1]"""
@@ -122,8 +127,15 @@ class PackedDataset(Samples):
     Raises MissingInput or BadData for a corpus that is absent, damaged or too short.
     """
 
-    def __init__(self, sources: list[Source], seq_length: int, seed: int, vocab_size: int | None = None,
-                 order: Callable[[Source, int], Circle] | None = None, rule: Rule = "core"):
+    def __init__(
+        self,
+        sources: list[Source],
+        seq_length: int,
+        seed: int,
+        vocab_size: int | None = None,
+        order: Callable[[Source, int], Circle] | None = None,
+        rule: Rule = "core",
+    ):
         super().__init__(seq_length, seed, vocab_size)
         order = order or (lambda source, place: Circle(source, seq_length, int(hash64(seed, place)[0])))
         used = [source for source in sources if source.weight]
@@ -172,5 +184,7 @@ def describe(source: Source, walk: Circle | None) -> str:
     if walk is None:
         return f"{source.prefix}: weight 0, not used"
     unvouched = "" if walk.corpus.meta else "; no .meta.json vouches for it: only its structure and its ids are checked"
-    return (f"{source.prefix}: {walk.corpus.num_documents} documents, {walk.corpus.num_tokens} tokens, "
-            f"weight {source.weight:g}, range {walk.start}:{walk.stop}{unvouched}")
+    return (
+        f"{source.prefix}: {walk.corpus.num_documents} documents, {walk.corpus.num_tokens} tokens, "
+        f"weight {source.weight:g}, range {walk.start}:{walk.stop}{unvouched}"
+    )

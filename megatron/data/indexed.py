@@ -6,6 +6,7 @@ PREFIX.idx  magic 9 | version u64 | dtype code u8 | N u64 | D u64 | sizes i32[N]
 N sequences, D - 1 documents: document i is the sequences documents[i] to documents[i + 1]. A third file, PREFIX.meta.json,
 vouches for both (sidecar.py); files from elsewhere lack it, and are read with what their structure alone can prove.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -31,9 +32,9 @@ MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: np.dtype("u1"), 2: np.dtype("i1"), 3: np.dtype("<i2"), 4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
-BLOCK = 1 << 16             # entries checked at a time: they stay in the cache, and opening a corpus of any size takes 2 MiB
-EDGE_BYTES = 1 << 20        # of each end of the .bin, in the fingerprint
-LONGEST = 2**31 - 1         # tokens of a sequence
+BLOCK = 1 << 16  # entries checked at a time: they stay in the cache, and opening a corpus of any size takes 2 MiB
+EDGE_BYTES = 1 << 20  # of each end of the .bin, in the fingerprint
+LONGEST = 2**31 - 1  # tokens of a sequence
 
 
 def best_dtype(vocab_size: int) -> type:
@@ -50,7 +51,7 @@ class RawFile:
     def __init__(self, path: str):
         self.path = path
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)         # a pipe by that name does not hold us up
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe by that name does not hold us up
         except OSError as error:
             raise MissingInput(f"{path}: {error.strerror}; a corpus is named by its path without .bin and .idx") from None
         self.descriptor, self.close = descriptor, weakref.finalize(self, os.close, descriptor)
@@ -76,7 +77,7 @@ class RawFile:
         """`count` entries from byte `at` on, `size` at a time in one buffer: (number of the first, entries)."""
         buffer = np.empty(min(size, count), dtype)
         for first in range(0, count, size):
-            yield first, self.fill(buffer[:count - first], at + first * buffer.itemsize)
+            yield first, self.fill(buffer[: count - first], at + first * buffer.itemsize)
 
 
 class IndexedDataset:
@@ -98,16 +99,32 @@ class IndexedDataset:
         documents_crc = check_documents(self._idx, self._documents_at, num_entries, self.num_sequences)
         self.num_tokens = bin_bytes // self.dtype.itemsize
         if self._bin.num_bytes != bin_bytes:
-            raise damaged(self._bin.path, "the file size", f"{self._bin.num_bytes} bytes",
-                          f"{bin_bytes} ({self.num_tokens} tokens of {self.dtype})")
+            raise damaged(
+                self._bin.path,
+                "the file size",
+                f"{self._bin.num_bytes} bytes",
+                f"{bin_bytes} ({self.num_tokens} tokens of {self.dtype})",
+            )
         if not self.num_tokens:
             raise damaged(self._idx.path, "the number of tokens", 0, "at least 1")
         self.meta = read_sidecar(self.prefix)
         if self.meta:
-            check_belongs(self.prefix, self.meta, {".bin": {"bin_bytes": bin_bytes}, ".idx": {
-                "idx_bytes": self._idx.num_bytes, "dtype": self.dtype.name, "documents": self.num_documents,
-                "sequences": self.num_sequences, "tokens": self.num_tokens, "sizes_crc32": sizes_crc,
-                "documents_crc32": documents_crc}})
+            check_belongs(
+                self.prefix,
+                self.meta,
+                {
+                    ".bin": {"bin_bytes": bin_bytes},
+                    ".idx": {
+                        "idx_bytes": self._idx.num_bytes,
+                        "dtype": self.dtype.name,
+                        "documents": self.num_documents,
+                        "sequences": self.num_sequences,
+                        "tokens": self.num_tokens,
+                        "sizes_crc32": sizes_crc,
+                        "documents_crc32": documents_crc,
+                    },
+                },
+            )
         self._unread = bytearray(b"\1") * len(self.meta["block_crc32"]) if self.meta else None
         self._block_bytes = self.meta["block_bytes"] if self.meta else 0
 
@@ -138,7 +155,7 @@ class IndexedDataset:
         itemsize = self.dtype.itemsize
         if self._unread is not None:
             first, last = start * itemsize // self._block_bytes, (stop * itemsize - 1) // self._block_bytes
-            if 1 in self._unread[first:last + 1]:
+            if 1 in self._unread[first : last + 1]:
                 self.check_blocks(first, last)
         return self._bin.fill(np.empty(stop - start, self.dtype), start * itemsize)
 
@@ -151,8 +168,12 @@ class IndexedDataset:
                 found = zlib.crc32(self._bin.fill(np.empty(stop - start, np.uint8), start))
                 expected = self.meta["block_crc32"][number]
                 if found != expected:
-                    raise damaged(self._bin.path, f"the crc32 of block {number} (bytes {start}:{stop})", f"{found:08x}",
-                                  f"{expected:08x} by {sidecar_path(self.prefix)}")
+                    raise damaged(
+                        self._bin.path,
+                        f"the crc32 of block {number} (bytes {start}:{stop})",
+                        f"{found:08x}",
+                        f"{expected:08x} by {sidecar_path(self.prefix)}",
+                    )
                 self._unread[number] = 0
 
     def verify(self) -> int:
@@ -211,8 +232,9 @@ class IndexedDataset:
 
 
 def damaged(path: str, what: str, found, expected) -> BadData:
-    return BadData(f"{path}: {what} is {found}, expected {expected}; "
-                   "copy the corpus again, or rebuild it with tools/preprocess_data.py")
+    return BadData(
+        f"{path}: {what} is {found}, expected {expected}; copy the corpus again, or rebuild it with tools/preprocess_data.py"
+    )
 
 
 def read_header(idx: RawFile) -> tuple[np.dtype, int, int]:
@@ -247,8 +269,8 @@ def check_sizes(idx: RawFile, num_sequences: int, itemsize: int) -> tuple[int, i
         if sizes.min() < 0:
             wrong = int((sizes < 0).argmax())
             raise damaged(idx.path, f"the size of sequence {at + wrong}", sizes[wrong], "0 or more")
-        bytes_of = np.multiply(sizes, itemsize, out=lengths[:len(sizes)], dtype=np.int64)
-        step = np.subtract(offsets[1:], offsets[:-1], out=steps[:len(sizes) - 1])
+        bytes_of = np.multiply(sizes, itemsize, out=lengths[: len(sizes)], dtype=np.int64)
+        step = np.subtract(offsets[1:], offsets[:-1], out=steps[: len(sizes) - 1])
         if offsets[0] != reached or not np.array_equal(step, bytes_of[:-1]):
             expected = reached + bytes_of.cumsum() - bytes_of
             wrong = int((offsets != expected).argmax())
@@ -291,9 +313,9 @@ class IndexedWriter:
         if fault:
             raise TypeError(fault)
         self.num_documents = self.num_sequences = self.num_tokens = self.largest_id = 0
-        self.ends: array | None = None              # the document index, once it is more than a range
+        self.ends: array | None = None  # the document index, once it is more than a range
         self.block_bytes, self.crcs = sidecar.BLOCK_BYTES, []
-        self.filled = self.crc = 0                  # of the block that is being written
+        self.filled = self.crc = 0  # of the block that is being written
 
     def temporary(self, suffix: str) -> Path:
         return Path(f"{self.prefix}.{suffix}.{os.getpid()}.tmp")
@@ -304,7 +326,7 @@ class IndexedWriter:
         try:
             with self.guarded(".idx"):
                 self.idx = open(self.temporary("idx"), "w+b", buffering=1 << 18)
-                self.idx.write(bytes(HEADER.size))                          # the sizes follow as they come
+                self.idx.write(bytes(HEADER.size))  # the sizes follow as they come
         except CannotWrite:
             self.discard()
             raise
@@ -336,8 +358,10 @@ class IndexedWriter:
         """Write the tokens and sizes of `one` document's sequences, or of one document each."""
         if sizes.size and (sizes.min() < 0 or sizes.max() > LONGEST):
             wrong = int(((sizes < 0) | (sizes > LONGEST)).argmax())
-            raise BadData(f"{self.prefix}: document {self.num_documents + (0 if one else wrong)} has {sizes[wrong]} tokens, "
-                          "at most 2^31 - 1 fit; split it")
+            raise BadData(
+                f"{self.prefix}: document {self.num_documents + (0 if one else wrong)} has {sizes[wrong]} tokens, "
+                "at most 2^31 - 1 fit; split it"
+            )
         if sizes.sum(dtype=np.int64) != len(ids):
             raise ValueError(f"lengths sum to {sizes.sum(dtype=np.int64)}, but there are {len(ids)} ids")
         if ids.size:
@@ -354,15 +378,17 @@ class IndexedWriter:
         if largest > limit or ids.dtype.kind == "i" and ids.min() < 0:
             at = int(((ids < 0) | (ids > limit)).argmax())
             owner = 0 if one else int(np.searchsorted(sizes.cumsum(dtype=np.int64), at, side="right"))
-            raise BadData(f"{self.prefix}: document {self.num_documents + owner} has id {ids[at]}, expected 0 to {limit} "
-                          f"({self.dtype}); check the tokenizer, or write with a wider dtype")
+            raise BadData(
+                f"{self.prefix}: document {self.num_documents + owner} has id {ids[at]}, expected 0 to {limit} "
+                f"({self.dtype}); check the tokenizer, or write with a wider dtype"
+            )
         self.largest_id = max(self.largest_id, largest)
 
     def write(self, ids: np.ndarray) -> None:
         """Append to the .bin, and to the checksum of the block it falls in."""
         rest = ids.view(np.uint8).data
         while rest:
-            part, rest = rest[:self.block_bytes - self.filled], rest[self.block_bytes - self.filled:]
+            part, rest = rest[: self.block_bytes - self.filled], rest[self.block_bytes - self.filled :]
             self.crc = zlib.crc32(part, self.crc)
             self.filled += len(part)
             self.bin.write(part)
@@ -384,7 +410,7 @@ class IndexedWriter:
         """Remove whatever is not published."""
         for file in (self.bin, getattr(self, "idx", None)):
             with contextlib.suppress(OSError, AttributeError):
-                file.close()                    # flushes again, and fails again, on a full disk
+                file.close()  # flushes again, and fails again, on a full disk
         for suffix in ("bin", "idx", "meta.json"):
             self.temporary(suffix).unlink(missing_ok=True)
 
@@ -403,16 +429,25 @@ class IndexedWriter:
             write_synced(self.temporary("meta.json"), sealed(self.facts() | about_index))
         with self.guarded(""):
             retire(self.prefix)
-            for suffix in ("bin", "meta.json", "idx"):                      # without its .idx a corpus is not there
+            for suffix in ("bin", "meta.json", "idx"):  # without its .idx a corpus is not there
                 os.replace(self.temporary(suffix), f"{self.prefix}.{suffix}")
             sync_folder(Path(self.prefix).parent)
 
     def facts(self) -> dict:
         """What the sidecar says of the tokens."""
-        return {"version": sidecar.VERSION, "documents": self.num_documents, "sequences": self.num_sequences,
-                "tokens": self.num_tokens, "dtype": self.dtype.name, "largest_id": self.largest_id, "tokenizer": self.tokenizer,
-                "extra": self.extra or {}, "bin_bytes": self.num_tokens * self.dtype.itemsize, "block_bytes": self.block_bytes,
-                "block_crc32": self.crcs}
+        return {
+            "version": sidecar.VERSION,
+            "documents": self.num_documents,
+            "sequences": self.num_sequences,
+            "tokens": self.num_tokens,
+            "dtype": self.dtype.name,
+            "largest_id": self.largest_id,
+            "tokenizer": self.tokenizer,
+            "extra": self.extra or {},
+            "bin_bytes": self.num_tokens * self.dtype.itemsize,
+            "block_bytes": self.block_bytes,
+            "block_crc32": self.crcs,
+        }
 
     def write_index(self) -> dict:
         """Add offsets and documents behind the sizes, and the header before them.  -> what the sidecar says of the index"""
@@ -462,8 +497,10 @@ class IndexedWriter:
             yield
         except OSError as error:
             num_bytes = self.num_tokens * self.dtype.itemsize
-            raise CannotWrite(f"{self.prefix}{suffix}: {error.strerror} while writing {num_bytes} bytes of tokens; "
-                              "nothing is published: make room or choose another place, and write it again") from error
+            raise CannotWrite(
+                f"{self.prefix}{suffix}: {error.strerror} while writing {num_bytes} bytes of tokens; "
+                "nothing is published: make room or choose another place, and write it again"
+            ) from error
 
 
 def integers(values, what: str) -> np.ndarray:

@@ -5,6 +5,7 @@ other, cut to s tokens at the response's end, with at least one token of it left
 left out and counted. The two parts are tokenized apart, so that the border between them is a border of tokens for every
 tokenizer, and sampling after a prompt meets the ids that training saw.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -20,9 +21,11 @@ from megatron.errors import BadData, MissingInput
 
 # Records
 
+
 @dataclass(frozen=True)
 class Keys:
     """Where a record keeps its parts. Without `context` there is none; `templated`: the instruction is a whole prompt."""
+
     instruction: str
     response: str
     context: str | None = None
@@ -39,6 +42,7 @@ FORMATS = {
 @dataclass(frozen=True)
 class Pair:
     """A prompt as the model reads it, and the response it should give, without the eod."""
+
     prompt: str
     response: str
 
@@ -131,6 +135,7 @@ def encode_pair(pair: Pair, encode: Callable[[str], np.ndarray], eod: int) -> tu
 
 # Samples
 
+
 class Instruct(Padded):
     """Rows of one pair each: prompt, response, padding.  Raises MissingInput, or BadData for a corpus not made of pairs."""
 
@@ -140,8 +145,10 @@ class Instruct(Padded):
         fits = (self.prompts < seq_length) & (self.prompts > 0) & (self.lengths > self.prompts)
         self.kept = np.flatnonzero(fits)
         if not len(self.kept):
-            raise BadData(f"{prefix}: none of {len(fits)} pairs has a prompt of 1 to {seq_length - 1} tokens and a response; "
-                          f"raise --seq-length {seq_length}")
+            raise BadData(
+                f"{prefix}: none of {len(fits)} pairs has a prompt of 1 to {seq_length - 1} tokens and a response; "
+                f"raise --seq-length {seq_length}"
+            )
 
     def scored(self, numbers: np.ndarray) -> np.ndarray:
         """True on the response.  int64 [b] -> bool [b, s+1]"""
@@ -152,9 +159,11 @@ class Instruct(Padded):
         """Pairs, those cut or left out, and what of an epoch is scored."""
         cut = int((self.lengths[self.kept] > self.seq_length).sum())
         scored = int((self.filled(self.kept) - self.prompts[self.kept]).sum())
-        return (f"{self.corpus.prefix}: {len(self.kept)} pairs of {len(self.lengths)}, {scored} response tokens in rows of "
-                f"{self.seq_length}; {cut} responses cut, {len(self.lengths) - len(self.kept)} pairs left out (no prompt, no "
-                f"response, or a prompt of {self.seq_length} tokens or more)")
+        return (
+            f"{self.corpus.prefix}: {len(self.kept)} pairs of {len(self.lengths)}, {scored} response tokens in rows of "
+            f"{self.seq_length}; {cut} responses cut, {len(self.lengths) - len(self.kept)} pairs left out (no prompt, no "
+            f"response, or a prompt of {self.seq_length} tokens or more)"
+        )
 
     def fingerprint(self) -> str:
         """Names the samples: sha256 over seed, length, the corpus' content and where its prompts end."""
@@ -167,6 +176,8 @@ def prompt_lengths(corpus, lengths: np.ndarray) -> np.ndarray:
     """Tokens of each document's first sequence of two.  int64 [D] -> int64 [D].  Raises BadData for other documents."""
     sizes = np.asarray(corpus.sizes, np.int64)
     if len(sizes) != 2 * len(lengths) or not np.array_equal(sizes.reshape(-1, 2).sum(1), lengths):
-        raise BadData(f"{corpus.prefix}: has {len(sizes)} sequences in {len(lengths)} documents, expected a prompt and a "
-                      "response in each; prepare the corpus with tools/prepare_instruct.py")
+        raise BadData(
+            f"{corpus.prefix}: has {len(sizes)} sequences in {len(lengths)} documents, expected a prompt and a "
+            "response in each; prepare the corpus with tools/prepare_instruct.py"
+        )
     return np.ascontiguousarray(sizes[0::2])

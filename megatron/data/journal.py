@@ -13,6 +13,7 @@
 A journal line counts only if the ids on disk reach it and have its checksum, so neither kill -9 nor a power cut, which may
 leave a later line or a part of one, makes a wrong corpus.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -34,12 +35,13 @@ from megatron.data.text_files import Mark
 from megatron.errors import BadData, CannotWrite
 from megatron.files import replace_file
 
-SECONDS, TOKENS = 1.0, 1 << 23          # of work between two journal lines, whichever comes first
+SECONDS, TOKENS = 1.0, 1 << 23  # of work between two journal lines, whichever comes first
 
 
 @dataclass
 class Progress:
     """What has been done: where reading goes on, documents and tokens of each key, bytes of text, bad lines by kind."""
+
     documents: list[int]
     tokens: list[int]
     mark: Mark = Mark()
@@ -72,7 +74,7 @@ class WorkFolder:
                 self.dropped = self.path("journal.jsonl").exists()
                 self.clear()
             self.path("out").mkdir(exist_ok=True)
-            self.notes = size_of(self.path("journal.jsonl"))       # kept as well when this run is refused for another reason
+            self.notes = size_of(self.path("journal.jsonl"))  # kept as well when this run is refused for another reason
         except OSError as error:
             raise CannotWrite(f"{self.folder}: {error.strerror or error}") from error
         return self
@@ -87,9 +89,10 @@ class WorkFolder:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     lock.close()
-                    raise CannotWrite(f"{self.folder}: another run is preparing this output; wait for it, "
-                                      "or choose another --output-prefix") from error
-                except OSError:                             # a file system without locks: runs are not kept apart there
+                    raise CannotWrite(
+                        f"{self.folder}: another run is preparing this output; wait for it, or choose another --output-prefix"
+                    ) from error
+                except OSError:  # a file system without locks: runs are not kept apart there
                     return lock
                 if os.stat(self.path("lock")).st_ino == os.fstat(lock.fileno()).st_ino:
                     return lock
@@ -114,7 +117,7 @@ class WorkFolder:
         resumable = None not in self.key["inputs"]
         if self.done or not resumable or not self.notes or (kind and issubclass(kind, BadData)):
             aside = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
-            with contextlib.suppress(OSError):          # away at once: the next run may begin while this one clears up
+            with contextlib.suppress(OSError):  # away at once: the next run may begin while this one clears up
                 os.replace(self.folder, aside)
             shutil.rmtree(aside, ignore_errors=True)
         self.lock.close()
@@ -139,7 +142,7 @@ class Journal:
     def __init__(self, work: WorkFolder, writers: list[IndexedWriter]):
         self.work, self.writers = work, writers
         self.progress = Progress([0] * len(writers), [0] * len(writers))
-        self.crcs, self.noted, self.noted_tokens = [[0, 0] for _ in writers], time.monotonic(), 0     # of ids and sizes
+        self.crcs, self.noted, self.noted_tokens = [[0, 0] for _ in writers], time.monotonic(), 0  # of ids and sizes
 
     def __enter__(self) -> Journal:
         with written(self.work.folder):
@@ -151,7 +154,7 @@ class Journal:
 
     def __exit__(self, *_) -> None:
         for file in (*self.sizes, self.rejects, self.lines):
-            with contextlib.suppress(OSError):          # a full disk: what was not noted is done again
+            with contextlib.suppress(OSError):  # a full disk: what was not noted is done again
                 file.close()
 
     def name(self, number: int, kind: str) -> Path:
@@ -198,7 +201,7 @@ class Journal:
             if ids.exists() and not kept.exists():
                 os.replace(ids, kept)
             ids.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):          # a file system without links: such a run starts afresh
+            with contextlib.suppress(OSError):  # a file system without links: such a run starts afresh
                 os.link(writer.temporary("bin"), ids)
         good, reject_bytes, self.work.notes = [], 0, 0
         for raw, line in self.lines_before():

@@ -1,4 +1,5 @@
 """Samples as tensors, addressed by number: a resumed run asks for the numbers that come next."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -9,8 +10,9 @@ from megatron.data.samples import Samples
 from megatron.layout import split_evenly
 
 
-def micro_batches(dataset: Samples, first_sample: int, num_samples: int, micro_batch_size: int,
-                  num_rows: int | None = None) -> list[Clean]:
+def micro_batches(
+    dataset: Samples, first_sample: int, num_samples: int, micro_batch_size: int, num_rows: int | None = None
+) -> list[Clean]:
     """Samples [first_sample, first_sample + num_samples), `micro_batch_size` at a time; the last batch may be smaller.
 
     With `num_rows`, rows that are not scored fill up to so many. Raises BadData when a token id does not belong to the
@@ -27,8 +29,9 @@ def micro_batches(dataset: Samples, first_sample: int, num_samples: int, micro_b
     return [Clean(tokens=t, scored=s, index=i) for t, s, i in parts]
 
 
-def replica_batches(dataset: Samples, first_sample: int, num_samples: int, micro_batch_size: int,
-                    replica: int, num_replicas: int) -> list[Clean]:
+def replica_batches(
+    dataset: Samples, first_sample: int, num_samples: int, micro_batch_size: int, replica: int, num_replicas: int
+) -> list[Clean]:
     """One replica's consecutive samples of a global batch.
 
     All micro-batches of all replicas are alike, of at most `micro_batch_size` rows, and there is the same number everywhere.

@@ -3,6 +3,7 @@
 A row has s + 1 places, of which a document fills at most s: the last column is read by no objective's inputs and is no
 target of one that predicts in place, so a token there would count for some objectives and not for others.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,7 +12,7 @@ from megatron.data.gpt_dataset import permute
 from megatron.data.indexed import IndexedDataset
 from megatron.data.samples import Samples, hash64
 
-ORDER = 110                             # what a random number is for
+ORDER = 110  # what a random number is for
 
 
 class Padded(Samples):

@@ -1,9 +1,10 @@
 """Texts paired with vectors: one document and one row of a float matrix each.
 
-    PREFIX.bin  PREFIX.idx      the texts, one document a pair
-    PREFIX.vectors.npy          float32 [D, d], row i belonging to document i, read by position
-    PREFIX.meta.json            under extra.vectors the checksum of each MiB of the matrix, which is tested when it is first read
+PREFIX.bin  PREFIX.idx      the texts, one document a pair
+PREFIX.vectors.npy          float32 [D, d], row i belonging to document i, read by position
+PREFIX.meta.json            under extra.vectors the checksum of each MiB of the matrix, which is tested when it is first read
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,8 +20,8 @@ from megatron.data.padded import Padded
 from megatron.data.sidecar import BLOCK_BYTES
 from megatron.errors import BadData, MissingInput
 
-EDGE_BYTES = 1 << 20                    # of each end of the matrix, in the fingerprint
-NO_NPY = (ValueError, EOFError, SyntaxError, TypeError, RecursionError, tokenize.TokenError)   # what numpy raises for a header
+EDGE_BYTES = 1 << 20  # of each end of the matrix, in the fingerprint
+NO_NPY = (ValueError, EOFError, SyntaxError, TypeError, RecursionError, tokenize.TokenError)  # what numpy raises for a header
 AGAIN = "import the pairs again with tools/import_pairs.py"
 
 
@@ -60,8 +61,10 @@ class Vectors:
         if dtype != np.dtype("<f4") or len(shape) != 2 or by_column or not shape[1]:
             raise BadData(f"{self.path}: holds {dtype} {list(shape)}, expected float32 [{num_documents}, d] by rows; {AGAIN}")
         if shape[0] != num_documents:
-            raise BadData(f"{self.path}: has {shape[0]} vectors, expected {num_documents}, one a document of {prefix}.bin; "
-                          f"the two do not belong together: {AGAIN}")
+            raise BadData(
+                f"{self.path}: has {shape[0]} vectors, expected {num_documents}, one a document of {prefix}.bin; "
+                f"the two do not belong together: {AGAIN}"
+            )
         self.width, self.file = shape[1], RawFile(str(self.path))
         expected = self.start + 4 * num_documents * self.width
         if self.file.num_bytes != expected:
@@ -88,8 +91,10 @@ class Vectors:
                 start = number * BLOCK_BYTES
                 block = self.file.fill(np.empty(min(BLOCK_BYTES, self.file.num_bytes - start), np.uint8), start)
                 if zlib.crc32(block) != self.unread[number]:
-                    raise BadData(f"{self.path}: the crc32 of bytes {start}:{start + len(block)} is {zlib.crc32(block):08x}, "
-                                  f"expected {self.unread[number]:08x} by the sidecar; {AGAIN}")
+                    raise BadData(
+                        f"{self.path}: the crc32 of bytes {start}:{start + len(block)} is {zlib.crc32(block):08x}, "
+                        f"expected {self.unread[number]:08x} by the sidecar; {AGAIN}"
+                    )
                 del self.unread[number]
 
     def fingerprint(self) -> str:
@@ -122,9 +127,11 @@ class Pairs(Padded):
     def describe(self) -> str:
         """Texts, the size of their vectors, and how many are cut or left out."""
         cut = int((self.lengths > self.seq_length).sum())
-        return (f"{self.corpus.prefix}: {len(self.kept)} texts of {len(self.lengths)} with vectors of {self.width}, "
-                f"{int(self.filled(self.kept).sum())} tokens in rows of {self.seq_length}; {cut} texts cut, "
-                f"{len(self.lengths) - len(self.kept)} empty ones left out")
+        return (
+            f"{self.corpus.prefix}: {len(self.kept)} texts of {len(self.lengths)} with vectors of {self.width}, "
+            f"{int(self.filled(self.kept).sum())} tokens in rows of {self.seq_length}; {cut} texts cut, "
+            f"{len(self.lengths) - len(self.kept)} empty ones left out"
+        )
 
     def fingerprint(self) -> str:
         """Names the samples: sha256 over seed, length, and the content of texts and vectors."""

@@ -5,6 +5,7 @@ a category drawn uniformly first; its start uniformly among all that fit. All th
 sample k is the same after any resume and under any layout, which the original's were not. Papers shorter than s + 1 tokens
 are left out. Windows overlap and repeat: an epoch is so many samples as would carry the pool's tokens once.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,7 +20,7 @@ from megatron.data.samples import Samples, hash64
 from megatron.data.token_file import Paper, PaperFolder
 from megatron.errors import BadData
 
-CATEGORY, PAPER, START, BUDGET = range(100, 104)        # what a random number is for
+CATEGORY, PAPER, START, BUDGET = range(100, 104)  # what a random number is for
 
 
 def choose_categories(names: Sequence[str], count: int, seed: int) -> list[str]:
@@ -47,8 +48,10 @@ def within_budget(papers: list[Paper], budget: int, cat: str, seed: int, least: 
     """
     total = sum(paper.length for paper in papers)
     if total < budget:
-        raise BadData(f"--tokens-per-category {budget}: {cat} has {total} tokens, in {len(papers)} papers of at least {least}; "
-                      f"lower it by {budget - total} or choose other categories")
+        raise BadData(
+            f"--tokens-per-category {budget}: {cat} has {total} tokens, in {len(papers)} papers of at least {least}; "
+            f"lower it by {budget - total} or choose other categories"
+        )
     word = int.from_bytes(hashlib.sha256(cat.encode()).digest()[:8], "little")
     keys = [int.from_bytes(hashlib.sha256(paper.paper_id.encode()).digest()[:8], "little") for paper in papers]
     order = np.argsort(hash64(seed, BUDGET, np.uint64(word), np.array(keys, np.uint64)), kind="stable")
@@ -71,9 +74,20 @@ class RandomWindow(Samples):
     Raises MissingInput or BadData.
     """
 
-    def __init__(self, folder: str | Path, split: str, seq_length: int, seed: int, *, categories: Sequence[str] | None = None,
-                 num_categories: int | None = None, category_seed: int = 0, tokens_per_category: int | None = None,
-                 component_uniform: bool = False, vocab_size: int | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        seq_length: int,
+        seed: int,
+        *,
+        categories: Sequence[str] | None = None,
+        num_categories: int | None = None,
+        category_seed: int = 0,
+        tokens_per_category: int | None = None,
+        component_uniform: bool = False,
+        vocab_size: int | None = None,
+    ):
         super().__init__(seq_length, seed, vocab_size)
         self.source, self.split_name, self.component_uniform = PaperFolder(folder), split, component_uniform
         self.categories = self.chosen(categories, num_categories, category_seed)
@@ -81,8 +95,10 @@ class RandomWindow(Samples):
         pools = [self.pool_of(cat, category_seed) for cat in self.categories]
         self.papers = [paper for pool in pools for paper in pool]
         if not self.papers:
-            raise BadData(f"{folder}: split {split!r} has no paper of at least {seq_length + 1} tokens in "
-                          f"{listed(self.categories)}; lower --seq-length {seq_length} or choose other categories")
+            raise BadData(
+                f"{folder}: split {split!r} has no paper of at least {seq_length + 1} tokens in "
+                f"{listed(self.categories)}; lower --seq-length {seq_length} or choose other categories"
+            )
         self.counts = np.array([len(pool) for pool in pools], np.int64)
         self.offsets = np.array([paper.offset for paper in self.papers], np.int64)
         self.lengths = np.array([paper.length for paper in self.papers], np.int64)
@@ -102,8 +118,10 @@ class RandomWindow(Samples):
         if self.budget is not None:
             pool = within_budget(pool, self.budget, cat, category_seed, least)
         if not pool and (self.component_uniform or self.budget is not None):
-            raise BadData(f"{self.source.folder}: category {cat} has no window of {least} tokens in split {self.split_name!r}; "
-                          "lower --seq-length, raise --tokens-per-category or choose other categories")
+            raise BadData(
+                f"{self.source.folder}: category {cat} has no window of {least} tokens in split {self.split_name!r}; "
+                "lower --seq-length, raise --tokens-per-category or choose other categories"
+            )
         return pool
 
     @property
@@ -137,15 +155,24 @@ class RandomWindow(Samples):
     def describe(self) -> str:
         """A line for each category: papers and tokens that windows are drawn from."""
         ends = self.counts.cumsum()
-        tokens = [int(self.lengths[end - count:end].sum()) for end, count in zip(ends, self.counts, strict=True)]
-        return "\n".join(f"{self.source.folder}, {self.split_name}, {cat}: {count} papers of at least {self.seq_length + 1}, "
-                         f"together {total} tokens" + (f" of a budget of {self.budget}" if self.budget is not None else "")
-                         for cat, count, total in zip(self.categories, self.counts.tolist(), tokens, strict=True))
+        tokens = [int(self.lengths[end - count : end].sum()) for end, count in zip(ends, self.counts, strict=True)]
+        return "\n".join(
+            f"{self.source.folder}, {self.split_name}, {cat}: {count} papers of at least {self.seq_length + 1}, "
+            f"together {total} tokens" + (f" of a budget of {self.budget}" if self.budget is not None else "")
+            for cat, count, total in zip(self.categories, self.counts.tolist(), tokens, strict=True)
+        )
 
     def fingerprint(self) -> str:
         """Names the samples: sha256 over seed, length, the folder's content, the rule of drawing and the pool."""
-        parts = [self.seed, self.seq_length, self.source.digest, self.component_uniform, self.counts.tolist(),
-                 self.offsets.tolist(), self.lengths.tolist()]
+        parts = [
+            self.seed,
+            self.seq_length,
+            self.source.digest,
+            self.component_uniform,
+            self.counts.tolist(),
+            self.offsets.tolist(),
+            self.lengths.tolist(),
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

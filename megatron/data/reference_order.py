@@ -15,6 +15,7 @@ run from its first sample on; PackedDataset's own order is not so.
 Two Megatrons differ in what they ask of a corpus, and each rule is here by name: "deepspeed" (Megatron-DeepSpeed, and
 Megatron-LM before megatron-core) and "core" (megatron-core 0.16).
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -33,13 +34,14 @@ from megatron.data.indexed import IndexedDataset
 from megatron.errors import BadData, CannotWrite, Mismatch
 from megatron.files import staged
 
-SEPARATE_BELOW = 0.80           # of an epoch's samples
-SURPLUS = 0.005                 # samples asked of each corpus of a blend beyond its share
-SAMPLE_BLOCK = 1 << 22          # documents that the numpy twin walks at once
-FORMAT = 1                      # of the cached arrays
+SEPARATE_BELOW = 0.80  # of an epoch's samples
+SURPLUS = 0.005  # samples asked of each corpus of a blend beyond its share
+SAMPLE_BLOCK = 1 << 22  # documents that the numpy twin walks at once
+FORMAT = 1  # of the cached arrays
 PARTS = ("document", "sample", "shuffle")
 
 # The three indices
+
 
 def num_epochs(num_tokens: int, seq_length: int, num_samples: int) -> int:
     """The least number of epochs, 1 or more, that hold so many samples of seq_length tokens and one more."""
@@ -97,20 +99,20 @@ def build_sample_idx(sizes: np.ndarray, document_index: np.ndarray, seq_length: 
     """The twin of helpers.cpp.  int32 [n], int32 [d] -> dtype [num_samples + 1, 2]"""
     if seq_length < 1 or num_samples < 0:
         raise ValueError(f"{num_samples} samples of {seq_length} tokens: expected 0 or more of at least 1")
-    index = np.zeros((num_samples + 1, 2), dtype)               # sample 0 begins in document 0 even where that is empty
-    known, end = 1, 0                                           # samples whose beginning is found, tokens walked
+    index = np.zeros((num_samples + 1, 2), dtype)  # sample 0 begins in document 0 even where that is empty
+    known, end = 1, 0  # samples whose beginning is found, tokens walked
     for at in range(0, len(document_index), SAMPLE_BLOCK):
         if known > num_samples:
             break
-        documents = document_index[at:at + SAMPLE_BLOCK]
+        documents = document_index[at : at + SAMPLE_BLOCK]
         if documents.min() < 0 or documents.max() >= len(sizes) or sizes[documents].min() < 0:
             raise ValueError("a document is outside `sizes`, or has a size below 0")
         ends = end + sizes[documents].cumsum(dtype=np.int64)
         upto = min(num_samples, int(ends[-1] - 1) // seq_length)
         begins = np.arange(known, upto + 1, dtype=np.int64) * seq_length
         within = ends.searchsorted(begins, side="right")
-        index[known:upto + 1, 0] = at + within
-        index[known:upto + 1, 1] = begins - (ends - sizes[documents])[within]
+        index[known : upto + 1, 0] = at + within
+        index[known : upto + 1, 1] = begins - (ends - sizes[documents])[within]
         known, end = max(known, upto + 1), int(ends[-1])
     if known <= num_samples:
         raise ValueError(f"the documents end before sample {num_samples} begins")
@@ -136,6 +138,7 @@ def build_indices(sizes: np.ndarray, documents: np.ndarray, s: int, seed: int, n
 
 
 # What Megatron asks of each corpus
+
 
 def blended_samples(num_samples: int, weights: list[float], rule: Rule) -> list[int]:
     """The samples that each corpus of a blend is indexed for: its share and 0.5 %; of a single one exactly num_samples.
@@ -172,8 +175,10 @@ def document_split(corpus: IndexedDataset, shares: list[float], rule: Rule) -> l
     cuts = sequence_split(len(borders) - 1, shares, rule)
     for cut in cuts[1:-1]:
         if 0 < cut < len(borders) - 1 and borders[cut] in (borders[cut - 1], borders[-1]):
-            raise BadData(f"{corpus.prefix}: --split cuts beside an empty sequence, at {cut}: whose it is cannot be said in "
-                          "tokens, and Megatron's order depends on it; leave empty documents out, or name a corpus a split")
+            raise BadData(
+                f"{corpus.prefix}: --split cuts beside an empty sequence, at {cut}: whose it is cannot be said in "
+                "tokens, and Megatron's order depends on it; leave empty documents out, or name a corpus a split"
+            )
     marks = borders[cuts].tolist()
     return list(zip(marks, marks[1:]))
 
@@ -188,12 +193,13 @@ def sequence_borders(sizes: np.ndarray) -> np.ndarray:
 def sequences_within(borders: np.ndarray, start: int, stop: int) -> tuple[int, int]:
     """[first, last) of the sequences that have tokens in [start, stop); an empty one belongs to the range that begins with it."""
     first, last = borders[:-1].searchsorted([start, stop]).tolist()
-    if first == len(borders) - 1 or borders[first] > start:                     # one begins before the range and reaches into it
+    if first == len(borders) - 1 or borders[first] > start:  # one begins before the range and reaches into it
         first -= 1
     return first, len(borders) - 1 if stop == borders[-1] else last
 
 
 # One corpus
+
 
 class ReferenceOrder:
     """A corpus, or its tokens [start, stop), in Megatron's order for `num_samples` samples of seq_length + 1 tokens.
@@ -203,8 +209,16 @@ class ReferenceOrder:
     ever.
     """
 
-    def __init__(self, corpus: IndexedDataset, start: int, stop: int, seq_length: int, seed: int, num_samples: int,
-                 cache: str | Path | None = None):
+    def __init__(
+        self,
+        corpus: IndexedDataset,
+        start: int,
+        stop: int,
+        seq_length: int,
+        seed: int,
+        num_samples: int,
+        cache: str | Path | None = None,
+    ):
         self.corpus, self.start, self.stop, self.seq_length, self.seed = corpus, start, stop, seq_length, seed
         self.num_tokens, self.num_requested = stop - start, num_samples
         if self.num_tokens < 1:
@@ -221,21 +235,26 @@ class ReferenceOrder:
         """The three indices.  Raises BadData for a sequence that Megatron's 32 bits cannot count."""
         sizes = np.diff(self.borders)
         if sizes.max() > np.iinfo(np.int32).max:
-            raise BadData(f"{self.corpus.prefix}: a sequence has {sizes.max()} tokens, of which Megatron's order counts at most "
-                          "2^31 - 1; cut it, or use --epoch-order strict")
-        return build_indices(sizes.astype(np.int32), np.arange(*self.used, dtype=np.int32), self.seq_length, self.seed,
-                             self.num_requested)
+            raise BadData(
+                f"{self.corpus.prefix}: a sequence has {sizes.max()} tokens, of which Megatron's order counts at most "
+                "2^31 - 1; cut it, or use --epoch-order strict"
+            )
+        return build_indices(
+            sizes.astype(np.int32), np.arange(*self.used, dtype=np.int32), self.seq_length, self.seed, self.num_requested
+        )
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """Samples by number.  int64 [b] -> int64 [b, s+1].  Raises Mismatch behind the last one that was planned."""
         if len(numbers) and numbers.max() >= self.num_samples:
-            raise Mismatch(f"{self.corpus.prefix}: sample {numbers.max()} is asked for, but --epoch-order reference has an order "
-                           f"of {self.num_samples} samples, planned for {self.num_requested}: start with the length that the "
-                           "run shall have, because this order depends on it")
+            raise Mismatch(
+                f"{self.corpus.prefix}: sample {numbers.max()} is asked for, but --epoch-order reference has an order "
+                f"of {self.num_samples} samples, planned for {self.num_requested}: start with the length that the "
+                "run shall have, because this order depends on it"
+            )
         at = self.shuffle[numbers].astype(np.int64)
         rows = np.empty((len(numbers), self.seq_length + 1), np.int64)
         for row, (first, offset), (last, end) in zip(rows, self.samples[at].tolist(), self.samples[at + 1].tolist(), strict=True):
-            self.fill(row, self.documents[first:last + 1], offset, end + 1)
+            self.fill(row, self.documents[first : last + 1], offset, end + 1)
         return rows
 
     def fill(self, row: np.ndarray, documents: np.ndarray, offset: int, end: int) -> None:
@@ -245,7 +264,7 @@ class ReferenceOrder:
         begins[0] += offset
         filled = 0
         for begin, stop in zip(begins, ends, strict=True):
-            row[filled:filled + stop - begin] = self.corpus.tokens(begin, stop)
+            row[filled : filled + stop - begin] = self.corpus.tokens(begin, stop)
             filled += stop - begin
 
     def identity(self) -> list:
@@ -258,6 +277,7 @@ class ReferenceOrder:
 
 
 # The indices on disk
+
 
 def cached(folder: Path, key: str, build: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays under `key`, memory-mapped; built and kept where they are absent or damaged.
@@ -286,7 +306,7 @@ def write_arrays(folder: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
         for part, array in arrays.items():
             np.save(array_file(stage, key, part), array, allow_pickle=False)
         sums = {part: checksum(array_file(stage, key, part)) for part in arrays}
-        (stage / f"{key}.sums.json").write_text(json.dumps(sums))           # sorts behind the arrays, so it is moved last
+        (stage / f"{key}.sums.json").write_text(json.dumps(sums))  # sorts behind the arrays, so it is moved last
 
 
 def read_arrays(folder: Path, key: str) -> dict[str, np.ndarray] | None:

@@ -3,6 +3,7 @@
 A folder counts as complete when it holds its LAST file, which lists the others; it is removed first and written last, so that
 an interrupted upload is never taken for a corpus.
 """
+
 from __future__ import annotations
 
 import os
@@ -28,11 +29,11 @@ def remote(url: str, doing: type[MissingInput] | type[CannotWrite]) -> Iterator[
         raise MissingInput(f"{url} needs the Python package fsspec: pip install -e '.[corpora]'") from error
     try:
         yield fsspec.core.url_to_fs(url)
-    except ImportError as error:        # fsspec names the package of the protocol
+    except ImportError as error:  # fsspec names the package of the protocol
         raise MissingInput(f"{url}: {error}") from error
     except (OSError, ValueError) as error:
         raise doing(f"{url}: {type(error).__name__}: {str(error) or 'no reason given'}") from error
-    except Exception as error:          # a store's own, such as botocore's for absent credentials
+    except Exception as error:  # a store's own, such as botocore's for absent credentials
         if type(error).__module__.partition(".")[0] not in ("aiohttp", "azure", "botocore", "gcsfs", "google"):
             raise
         raise doing(f"{url}: {type(error).__name__}: {error}") from error

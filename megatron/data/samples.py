@@ -2,6 +2,7 @@
 
 Randomness has an address, not a history: a row is a pure function of (seed, sample number), through `hash64`.
 """
+
 from __future__ import annotations
 
 import math
@@ -64,5 +65,7 @@ class Samples:
         if not rows.size or (rows.min() >= 0 and rows.max() < limit):
             return
         row, column = np.argwhere((rows < 0) | (rows >= limit))[0]
-        raise BadData(f"{self.origin(int(numbers[row]))}: sample {numbers[row]} holds id {rows[row, column]}, expected 0 or more "
-                      f"and below the vocabulary size {self.vocab_size}; give the tokenizer that made the corpus")
+        raise BadData(
+            f"{self.origin(int(numbers[row]))}: sample {numbers[row]} holds id {rows[row, column]}, expected 0 or more "
+            f"and below the vocabulary size {self.vocab_size}; give the tokenizer that made the corpus"
+        )

@@ -6,6 +6,7 @@
  "sizes_crc32", "documents_crc32": of those parts of the .idx, quick enough for every opening; the offsets follow from the sizes,
  "block_bytes", "block_crc32": [one a block of the .bin], "blocks_sha256", "sha256": of all the rest}
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -18,8 +19,17 @@ from megatron.errors import BadData
 
 VERSION = 1
 BLOCK_BYTES = 1 << 20
-COUNTS = ("documents", "sequences", "tokens", "largest_id", "bin_bytes", "idx_bytes", "sizes_crc32", "documents_crc32",
-          "block_bytes")
+COUNTS = (
+    "documents",
+    "sequences",
+    "tokens",
+    "largest_id",
+    "bin_bytes",
+    "idx_bytes",
+    "sizes_crc32",
+    "documents_crc32",
+    "block_bytes",
+)
 TEXTS = ("dtype", "idx_sha256", "blocks_sha256")
 TOKENIZER = {"type": str, "fingerprint": str, "vocab_size": int, "eod": int}
 REBUILD = "copy the corpus again, all three files, or rebuild it with tools/preprocess_data.py"
@@ -113,5 +123,7 @@ def check_belongs(prefix: str, meta: dict, found: dict[str, dict]) -> None:
     for suffix, facts in found.items():
         for key, value in facts.items():
             if meta[key] != value:
-                raise BadData(f"{prefix}{suffix}: {key} is {value}, expected {meta[key]} by {sidecar_path(prefix)}: "
-                              f"one of them is damaged or belongs to another corpus; {REBUILD}")
+                raise BadData(
+                    f"{prefix}{suffix}: {key} is {value}, expected {meta[key]} by {sidecar_path(prefix)}: "
+                    f"one of them is damaged or belongs to another corpus; {REBUILD}"
+                )

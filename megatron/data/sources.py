@@ -1,4 +1,5 @@
 """Which corpora a data path names, and how much of each: `[weight] [start:end] prefix`, on the command line or in a file."""
+
 from __future__ import annotations
 
 import functools
@@ -18,6 +19,7 @@ NUMBER = r"[-+]?\.?\d[\w.+-]*"
 @dataclass(frozen=True)
 class Source:
     """One entry of a data path. In start and stop a float is a share of the corpus, an int counts tokens."""
+
     weight: float
     start: float | int
     stop: float | int
@@ -42,8 +44,9 @@ def parse_paths(words: list[str], where: str = "the data path") -> list[Source]:
     if weight is not None or marks is not None:
         raise BadData(f"{where}: {words[-1]} stands at the end, expected a prefix after it")
     check_weights(entries, where)
-    return [Source(1.0 if weight is None else weight, *parse_range(marks, prefix, where), prefix)
-            for weight, marks, prefix in entries]
+    return [
+        Source(1.0 if weight is None else weight, *parse_range(marks, prefix, where), prefix) for weight, marks, prefix in entries
+    ]
 
 
 def is_number(word: str) -> bool:
@@ -80,8 +83,10 @@ def parse_range(marks: str, prefix: str, where: str) -> tuple[float | int, float
             raise ValueError
         return int(start), 1.0 if stop is None else int(stop)
     except (ValueError, OverflowError):
-        raise BadData(f"{where}: the range {marks} of {prefix} is not two shares such as 0.9:1, "
-                      "or two token counts such as 0:100M, the first below the second") from None
+        raise BadData(
+            f"{where}: the range {marks} of {prefix} is not two shares such as 0.9:1, "
+            "or two token counts such as 0:100M, the first below the second"
+        ) from None
 
 
 def read_path_file(path: str | Path) -> list[Source]:
@@ -102,8 +107,9 @@ def token_range(source: Source, num_tokens: int) -> tuple[int, int]:
     """The source's [start, stop) in tokens.  Raises BadData when the corpus is shorter."""
     start, stop = (round(mark * num_tokens) if isinstance(mark, float) else mark for mark in (source.start, source.stop))
     if max(start, stop) > num_tokens:
-        raise BadData(f"{source.prefix}: the range {start}:{stop} ends behind the last of {num_tokens} tokens; "
-                      "shorten it or add data")
+        raise BadData(
+            f"{source.prefix}: the range {start}:{stop} ends behind the last of {num_tokens} tokens; shorten it or add data"
+        )
     return start, stop
 
 
@@ -142,8 +148,10 @@ def take_first(sources: list[Source], amount: float, where: str = "--unique-toke
     for source, part, (start, stop) in zip(used, parts, ranges, strict=True):
         if part > stop - start:
             of_all = "" if len(used) == 1 else f" of {amount:.0f} tokens {source.prefix} gives {part} by its weight, but"
-            raise BadData(f"{where} {amount:.0f}:{of_all} {source.prefix} has {stop - start} tokens from {start} to {stop}; "
-                          "ask for fewer, or add data")
+            raise BadData(
+                f"{where} {amount:.0f}:{of_all} {source.prefix} has {stop - start} tokens from {start} to {stop}; "
+                "ask for fewer, or add data"
+            )
     return [replace(source, start=start, stop=start + part) for source, part, (start, _) in zip(used, parts, ranges, strict=True)]
 
 

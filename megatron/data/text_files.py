@@ -2,6 +2,7 @@
 
 A block says where reading goes on after it, so that a run that was ended can go on there; memory is bounded by the block.
 """
+
 from __future__ import annotations
 
 import glob
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 
 from megatron.errors import BadData, MissingInput
 
-BLOCK_BYTES = 1 << 20               # of text a task: a fraction of a second of work
+BLOCK_BYTES = 1 << 20  # of text a task: a fraction of a second of work
 PARQUET_ROWS, MOST_ROWS = 64, 4096  # read at a time, so that long documents fit as well; and in a block
 BOM = b"\xef\xbb\xbf"
 PACKED = (".gz", ".zst")
@@ -26,6 +27,7 @@ PACKED = (".gz", ".zst")
 @dataclass(frozen=True)
 class Mark:
     """Where reading goes on: in which file, after how many of its bytes as decompressed (rows of parquet) and lines."""
+
     file: int = 0
     offset: int = 0
     line: int = 0
@@ -38,26 +40,29 @@ class Block:
     Lines: `data` is their bytes. Plain text: a part of the file, and `line` is 0. Parquet: `rows` are the values under
     each key. `too_long` is the bytes of a line that was passed over because it is longer than the limit.
     """
+
     path: str
-    line: int                       # the number of the first line or row
+    line: int  # the number of the first line or row
     after: Mark
-    position: int                   # bytes of all files, as they lie on disk, read so far
+    position: int  # bytes of all files, as they lie on disk, read so far
     data: bytes = b""
     rows: tuple[tuple[bytes | None, ...], ...] | None = None
-    more: bool = False              # plain text: the document goes on in the next block
-    begin: int = 0                  # plain text: bytes of the document before this part
+    more: bool = False  # plain text: the document goes on in the next block
+    begin: int = 0  # plain text: bytes of the document before this part
     too_long: int = 0
 
 
 @dataclass(frozen=True)
 class Reading:
     """What decides how files become blocks."""
+
     keys: tuple[str, ...] = ("text",)
     max_line_bytes: int = 16 << 20
-    whole_texts: bool = False       # plain text must not be cut, because the tokenizer has no place where that is safe
+    whole_texts: bool = False  # plain text must not be cut, because the tokenizer has no place where that is safe
 
 
 # ---- which files
+
 
 def input_files(patterns: Sequence[str]) -> list[str]:
     """The files that names and globs stand for: in the order given, a glob's sorted, each once.  Raises MissingInput."""
@@ -94,6 +99,7 @@ def identity(path: str) -> list[Any] | None:
 
 
 # ---- bytes, decompressed
+
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
@@ -156,9 +162,10 @@ def zstd_blocks(path: str, disk: BinaryIO) -> Iterator[bytes]:
 
 # ---- blocks of documents
 
+
 def read_blocks(paths: Sequence[str], start: Mark = Mark(), how: Reading = Reading()) -> Iterator[Block]:
     """The documents of all files from `start` on.  Raises BadData for a damaged file, MissingInput for one that is gone."""
-    before = sum(map(os.path.getsize, paths[:start.file]))
+    before = sum(map(os.path.getsize, paths[: start.file]))
     for number in range(start.file, len(paths)):
         path, begin = paths[number], start if number == start.file else Mark(number)
         with reading(path):
@@ -172,15 +179,15 @@ def read_blocks(paths: Sequence[str], start: Mark = Mark(), how: Reading = Readi
 
 
 def reached(disk: BinaryIO, before: int) -> int:
-    return before + (disk.tell() if disk.seekable() else 0)        # a pipe has no position
+    return before + (disk.tell() if disk.seekable() else 0)  # a pipe has no position
 
 
 def line_blocks(path: str, disk: BinaryIO, start: Mark, before: int, how: Reading) -> Iterator[Block]:
     """Whole lines; of one beyond the limit nothing is held but its length."""
-    held, size, offset, line = [], 0, start.offset, start.line      # `held`: the line that is not yet whole
+    held, size, offset, line = [], 0, start.offset, start.line  # `held`: the line that is not yet whole
     for data in byte_blocks(path, disk, start.offset):
         cut = data.rfind(b"\n") + 1
-        if cut and size > how.max_line_bytes:                       # the end of a line that is passed over
+        if cut and size > how.max_line_bytes:  # the end of a line that is passed over
             rest = data.index(b"\n") + 1
             offset, line, data, cut = offset + size + rest, line + 1, data[rest:], cut - rest
             yield Block(path, line, Mark(start.file, offset, line), reached(disk, before), too_long=size + rest)
@@ -188,7 +195,7 @@ def line_blocks(path: str, disk: BinaryIO, start: Mark, before: int, how: Readin
         if cut:
             lines = b"".join([*held, data[:cut]])
             first, offset, line = line + 1, offset + len(lines), line + lines.count(b"\n")
-            held, size = [], 0                                      # not two copies of a long line
+            held, size = [], 0  # not two copies of a long line
             yield Block(path, first, Mark(start.file, offset, line), reached(disk, before), lines)
         size += len(data) - cut
         held = [*held, data[cut:]] if size <= how.max_line_bytes else []
@@ -215,7 +222,7 @@ def safe_cut(data: bytearray, since: int) -> int:
     """The last place in `data` from `since` on between an ASCII letter or digit and a line feed; 0 where there is none."""
     at = len(data)
     while (at := data.rfind(b"\n", since, at)) > 0:
-        if data[at - 1:at].isalnum():
+        if data[at - 1 : at].isalnum():
             return at
     return 0
 
@@ -249,6 +256,7 @@ def row_blocks(path: str, start: Mark, before: int, how: Reading) -> Iterator[Bl
 def check_columns(path: str, schema: Any, keys: Sequence[str]) -> None:
     """Every key is a column of strings or bytes.  Raises BadData."""
     from pyarrow import types
+
     for key in keys:
         if key not in schema.names:
             raise BadData(f"{path}: missing key: no {key!r} among its columns {', '.join(map(repr, schema.names[:8]))}")
@@ -262,6 +270,7 @@ def check_columns(path: str, schema: Any, keys: Sequence[str]) -> None:
 def column_bytes(column: Any) -> list[bytes | None]:
     """Values as bytes, so that what is not UTF-8 is found where lines are checked as well."""
     import pyarrow
+
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column.cast(pyarrow.large_binary()).to_pylist()

@@ -8,6 +8,7 @@ A paper folder holds many documents with categories and splits; offsets and leng
 
     tokens.bin (uint16)  index.jsonl {"paper_id", "cat", "offset", "length"} a line  splits.json {split: [paper_id, ...]}
 """
+
 from __future__ import annotations
 
 import functools
@@ -25,13 +26,14 @@ from megatron.errors import BadData, CannotWrite, MissingInput
 from megatron.files import staged
 
 DTYPES = ("uint16", "int32", "uint32", "int64")
-EDGE = 1 << 18                          # tokens of each end of a file that its checks and its fingerprint read
-LEAST_PROOF = 64                        # tokens below which a file does not betray that its type is a wider one
-LONE = re.compile("[\ud800-\udfff]")     # half a character, which JSON can spell and no file can hold
+EDGE = 1 << 18  # tokens of each end of a file that its checks and its fingerprint read
+LEAST_PROOF = 64  # tokens below which a file does not betray that its type is a wider one
+LONE = re.compile("[\ud800-\udfff]")  # half a character, which JSON can spell and no file can hold
 SPLITS = {"train": "train_tokens.bin", "val": "val_tokens.bin"}
 
 
 # Ids and nothing else
+
 
 class TokenFile:
     """A file of token ids, read as one document; every array handed out is a copy.
@@ -39,6 +41,7 @@ class TokenFile:
     `path` may leave out `.bin`. The type comes from `dtype`, else from the config.json beside the file ("dtype", or
     "vocab_size", with which the ids themselves tell int32 from uint16). Raises MissingInput or BadData.
     """
+
     num_documents, meta = 1, None
 
     def __init__(self, path: str | Path, dtype: str | np.dtype | None = None):
@@ -48,14 +51,18 @@ class TokenFile:
         self.dtype = chosen_dtype(self.path, dtype, config)
         self.num_tokens, rest = divmod(num_bytes, self.dtype.itemsize)
         if rest or not num_bytes:
-            raise BadData(f"{self.path}: has {num_bytes} bytes, expected a multiple of {self.dtype.itemsize} above 0 "
-                          f"({self.dtype}); copy the file again, or give its type")
+            raise BadData(
+                f"{self.path}: has {num_bytes} bytes, expected a multiple of {self.dtype.itemsize} above 0 "
+                f"({self.dtype}); copy the file again, or give its type"
+            )
         self.file = RawFile(str(self.path))
         check_type(self.path, self.tokens(0, min(EDGE, self.num_tokens)))
         stated = config.get(self.path.stem)
         if type(stated) is int and stated != self.num_tokens:
-            raise BadData(f"{self.path}: holds {self.num_tokens} tokens of {self.dtype}, expected the {stated} of its "
-                          "config.json; copy both again")
+            raise BadData(
+                f"{self.path}: holds {self.num_tokens} tokens of {self.dtype}, expected the {stated} of its "
+                "config.json; copy both again"
+            )
 
     @property
     def sizes(self) -> np.ndarray:
@@ -130,8 +137,10 @@ def chosen_dtype(path: Path, dtype: str | np.dtype | None, config: dict) -> np.d
     vocab_size = config.get("vocab_size")
     if type(vocab_size) is int and vocab_size > 0:
         return fitting_dtype(path, vocab_size)
-    raise BadData(f"{path}: the type of its ids is not known; put a config.json beside it with \"dtype\" "
-                  f"({', '.join(DTYPES)}) or \"vocab_size\"")
+    raise BadData(
+        f'{path}: the type of its ids is not known; put a config.json beside it with "dtype" '
+        f'({", ".join(DTYPES)}) or "vocab_size"'
+    )
 
 
 def fitting_dtype(path: Path, vocab_size: int) -> np.dtype:
@@ -140,21 +149,32 @@ def fitting_dtype(path: Path, vocab_size: int) -> np.dtype:
         head = np.fromfile(path, np.dtype(name).newbyteorder("<"), EDGE)
         if head.size and head.min() >= 0 and head.max() < vocab_size:
             return head.dtype
-    raise BadData(f"{path}: its first ids are below the vocabulary size {vocab_size} of its config.json neither as int32 nor "
-                  "as uint16; it belongs to another tokenizer or is damaged")
+    raise BadData(
+        f"{path}: its first ids are below the vocabulary size {vocab_size} of its config.json neither as int32 nor "
+        "as uint16; it belongs to another tokenizer or is damaged"
+    )
 
 
 def check_type(path: Path, head: np.ndarray) -> None:
     """Ids stored in twice the width leave every second one 0.  Raises BadData."""
     if len(head) >= LEAST_PROOF and head.dtype.itemsize < 8 and not head[1::2].any() and head[::2].any():
-        raise BadData(f"{path}: read as {head.dtype} every second id is 0, expected ids; it holds a type twice as wide: "
-                      "correct the dtype")
+        raise BadData(
+            f"{path}: read as {head.dtype} every second id is 0, expected ids; it holds a type twice as wide: correct the dtype"
+        )
 
 
 # The token folder
 
-def write_token_folder(folder: str | Path, train: Iterable[np.ndarray], valid: Iterable[np.ndarray], vocab_size: int,
-                       tokenizer_json: bytes | None = None, dtype: str = "int32", **facts) -> dict[str, int]:
+
+def write_token_folder(
+    folder: str | Path,
+    train: Iterable[np.ndarray],
+    valid: Iterable[np.ndarray],
+    vocab_size: int,
+    tokenizer_json: bytes | None = None,
+    dtype: str = "int32",
+    **facts,
+) -> dict[str, int]:
     """Write train_tokens.bin, val_tokens.bin, config.json and tokenizer.json together; arrays of ids are joined end to end.
 
     `facts` (JSON values, such as the eod) go into config.json too. Returns the token counts by split.
@@ -163,8 +183,10 @@ def write_token_folder(folder: str | Path, train: Iterable[np.ndarray], valid: I
     folder = Path(folder)
     refuse_taken(folder / SPLITS["train"])
     with staged(folder) as stage:
-        counts = {split: write_ids(stage / name, part, dtype, vocab_size, folder / name)
-                  for (split, name), part in zip(SPLITS.items(), (train, valid), strict=True)}
+        counts = {
+            split: write_ids(stage / name, part, dtype, vocab_size, folder / name)
+            for (split, name), part in zip(SPLITS.items(), (train, valid), strict=True)
+        }
         stated = {f"{split}_tokens": count for split, count in counts.items()}
         config = {"dtype": dtype, "vocab_size": vocab_size, **stated, **facts}
         (stage / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -209,9 +231,11 @@ def joined(corpus, chunk: int = 1 << 20) -> Iterator[np.ndarray]:
 
 # The paper folder
 
+
 @dataclass(frozen=True)
 class Paper:
     """A row of index.jsonl."""
+
     paper_id: str
     cat: str
     offset: int
@@ -258,8 +282,9 @@ def read_papers(path: Path, num_tokens: int) -> list[Paper]:
             continue
         paper = read_paper(f"{path}:{number}", line, num_tokens)
         if paper.paper_id in lines:
-            raise BadData(f"{path}:{number}: paper_id {paper.paper_id!r} stands in line {lines[paper.paper_id]} already, "
-                          "expected each once")
+            raise BadData(
+                f"{path}:{number}: paper_id {paper.paper_id!r} stands in line {lines[paper.paper_id]} already, expected each once"
+            )
         lines[paper.paper_id] = number
         papers.append(paper)
     if not papers:
@@ -281,8 +306,10 @@ def read_paper(where: str, line: str, num_tokens: int) -> Paper:
             raise BadData(f"{where}: {found}, expected {shape}")
     paper = Paper(row["paper_id"], row["cat"], row["offset"], row["length"])
     if paper.offset < 0 or paper.length < 0 or paper.offset + paper.length > num_tokens:
-        raise BadData(f"{where}: paper {paper.paper_id!r} is tokens {paper.offset}:{paper.offset + paper.length}, "
-                      f"expected a range inside the {num_tokens} of tokens.bin; index and tokens do not belong together")
+        raise BadData(
+            f"{where}: paper {paper.paper_id!r} is tokens {paper.offset}:{paper.offset + paper.length}, "
+            f"expected a range inside the {num_tokens} of tokens.bin; index and tokens do not belong together"
+        )
     return paper
 
 
@@ -290,8 +317,10 @@ def check_overlaps(path: Path, papers: list[Paper]) -> None:
     filled = sorted((paper for paper in papers if paper.length), key=lambda paper: paper.offset)
     for before, paper in zip(filled, filled[1:]):
         if paper.offset < before.offset + before.length:
-            raise BadData(f"{path}: papers {before.paper_id!r} and {paper.paper_id!r} share token {paper.offset}, "
-                          "expected papers one behind another")
+            raise BadData(
+                f"{path}: papers {before.paper_id!r} and {paper.paper_id!r} share token {paper.offset}, "
+                "expected papers one behind another"
+            )
 
 
 def read_splits(path: Path, known: dict[str, int]) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 Corpus text never yields a special id: a literal `<|endoftext|>` in a document becomes ordinary tokens. Nothing here
 opens the network; tools/fetch_tokenizer.py does.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,23 +32,28 @@ FETCH = "python tools/fetch_tokenizer.py"
 CHECKOUT_DATA = Path(__file__).resolve().parents[2] / "utils" / "data"
 
 # How the larger OpenAI vocabularies cut text (tiktoken_ext.openai_public); a .tiktoken file does not say.
-CL100K_PATTERN = (r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|"""
-                  r"""\s*[\r\n]|\s+(?!\S)|\s""")
-O200K_PATTERN = (r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"""
-                 r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"""
-                 r"""\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+""")
+CL100K_PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|"""
+    r"""\s*[\r\n]|\s+(?!\S)|\s"""
+)
+O200K_PATTERN = (
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"""
+    r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"""
+    r"""\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
 PATTERNS = {100256: CL100K_PATTERN, 199998: O200K_PATTERN}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """A vocabulary and the two functions over it. `encode` returns integer ids [n], without eod; ids lie in [0, vocab_size)."""
+
     name: str
     eod: int
-    tokens: list[bytes]                                 # the UTF-8 bytes each id stands for; none for specials
+    tokens: list[bytes]  # the UTF-8 bytes each id stands for; none for specials
     encode: Callable[[str], np.ndarray]
     decode: Callable[[Sequence[int]], str]
-    rules: bytes = b""                                  # whatever else decides the ids
+    rules: bytes = b""  # whatever else decides the ids
 
     @property
     def vocab_size(self) -> int:
@@ -72,14 +78,17 @@ class Tokenizer:
 @dataclass(frozen=True)
 class Vocabulary:
     """The tokenizer's ids [0, size) and the three that the model reserves after them, in a table of `padded_size` rows."""
+
     size: int
     padded_size: int
 
     def __post_init__(self):
         if self.size + RESERVED_IDS > self.padded_size:
-            raise Mismatch(f"the embedding table has {self.padded_size} rows, but {self.size} ids of the tokenizer and "
-                           f"{RESERVED_IDS} reserved ones (mask, padding, ignore) need {self.size + RESERVED_IDS}: "
-                           f"use --pad-vocab fixed")
+            raise Mismatch(
+                f"the embedding table has {self.padded_size} rows, but {self.size} ids of the tokenizer and "
+                f"{RESERVED_IDS} reserved ones (mask, padding, ignore) need {self.size + RESERVED_IDS}: "
+                f"use --pad-vocab fixed"
+            )
 
     @property
     def mask(self) -> int:
@@ -94,8 +103,11 @@ class Vocabulary:
         return self.size + 2
 
 
-def add_flags(parser: argparse.ArgumentParser, default: str | None = "GPT2BPETokenizer",
-              meaning: str = "as when training [GPT2BPETokenizer]") -> None:
+def add_flags(
+    parser: argparse.ArgumentParser,
+    default: str | None = "GPT2BPETokenizer",
+    meaning: str = "as when training [GPT2BPETokenizer]",
+) -> None:
     """The flags of a tool that name a tokenizer, with the trainer's names."""
     parser.add_argument("--tokenizer-type", default=default, choices=TYPES, help=meaning)
     parser.add_argument("--vocab-file", help="GPT-2 vocabulary (vocab.json) [found, see tools/fetch_tokenizer.py]")
@@ -103,8 +115,13 @@ def add_flags(parser: argparse.ArgumentParser, default: str | None = "GPT2BPETok
     parser.add_argument("--tokenizer-model", help="file of TikTokenizer, SentencePieceTokenizer or HFTokenizer")
 
 
-def build_tokenizer(tokenizer_type: str, vocab_file: str | None = None, merge_file: str | None = None,
-                    tokenizer_model: str | None = None, bpe_backend: str = "tiktoken") -> Tokenizer:
+def build_tokenizer(
+    tokenizer_type: str,
+    vocab_file: str | None = None,
+    merge_file: str | None = None,
+    tokenizer_model: str | None = None,
+    bpe_backend: str = "tiktoken",
+) -> Tokenizer:
     """The tokenizer of `--tokenizer-type`; MissingInput when a file is not there, BadData when it is not what it should be.
 
     `bpe_backend` says which library makes the ids of GPT-2-like tokenizers, which are the same: "tiktoken" (`tokenizers` for
@@ -143,19 +160,26 @@ def optional_package(package: str) -> Iterator[None]:
 
 # ---- bytes
 
+
 def utf8_bytes() -> Tokenizer:
     """One id a byte of UTF-8, eod 256; needs no file."""
     tokens = [bytes([byte]) for byte in range(256)] + [b""]
-    return Tokenizer(name="ByteTokenizer", eod=256, tokens=tokens,
-                     encode=lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.uint16),
-                     decode=lambda ids: b"".join(tokens[i] for i in ids).decode(errors="replace"))
+    return Tokenizer(
+        name="ByteTokenizer",
+        eod=256,
+        tokens=tokens,
+        encode=lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.uint16),
+        decode=lambda ids: b"".join(tokens[i] for i in ids).decode(errors="replace"),
+    )
 
 
 # ---- GPT-2 and other rank files, through tiktoken
 
+
 @dataclass(frozen=True)
 class GPT2File:
     """One of the two files of GPT-2's vocabulary: its flag, its name here, in OpenAI's store and in a Hugging Face cache."""
+
     flag: str
     name: str
     url: str
@@ -165,21 +189,36 @@ class GPT2File:
     def places(self) -> list[Path]:
         """Where the file may lie on this machine, in the order of trust."""
         folders = [Path(os.environ["MEGATRON_DATA_DIR"])] if os.environ.get("MEGATRON_DATA_DIR") else []
-        key = hashlib.sha1(self.url.encode()).hexdigest()             # tiktoken names its cache entries so
-        return [*(folder / self.name for folder in (*folders, CHECKOUT_DATA)),
-                *(folder / key for folder in tiktoken_caches()),
-                *(path for repository in ("gpt2", "openai-community--gpt2")
-                  for path in sorted(hub_cache().glob(f"models--{repository}/snapshots/*/{self.hub_name}")))]
+        key = hashlib.sha1(self.url.encode()).hexdigest()  # tiktoken names its cache entries so
+        return [
+            *(folder / self.name for folder in (*folders, CHECKOUT_DATA)),
+            *(folder / key for folder in tiktoken_caches()),
+            *(
+                path
+                for repository in ("gpt2", "openai-community--gpt2")
+                for path in sorted(hub_cache().glob(f"models--{repository}/snapshots/*/{self.hub_name}"))
+            ),
+        ]
 
     def is_right(self, data: bytes) -> bool:
         return hashlib.sha256(data).hexdigest() == self.sha256
 
 
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-GPT2_VOCAB_FILE = GPT2File("--vocab-file", "gpt2-vocab.json", OPENAI + "encoder.json", "vocab.json",
-                           "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
-GPT2_MERGE_FILE = GPT2File("--merge-file", "gpt2-merges.txt", OPENAI + "vocab.bpe", "merges.txt",
-                           "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")
+GPT2_VOCAB_FILE = GPT2File(
+    "--vocab-file",
+    "gpt2-vocab.json",
+    OPENAI + "encoder.json",
+    "vocab.json",
+    "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+)
+GPT2_MERGE_FILE = GPT2File(
+    "--merge-file",
+    "gpt2-merges.txt",
+    OPENAI + "vocab.bpe",
+    "merges.txt",
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+)
 
 
 def tiktoken_caches() -> list[Path]:
@@ -198,15 +237,19 @@ def find_gpt2(file: GPT2File) -> bytes:
     for path in file.places():
         data = read_if_there(path)
         if data is not None and not file.is_right(data):
-            raise BadData(f"{path} is not GPT-2's: sha256 {hashlib.sha256(data).hexdigest()}, expected {file.sha256}; "
-                          f"delete it and run `{FETCH}`, or name your own vocabulary with --vocab-file and --merge-file")
+            raise BadData(
+                f"{path} is not GPT-2's: sha256 {hashlib.sha256(data).hexdigest()}, expected {file.sha256}; "
+                f"delete it and run `{FETCH}`, or name your own vocabulary with --vocab-file and --merge-file"
+            )
         if data is not None:
             return data
     places = "\n  ".join(map(str, file.places()))
     variable = os.environ.get("MEGATRON_DATA_DIR") or "not set"
-    raise MissingInput(f"{file.name} was not found; run `{FETCH}`, or give --vocab-file and --merge-file, or choose "
-                       f"--tokenizer-type ByteTokenizer, which needs no file. Looked at ($MEGATRON_DATA_DIR is {variable}):"
-                       f"\n  {places}\n  {hub_cache()}/models--{{gpt2,openai-community--gpt2}}/snapshots/*/{file.hub_name}")
+    raise MissingInput(
+        f"{file.name} was not found; run `{FETCH}`, or give --vocab-file and --merge-file, or choose "
+        f"--tokenizer-type ByteTokenizer, which needs no file. Looked at ($MEGATRON_DATA_DIR is {variable}):"
+        f"\n  {places}\n  {hub_cache()}/models--{{gpt2,openai-community--gpt2}}/snapshots/*/{file.hub_name}"
+    )
 
 
 def read_if_there(path: Path) -> bytes | None:
@@ -240,7 +283,7 @@ def merged_vocabulary(merges: str) -> dict[bytes, int]:
     symbols = byte_symbols()
     ranks = {bytes([byte]): rank for rank, byte in enumerate(symbols.values())}
     lines = merges.splitlines()
-    for line in lines[lines[0].startswith("#version"):]:
+    for line in lines[lines[0].startswith("#version") :]:
         first, second = line.split(" ")
         ranks[spelled_bytes(first + second, symbols)] = len(ranks)
     return ranks
@@ -257,11 +300,15 @@ def gpt2_ranks(vocab: bytes, merges: bytes, where: str) -> dict[bytes, int]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadData(f"{where}: not a GPT-2 vocabulary (vocab.json) and merge list (merges.txt): {error!r}") from error
     if eod != len(ranks):
-        raise BadData(f"{where}: the vocabulary must end with {END_OF_TEXT} as id {len(ranks)}, found {eod}; "
-                      f"other layouts are read by --tokenizer-type HFTokenizer")
+        raise BadData(
+            f"{where}: the vocabulary must end with {END_OF_TEXT} as id {len(ranks)}, found {eod}; "
+            f"other layouts are read by --tokenizer-type HFTokenizer"
+        )
     if ranks != implied:
-        raise BadData(f"{where}: vocabulary and merges do not belong together: {len(ranks)} tokens, of which the merges imply "
-                      f"{len(ranks.items() & implied.items())}; give the two files of one tokenizer")
+        raise BadData(
+            f"{where}: vocabulary and merges do not belong together: {len(ranks)} tokens, of which the merges imply "
+            f"{len(ranks.items() & implied.items())}; give the two files of one tokenizer"
+        )
     return ranks
 
 
@@ -279,7 +326,7 @@ def gpt2_bpe(vocab_file: str | None, merge_file: str | None, backend: str = "tik
         return ranked("GPT2BPETokenizer", ranks)
     plain = None if is_gpt2(vocab, merges) else tiktoken_encoder("GPT2BPETokenizer", ranks)
     lines, words = merges.decode().splitlines(), {word: i for word, i in json.loads(vocab).items() if word != END_OF_TEXT}
-    spec = byte_level_spec(words, lines[lines[0].startswith("#version"):])
+    spec = byte_level_spec(words, lines[lines[0].startswith("#version") :])
     fast = gigatoken_encoder(spec, plain, list(ranks), backend)
     return ranked("GPT2BPETokenizer", ranks, fast)
 
@@ -301,8 +348,9 @@ def tiktoken_ranks(path: Path) -> Tokenizer:
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise BadData(f"{path}: the {len(ranks)} ranks must be 0 to {len(ranks) - 1}, each once")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise BadData(f"{path}: {len(missing)} single bytes have no rank, the first is {missing[0]:#04x}; "
-                      f"some text could not be encoded")
+        raise BadData(
+            f"{path}: {len(missing)} single bytes have no rank, the first is {missing[0]:#04x}; some text could not be encoded"
+        )
     return ranked("TikTokenizer", ranks)
 
 
@@ -310,8 +358,13 @@ def ranked(name: str, ranks: dict[bytes, int], encode: Encode | None = None) -> 
     """BPE over ranks 0 to n - 1, by tiktoken unless `encode` is given."""
     tokens = sorted(ranks, key=ranks.__getitem__)
     spelled = [*tokens, END_OF_TEXT.encode()]
-    return Tokenizer(name=name, eod=len(ranks), tokens=[*tokens, b""], encode=encode or tiktoken_encoder(name, ranks),
-                     decode=lambda ids: b"".join(spelled[i] for i in ids).decode(errors="replace"))
+    return Tokenizer(
+        name=name,
+        eod=len(ranks),
+        tokens=[*tokens, b""],
+        encode=encode or tiktoken_encoder(name, ranks),
+        decode=lambda ids: b"".join(spelled[i] for i in ids).decode(errors="replace"),
+    )
 
 
 def tiktoken_encoder(name: str, ranks: dict[bytes, int]) -> Encode:
@@ -326,6 +379,7 @@ def tiktoken_encoder(name: str, ranks: dict[bytes, int]) -> Encode:
 
 # ---- SentencePiece
 
+
 def sentence_pieces(path: Path) -> Tokenizer:
     """A SentencePiece .model; eod is its end-of-sentence piece."""
     with optional_package("sentencepiece"):
@@ -335,13 +389,19 @@ def sentence_pieces(path: Path) -> Tokenizer:
     except (RuntimeError, OSError) as error:
         raise BadData(f"--tokenizer-model {path} is not a SentencePiece model: {error}") from error
     if model.eos_id() < 0:
-        raise BadData(f"--tokenizer-model {path} has no end-of-sentence piece, which separates documents: "
-                      f"train it with eos_id >= 0")
+        raise BadData(
+            f"--tokenizer-model {path} has no end-of-sentence piece, which separates documents: train it with eos_id >= 0"
+        )
     special = [model.is_control(i) or model.is_unknown(i) or model.is_unused(i) for i in range(model.get_piece_size())]
     tokens = [b"" if special[i] else piece_bytes(model.id_to_piece(i)) for i in range(model.get_piece_size())]
-    return Tokenizer(name="SentencePieceTokenizer", eod=model.eos_id(), tokens=tokens, rules=model.serialized_model_proto(),
-                     encode=lambda text: np.array(model.encode(text), dtype=np.uint32),
-                     decode=lambda ids: model.decode([int(i) for i in ids]))
+    return Tokenizer(
+        name="SentencePieceTokenizer",
+        eod=model.eos_id(),
+        tokens=tokens,
+        rules=model.serialized_model_proto(),
+        encode=lambda text: np.array(model.encode(text), dtype=np.uint32),
+        decode=lambda ids: model.decode([int(i) for i in ids]),
+    )
 
 
 def piece_bytes(piece: str) -> bytes:
@@ -353,6 +413,7 @@ def piece_bytes(piece: str) -> bytes:
 
 # ---- Hugging Face tokenizers
 
+
 def hf_tokens(path: Path, backend: str = "tiktoken") -> Tokenizer:
     """A tokenizer.json, or the folder that holds it. Special tokens in text are encoded as text."""
     with optional_package("tokenizers"):
@@ -363,7 +424,7 @@ def hf_tokens(path: Path, backend: str = "tiktoken") -> Tokenizer:
     try:
         text = file.read_text(encoding="utf-8")
         model = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:                          # the library raises bare Exception
+    except Exception as error:  # the library raises bare Exception
         raise BadData(f"{file} is not a tokenizer of the `tokenizers` library: {error}") from error
     model.no_truncation()
     model.no_padding()
@@ -372,9 +433,16 @@ def hf_tokens(path: Path, backend: str = "tiktoken") -> Tokenizer:
 
     def encode(document: str) -> np.ndarray:
         return np.array(model.encode(document, add_special_tokens=False).ids, dtype=np.uint32)
+
     fast = None if backend == "tiktoken" else gigatoken_encoder(gpt2_kind(json.loads(text)), encode, tokens, backend)
-    return Tokenizer(name="HFTokenizer", eod=hf_eod(model, file), tokens=tokens, rules=hf_rules(text), encode=fast or encode,
-                     decode=lambda ids: model.decode([int(i) for i in ids], skip_special_tokens=False))
+    return Tokenizer(
+        name="HFTokenizer",
+        eod=hf_eod(model, file),
+        tokens=tokens,
+        rules=hf_rules(text),
+        encode=fast or encode,
+        decode=lambda ids: model.decode([int(i) for i in ids], skip_special_tokens=False),
+    )
 
 
 def hf_rules(text: str) -> bytes:
@@ -402,8 +470,10 @@ def hf_eod(model: Any, file: Path) -> int:
     names = [END_OF_TEXT, "</s>", *configured_eos(file.with_name("tokenizer_config.json"))]
     found = [model.token_to_id(name) for name in names if model.token_to_id(name) is not None]
     if not found:
-        raise BadData(f"{file} has none of {', '.join(names)}, and an end-of-document id is needed: "
-                      f"put a tokenizer_config.json with \"eos_token\" beside it")
+        raise BadData(
+            f"{file} has none of {', '.join(names)}, and an end-of-document id is needed: "
+            f'put a tokenizer_config.json with "eos_token" beside it'
+        )
     return found[0]
 
 

@@ -1,4 +1,5 @@
 """Our byte-level tokenizers as a tokenizer.json, for the trainers that read one beside the tokens."""
+
 from __future__ import annotations
 
 import json
@@ -18,15 +19,32 @@ def tokenizer_json(tokenizer: Tokenizer, tokenizer_model: str | Path | None = No
     if tokenizer.name == "SentencePieceTokenizer":
         return None
     symbol = {byte: character for character, byte in byte_symbols().items()}
-    words = ["".join(symbol[byte] for byte in token) for token in tokenizer.tokens[:tokenizer.eod]]
-    merges = [f"{words[a]} {words[b]}" for a, b in merges_of(tokenizer.tokens[:tokenizer.eod])]
+    words = ["".join(symbol[byte] for byte in token) for token in tokenizer.tokens[: tokenizer.eod]]
+    merges = [f"{words[a]} {words[b]}" for a, b in merges_of(tokenizer.tokens[: tokenizer.eod])]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": tokenizer.eod not in PATTERNS}
-    end = {"id": tokenizer.eod, "content": END_OF_TEXT, "single_word": False, "lstrip": False, "rstrip": False,
-           "normalized": False, "special": True}
+    end = {
+        "id": tokenizer.eod,
+        "content": END_OF_TEXT,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     vocabulary = {word: rank for rank, word in enumerate([*words, END_OF_TEXT])}
-    return json.dumps({"version": "1.0", "truncation": None, "padding": None, "added_tokens": [end], "normalizer": None,
-                       "pre_tokenizer": cut_first(level, tokenizer.eod), "post_processor": None, "decoder": level,
-                       "model": {"type": "BPE", "vocab": vocabulary, "merges": merges}}).encode()
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [end],
+            "normalizer": None,
+            "pre_tokenizer": cut_first(level, tokenizer.eod),
+            "post_processor": None,
+            "decoder": level,
+            "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
+        }
+    ).encode()
 
 
 def cut_first(level: dict, num_ranks: int) -> dict:
@@ -48,7 +66,7 @@ def merges_of(tokens: list[bytes]) -> list[tuple[int, int]]:
             if best >= rank:
                 break
             at = pairs.index(best)
-            parts[at:at + 2] = [parts[at] + parts[at + 1]]
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
         if len(parts) == 2:
             found.append((ranks[parts[0]], ranks[parts[1]]))
     return found

@@ -2,6 +2,7 @@
 
 The same texts give the same file, whatever the number of threads. `<|endoftext|>` is the one special token, and ends a document.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from megatron.data.tokenizer import END_OF_TEXT, optional_package
 from megatron.errors import BadData
 
-SMALLEST_VOCABULARY = 257               # every byte, and the end of a document
+SMALLEST_VOCABULARY = 257  # every byte, and the end of a document
 
 
 def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> str:
@@ -22,8 +23,12 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> str:
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     model.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     seen = [0]
     model.train_from_iterator(counted(texts, seen), trainer)
     if not seen[0]:

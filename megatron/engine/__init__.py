@@ -1,4 +1,5 @@
 """Engines turn posed batches into updates: `native` on torch alone, at any layout, and `deepspeed` without a pipeline."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from megatron.objectives import Objective
 
 class Engine(Protocol):
     """What training asks of one. Every process of the run calls the same methods in the same order."""
+
     mesh: Mesh
 
     def step(self, batches: list[Batch], lr: float) -> Step:
@@ -34,16 +36,28 @@ class Engine(Protocol):
 def build(cfg: Config, objective: Objective, where, mesh: Mesh, say: Callable[[str], None] = print) -> Engine:
     """The engine that the flags ask for. `where` is the place that training/device.py chose."""
     plan, parallel = cfg.parallel.stages(cfg.model.num_layers), cfg.parallel
-    stages = [GPT(cfg.model, objective.causal, cfg.train.seed, where.dtype, cfg.train.recompute_granularity, mesh.tp,
-                  plan.layers[number]).to(where.device) for number in plan.of_rank(mesh.pp.rank)]
+    stages = [
+        GPT(
+            cfg.model,
+            objective.causal,
+            cfg.train.seed,
+            where.dtype,
+            cfg.train.recompute_granularity,
+            mesh.tp,
+            plan.layers[number],
+        ).to(where.device)
+        for number in plan.of_rank(mesh.pp.rank)
+    ]
     live_rows = cfg.model.padded_vocab_size if cfg.model.predict_reserved else cfg.model.vocab_size + objective.uses_mask
     if where.compile:
         for stage in stages:
             stage.compile_blocks()
     if parallel.deepspeed and mesh.pp.size == 1:
         from megatron.engine import deepspeed
+
         return deepspeed.build(cfg, stages[0], mesh, live_rows, say)
     if parallel.deepspeed:
         say(f"--deepspeed: with a pipeline the native engine runs, at the same ZeRO stage {parallel.zero_stage}")
     from megatron.engine.native import NativeEngine
+
     return NativeEngine(stages, cfg.optim, live_rows, parallel, mesh)

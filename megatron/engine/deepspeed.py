@@ -6,6 +6,7 @@ DeepSpeed's own is another optimizer in bf16, and counts only one tensor-paralle
 
     python -m megatron.engine.deepspeed         compile the ops that DeepSpeed needs on this machine, once, untimed
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -55,10 +56,17 @@ ADDS = """steps_per_print wall_clock_breakdown memory_breakdown dump_state zero.
     zero.offload_param.buffer_count zero.offload_param.buffer_size zero.offload_param.max_in_cpu
     """.replace("zero.", "zero_optimization.").split()
 # What it may not, and who decides instead.
-DECIDED = {"scheduler": "--lr-decay-style and --lr-warmup-samples are", "activation_checkpointing": "--recompute-granularity is",
-           "tensorboard": "--tensorboard-dir is", "wandb": "--wandb-project is", "fp16": "--bf16 is", "amp": "--bf16 is",
-           "pipeline": "--pipeline-model-parallel-size is", "tensor_parallel": "--tensor-model-parallel-size is",
-           "checkpoint": "--save is"}
+DECIDED = {
+    "scheduler": "--lr-decay-style and --lr-warmup-samples are",
+    "activation_checkpointing": "--recompute-granularity is",
+    "tensorboard": "--tensorboard-dir is",
+    "wandb": "--wandb-project is",
+    "fp16": "--bf16 is",
+    "amp": "--bf16 is",
+    "pipeline": "--pipeline-model-parallel-size is",
+    "tensor_parallel": "--tensor-model-parallel-size is",
+    "checkpoint": "--save is",
+}
 
 
 def ruled(cfg: Config) -> dict[str, tuple[str, Any]]:
@@ -79,11 +87,13 @@ def ruled(cfg: Config) -> dict[str, tuple[str, Any]]:
         "optimizer.params.lr": ("--lr", o.lr),
         "optimizer.params.betas": ("--adam-beta1 and --adam-beta2", [o.adam_beta1, o.adam_beta2]),
         "optimizer.params.eps": ("--adam-eps", o.adam_eps),
-        "optimizer.params.weight_decay": ("--weight-decay", o.weight_decay)}
+        "optimizer.params.weight_decay": ("--weight-decay", o.weight_decay),
+    }
 
 
 def read_json(path: str) -> dict[str, Any]:
     """A DeepSpeed file's settings by dotted name. Raises ConfigError where it is no JSON object."""
+
     def refuse(what: str) -> ConfigError:
         return ConfigError([f"--deepspeed-config {path}: {what}"])
 
@@ -122,8 +132,10 @@ def additions(cfg: Config) -> dict[str, Any]:
         if name in flags:
             who, ours = flags[name]
             if value != ours or isinstance(value, bool) != isinstance(ours, bool):
-                mistakes.append(f"{path}: {name} is {json.dumps(value)}, but {who} is {json.dumps(ours)}: "
-                                "flags rule; change one of the two, or leave it out of the file")
+                mistakes.append(
+                    f"{path}: {name} is {json.dumps(value)}, but {who} is {json.dumps(ours)}: "
+                    "flags rule; change one of the two, or leave it out of the file"
+                )
         elif name in ADDS:
             added[name] = value
         elif not (name.startswith("fp16.") and not found.get("fp16.enabled")):
@@ -147,10 +159,15 @@ def ds_config(cfg: Config) -> dict[str, Any]:
     """DeepSpeed's settings: made from flags, and the file's additions merged in."""
     p, micro = cfg.parallel, cfg.train.micro_batch_size
     micro_batches = num_micro_batches(cfg.train.global_batch_size, p.data_parallel_size, micro)
-    out = {"train_micro_batch_size_per_gpu": micro, "gradient_accumulation_steps": micro_batches,
-           "train_batch_size": micro * micro_batches * p.data_parallel_size, "gradient_clipping": cfg.optim.clip_grad,
-           "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-           "zero_optimization": {"stage": stage_of(cfg), "memory_efficient_linear": False}}
+    out = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": micro_batches,
+        "train_batch_size": micro * micro_batches * p.data_parallel_size,
+        "gradient_clipping": cfg.optim.clip_grad,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": stage_of(cfg), "memory_efficient_linear": False},
+    }
     offloaded = {"offload_optimizer": p.cpu_optimizer, "offload_param": p.cpu_params}
     out["zero_optimization"] |= {name: {"device": "cpu"} for name, wanted in offloaded.items() if wanted}
     for name, value in additions(cfg).items():
@@ -170,8 +187,8 @@ def stage_of(cfg: Config) -> int:
 
 # Compiled ops
 
-OPS = {"deepspeed_shm_comm": "ShareMemCommBuilder"}         # what DeepSpeed compiles as soon as it starts on a CPU
-BUILD_SECONDS = 1800                                        # how long a process waits for another's build
+OPS = {"deepspeed_shm_comm": "ShareMemCommBuilder"}  # what DeepSpeed compiles as soon as it starts on a CPU
+BUILD_SECONDS = 1800  # how long a process waits for another's build
 WAIT_SECONDS = 1.0
 
 
@@ -182,7 +199,7 @@ def check(cfg: Config, say: Callable[[str], None] = print) -> list[str]:
     """
     additions(cfg)
     if cfg.parallel.pipeline_model_parallel_size > 1:
-        return []                                           # the native engine runs: nothing else is needed
+        return []  # the native engine runs: nothing else is needed
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingInput("--deepspeed: the package deepspeed is not installed: pip install 'megatron-scaling[deepspeed]'")
     on_cpu = cfg.train.device == "cpu" or not torch.cuda.is_available()
@@ -191,8 +208,10 @@ def check(cfg: Config, say: Callable[[str], None] = print) -> list[str]:
         find_op(op, cfg.parallel.build_ops, say)
     lines = [f"DeepSpeed {importlib.metadata.version('deepspeed')}, ZeRO stage {stage_of(cfg)}"]
     if cfg.parallel.zero_stage == 0:
-        lines[0] += (" for --zero-stage 0, whose own way in DeepSpeed clips by a wrong norm with tensor parallelism, "
-                     "and is another optimizer in bf16")
+        lines[0] += (
+            " for --zero-stage 0, whose own way in DeepSpeed clips by a wrong norm with tensor parallelism, "
+            "and is another optimizer in bf16"
+        )
     return lines + [f"its compiled op is {op_folder(op)}" for op in needed_ops(on_cpu)]
 
 
@@ -223,8 +242,10 @@ def is_locked(op: str) -> bool:
     """Whether a build is under way. Raises Mismatch for the lock of one that is gone, which DeepSpeed would wait for for ever."""
     lock = op_folder(op) / "lock"
     if lock.exists() and not is_held(lock) and lock.exists():
-        raise Mismatch(f"{lock} was left by a build that is gone: unless one runs on another machine, remove it "
-                       f"(rm {shlex.quote(str(lock))}) and start again")
+        raise Mismatch(
+            f"{lock} was left by a build that is gone: unless one runs on another machine, remove it "
+            f"(rm {shlex.quote(str(lock))}) and start again"
+        )
     return lock.exists()
 
 
@@ -242,8 +263,11 @@ def find_op(op: str, build_ops: bool, say: Callable[[str], None]) -> None:
     if is_built(op):
         return
     if not build_ops:
-        state = "is being built by another process: start again when it is done" if is_locked(op) else (
-            f"is not built: give --build-ops, or run once\n  {build_command()}")
+        state = (
+            "is being built by another process: start again when it is done"
+            if is_locked(op)
+            else (f"is not built: give --build-ops, or run once\n  {build_command()}")
+        )
         raise MissingInput(f"DeepSpeed needs its compiled op {op}, which {state}")
     if find_place(os.environ).local_rank == 0 and not is_locked(op):
         build_op(op, say)
@@ -254,13 +278,16 @@ def find_op(op: str, build_ops: bool, say: Callable[[str], None]) -> None:
 def load_op(op: str) -> None:
     """Give DeepSpeed the compiled op as it is; its own way would ask ninja, and perhaps compile it again. Raises Mismatch."""
     from deepspeed.ops.op_builder.builder import OpBuilder
+
     spec = importlib.util.spec_from_file_location(op, op_folder(op) / f"{op}.so")
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except ImportError as error:
-        raise Mismatch(f"DeepSpeed's op in {op_folder(op)} is not of this environment ({error}): remove the folder, "
-                       f"and run once\n  {build_command()}") from error
+        raise Mismatch(
+            f"DeepSpeed's op in {op_folder(op)} is not of this environment ({error}): remove the folder, "
+            f"and run once\n  {build_command()}"
+        ) from error
     OpBuilder._loaded_ops[op] = module
 
 
@@ -301,18 +328,20 @@ def main() -> int:
 
 # The engine
 
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run of one parameter's elements in the order of memory: what this rank's optimizer updates of it."""
+
     name: str
-    parameter: nn.Parameter         # the model's, cut by tensor parallelism; empty between uses at stage 3
-    local: tuple[int, ...]          # its shape
-    shape: tuple[int, ...]          # of the whole parameter
-    corner: tuple[int, ...]         # where the tensor-parallel part begins in it
-    owner: bool                     # whether this tensor-parallel rank answers for it in norms and checkpoints
-    first: int                      # number of the run's first element within the local part
-    partition: Tensor               # DeepSpeed's fp32 weights of this rank, flat, many parameters in one
-    place: slice                    # the run within it
+    parameter: nn.Parameter  # the model's, cut by tensor parallelism; empty between uses at stage 3
+    local: tuple[int, ...]  # its shape
+    shape: tuple[int, ...]  # of the whole parameter
+    corner: tuple[int, ...]  # where the tensor-parallel part begins in it
+    owner: bool  # whether this tensor-parallel rank answers for it in norms and checkpoints
+    first: int  # number of the run's first element within the local part
+    partition: Tensor  # DeepSpeed's fp32 weights of this rank, flat, many parameters in one
+    place: slice  # the run within it
 
     def pieces(self, name: str, flat: Tensor) -> list[Piece]:
         """Whatever lies as `partition` does, as rectangles of the whole parameter."""
@@ -320,9 +349,9 @@ class Run:
         out, run = [], flat[self.place]
         for row, column, rows, columns in rectangles(self.first, self.first + len(run), width):
             offset = row * width + column - self.first
-            part = run[offset:offset + rows * columns]
+            part = run[offset : offset + rows * columns]
             start = tuple(a + b for a, b in zip(self.corner, (row, column)))
-            out.append(Piece(name=name, shape=self.shape, start=start, tensor=part.view((rows, columns)[:len(self.shape)])))
+            out.append(Piece(name=name, shape=self.shape, start=start, tensor=part.view((rows, columns)[: len(self.shape)])))
         return out
 
 
@@ -341,7 +370,7 @@ def rectangles(start: int, stop: int, width: int) -> list[tuple[int, int, int, i
 def build(cfg: Config, model: GPT, mesh: Mesh, live_rows: int, say: Callable[[str], None] = print) -> DeepSpeedEngine:
     check(cfg, say)
     if cfg.parallel.zero_stage == 3:
-        model.sharded = True                                # every pass goes through the blocks' hooks, which gather weights
+        model.sharded = True  # every pass goes through the blocks' hooks, which gather weights
         if any(block._compiled_call_impl for block in model.blocks.values()):
             say("torch.compile is off: DeepSpeed's ZeRO 3 gathers weights in hooks that a compiled block does not call")
             for block in model.blocks.values():
@@ -352,13 +381,15 @@ def build(cfg: Config, model: GPT, mesh: Mesh, live_rows: int, say: Callable[[st
 def initialize(model: GPT, cfg: Config, mesh: Mesh) -> Any:
     """deepspeed.initialize over the process group that there is."""
     import deepspeed
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)      # DeepSpeed calls collectives by their old names
+
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)  # DeepSpeed calls collectives by their old names
     settings = ds_config(cfg)
     asked = any(settings.get(name) for name in ("wall_clock_breakdown", "memory_breakdown", "dump_state"))
     deepspeed.utils.logger.setLevel("INFO" if asked else "ERROR")
-    if not dist.is_initialized():                           # one process: DeepSpeed needs a group even so
-        dist.init_process_group("gloo" if next(model.parameters()).device.type == "cpu" else "nccl", store=dist.HashStore(),
-                                rank=0, world_size=1)
+    if not dist.is_initialized():  # one process: DeepSpeed needs a group even so
+        dist.init_process_group(
+            "gloo" if next(model.parameters()).device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1
+        )
     os.environ.setdefault("LOCAL_RANK", str(find_place(os.environ).local_rank))
     forget_earlier_engines()
     for op in needed_ops(os.environ.get("DS_ACCELERATOR") == "cpu"):
@@ -366,13 +397,14 @@ def initialize(model: GPT, cfg: Config, mesh: Mesh) -> Any:
     optimizer, mpu = adamw(dict(model.named_parameters()), cfg.optim), axes(mesh) if mesh.tp.size > 1 else None
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=mpu)[0]
     for number, module in enumerate(model.modules()):
-        module.ds_id = number                               # compared between ranks, and counted over all of a process's engines
+        module.ds_id = number  # compared between ranks, and counted over all of a process's engines
     return engine
 
 
 def forget_earlier_engines() -> None:
     """What DeepSpeed keeps of the engines that this process had: groups that are gone, and numbers that ranks compare."""
     import deepspeed
+
     deepspeed.comm.comm.cdb = None
     deepspeed.utils.groups._release_process_group_references()
     deepspeed.runtime.zero.partition_parameters.Init.param_id = 0
@@ -398,7 +430,7 @@ class DeepSpeedEngine:
         self.offload, self.norm = cfg.parallel.cpu_optimizer, 0.0
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         wholes = {name: model.whole_shape(name, p) for name, p in model.named_parameters()}
-        with contextlib.redirect_stdout(io.StringIO()):     # DeepSpeed prints while it starts
+        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints while it starts
             self.engine = initialize(model, cfg, mesh)
         self.zero = self.engine.optimizer
         believed = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
@@ -413,7 +445,7 @@ class DeepSpeedEngine:
         if self.stage == 3:
             number, offset, length = self.zero.grad_position[self.zero.get_param_id(p)]
             first = self.mesh.dp.rank * length
-            partition, length = self.partitions[number], min(length, p.ds_numel - first)        # the rest is padding
+            partition, length = self.partitions[number], min(length, p.ds_numel - first)  # the rest is padding
         elif p._hp_mapping is not None:
             number, first = p._hp_mapping.param_group_index, p._hp_mapping.lp_fragment_address.start
             offset, length = p._hp_mapping.hp_fragment_address.start, p._hp_mapping.hp_fragment_address.numel
@@ -424,8 +456,17 @@ class DeepSpeedEngine:
             return None
         cut, tp = self.model.cuts.get(name), self.mesh.tp
         corner = tuple(tp.rank * n if dim == cut else 0 for dim, n in enumerate(local))
-        return Run(name=name, parameter=p, local=local, shape=whole, corner=corner, owner=cut is not None or tp.rank == 0,
-                   first=first, partition=partition, place=slice(offset, offset + length))
+        return Run(
+            name=name,
+            parameter=p,
+            local=local,
+            shape=whole,
+            corner=corner,
+            owner=cut is not None or tp.rank == 0,
+            first=first,
+            partition=partition,
+            place=slice(offset, offset + length),
+        )
 
     def step(self, batches: list[Batch], lr: float) -> Step:
         """One optimizer step over this replica's micro-batches of a global batch, or none when anything is not finite."""
@@ -442,7 +483,7 @@ class DeepSpeedEngine:
             loss += micro.detach().double()
             hits += hit.sum()
         square, loss, hits = self.over_world(self.gradients(), loss, hits)
-        norm, value = square ** 0.5, loss / total
+        norm, value = square**0.5, loss / total
         finite = math.isfinite(norm) and math.isfinite(value)
         self.norm = norm if finite else -1.0
         self.zero.set_lr(lr)
@@ -458,7 +499,7 @@ class DeepSpeedEngine:
     def gradients(self) -> list[Tensor]:
         """Of each run, averaged over replicas; where the sequence is cut, norm weights need their tensor-parallel sum too."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize()                        # DeepSpeed reduces and off-loads on streams of its own
+            torch.cuda.synchronize()  # DeepSpeed reduces and off-loads on streams of its own
         found = [self.gradient(run) for run in self.runs]
         if self.mesh.tp.sequence:
             parts = [g for run, g in zip(self.runs, found) if run.name not in self.model.cuts]
@@ -473,7 +514,7 @@ class DeepSpeedEngine:
         if self.offload:
             return run.partition.grad[run.place]
         if self.stage == 3:
-            return self.zero.get_local_fp32_grad_for_param(run.parameter)[:run.place.stop - run.place.start]
+            return self.zero.get_local_fp32_grad_for_param(run.parameter)[: run.place.stop - run.place.start]
         return run.parameter._hp_mapping.get_lp_grad_fragment(run.parameter._index_in_param_group).flatten()
 
     def over_world(self, tensors: Iterable[Tensor], loss: Tensor, hits: Tensor) -> list[float]:
@@ -487,7 +528,7 @@ class DeepSpeedEngine:
         """Table rows that no id can name do not count."""
         if run.name not in TABLES:
             return x
-        return x[:max(0, (self.live_rows - run.corner[0]) * run.local[1] - run.first)]
+        return x[: max(0, (self.live_rows - run.corner[0]) * run.local[1] - run.first)]
 
     @torch.no_grad()
     def score(self, batches: list[Batch]) -> list[RowScores]:
@@ -506,8 +547,12 @@ class DeepSpeedEngine:
         out = [piece for run in owned for piece in run.pieces(f"model/{run.name}", run.partition.detach())]
         for run in owned:
             found = state.get(run.partition, {})
-            out += [piece for moment in MOMENTS if moment in found
-                    for piece in run.pieces(f"optimizer/{moment}/{run.name}", found[moment])]
+            out += [
+                piece
+                for moment in MOMENTS
+                if moment in found
+                for piece in run.pieces(f"optimizer/{moment}/{run.name}", found[moment])
+            ]
         updates = next((s["step"] for s in state.values()), torch.zeros(()))
         if self.mesh.chief:
             out.append(Piece(name="optimizer/step", shape=(), start=(), tensor=updates.detach().cpu().float()))
@@ -521,8 +566,13 @@ class DeepSpeedEngine:
             checkpoint.fill([Piece(name="optimizer/step", shape=(), start=(), tensor=updates)])
         moments = {p: {moment: torch.zeros_like(p) for moment in MOMENTS} for p in self.partitions if updates > 0}
         wanted = [piece for run in self.runs for piece in run.pieces(f"model/{run.name}", run.partition.detach())]
-        wanted += [piece for run in self.runs if moments for moment in MOMENTS
-                   for piece in run.pieces(f"optimizer/{moment}/{run.name}", moments[run.partition][moment])]
+        wanted += [
+            piece
+            for run in self.runs
+            if moments
+            for moment in MOMENTS
+            for piece in run.pieces(f"optimizer/{moment}/{run.name}", moments[run.partition][moment])
+        ]
         checkpoint.fill(wanted)
         state.clear()
         for p, found in moments.items():

@@ -2,6 +2,7 @@
 
 b rows, s positions, n asked positions.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -27,16 +28,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class NativeEngine:
     """This rank's stages at any layout. Weights and moments are fp32; the model computes in its own dtype."""
 
-    def __init__(self, stages: list[GPT], optim: Optim, live_rows: int, parallel: Parallel = NO_PARALLEL,
-                 mesh: Mesh = ONE_PROCESS):
+    def __init__(
+        self, stages: list[GPT], optim: Optim, live_rows: int, parallel: Parallel = NO_PARALLEL, mesh: Mesh = ONE_PROCESS
+    ):
         self.stages, self.mesh, self.clip, self.live_rows = stages, mesh, optim.clip_grad, live_rows
         self.zero_stage = parallel.zero_stage if mesh.dp.size > 1 else 0
         self.device = next(stages[0].parameters()).device
         plan = parallel.stages(stages[0].cfg.num_layers)
         if len(stages) > 1 and plan.v_shaped and stages[0].first and not stages[0].cfg.untie_embeddings_and_output_weights:
-            stages[-1].embed = stages[0].embed                          # first and last stage of a V share this rank
-        self.models = [data_parallel(stage, mesh, self.zero_stage, parallel.cpu_params, overlap=mesh.pp.size == 1)
-                       for stage in stages]
+            stages[-1].embed = stages[0].embed  # first and last stage of a V share this rank
+        self.models = [
+            data_parallel(stage, mesh, self.zero_stage, parallel.cpu_params, overlap=mesh.pp.size == 1) for stage in stages
+        ]
         self.pipeline = None
         if mesh.pp.size > 1:
             self.pipeline = Pipeline(self.models, plan, mesh, parallel.pipeline_schedule, self.device)
@@ -50,11 +53,11 @@ class NativeEngine:
             model.train()
         scored, asked = sum(int(b.scored.sum()) for b in batches), sum(len(b.asked) for b in batches)
         counts = torch.tensor([scored, asked], device=self.device)
-        total, asked = all_reduce(counts, self.mesh.dp).tolist()        # known before the first forward
+        total, asked = all_reduce(counts, self.mesh.dp).tolist()  # known before the first forward
         loss, hits = self.forward_backward([b.to(self.device) for b in batches], total)
         finish_gradients(self.shares, self.mesh, self.stages, over_dp=self.pipeline is not None and self.zero_stage < 2)
         square, loss, hits = self.over_world(self.squares(share.gradient() for share in self.shares), loss, hits)
-        norm, value = square ** 0.5, loss / total
+        norm, value = square**0.5, loss / total
         finite = np.isfinite(norm) and np.isfinite(value)
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
         if finite:
@@ -69,7 +72,7 @@ class NativeEngine:
             return self.pipeline.run(batches, total)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        model, = self.models
+        (model,) = self.models
         for i, batch in enumerate(batches):
             with accumulating(model, i == len(batches) - 1, self.zero_stage):
                 micro, _, hit = model(batch)
@@ -91,7 +94,7 @@ class NativeEngine:
 
     def live(self, share: Share, x: Tensor) -> Tensor:
         """Table rows that no id can name do not count."""
-        return x[:max(0, self.live_rows - share.start[0])] if share.name in TABLES else x
+        return x[: max(0, self.live_rows - share.start[0])] if share.name in TABLES else x
 
     @torch.no_grad()
     def update(self, lr: float, scale: float) -> None:
@@ -120,7 +123,7 @@ class NativeEngine:
     def params_norm(self) -> float:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         square, _, _ = self.over_world(self.squares(share.data.detach() for share in self.shares), zero, zero)
-        return square ** 0.5
+        return square**0.5
 
     def pieces(self) -> list[Piece]:
         """Weights, both moments and the update count, as far as this rank owns them."""
@@ -141,8 +144,15 @@ class NativeEngine:
         if not weights_only and "optimizer/step" in checkpoint.shapes:
             checkpoint.fill([Piece(name="optimizer/step", shape=(), start=(), tensor=updates)])
         moments = {s.name: {moment: torch.zeros_like(s.data) for moment in MOMENTS} for s in self.shares if updates > 0}
-        checkpoint.fill(self.weights() + [piece(f"optimizer/{moment}/{share.name}", share, moments[share.name][moment])
-                                          for share in self.shares if moments for moment in MOMENTS])
+        checkpoint.fill(
+            self.weights()
+            + [
+                piece(f"optimizer/{moment}/{share.name}", share, moments[share.name][moment])
+                for share in self.shares
+                if moments
+                for moment in MOMENTS
+            ]
+        )
         self.optimizer.state.clear()
         for share in self.shares:
             if share.apart:
@@ -167,8 +177,13 @@ def adamw(state: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:
     matrices = [p for p in state.values() if p.dim() > 1]
     vectors = [p for p in state.values() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=optim.lr or 0.0,
-                             betas=(optim.adam_beta1, optim.adam_beta2), eps=optim.adam_eps, fused=True)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=optim.lr or 0.0,
+        betas=(optim.adam_beta1, optim.adam_beta2),
+        eps=optim.adam_eps,
+        fused=True,
+    )
 
 
 def piece(name: str, share: Share, tensor: Tensor) -> Piece:
@@ -178,5 +193,9 @@ def piece(name: str, share: Share, tensor: Tensor) -> Piece:
 def row_scores(batch: Batch, nll: Tensor, hit: Tensor) -> RowScores:
     rows, num_rows = (batch.asked // batch.inputs.shape[1]).numpy(), len(batch.index)
     weighted = nll.double().cpu().numpy() * batch.weights.flatten()[batch.asked].double().numpy()
-    return RowScores(loss=np.bincount(rows, weighted, num_rows), asked=np.bincount(rows, minlength=num_rows),
-                     hits=np.bincount(rows[hit.cpu().numpy()], minlength=num_rows), scored=batch.scored.sum(1).numpy())
+    return RowScores(
+        loss=np.bincount(rows, weighted, num_rows),
+        asked=np.bincount(rows, minlength=num_rows),
+        hits=np.bincount(rows[hit.cpu().numpy()], minlength=num_rows),
+        scored=batch.scored.sum(1).numpy(),
+    )

@@ -1,4 +1,5 @@
 """An objective is a function from clean tokens to a weighted prediction problem; model and loss never learn which one."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
@@ -10,13 +11,13 @@ from megatron.objectives.masked import MaskedDiffusion
 if TYPE_CHECKING:
     from megatron import config
 
-REFERENCE_STRATA = 16           # validation rows that share one stratification of t; blocks give the noise error
+REFERENCE_STRATA = 16  # validation rows that share one stratification of t; blocks give the noise error
 
 
 class Objective(Protocol):
-    causal: bool                # which attention the model is built with
-    exact: bool                 # the loss is an exact NLL, not a bound
-    uses_mask: bool             # the mask row of the embedding table is an input
+    causal: bool  # which attention the model is built with
+    exact: bool  # the loss is an exact NLL, not a bound
+    uses_mask: bool  # the mask row of the embedding table is an input
 
     def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch: ...
 

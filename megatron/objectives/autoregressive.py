@@ -1,4 +1,5 @@
 """Reading left to right."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,15 +13,23 @@ from megatron.batch import Batch, Clean, Noise, asked_positions
 @dataclass(frozen=True)
 class NextToken:
     """Autoregression: predict the next token. The loss is the exact negative log-likelihood."""
+
     causal: bool = True
     exact: bool = True
     uses_mask: bool = False
 
     def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch:
-        scored = clean.scored[:, 1:]                                                    # [b, s]
+        scored = clean.scored[:, 1:]  # [b, s]
         weights = scored.float()
-        return Batch(inputs=clean.tokens[:, :-1], targets=clean.tokens[:, 1:], weights=weights, scored=scored,
-                     positions=places(scored), index=clean.index, asked=asked_positions(weights))
+        return Batch(
+            inputs=clean.tokens[:, :-1],
+            targets=clean.tokens[:, 1:],
+            weights=weights,
+            scored=scored,
+            positions=places(scored),
+            index=clean.index,
+            asked=asked_positions(weights),
+        )
 
 
 def places(like: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """The instrument: from compute budgets to a law with intervals. `python -m megatron.scaling VERB --help` explains a verb."""
+
 from __future__ import annotations
 
 import argparse
@@ -30,11 +31,13 @@ VERBS = {
 
 class Unreadable(Refusal):
     """A file that is there cannot be read."""
+
     code = 74
 
 
 class NoVerb(Refusal):
     """The first word is not a verb."""
+
     code = 2
 
 
@@ -50,8 +53,12 @@ def main(argv: list[str] | None = None) -> int | None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         raise NoVerb(f"{verb!r} is not a verb; {f'did you mean {near[0]}?' if near else ''} there are {', '.join(VERBS)}")
     module = importlib.import_module(f"megatron.scaling.verbs.{verb.replace('-', '_')}")
-    parser = argparse.ArgumentParser(prog=f"scaling_laws.py {verb}", description=module.__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=f"scaling_laws.py {verb}",
+        description=module.__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     module.arguments(parser)
     args = parser.parse_args(words[1:])
     try:

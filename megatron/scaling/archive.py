@@ -2,6 +2,7 @@
 
 The same files give the same bytes: fixed order, fixed times, no names of machines. Checkpoints and data stay out.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,7 +20,7 @@ SUFFIXES = {".cff", ".csv", ".html", ".json", ".jsonl", ".md", ".pdf", ".png", "
 RUN_RECORDS = (*sorted(RUN_FILES), "config.json")
 MANIFEST = "MANIFEST.sha256"
 MADE = ("README.md", "table.jsonl", MANIFEST)
-TIME = (1980, 1, 1, 0, 0, 0)            # the earliest that a zip can hold
+TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
 CHUNK = 1 << 20
 
 
@@ -33,8 +34,9 @@ def pack(paths: Iterable[str | Path], archive: str | Path, title: str, author: s
     if archive.exists():
         raise CannotWrite(f"{archive} exists, and an archive is never replaced; give another --out, or move it away.")
     files = _collect(map(Path, paths))
-    rows = [read_result(path.parent) | {"run": path.parent.name} for _, path in sorted(files.items())
-            if path.name == "result.json"]
+    rows = [
+        read_result(path.parent) | {"run": path.parent.name} for _, path in sorted(files.items()) if path.name == "result.json"
+    ]
     made = {"table.jsonl": "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()} if rows else {}
     made["README.md"] = _readme(title, author, files, _code_versions(files)).encode()
     digests = {name: _digest(path) for name, path in files.items()}

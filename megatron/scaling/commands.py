@@ -1,4 +1,5 @@
 """Command lines of recipes as a plan: what bash composed is run, watched and compared like what `plan` made."""
+
 from __future__ import annotations
 
 import itertools
@@ -14,7 +15,7 @@ from megatron.scaling.plan import Plan, numbers
 from megatron.scaling.plan_cost import Rates, forecast
 from megatron.scaling.plan_flags import ENTRIES, corpus_tokens, without
 
-PLACES = {"run_dir", "save", "load"}            # where a run lives is for `run` to say
+PLACES = {"run_dir", "save", "load"}  # where a run lives is for `run` to say
 
 
 def plan_of_commands(path: Path) -> Plan:
@@ -52,9 +53,17 @@ def planned_run(line: str, where: str) -> dict:
         name = next((Path(value).name for flag, value in itertools.pairwise(argv) if flag in ("--run-dir", "--save")), where)
         raise ConfigError([f"{name}: {mistake}" for mistake in error.mistakes]) from None
     cfg = cfg if cfg.model.vocab_size else cfg.with_vocabulary(GPT2_VOCAB)
-    return {"name": Path(cfg.log.run_dir).name, "objective": objective, "size": f"{cfg.model.num_layers}x{cfg.model.hidden_size}",
-            "budget": {}, "trunk": None, "entry": Path(entry).name, **numbers(cfg, unique_tokens(cfg)),
-            "flags": without(argv, PLACES), "forecast": forecast(cfg, 0, None, Rates())}
+    return {
+        "name": Path(cfg.log.run_dir).name,
+        "objective": objective,
+        "size": f"{cfg.model.num_layers}x{cfg.model.hidden_size}",
+        "budget": {},
+        "trunk": None,
+        "entry": Path(entry).name,
+        **numbers(cfg, unique_tokens(cfg)),
+        "flags": without(argv, PLACES),
+        "forecast": forecast(cfg, 0, None, Rates()),
+    }
 
 
 def unique_tokens(cfg: Config) -> int | None:

@@ -3,6 +3,7 @@
 Two sets of runs are compared through the power laws of their isoFLOP minima, two fits through the optimal losses of their
 laws, both with intervals that pair independent draws.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -15,13 +16,14 @@ from megatron.scaling.critical import KINDS, drawn_law
 from megatron.scaling.isoflop import IsoFlop, compute_ratio, equal_loss_ratios, params_ratio, percentile_interval
 from megatron.scaling.runs import differences
 
-REACH = 3.0                     # decades beyond the compute of both within which equal losses are looked for
-NUM_BUDGETS = 5                 # compared where fits have no budgets of their own
+REACH = 3.0  # decades beyond the compute of both within which equal losses are looked for
+NUM_BUDGETS = 5  # compared where fits have no budgets of their own
 
 
 @dataclass(frozen=True)
 class Side:
     """One objective of one set of runs with its minima, or one fit; `rows` carry the conventions."""
+
     name: str
     rows: list[dict]
     isoflop: IsoFlop | None = None
@@ -49,8 +51,10 @@ def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
     said = [f"allowed: {sentence}." for sentence in found.values()]
     kinds = {row.get("bound") for row in rows}
     if len(kinds) > 1:
-        said.append("an upper bound lies above the negative log-likelihood that it bounds: ratios of an exact loss and a bound "
-                    "overstate what the bounded model needs.")
+        said.append(
+            "an upper bound lies above the negative log-likelihood that it bounds: ratios of an exact loss and a bound "
+            "overstate what the bounded model needs."
+        )
     elif kinds == {None}:
         said.append("no side says whether its losses are exact or bounds: give the column bound.")
     return said
@@ -82,7 +86,7 @@ def _compare_fits(reference: Side, other: Side, at_loss, at_flops):
         low, high = ranges.min(), ranges.max()
     flops = np.array(at_flops or np.exp(np.linspace(low, high, NUM_BUDGETS)))
     ln_grid = np.linspace(ranges.min() - REACH * np.log(10), ranges.max() + REACH * np.log(10), 2000)
-    curves = [_optimal_losses(side.fit, ln_grid) for side in (reference, other)]                # [1 + draws, grid] each
+    curves = [_optimal_losses(side.fit, ln_grid) for side in (reference, other)]  # [1 + draws, grid] each
     pairs = min(len(curve) for curve in curves)
     losses = at_loss or [float(np.interp(np.log(c), ln_grid, curves[1][0])) for c in flops]
     compute = [_equal_loss([curve[:pairs] for curve in curves], ln_grid, loss, ranges) for loss in losses]
@@ -104,16 +108,26 @@ def _equal_loss(curves, ln_grid, loss, ranges) -> dict | None:
         return None
     ratio = np.exp(ln_flops[1] - ln_flops[0])
     inside = all(low <= place <= high for (low, high), place in zip(ranges, ln_flops[:, 0]))
-    return {"loss": float(loss), "flops": np.exp(ln_flops[:, 0]).tolist(), "ratio": float(ratio[0]), "extrapolated": not inside,
-            "ci": list(percentile_interval(np.where(np.isnan(ratio[1:]), np.inf, ratio[1:])))}      # NaN: never that loss
+    return {
+        "loss": float(loss),
+        "flops": np.exp(ln_flops[:, 0]).tolist(),
+        "ratio": float(ratio[0]),
+        "extrapolated": not inside,
+        "ci": list(percentile_interval(np.where(np.isnan(ratio[1:]), np.inf, ratio[1:]))),
+    }  # NaN: never that loss
 
 
 def _params(one, two, flops, ranges, pairs) -> dict:
     sizes = [np.concatenate([[fit.law.optimum(flops)[0]], _drawn_sizes(fit, flops)])[:pairs] for fit in (one, two)]
     ratio = sizes[0] / sizes[1]
     inside = all(low <= np.log(flops) <= high for low, high in ranges)
-    return {"flops": float(flops), "params": [float(size[0]) for size in sizes], "ratio": float(ratio[0]),
-            "extrapolated": not inside, "ci": list(percentile_interval(ratio[1:]))}
+    return {
+        "flops": float(flops),
+        "params": [float(size[0]) for size in sizes],
+        "ratio": float(ratio[0]),
+        "extrapolated": not inside,
+        "ci": list(percentile_interval(ratio[1:])),
+    }
 
 
 def _drawn_sizes(fit, flops) -> np.ndarray:

@@ -4,6 +4,7 @@ C_crit(U) is the first root in C of min_N L_mdm(N, U, C) - min_N L_ar(N, U, C) (
 on a grid of ln C and refined; intervals come from draws of the two fits, paired: where a draw has no root in the range, the
 interval is open on that side.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -17,9 +18,9 @@ from megatron.scaling.forms import FORMS
 from megatron.scaling.laws import Chinchilla
 from megatron.scaling.runs import check_comparable
 
-AROUND_ONE_EPOCH = 1e-2, 1e8        # of the compute that spends U in one epoch at the optimum: the range searched
+AROUND_ONE_EPOCH = 1e-2, 1e8  # of the compute that spends U in one epoch at the optimum: the range searched
 POINTS_A_DECADE = 3
-DRAWS_AT_ONCE = 10                  # keeps the search for the best N in the processor's cache
+DRAWS_AT_ONCE = 10  # keeps the search for the best N in the processor's cache
 KINDS = {"exact": "exact NLL", "bound": "upper bound"}
 
 
@@ -27,6 +28,7 @@ KINDS = {"exact": "exact NLL", "bound": "upper bound"}
 class Crossings:
     """ln C of the crossing of each pair of draws, [draws, u]: -inf where MDM leads from the start of the range, inf where it
     never does; and the epochs of both models there, NaN where there is no crossing."""
+
     ln_flops: np.ndarray
     epochs: dict[str, np.ndarray]
 
@@ -43,19 +45,27 @@ def find_crossover(ar, mdm, unique_tokens, flops=None, allow=()) -> dict:
     ln_flops = _ln_range(ar, unique, flops)
     drawn = _cross_draws(fits, unique, ln_flops)
     critical = [_critical(fits, U, ln_flops[row], drawn, row) for row, U in enumerate(unique)]
-    found = {"label": _label(fits), "critical": critical, "power_law": _power_law(critical, drawn),
-             "num_draws": len(drawn.ln_flops), **_contours(fits, unique, critical, flops)}
+    found = {
+        "label": _label(fits),
+        "critical": critical,
+        "power_law": _power_law(critical, drawn),
+        "num_draws": len(drawn.ln_flops),
+        **_contours(fits, unique, critical, flops),
+    }
     return found | {"warnings": _warnings(fits, found)}
 
 
 def check_fits_comparable(fits: dict, allow=()) -> None:
     """Raise Mismatch where fits {objective: Fit} differ in what makes losses incomparable, or leave exact or bound unsaid."""
-    check_comparable([{**fit.conventions, "objective": objective, "run": f"the {objective} fit"}
-                      for objective, fit in fits.items()], allow)
+    check_comparable(
+        [{**fit.conventions, "objective": objective, "run": f"the {objective} fit"} for objective, fit in fits.items()], allow
+    )
     units = {objective: fit.choices.get("unit") or "nats" for objective, fit in fits.items()}
     if len(set(units.values())) > 1:
-        raise Mismatch(f"the fits differ in the unit of their loss ({', '.join(f'{o}: {u}' for o, u in units.items())}); "
-                       "fit both again with the same --unit.")
+        raise Mismatch(
+            f"the fits differ in the unit of their loss ({', '.join(f'{o}: {u}' for o, u in units.items())}); "
+            "fit both again with the same --unit."
+        )
 
 
 def drawn_law(fit, num_draws: int, num_axes: int):
@@ -89,8 +99,10 @@ def _cross_draws(fits: dict, unique, ln_flops) -> Crossings:
     if not count:
         nothing = np.empty((0, len(unique)))
         return Crossings(nothing, {name: nothing for name in fits})
-    parts = [{name: replace(fit, draws=fit.draws[at:min(at + DRAWS_AT_ONCE, count)]) for name, fit in fits.items()}
-             for at in range(0, count, DRAWS_AT_ONCE)]
+    parts = [
+        {name: replace(fit, draws=fit.draws[at : min(at + DRAWS_AT_ONCE, count)]) for name, fit in fits.items()}
+        for at in range(0, count, DRAWS_AT_ONCE)
+    ]
     crossed = [np.concatenate([_cross_at(part, U, ln_flops[row]) for part in parts], axis=1) for row, U in enumerate(unique)]
     ln_C, ar, mdm = np.stack(crossed, axis=2)
     return Crossings(ln_C, {"ar": ar, "mdm": mdm})
@@ -121,7 +133,7 @@ def _first_root(difference):
     """
     falls = (difference[:, :-1] > 0) & (difference[:, 1:] <= 0)
     first = np.argmax(falls, axis=1)
-    pieces = CubicSpline(np.arange(difference.shape[1]), difference, axis=1).c         # [4, c - 1, draws]
+    pieces = CubicSpline(np.arange(difference.shape[1]), difference, axis=1).c  # [4, c - 1, draws]
     cubic = pieces[:, first, np.arange(len(first))]
     low, high = np.zeros(len(first)), np.ones(len(first))
     for _ in range(40):
@@ -133,6 +145,7 @@ def _first_root(difference):
 
 def _critical(fits: dict, U: float, ln_flops, drawn: Crossings, row: int) -> dict:
     """C_crit at one U with its interval, and both models there; `reason` where there is none."""
+
     def difference(ln_C):
         return fits["mdm"].law.optimal_loss(np.exp(ln_C), U) - fits["ar"].law.optimal_loss(np.exp(ln_C), U)
 
@@ -140,22 +153,36 @@ def _critical(fits: dict, U: float, ln_flops, drawn: Crossings, row: int) -> dic
     falls = np.flatnonzero((values[:-1] > 0) & (values[1:] <= 0))
     searched = [float(end) for end in np.exp(ln_flops[[0, -1]])]
     low, high = interval_of(np.exp(crossed))
-    high = None if high is None else max(high, searched[0])                       # 0 where MDM leads from the start
-    point = {"unique_tokens": float(U), "flops": None, "low": low or None, "high": high, "searched": searched,
-             "share_of_draws": float(np.mean(np.isfinite(crossed))) if len(crossed) else None}
+    high = None if high is None else max(high, searched[0])  # 0 where MDM leads from the start
+    point = {
+        "unique_tokens": float(U),
+        "flops": None,
+        "low": low or None,
+        "high": high,
+        "searched": searched,
+        "share_of_draws": float(np.mean(np.isfinite(crossed))) if len(crossed) else None,
+    }
     if values[0] <= 0:
         return point | {"reason": f"none in range: MDM leads already at {searched[0]:.3g} FLOPs"}
     if not len(falls):
         return point | {"reason": f"none in range: AR leads up to {searched[1]:.3g} FLOPs"}
-    flops = float(np.exp(brentq(difference, *ln_flops[falls[0]:falls[0] + 2], xtol=1e-10)))
-    return point | {"flops": flops, "reason": None,
-                    **{name: _model(fit.law, flops, U, drawn.epochs[name][:, row]) for name, fit in fits.items()}}
+    flops = float(np.exp(brentq(difference, *ln_flops[falls[0] : falls[0] + 2], xtol=1e-10)))
+    return point | {
+        "flops": flops,
+        "reason": None,
+        **{name: _model(fit.law, flops, U, drawn.epochs[name][:, row]) for name, fit in fits.items()},
+    }
 
 
 def _model(law, flops: float, U: float, epochs) -> dict:
     N, D = law.optimum(flops, U)
-    return {"params": float(N), "tokens": float(D), "epochs": float(D / U), "epochs_ci": interval_of(epochs[np.isfinite(epochs)]),
-            "loss": float(law.loss(N, D, U))}
+    return {
+        "params": float(N),
+        "tokens": float(D),
+        "epochs": float(D / U),
+        "epochs_ci": interval_of(epochs[np.isfinite(epochs)]),
+        "loss": float(law.loss(N, D, U)),
+    }
 
 
 def interval_of(draws) -> list:
@@ -176,8 +203,13 @@ def _power_law(critical: list[dict], drawn: Crossings) -> dict | None:
     whole = drawn.ln_flops[:, rows]
     whole = whole[np.all(np.isfinite(whole), axis=1)]
     lines = np.polyfit(ln_U, whole.T, 1) if len(whole) else np.empty((2, 0))
-    return {"k": float(k), "p": float(p), "ci": {"k": interval_of(lines[1]), "p": interval_of(lines[0])}, "num_points": len(rows),
-            "share_of_draws": len(whole) / len(drawn.ln_flops) if len(drawn.ln_flops) else None}
+    return {
+        "k": float(k),
+        "p": float(p),
+        "ci": {"k": interval_of(lines[1]), "p": interval_of(lines[0])},
+        "num_points": len(rows),
+        "share_of_draws": len(whole) / len(drawn.ln_flops) if len(drawn.ln_flops) else None,
+    }
 
 
 def _contours(fits: dict, unique, critical: list[dict], flops) -> dict:
@@ -191,8 +223,9 @@ def _contours(fits: dict, unique, critical: list[dict], flops) -> dict:
 
 
 def _label(fits: dict) -> str:
-    kinds = [f"{name.upper()}: {KINDS.get(fit.conventions.get('bound'), 'exact or bound is not stated')}"
-             for name, fit in fits.items()]
+    kinds = [
+        f"{name.upper()}: {KINDS.get(fit.conventions.get('bound'), 'exact or bound is not stated')}" for name, fit in fits.items()
+    ]
     return f"Both losses at the best size N for each C and U.  {', '.join(kinds)}."
 
 
@@ -209,5 +242,6 @@ def _warnings(fits: dict, found: dict) -> list[str]:
         said.append(f"only {law['share_of_draws']:.0%} of the draws cross at every U: the power law's intervals are too narrow.")
     crossed = [point for point in found["critical"] if point["flops"]]
     reached = {"flops": [point["flops"] for point in crossed], "unique": [point["unique_tokens"] for point in crossed]}
-    return said + [f"{name.upper()} fit: {beyond}"
-                   for name, fit in fits.items() if crossed for beyond in fit.extrapolation(**reached)]
+    return said + [
+        f"{name.upper()} fit: {beyond}" for name, fit in fits.items() if crossed for beyond in fit.extrapolation(**reached)
+    ]

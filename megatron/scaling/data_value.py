@@ -4,6 +4,7 @@ D' = U + U R_D* (1 - exp(-(e - 1) / R_D*)) fresh tokens do as much as e epochs o
 arXiv:2305.16264, equation 5), so a token of the D = e U seen ones is worth D'/D. A run measures the same without that form:
 its loss, put into the law of fresh data at its N and solved for D, is the amount of fresh data that it equals.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
@@ -12,21 +13,22 @@ import numpy as np
 
 from megatron.errors import BadData
 
-FRESH = 1 + 1e-6                                        # epochs, up to which no token was seen twice
-R_D_GRID = np.geomspace(1e-2, 1e6, 1601)                # one point a 1.2 %
+FRESH = 1 + 1e-6  # epochs, up to which no token was seen twice
+R_D_GRID = np.geomspace(1e-2, 1e6, 1601)  # one point a 1.2 %
 
 
 @dataclass(frozen=True)
 class DataValue:
     """One objective's curve with its 95 % band, and its runs. None in an interval is an open end."""
+
     label: str
     R_D: float
-    R_D_ci: list | None                 # None without an interval
-    epochs: np.ndarray                  # [n]
-    value: np.ndarray                   # D'/D, [n]
-    low: np.ndarray | None              # [n], None without an interval
+    R_D_ci: list | None  # None without an interval
+    epochs: np.ndarray  # [n]
+    value: np.ndarray  # D'/D, [n]
+    low: np.ndarray | None  # [n], None without an interval
     high: np.ndarray | None
-    points: list[dict] = field(default_factory=list)        # run, params, tokens, unique_tokens, epochs, loss, value, ci
+    points: list[dict] = field(default_factory=list)  # run, params, tokens, unique_tokens, epochs, loss, value, ci
     warnings: list[str] = field(default_factory=list)
 
 
@@ -60,13 +62,18 @@ def curve_from_runs(table, epochs, label: str, num_resamples: int = 400, seed: i
     points, warnings = _points_from_fresh_runs(table)
     used = [point for point in points if point["value"] is not None]
     if not used:
-        raise BadData(f"{label}: none of the {len(points)} runs that repeat data has a loss between those of two fresh runs of "
-                      "its size, and the table is too small for L(N, D); add fresh runs of that size with fewer tokens.")
-    R_D, ci = _fit_repeats(np.array([point["epochs"] for point in used]), np.array([point["value"] for point in used]),
-                           num_resamples, seed)
+        raise BadData(
+            f"{label}: none of the {len(points)} runs that repeat data has a loss between those of two fresh runs of "
+            "its size, and the table is too small for L(N, D); add fresh runs of that size with fewer tokens."
+        )
+    R_D, ci = _fit_repeats(
+        np.array([point["epochs"] for point in used]), np.array([point["value"] for point in used]), num_resamples, seed
+    )
     if len(used) < len(points):
-        warnings.append(f"{len(points) - len(used)} of {len(points)} repeating runs lie outside the losses of the fresh runs of "
-                        "their size: no value for them.")
+        warnings.append(
+            f"{len(points) - len(used)} of {len(points)} repeating runs lie outside the losses of the fresh runs of "
+            "their size: no value for them."
+        )
     return replace(curve_at(epochs, label, R_D, ci), points=points, warnings=warnings)
 
 
@@ -138,7 +145,7 @@ def _interpolate(loss, fresh_tokens, fresh_loss):
     if len(fresh_tokens) < 2:
         return np.full(len(loss), np.inf)
     order = np.argsort(fresh_tokens)
-    falling = np.minimum.accumulate(fresh_loss[order])              # more fresh data never hurts: a rise is noise
+    falling = np.minimum.accumulate(fresh_loss[order])  # more fresh data never hurts: a rise is noise
     x, y = np.log(falling[::-1]), np.log(fresh_tokens[order][::-1])
     return np.exp(np.interp(np.log(loss), x, y, left=np.inf, right=np.inf))
 
@@ -146,15 +153,21 @@ def _interpolate(loss, fresh_tokens, fresh_loss):
 def _point(row: dict, value: float, ci) -> dict:
     """A run with its value; None where no amount of fresh data would do."""
     value, *ends = (float(x) if np.isfinite(x) else None for x in (value, *ci))
-    return {**{name: row[name] for name in ("run", "params", "tokens", "unique_tokens", "loss")},
-            "epochs": row["tokens"] / row["unique_tokens"], "value": value, "ci": ends}
+    return {
+        **{name: row[name] for name in ("run", "params", "tokens", "unique_tokens", "loss")},
+        "epochs": row["tokens"] / row["unique_tokens"],
+        "value": value,
+        "ci": ends,
+    }
 
 
 def _fit_repeats(epochs, value, num_resamples: int, seed: int) -> tuple[float, list]:
     """R_D* of least squared ln D'/D on a fine grid, and its bootstrap interval; an end that met the grid's is open."""
-    errors = (np.log(value_of_repeated(epochs[:, None], R_D_GRID)) - np.log(value[:, None])) ** 2      # [points, grid]
+    errors = (np.log(value_of_repeated(epochs[:, None], R_D_GRID)) - np.log(value[:, None])) ** 2  # [points, grid]
     counts = np.random.default_rng(seed).multinomial(len(value), np.full(len(value), 1 / len(value)), num_resamples)
     drawn = R_D_GRID[np.argmin(counts @ errors, axis=1)]
     low, high = np.quantile(drawn, 0.025, method="lower"), np.quantile(drawn, 0.975, method="higher")
-    return float(R_D_GRID[np.argmin(errors.sum(axis=0))]), [None if low == R_D_GRID[0] else float(low),
-                                                            None if high == R_D_GRID[-1] else float(high)]
+    return float(R_D_GRID[np.argmin(errors.sum(axis=0))]), [
+        None if low == R_D_GRID[0] else float(low),
+        None if high == R_D_GRID[-1] else float(high),
+    ]

@@ -5,6 +5,7 @@ solver sees them, g = d ln L / d theta at a run and sigma the scatter of ln L, t
 M = sum g g' / sigma^2, a quantity with gradient c has the variance v = c' M^-1 c, and one more run lowers it by
 (c' M^-1 g)^2 / (sigma^2 + g' M^-1 g). No run is needed to know that.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from megatron.errors import BadData
 from megatron.scaling.forms import FORMS, Form, Rows
 from megatron.scaling.predict import NORMAL_975
 
-STEP = 1e-4                     # of theta, in the central differences of a quantity
+STEP = 1e-4  # of theta, in the central differences of a quantity
 OPTIMAL = ("N*", "D*", "epochs", "loss")
 
 
 @dataclass(frozen=True)
 class Knowledge:
     """What a fit knows: theta [p], its covariance [p, p], and the scatter of ln L of one run around the law."""
+
     form: Form
     rows: Rows
     theta: np.ndarray
@@ -33,6 +35,7 @@ class Knowledge:
 @dataclass(frozen=True)
 class Quantity:
     """A name of a parameter, exponent or optimum, and where: at a budget C, or at a run (N, D), with U unique tokens."""
+
     name: str
     flops: float | None = None
     params: float | None = None
@@ -53,8 +56,10 @@ def parse_quantity(text: str) -> Quantity:
     except (KeyError, ValueError):
         given = {}
     if name not in OPTIMAL or not ({"flops"} <= set(given) or name == "loss" and {"params", "tokens"} <= set(given)):
-        raise BadData(f"--quantity {text}: expected N*@C, D*@C, epochs@C,U=... or loss@C, each with U=... if tokens repeat, or "
-                      "loss@N=...,D=...; as N*@1e21 or loss@1e21,U=1e9.")
+        raise BadData(
+            f"--quantity {text}: expected N*@C, D*@C, epochs@C,U=... or loss@C, each with U=... if tokens repeat, or "
+            "loss@N=...,D=...; as N*@1e21 or loss@1e21,U=1e9."
+        )
     return Quantity(name, **given)
 
 
@@ -95,7 +100,7 @@ def rank_runs(known: Knowledge, quantity: Quantity, params, tokens, unique_token
     value, slope = _value_and_slope(known, quantity)
     columns = params, tokens, np.minimum(unique, tokens), 6 * params * tokens, np.ones(params.shape)
     runs = Rows(*np.log(columns), known.rows.centre)
-    gradient = known.form.log_loss(known.theta, runs)[1]                                # [p, n]
+    gradient = known.form.log_loss(known.theta, runs)[1]  # [p, n]
     now = slope @ known.covariance @ slope
     gained = (slope @ known.covariance @ gradient) ** 2
     gained /= known.scatter**2 + np.einsum("pn,pq,qn->n", gradient, known.covariance, gradient)
@@ -103,10 +108,20 @@ def rank_runs(known: Knowledge, quantity: Quantity, params, tokens, unique_token
     hours = 6 * params * tokens / flops_per_gpu_hour
     shrinkage = 1 - after / np.sqrt(now)
     order = np.argsort(-shrinkage / hours, kind="stable")
-    return [{"params": float(params[i]), "tokens": float(tokens[i]), "unique_tokens": float(unique[i]),
-             "epochs": float(tokens[i] / unique[i]), "flops": float(6 * params[i] * tokens[i]), "gpu_hours": float(hours[i]),
-             "shrinkage": float(shrinkage[i]), "shrinkage_per_gpu_hour": float(shrinkage[i] / hours[i]),
-             "ci_after": interval_around(value, float(after[i]))} for i in order]
+    return [
+        {
+            "params": float(params[i]),
+            "tokens": float(tokens[i]),
+            "unique_tokens": float(unique[i]),
+            "epochs": float(tokens[i] / unique[i]),
+            "flops": float(6 * params[i] * tokens[i]),
+            "gpu_hours": float(hours[i]),
+            "shrinkage": float(shrinkage[i]),
+            "shrinkage_per_gpu_hour": float(shrinkage[i] / hours[i]),
+            "ci_after": interval_around(value, float(after[i])),
+        }
+        for i in order
+    ]
 
 
 def candidate_runs(known: Knowledge, max_flops: float, reach: float, epochs, num_sizes: int = 13, num_tokens: int = 25):
@@ -114,6 +129,7 @@ def candidate_runs(known: Knowledge, max_flops: float, reach: float, epochs, num
 
     Repetition is offered only where the form's law knows of it. Raises BadData where nothing is affordable.
     """
+
     def axis(ln_values, count):
         return np.geomspace(np.exp(ln_values.min()) / reach, np.exp(ln_values.max()) * reach, count)
 
@@ -124,8 +140,10 @@ def candidate_runs(known: Knowledge, max_flops: float, reach: float, epochs, num
     near = (unique >= np.exp(ln_unique.min()) / reach) & (unique <= np.exp(ln_unique.max()) * reach)
     chosen = near & (6 * params * tokens <= max_flops)
     if not chosen.any():
-        raise BadData(f"no candidate costs less than {max_flops:.3g} FLOPs, the least {np.min(6 * (params * tokens)[near]):.3g}; "
-                      "raise --max-flops.")
+        raise BadData(
+            f"no candidate costs less than {max_flops:.3g} FLOPs, the least {np.min(6 * (params * tokens)[near]):.3g}; "
+            "raise --max-flops."
+        )
     return params[chosen], tokens[chosen], unique[chosen]
 
 
@@ -154,7 +172,7 @@ def _effective_scatter(rms: float, delta: float) -> float:
     """
     cut = delta / max(rms, 1e-12)
     inside = erf(cut / np.sqrt(2))
-    squared = inside - cut * np.sqrt(2 / np.pi) * np.exp(-cut**2 / 2) + cut**2 * (1 - inside)
+    squared = inside - cut * np.sqrt(2 / np.pi) * np.exp(-(cut**2) / 2) + cut**2 * (1 - inside)
     return float(max(rms, 1e-12) * np.sqrt(squared) / inside)
 
 
@@ -162,7 +180,7 @@ def _cluster_weights(cluster, residual):
     """The weight of each row: 1 / (1 + (m - 1) rho) in a cluster of m, rho the agreement of residuals within clusters."""
     size = np.bincount(cluster)[cluster]
     total = np.bincount(cluster, residual)[cluster]
-    agreement = np.sum(residual * (total - residual) / np.maximum(size - 1, 1))     # with the mean of the cluster's others
+    agreement = np.sum(residual * (total - residual) / np.maximum(size - 1, 1))  # with the mean of the cluster's others
     rho = np.clip(agreement / np.sum(residual[size > 1] ** 2), 0, 1) if np.any(size > 1) else 0.0
     return 1 / (1 + (size - 1) * rho)
 
@@ -182,10 +200,16 @@ def _evaluate(known: Knowledge, quantity: Quantity, theta):
         return law.loss(quantity.params, quantity.tokens, unique)
     if quantity.flops is None:
         if quantity.name not in known.form.names:
-            raise BadData(f"--quantity {quantity.name}: the form {known.form.name} has {', '.join(known.form.names)}; "
-                          f"or give one of {', '.join(name + '@C' for name in OPTIMAL)}.")
+            raise BadData(
+                f"--quantity {quantity.name}: the form {known.form.name} has {', '.join(known.form.names)}; "
+                f"or give one of {', '.join(name + '@C' for name in OPTIMAL)}."
+            )
         return known.form.values(theta, known.rows)[:, known.form.names.index(quantity.name)]
     N, D = law.optimum(quantity.flops, unique)
-    at = {"N*": lambda: N, "D*": lambda: D, "loss": lambda: law.loss(N, D, unique),
-          "epochs": lambda: D / (D if unique is None else np.minimum(unique, D))}
+    at = {
+        "N*": lambda: N,
+        "D*": lambda: D,
+        "loss": lambda: law.loss(N, D, unique),
+        "epochs": lambda: D / (D if unique is None else np.minimum(unique, D)),
+    }
     return at[quantity.name]()

@@ -1,4 +1,5 @@
 """What a reader must know before using a fitted law, a sentence each."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,10 +7,10 @@ import numpy as np
 from megatron.scaling.fitted import Fit
 from megatron.scaling.forms import Form, Rows
 
-VANISHED = 1e-3                 # of the smallest loss: an E below that is none
-CLOSE = 1.01                    # objectives within this ratio are equally good
-LEVEL_BIAS = 3.0                # standard errors, and
-LEAST_BIAS = 2e-3               # of the loss: less than another seed changes
+VANISHED = 1e-3  # of the smallest loss: an E below that is none
+CLOSE = 1.01  # objectives within this ratio are equally good
+LEVEL_BIAS = 3.0  # standard errors, and
+LEAST_BIAS = 2e-3  # of the loss: less than another seed changes
 
 
 def diagnose(fit: Fit, law: Form, rows: Rows, theta, low, high, residual) -> list[str]:
@@ -68,8 +69,11 @@ def _at_bounds(law: Form, theta, low, high, free) -> list[str]:
     for i, name in enumerate(law.solved):
         side = "low" if theta[i] <= low[i] + 1e-9 else "high" if theta[i] >= high[i] - 1e-9 else None
         if side and free[i]:
-            found.append("E tends to 0: the irreducible loss is not identified." if (name, side) == ("E", "low") else
-                         f"{name} stopped at a bound ({side}): it is not identified.")
+            found.append(
+                "E tends to 0: the irreducible loss is not identified."
+                if (name, side) == ("E", "low")
+                else f"{name} stopped at a bound ({side}): it is not identified."
+            )
     return found
 
 
@@ -104,14 +108,18 @@ def _misfit(fit: Fit, law: Form, rows: Rows, residual) -> list[str]:
     if floor and floor["rms"] < 1e-9:
         found.append(f"{floor['groups']} groups of runs agree in N, D, U and every digit of the loss: copies, not replicates.")
     elif floor and floor["degrees_of_freedom"] >= 3 and fit.residual_rms > 2 * floor["rms"]:
-        found.append(f"the residuals (rms {fit.residual_rms:.2g} of ln L) are {fit.residual_rms / floor['rms']:.2g} times the "
-                     f"scatter of replicates ({floor['rms']:.2g}): the form does not describe these runs.")
+        found.append(
+            f"the residuals (rms {fit.residual_rms:.2g} of ln L) are {fit.residual_rms / floor['rms']:.2g} times the "
+            f"scatter of replicates ({floor['rms']:.2g}): the form does not describe these runs."
+        )
     single = ~rows.repeated
     if "R_D" in law.names and single.sum() >= 5 and rows.repeated.any():
         mean, error = residual[single].mean(), residual[single].std(ddof=1) / np.sqrt(single.sum())
         if abs(mean) > max(LEVEL_BIAS * error, LEAST_BIAS):
             found.append(f"level bias: single-epoch losses are predicted {100 * np.expm1(mean):+.2g} % off on average.")
     if fit.holdout and fit.holdout["rms"] > 3 * fit.residual_rms:
-        found.append(f"the hold-out error (rms {fit.holdout['rms']:.2g} of ln L) is {fit.holdout['rms'] / fit.residual_rms:.2g} "
-                     "times the residuals of the fit: do not extrapolate that way.")
+        found.append(
+            f"the hold-out error (rms {fit.holdout['rms']:.2g} of ln L) is {fit.holdout['rms'] / fit.residual_rms:.2g} "
+            "times the residuals of the fit: do not extrapolate that way."
+        )
     return found

@@ -5,6 +5,7 @@ the run of least loss counts, and least squares of ln N, ln D and ln L on ln C g
 smaller and a larger model than the best have a curve too: at the ends of the data the best of what there is says nothing
 about the best there could be.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -16,13 +17,14 @@ from megatron.scaling.isoflop import percentile_interval
 from megatron.scaling.runs import records
 from megatron.scaling.table import Table
 
-GRID_A_DECADE = 100             # Hoffmann et al. take 1500 points over six decades
-LEAST_BRACKETED = 0.5           # share of the grid
+GRID_A_DECADE = 100  # Hoffmann et al. take 1500 points over six decades
+LEAST_BRACKETED = 0.5  # share of the grid
 
 
 @dataclass(frozen=True)
 class Curve:
     """One run's loss over training: tokens, flops, loss [points] by rising tokens."""
+
     run: str
     params: float
     cluster: str
@@ -34,15 +36,16 @@ class Curve:
 @dataclass(frozen=True)
 class Envelope:
     """The envelope on its grid and the exponents of N ~ C^a, D ~ C^b, L ~ C^-g; None with fewer than two sizes on it."""
-    flops: np.ndarray                       # [grid]
+
+    flops: np.ndarray  # [grid]
     params: np.ndarray
     tokens: np.ndarray
     loss: np.ndarray
-    bracketed: np.ndarray                   # whether a smaller and a larger model have a curve there
+    bracketed: np.ndarray  # whether a smaller and a larger model have a curve there
     exponents: dict[str, float | None]
     ci: dict[str, list | None]
     num_runs: int
-    num_sizes: int                          # on the bracketed part
+    num_sizes: int  # on the bracketed part
     num_resamples: int
     failed_resamples: int
     seed: int
@@ -63,8 +66,10 @@ def read_curves(table: Table, kind: str = "auto") -> list[Curve]:
     curves = [_curve(members[0], _points(members[0], kind) if group else members) for (group, *_), members in by_run.items()]
     single = [curve.run for curve in curves if len(curve.loss) < 2]
     if single:
-        raise BadData(f"an envelope needs training curves, and {single[0]} has one point ({len(single)} such runs); "
-                      "give rows of several steps a run, or run directories with metrics.jsonl.")
+        raise BadData(
+            f"an envelope needs training curves, and {single[0]} has one point ({len(single)} such runs); "
+            "give rows of several steps a run, or run directories with metrics.jsonl."
+        )
     return curves
 
 
@@ -72,7 +77,7 @@ def fit_envelope(curves: list[Curve], num_resamples: int = 400, seed=0) -> Envel
     """Fit the envelope of the curves; intervals are 95 % percentiles over whole clusters drawn with replacement."""
     sizes = np.array([curve.params for curve in curves])
     grid = _grid(curves)
-    losses = np.stack([_interpolated(curve, grid, curve.loss) for curve in curves])             # [runs, grid]
+    losses = np.stack([_interpolated(curve, grid, curve.loss) for curve in curves])  # [runs, grid]
     tokens = np.stack([_interpolated(curve, grid, curve.tokens) for curve in curves])
     point, bracketed = _exponents(np.arange(len(curves)), sizes, losses, tokens, np.log(grid))
     best = np.argmin(losses, axis=0)
@@ -80,9 +85,20 @@ def fit_envelope(curves: list[Curve], num_resamples: int = 400, seed=0) -> Envel
     draws, failed = _resample(curves, sizes, losses, tokens, np.log(grid), num_resamples if point is not None else 0, seed)
     found = dict(zip("abg", point)) if point is not None else dict.fromkeys("abg")
     ends = [list(percentile_interval(column)) for column in draws.T] if len(draws) else [None] * 3
-    fitted = Envelope(flops=grid, params=sizes[best], tokens=tokens[here], loss=losses[here], bracketed=bracketed,
-                      exponents=found, ci=dict(zip("abg", ends)), num_runs=len(curves), failed_resamples=failed,
-                      num_sizes=len(np.unique(sizes[best[bracketed]])), num_resamples=num_resamples, seed=seed)
+    fitted = Envelope(
+        flops=grid,
+        params=sizes[best],
+        tokens=tokens[here],
+        loss=losses[here],
+        bracketed=bracketed,
+        exponents=found,
+        ci=dict(zip("abg", ends)),
+        num_runs=len(curves),
+        failed_resamples=failed,
+        num_sizes=len(np.unique(sizes[best[bracketed]])),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
     fitted.warnings.extend(_warnings(fitted, curves))
     return fitted
 
@@ -91,8 +107,11 @@ def _points(row: dict, kind: str) -> list[dict]:
     """The records of a run directory in the table's unit and FLOP convention."""
     per_token = row["flops"] / row["tokens"]
     scale = row.get("loss_scale", 1.0)
-    return [{"tokens": record["tokens"], "flops": per_token * record["tokens"], "loss": scale * record["loss"]}
-            for record in records(row["path"], kind) if record["tokens"] > 0 and record["loss"] > 0]
+    return [
+        {"tokens": record["tokens"], "flops": per_token * record["tokens"], "loss": scale * record["loss"]}
+        for record in records(row["path"], kind)
+        if record["tokens"] > 0 and record["loss"] > 0
+    ]
 
 
 def _curve(row: dict, points: list[dict]) -> Curve:
@@ -146,19 +165,26 @@ def _resample(curves, sizes, losses, tokens, ln_grid, num_resamples, seed):
 
 
 def _warnings(fitted: Envelope, curves: list[Curve]) -> list[str]:
-    found = ["points within a run come before its learning rate has decayed, unless it is constant: their losses are higher "
-             "than those of a run decayed there, and a leans towards large models (Hoffmann et al., section 2)."]
+    found = [
+        "points within a run come before its learning rate has decayed, unless it is constant: their losses are higher "
+        "than those of a run decayed there, and a leans towards large models (Hoffmann et al., section 2)."
+    ]
     share = float(np.mean(fitted.bracketed))
     if share < LEAST_BRACKETED:
-        found.append(f"only {share:.0%} of the range of compute has a smaller and a larger model beside the best; the rest is "
-                     "left out of the exponents.")
+        found.append(
+            f"only {share:.0%} of the range of compute has a smaller and a larger model beside the best; the rest is "
+            "left out of the exponents."
+        )
     if 2 <= fitted.num_sizes < 4:
         found.append(f"the exponents rest on {fitted.num_sizes} sizes: a staircase of as many steps.")
     if fitted.failed_resamples > 0.05 * fitted.num_resamples:
-        found.append(f"{fitted.failed_resamples} of {fitted.num_resamples} resamples had no exponents: "
-                     "the intervals are too narrow.")
+        found.append(
+            f"{fitted.failed_resamples} of {fitted.num_resamples} resamples had no exponents: the intervals are too narrow."
+        )
     noisy = [curve.run for curve in curves if len(curve.loss) > 4 and np.mean(np.diff(curve.loss) > 0) > 0.2]
     if noisy:
-        found.append(f"the curve of {noisy[0]} rises at over a fifth of its points ({len(noisy)} such runs): the least of noisy "
-                     "curves is too low; use validation losses, or fewer points a run.")
+        found.append(
+            f"the curve of {noisy[0]} rises at over a fifth of its points ({len(noisy)} such runs): the least of noisy "
+            "curves is too low; use validation losses, or fewer points a run."
+        )
     return found

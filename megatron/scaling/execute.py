@@ -3,6 +3,7 @@
 `in-process` puts small runs of one device side by side in few processes, `one-by-one` gives each its own, `torchrun` its own
 on every rank of the machine or of the Slurm job. A run finds its trunk finished before it branches off.
 """
+
 from __future__ import annotations
 
 import json
@@ -32,9 +33,10 @@ CHECKPOINT = re.compile(r"step-([0-9]+)(?:\.a([0-9]+))?")
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """How processes are started: side by side or not, over how many ranks and nodes."""
+
     how: str = "one-by-one"
-    processes: int | None = None            # runs at a time; in-process only
-    nproc: int = 1                          # ranks a node
+    processes: int | None = None  # runs at a time; in-process only
+    nproc: int = 1  # ranks a node
     nodes: int = 1
 
     def words(self) -> list[str]:
@@ -54,6 +56,7 @@ class Start:
 @dataclass
 class Interruption:
     """SIGTERM, SIGINT or SIGUSR1 while a plan is on: the child is told to save and stop, and nothing new is started."""
+
     arrived: bool = False
     child: subprocess.Popen | None = None
     before: dict = field(default_factory=dict)
@@ -87,8 +90,15 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run_plan(plan, runs_dir: str | Path, start: Start, *, only: list[str] | None = None, retry_failed: bool = False,
-             say: Callable[[str], None] = tell) -> int:
+def run_plan(
+    plan,
+    runs_dir: str | Path,
+    start: Start,
+    *,
+    only: list[str] | None = None,
+    retry_failed: bool = False,
+    say: Callable[[str], None] = tell,
+) -> int:
     """Run what is not finished, trunks before their branches. Returns 0 when all is done, 1 when a run failed or could not
     start, 85 or 86 when a signal or a kill switch stopped it; of one run
     alone its own exit code.
@@ -119,8 +129,9 @@ def choose(plan, only: list[str] | None) -> list[dict]:
     known = {run["name"] for run in plan.runs}
     unknown = [name for name in only or () if name not in known]
     if unknown:
-        raise ConfigError([f"--only {name}: the plan has no such run; it has {', '.join(sorted(known)[:5])}, ..."
-                           for name in unknown])
+        raise ConfigError(
+            [f"--only {name}: the plan has no such run; it has {', '.join(sorted(known)[:5])}, ..." for name in unknown]
+        )
     return [run for run in plan.runs if not only or run["name"] in only]
 
 
@@ -151,12 +162,13 @@ def run_together(runs: list[dict], runs_dir: Path, start: Start, interruption: I
         with listed(batch, runs_dir) as commands:
             words = [*start.words(), sys.executable, str(program("tools/run_list.py")), str(commands)]
             processes = start.processes if start.how == "in-process" else 1
-            code = interruption.call([*words, *(["--processes", str(processes)] if processes else [])],
-                                     start.environ(runs_dir / batch[0]["name"]))
+            code = interruption.call(
+                [*words, *(["--processes", str(processes)] if processes else [])], start.environ(runs_dir / batch[0]["name"])
+            )
         if interruption.arrived or code in (PREEMPTED, KILLED):
             return code if code == KILLED else PREEMPTED
         unstarted = note_deaths(batch, runs_dir, before, code)
-        if unstarted and len(unstarted) < len(batch):           # a process died and took its place in the queue along
+        if unstarted and len(unstarted) < len(batch):  # a process died and took its place in the queue along
             batches.insert(0, unstarted)
         elif unstarted:
             say(f"{', '.join(run['name'] for run in unstarted)} did not start (exit code {code}): the reason is above")
@@ -207,6 +219,7 @@ def summarize(runs: list[dict], runs_dir: Path, unfinished: bool, say: Callable[
 
 
 # One run's command line
+
 
 def command_line(run: dict, runs_dir: Path) -> list[str]:
     """The words that start a run, or go on with it from its own last checkpoint; a branch begins at its trunk's."""
@@ -259,6 +272,7 @@ def program(name: str) -> Path:
 
 
 # Choosing
+
 
 def choose_start(plan, how: str, processes: int | None, nproc: int | None, nodes: int) -> Start:
     """What `auto` means here: in few processes on a CPU, one after another on a GPU, over all ranks where there are several."""

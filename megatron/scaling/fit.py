@@ -1,4 +1,5 @@
 """Fit a law to observations: Huber loss on log residuals, many starts, resampled clusters, profiles, and what to distrust."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -24,13 +25,25 @@ from megatron.scaling.solver import Ends, Problem, minimise, persist
 __all__ = ["Fit", "fit_chinchilla", "fit_law", "load_fit", "save_fit"]
 METHODS = ("percentile", "delta", "profile")
 PROFILED = ("E", "alpha", "beta", "alpha_N", "alpha_D", "R_D", "R_N", "phi", "psi")
-SAME_BASIN = 0.02               # largest distance, in centred parameters, of two descriptions of one optimum
+SAME_BASIN = 0.02  # largest distance, in centred parameters, of two descriptions of one optimum
 NUM_BASINS = 5
-RIVAL = 1.05                    # objectives up to this multiple of the least also start every resample
+RIVAL = 1.05  # objectives up to this multiple of the least also start every resample
 
 
-def fit_law(table, form: str = "chinchilla", *, delta: float = 1e-3, reduction: str = "sum", starts="default",
-            num_resamples: int = 1000, ci: str = "percentile", holdout=None, seed: int = 0, cluster=None, chinchilla=None) -> Fit:
+def fit_law(
+    table,
+    form: str = "chinchilla",
+    *,
+    delta: float = 1e-3,
+    reduction: str = "sum",
+    starts="default",
+    num_resamples: int = 1000,
+    ci: str = "percentile",
+    holdout=None,
+    seed: int = 0,
+    cluster=None,
+    chinchilla=None,
+) -> Fit:
     """Minimise the sum over rows of Huber_delta(ln L - ln loss) (Hoffmann et al., arXiv:2203.15556, approach 3).
 
     table: a Table, rows as dicts, or columns {params, tokens, loss, unique_tokens?, flops?, run?, cluster?} of [n]; `cluster`
@@ -57,16 +70,21 @@ def fit_law(table, form: str = "chinchilla", *, delta: float = 1e-3, reduction: 
     basins, share = _basins(law, rows, ends, len(first))
     trust = _intervals(problem, law, rows, ends, first[0], low, high, clusters, num_resamples, ci, seed, chinchilla)
     residual, gradient = (part[0] for part in problem.residuals(theta[None]))
-    free = low < high
     values = law.values(theta, rows)
-    residuals = _residual_table(observed, law.from_values(values), left_out)
-    fit = Fit(form=law.name, params=dict(zip(law.names, values.tolist())), objective=float(ends.objective[0]), delta=delta,
-              reduction=reduction, rows_used=len(rows), num_runs=int(clusters.max()) + 1, num_starts=len(first),
-              share_at_optimum=share, basins=basins, condition=_condition(gradient[free]), seed=seed,
-              residual_rms=float(np.sqrt(np.mean(residual**2))), residuals=residuals, held=_held_params(chinchilla),
-              noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique),
-              holdout=_holdout_error(residuals, condition), range=observed.range(~left_out), **observed.record, **trust)
-    if vanished(fit, rows):                             # resamples that agree on no E at all say nothing of how large it may be
+    found = {
+        "params": dict(zip(law.names, values.tolist())),
+        "objective": float(ends.objective[0]),
+        "num_starts": len(first),
+        "share_at_optimum": share,
+        "basins": basins,
+        "condition": _condition(gradient[low < high]),
+        "residual_rms": float(np.sqrt(np.mean(residual**2))),
+        "residuals": _residual_table(observed, law.from_values(values), left_out),
+        **trust,
+    }
+    asked = {"form": law.name, "delta": delta, "reduction": reduction, "seed": seed, "held": _held_params(chinchilla)}
+    fit = _record(asked, found, rows, clusters, observed, left_out, condition)
+    if vanished(fit, rows):  # resamples that agree on no E at all say nothing of how large it may be
         for intervals in (fit.ci, fit.profile):
             intervals |= {"E": [None, None]} if intervals else {}
         fit.se.pop("E", None)
@@ -83,7 +101,22 @@ def fit_chinchilla(N, D, loss, delta=1e-3, starts=None, seed=0, run=None, num_re
     return fit_law(columns, delta=delta, starts="default" if starts is None else starts, seed=seed, num_resamples=num_resamples)
 
 
+def _record(asked: dict, found: dict, rows: Rows, clusters, observed: Observations, left_out, condition) -> Fit:
+    """What was asked and found, with what the rows themselves say."""
+    return Fit(
+        **asked,
+        **found,
+        rows_used=len(rows),
+        num_runs=int(clusters.max()) + 1,
+        noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique),
+        holdout=_holdout_error(found["residuals"], condition),
+        range=observed.range(~left_out),
+        **observed.record,
+    )
+
+
 # ---- what is fitted
+
 
 def _form(name: str) -> Form:
     if name not in FORMS:
@@ -94,13 +127,16 @@ def _form(name: str) -> Form:
 def _check(law: Form, rows: Rows, ci: str, reduction: str, sources: list[dict]) -> None:
     if len(rows) < len(law.solved):
         of = f" of {sources[0]['path']}{' and others' * (len(sources) > 1)}" if sources else ""
-        raise BadData(f"{law.name} has {len(law.solved)} parameters and there are {len(rows)} runs{of}: "
-                      "add runs (15 or more, over 3 budgets).")
+        raise BadData(
+            f"{law.name} has {len(law.solved)} parameters and there are {len(rows)} runs{of}: "
+            "add runs (15 or more, over 3 budgets)."
+        )
     if ci not in METHODS or reduction not in ("sum", "mean"):
         raise BadData(f"found ci {ci} and reduction {reduction}, expected one of {', '.join(METHODS)}, and sum or mean.")
 
 
 # ---- the two-stage fit
+
 
 def _first_stage(chinchilla, law: Form, observed: Observations, chosen, delta, num_resamples, seed):
     """The Fit (or plain parameters) that a two-stage fit holds, None for a joint one."""
@@ -143,6 +179,7 @@ def _held_params(chinchilla) -> dict:
 
 # ---- the optimum
 
+
 def _starts(law: Form, rows: Rows, starts, seed) -> np.ndarray:
     if isinstance(starts, str) and starts not in ("default", "grid"):
         raise BadData(f"starts {starts!r}: expected default, grid, or how many.")
@@ -169,8 +206,10 @@ def _descend(problem: Problem, first, low, high, name: str) -> Ends:
     ends = persist(problem, ends, ends.objective < RIVAL * ends.objective.min(), low, high)
     good = np.flatnonzero(ends.converged)
     if not len(good):
-        raise Refusal(f"{name} did not converge from any of {len(first)} starts on {len(problem.ln_loss)} rows: "
-                      "give other starts or more runs.")
+        raise Refusal(
+            f"{name} did not converge from any of {len(first)} starts on {len(problem.ln_loss)} rows: "
+            "give other starts or more runs."
+        )
     order = good[np.argsort(ends.objective[good], kind="stable")]
     return Ends(ends.theta[order], ends.objective[order], ends.converged[order])
 
@@ -180,8 +219,13 @@ def _basins(law: Form, rows: Rows, ends: Ends, num_starts: int) -> tuple[list[di
     theta, objective, found = ends.theta, ends.objective, []
     while len(theta) and len(found) <= NUM_BASINS:
         same = np.max(np.abs(theta - theta[0]), axis=1) < SAME_BASIN
-        found.append({"objective": float(objective[0]), "starts": int(same.sum()),
-                      "params": dict(zip(law.names, law.values(theta[0], rows).tolist()))})
+        found.append(
+            {
+                "objective": float(objective[0]),
+                "starts": int(same.sum()),
+                "params": dict(zip(law.names, law.values(theta[0], rows).tolist())),
+            }
+        )
         theta, objective = theta[~same], objective[~same]
     return found[1:], found[0]["starts"] / num_starts
 
@@ -192,6 +236,7 @@ def _condition(gradient) -> float:
 
 
 # ---- intervals
+
 
 def _intervals(problem, law, rows, ends: Ends, first, low, high, clusters, num_resamples, method, seed, chinchilla) -> dict:
     """What a Fit says about its errors: ci, se, draws, profile and how they were made."""
@@ -229,13 +274,15 @@ def _by_delta(law: Form, rows: Rows, theta, covariance, dof: int, held) -> tuple
     slopes = slopes / np.where(logarithmic, values, 1)[:, None]
     intervals, errors = delta_method(values, slopes, covariance, dof, logarithmic)
     fitted = [(name, *rest) for name, *rest in zip(law.names, intervals, errors) if name not in held]
-    return ({name: [float(end) if np.isfinite(end) and end else None for end in ends] for name, ends, _ in fitted},
-            {name: float(error) for name, _, error in fitted})
+    return (
+        {name: [float(end) if np.isfinite(end) and end else None for end in ends] for name, ends, _ in fitted},
+        {name: float(error) for name, _, error in fitted},
+    )
 
 
 def _resampled(problem, law, rows, ends, first, low, high, clusters, num_resamples, seed, chinchilla) -> dict:
     """Percentile intervals, standard errors and draws of resampled clusters, and how many resamples failed."""
-    if not num_resamples or clusters.max() < np.sum(low < high):            # an interpolation has no scatter
+    if not num_resamples or clusters.max() < np.sum(low < high):  # an interpolation has no scatter
         return {"num_resamples": num_resamples, "failed_resamples": num_resamples}
     optimum = ends.theta[0]
     rival = (ends.objective < RIVAL * ends.objective[0]) & (np.max(np.abs(ends.theta - optimum), axis=1) > SAME_BASIN)
@@ -253,10 +300,13 @@ def _resampled(problem, law, rows, ends, first, low, high, clusters, num_resampl
     if failed >= num_resamples / 2:
         return made
     draws = law.values(theta, rows)
-    varies = draws.std(axis=0) > 1e-9 * np.abs(draws).mean(axis=0)          # a held parameter without draws does not
+    varies = draws.std(axis=0) > 1e-9 * np.abs(draws).mean(axis=0)  # a held parameter without draws does not
     pairs = percentiles(draws, _outside(law, theta, low, high))
-    ci = {name: [float(end) if np.isfinite(end) else None for end in pair]
-          for name, pair, wanted in zip(law.names, pairs, varies) if wanted}
+    ci = {
+        name: [float(end) if np.isfinite(end) else None for end in pair]
+        for name, pair, wanted in zip(law.names, pairs, varies)
+        if wanted
+    }
     errors = zip(law.names, draws.std(axis=0, ddof=1).tolist())
     return made | {"draws": draws, "ci": ci, "se": {name: error for name, error in errors if None not in ci.get(name, [None])}}
 
@@ -267,8 +317,10 @@ def _outside(law: Form, theta, low, high) -> np.ndarray:
     A term follows its exponent: A is not known where alpha is not.
     """
     free = low < high
-    sides = {name: np.where(theta[:, i] >= high[i] - 1e-9, 1, np.where(theta[:, i] <= low[i] + 1e-9, -1, 0)) * free[i]
-             for i, name in enumerate(law.solved)}
+    sides = {
+        name: np.where(theta[:, i] >= high[i] - 1e-9, 1, np.where(theta[:, i] <= low[i] + 1e-9, -1, 0)) * free[i]
+        for i, name in enumerate(law.solved)
+    }
     for term, exponent in (("A", "alpha"), ("B", "beta"), ("N_c", "alpha_N"), ("D_c", "alpha_D"), ("P", "phi")):
         if term in sides and exponent in sides:
             sides[term] = np.where(sides[term] == 0, sides[exponent], sides[term])
@@ -277,19 +329,32 @@ def _outside(law: Form, theta, low, high) -> np.ndarray:
 
 # ---- what else is reported
 
+
 def _residual_table(observed: Observations, law, left_out) -> list[dict]:
     columns = observed.columns
-    axis = getattr(law, "axis", None)                                      # C is what the table says, which need not be 6ND
+    axis = getattr(law, "axis", None)  # C is what the table says, which need not be 6ND
     predicted = law.at(columns[axis]) if axis else law.loss(*(columns[name] for name in ("params", "tokens", "unique_tokens")))
-    return [{"run": name, "cluster": str(observed.cluster[i]), **{axis: float(columns[axis][i]) for axis in AXES},
-             "predicted": float(predicted[i]), "residual": float(np.log(columns["loss"][i] / predicted[i])),
-             "held_out": bool(left_out[i])}
-            for i, name in enumerate(observed.names)]
+    return [
+        {
+            "run": name,
+            "cluster": str(observed.cluster[i]),
+            **{axis: float(columns[axis][i]) for axis in AXES},
+            "predicted": float(predicted[i]),
+            "residual": float(np.log(columns["loss"][i] / predicted[i])),
+            "held_out": bool(left_out[i]),
+        }
+        for i, name in enumerate(observed.names)
+    ]
 
 
 def _holdout_error(residuals: list[dict], condition: str | None) -> dict | None:
     if condition is None:
         return None
     error = np.array([row["residual"] for row in residuals if row["held_out"]])
-    return {"condition": condition, "rows": len(error), "rms": float(np.sqrt(np.mean(error**2))), "mean": float(error.mean()),
-            "largest": float(np.max(np.abs(error)))}
+    return {
+        "condition": condition,
+        "rows": len(error),
+        "rms": float(np.sqrt(np.mean(error**2))),
+        "mean": float(error.mean()),
+        "largest": float(np.max(np.abs(error))),
+    }

@@ -1,4 +1,5 @@
 """A fitted law and how far to trust it; its file."""
+
 from __future__ import annotations
 
 import csv
@@ -17,42 +18,43 @@ from megatron.files import staged
 from megatron.scaling.forms import FORMS
 
 SCHEMA_VERSION = 2
-FAR = 10.0                      # times beyond the data: a prediction there says so
+FAR = 10.0  # times beyond the data: a prediction there says so
 RESIDUALS = ("run", "cluster", "params", "tokens", "unique_tokens", "flops", "loss", "predicted", "residual", "held_out")
 
 
 @dataclass(frozen=True)
 class Fit:
     """A fitted law. `ci` and `se` are empty where nothing was resampled; None in `ci` is an end that the data do not bound."""
+
     form: str
-    params: dict[str, float]                # published parameters, and compute exponents a and b where the form has them
-    objective: float = math.nan             # the sum over rows, not scaled, whatever the reduction
+    params: dict[str, float]  # published parameters, and compute exponents a and b where the form has them
+    objective: float = math.nan  # the sum over rows, not scaled, whatever the reduction
     delta: float = 1e-3
     reduction: str = "sum"
     rows_used: int = 0
-    num_runs: int = 0                       # clusters
+    num_runs: int = 0  # clusters
     num_starts: int = 0
     share_at_optimum: float = math.nan
-    basins: list[dict] = field(default_factory=list)                    # other optima, best first
-    condition: float = math.nan             # of the Jacobian with unit columns, centred parameters
-    residual_rms: float = math.nan          # of ln L
+    basins: list[dict] = field(default_factory=list)  # other optima, best first
+    condition: float = math.nan  # of the Jacobian with unit columns, centred parameters
+    residual_rms: float = math.nan  # of ln L
     seed: int = 0
     ci_method: str = "none"
     ci: dict[str, list] = field(default_factory=dict)
     se: dict[str, float] = field(default_factory=dict)
-    profile: dict[str, list] = field(default_factory=dict)              # 95 % intervals of the profile
-    draws: np.ndarray | None = field(default=None, repr=False)          # [resamples, len(names)], columns `names`
+    profile: dict[str, list] = field(default_factory=dict)  # 95 % intervals of the profile
+    draws: np.ndarray | None = field(default=None, repr=False)  # [resamples, len(names)], columns `names`
     num_resamples: int = 0
     failed_resamples: int = 0
-    noise_floor: dict | None = None         # rms of ln L among replicates
-    holdout: dict | None = None             # error on rows that were not fitted
-    held: dict[str, float] = field(default_factory=dict)                # parameters that were given, not fitted
-    range: dict[str, list] = field(default_factory=dict)                # least and largest value of each axis
+    noise_floor: dict | None = None  # rms of ln L among replicates
+    holdout: dict | None = None  # error on rows that were not fitted
+    held: dict[str, float] = field(default_factory=dict)  # parameters that were given, not fitted
+    range: dict[str, list] = field(default_factory=dict)  # least and largest value of each axis
     conventions: dict = field(default_factory=dict)
     choices: dict = field(default_factory=dict)
     sources: list[dict] = field(default_factory=list)
     rows_dropped: list[dict] = field(default_factory=list)
-    residuals: list[dict] = field(default_factory=list, repr=False)     # a row each: RESIDUALS
+    residuals: list[dict] = field(default_factory=list, repr=False)  # a row each: RESIDUALS
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -101,11 +103,21 @@ class Fit:
 
 def save_fit(fit: Fit, folder: str | Path) -> None:
     """Write fit.json, residuals.csv and table.txt into a folder, all or none. Raises CannotWrite."""
-    record = {"schema_version": SCHEMA_VERSION, **vars(fit), "equation": FORMS[fit.form].equation, "names": list(fit.names),
-              "num_parameters": len(FORMS[fit.form].solved) - len(fit.held), "residual": "ln loss - ln L",
-              "draws": None if fit.draws is None else fit.draws.tolist(),
-              "versions": {"megatron": megatron.__version__, "python": platform.python_version(), "numpy": np.__version__,
-                           "scipy": scipy.__version__}}
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        **vars(fit),
+        "equation": FORMS[fit.form].equation,
+        "names": list(fit.names),
+        "num_parameters": len(FORMS[fit.form].solved) - len(fit.held),
+        "residual": "ln loss - ln L",
+        "draws": None if fit.draws is None else fit.draws.tolist(),
+        "versions": {
+            "megatron": megatron.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+    }
     del record["residuals"]
     with staged(Path(folder)) as stage:
         (stage / "fit.json").write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
@@ -195,26 +207,42 @@ def plain(value):
 
 # ---- the table a person reads
 
+
 def parameter_lines(fit: Fit) -> list[tuple[str, str, str, str, str]]:
     """(name, value, standard error, interval, profile interval) of every parameter."""
-    return [(name, f"{fit.params[name]:.6g}", "held" if name in fit.held else f"{fit.se[name]:.3g}" if name in fit.se else "-",
-             _ends(fit.ci.get(name)), _ends(fit.profile.get(name))) for name in fit.names]
+    return [
+        (
+            name,
+            f"{fit.params[name]:.6g}",
+            "held" if name in fit.held else f"{fit.se[name]:.3g}" if name in fit.se else "-",
+            _ends(fit.ci.get(name)),
+            _ends(fit.profile.get(name)),
+        )
+        for name in fit.names
+    ]
 
 
 def setting_lines(fit: Fit) -> list[tuple[str, str]]:
     """(what, value) of everything else that a reader needs."""
-    lines = [("form", FORMS[fit.form].equation),
-             ("objective", f"{fit.objective:.9g}, the sum of Huber terms, delta {fit.delta:g} on ln L"),
-             ("rows", f"{fit.rows_used} used in {fit.num_runs} clusters, {len(fit.rows_dropped)} left out"),
-             ("starts", f"{fit.num_starts}, {fit.share_at_optimum:.1%} of them at this optimum"),
-             ("residual rms of ln L", f"{fit.residual_rms:.4g}"), ("condition number", f"{fit.condition:.4g}"),
-             ("intervals", f"95 %, {fit.ci_method}, {fit.num_resamples} resamples ({fit.failed_resamples} failed), "
-                           f"seed {fit.seed}")]
+    lines = [
+        ("form", FORMS[fit.form].equation),
+        ("objective", f"{fit.objective:.9g}, the sum of Huber terms, delta {fit.delta:g} on ln L"),
+        ("rows", f"{fit.rows_used} used in {fit.num_runs} clusters, {len(fit.rows_dropped)} left out"),
+        ("starts", f"{fit.num_starts}, {fit.share_at_optimum:.1%} of them at this optimum"),
+        ("residual rms of ln L", f"{fit.residual_rms:.4g}"),
+        ("condition number", f"{fit.condition:.4g}"),
+        ("intervals", f"95 %, {fit.ci_method}, {fit.num_resamples} resamples ({fit.failed_resamples} failed), seed {fit.seed}"),
+    ]
     if fit.noise_floor:
         lines.append(("replicate scatter of ln L", f"{fit.noise_floor['rms']:.4g} ({fit.noise_floor['groups']} groups)"))
     if fit.holdout:
-        lines.append(("hold-out", f"{fit.holdout['condition']}: {fit.holdout['rows']} rows, "
-                                  f"rms of ln L {fit.holdout['rms']:.4g}, mean {fit.holdout['mean']:+.4g}"))
+        lines.append(
+            (
+                "hold-out",
+                f"{fit.holdout['condition']}: {fit.holdout['rows']} rows, "
+                f"rms of ln L {fit.holdout['rms']:.4g}, mean {fit.holdout['mean']:+.4g}",
+            )
+        )
     for basin in fit.basins:
         inside = ", ".join(f"{name} {value:.5g}" for name, value in basin["params"].items())
         lines.append(("other optimum", f"{basin['objective']:.9g} from {basin['starts']} starts: {inside}"))

@@ -4,6 +4,7 @@ The solver's parameters theta are E itself, so that an E that vanishes is near, 
 of the data, where they hardly depend on the exponents (corr(ln A, alpha) = 0.9993 uncentred): optima are reached from nearly
 every start.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -16,17 +17,18 @@ from megatron.errors import BadData
 from megatron.scaling import laws
 
 EXPONENTS = (1e-3, 5.0)
-REPETITIONS = (np.log(1e-2), np.log(1e6))       # of R_D and R_N
-LEAST_SHARE = 1e-6              # of the smallest loss: below it E has left the law
-LINEAR = ("E", "alpha", "beta", "alpha_N", "alpha_D", "phi", "psi")    # no logarithms to the solver
+REPETITIONS = (np.log(1e-2), np.log(1e6))  # of R_D and R_N
+LEAST_SHARE = 1e-6  # of the smallest loss: below it E has left the law
+LINEAR = ("E", "alpha", "beta", "alpha_N", "alpha_D", "phi", "psi")  # no logarithms to the solver
 STEPS = (0.1, 0.3, 0.6, 1.0, 1.5)
 KAPLAN_STEPS = (0.02, 0.06, 0.15, 0.4)
-SINGLE = 1 + 1e-6               # passes over the data that are still one
+SINGLE = 1 + 1e-6  # passes over the data that are still one
 
 
 @dataclass(frozen=True)
 class Rows:
     """Logarithms of params, tokens, unique tokens (<= tokens), FLOPs and loss, [n] each, and the centre of the data."""
+
     params: np.ndarray
     tokens: np.ndarray
     unique: np.ndarray
@@ -40,8 +42,13 @@ class Rows:
         params, tokens, unique, flops, loss = (np.log(np.float64(column)) for column in (params, tokens, unique, flops, loss))
         unique = np.minimum(unique, tokens)
         passes = np.expm1(tokens - unique)[tokens - unique > np.log(SINGLE)]
-        centre = {"params": params.mean(), "tokens": tokens.mean(), "flops": flops.mean(),
-                  "repeats": np.log(passes).mean() if len(passes) else 0.0, "ratio": (params - unique).mean()}
+        centre = {
+            "params": params.mean(),
+            "tokens": tokens.mean(),
+            "flops": flops.mean(),
+            "repeats": np.log(passes).mean() if len(passes) else 0.0,
+            "ratio": (params - unique).mean(),
+        }
         return cls(params, tokens, unique, flops, loss, {name: float(value) for name, value in centre.items()})
 
     def __len__(self) -> int:
@@ -74,13 +81,14 @@ class Rows:
 
 class Form:
     """E + A/N^alpha + B/D^beta, and what every other form answers too."""
+
     name = "chinchilla"
     equation = "L = E + A/N^alpha + B/D^beta"
-    names: tuple[str, ...] = ("E", "A", "B", "alpha", "beta", "a", "b")         # as published: `values` gives them in this order
-    solved: tuple[str, ...] = ("A", "B", "E", "alpha", "beta")                  # in the order of theta
+    names: tuple[str, ...] = ("E", "A", "B", "alpha", "beta", "a", "b")  # as published: `values` gives them in this order
+    solved: tuple[str, ...] = ("A", "B", "E", "alpha", "beta")  # in the order of theta
     axes: tuple[str, ...] = ("params", "tokens")
-    beta_at = 4                                                                 # in theta
-    simpler: Form | None = None                                                 # the form that this one extends
+    beta_at = 4  # in theta
+    simpler: Form | None = None  # the form that this one extends
 
     def log_loss(self, theta, rows: Rows):
         """ln L [..., n] and its gradient [..., p, n] at theta [..., p]."""
@@ -101,8 +109,9 @@ class Form:
         Raises BadData for other forms.
         """
         if self.solved not in (Form.solved, Tied.solved):
-            raise BadData(f"--starts grid is published for the Chinchilla forms only, not for {self.name}: "
-                          "leave it out, or give a number.")
+            raise BadData(
+                f"--starts grid is published for the Chinchilla forms only, not for {self.name}: leave it out, or give a number."
+            )
         terms, floors, exponents = np.linspace(0, 25, 6), np.linspace(-1, 1, 5), np.linspace(0, 2, 5)
         return self.centred(np.array(list(itertools.product(terms, terms, floors, *[exponents] * (len(self.solved) - 3)))), rows)
 
@@ -143,6 +152,7 @@ class Form:
 
 class Tied(Form):
     """Chinchilla's law with one exponent for both."""
+
     name = "chinchilla-tied"
     equation = "L = E + A/N^alpha + B/D^alpha"
     solved = ("A", "B", "E", "alpha")
@@ -164,6 +174,7 @@ class Tied(Form):
 
 class Kaplan(Form):
     """Kaplan's L(N, D)."""
+
     name = "kaplan"
     equation = "L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D"
     names = ("N_c", "D_c", "alpha_N", "alpha_D", "a", "b")
@@ -207,13 +218,17 @@ class Power(Form):
         return by_floor(laws.log_power, theta, rows.centred(self.axes[0]))
 
     def bounds(self, rows):
-        return np.array([rows.term_bounds, EXPONENTS, rows.floor_bounds][:len(self.solved)])
+        return np.array([rows.term_bounds, EXPONENTS, rows.floor_bounds][: len(self.solved)])
 
     def starts(self, rows):
         if not self.floor:
             return np.array([(np.median(rows.loss), alpha) for alpha in KAPLAN_STEPS])
-        return np.array([(*_split(rows, share)[:1], alpha, _split(rows, share)[2])
-                         for alpha, share in itertools.product((0.02, *STEPS), (0.3, 0.6, 0.9))])
+        return np.array(
+            [
+                (*_split(rows, share)[:1], alpha, _split(rows, share)[2])
+                for alpha, share in itertools.product((0.02, *STEPS), (0.3, 0.6, 0.9))
+            ]
+        )
 
     def centred(self, theta, rows):
         term = (theta[..., 0] - rows.centre[self.axes[0]]) * theta[..., 1]
@@ -227,7 +242,7 @@ class Power(Form):
 
     def values(self, theta, rows):
         law = self.law(theta, rows)
-        return np.stack([law.E, law.X_c, law.alpha][-len(self.names):], axis=-1)
+        return np.stack([law.E, law.X_c, law.alpha][-len(self.names) :], axis=-1)
 
     def law_of(self, fields):
         scale = next(name for name in fields if name.endswith("_c"))
@@ -236,6 +251,7 @@ class Power(Form):
 
 class DataConstrained(Form):
     """Chinchilla's law of effective parameters and tokens."""
+
     name = "data-constrained"
     equation = "L = E + A/N'^alpha + B/D'^beta, X' = U_X (1 + R_X (1 - exp(-r/R_X))), r = X/U_X - 1"
     names = (*Form.names, "R_D", "R_N")
@@ -264,6 +280,7 @@ class DataConstrained(Form):
 
 class DataConstrainedOverfit(DataConstrained):
     """Data-constrained with a term that rises with epochs."""
+
     name = "data-constrained-overfit"
     equation = DataConstrained.equation + ", + P r_D^phi (N/U)^psi"
     names = (*DataConstrained.names, "P", "phi", "psi")
@@ -294,9 +311,17 @@ class DataConstrainedOverfit(DataConstrained):
         return laws.DataConstrainedOverfit(floor, *np.exp([ln_a, ln_b]), alpha, beta, *np.exp([ln_rd, ln_rn, ln_p]), phi, psi)
 
 
-FORMS = {form.name: form for form in (
-    Form(), Tied(), Kaplan(), *(Power(axis, floor) for floor in (False, True) for axis in ("params", "tokens", "flops")),
-    DataConstrained(), DataConstrainedOverfit())}
+FORMS = {
+    form.name: form
+    for form in (
+        Form(),
+        Tied(),
+        Kaplan(),
+        *(Power(axis, floor) for floor in (False, True) for axis in ("params", "tokens", "flops")),
+        DataConstrained(),
+        DataConstrainedOverfit(),
+    )
+}
 
 
 def variable_projection(rows: Rows) -> np.ndarray:

@@ -7,21 +7,23 @@ deepseek    DeepSeek LLM, arXiv:2401.02954, equation 1, fitted from 1e17 to 2e19
             with attention and without the vocabulary. (0.3188 for 0.3118, in the tables of others, is a misprint.)
 step-law    Li et al. 2025, arXiv:2503.04715, over 3,700 runs to 1e9 parameters and 1e11 tokens, down to a rate of 1e-5.
 """
+
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MULTIPLE = 8                        # of samples, to which a rule's batch size is rounded
+MULTIPLE = 8  # of samples, to which a rule's batch size is rounded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What the rules read."""
-    params: int                     # non-embedding
-    tokens: int                     # D
-    flops: float                    # training FLOPs without the head and the embedding
+
+    params: int  # non-embedding
+    tokens: int  # D
+    flops: float  # training FLOPs without the head and the embedding
     seq_length: int
 
 
@@ -35,12 +37,13 @@ BATCH_SIZES: dict[str, tuple[Callable[[Facts], float], str]] = {
     "deepseek": (lambda f: 0.2920 * f.flops**0.3271, "0.2920 C^0.3271 tokens (arXiv:2401.02954, eq. 1)"),
     "step-law": (lambda f: 0.58 * f.tokens**0.571, "0.58 D^0.571 tokens (arXiv:2503.04715)"),
 }
-OF_SIZE_ALONE = {"kaplan"}          # rules whose answer is the same for every length of a run
+OF_SIZE_ALONE = {"kaplan"}  # rules whose answer is the same for every length of a run
 
 
 @dataclass(frozen=True)
 class Choice:
     """One value, or the rule that gives it for each run."""
+
     value: float | None
     rule: str | None = None
 

@@ -1,4 +1,5 @@
 """How far to trust a fit: resampled clusters, profiles and the sandwich covariance, on any form, all members at once."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,10 +8,10 @@ from scipy.stats import t as student
 from megatron.scaling.solver import Ends, Problem, minimise, persist
 
 LEVEL = 0.95
-OVERSAMPLING = 2                # clusters of a resample over clusters of the data
-PROFILE_STEPS = (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 10, 20, 50, 200, 1000)       # standard errors away from the optimum
-PROFILE_DESCENT = 50            # steps of a descent that starts next to its end
-AT_BOUND_STEP = 0.1             # in their place where the optimum lies at a bound of ours
+OVERSAMPLING = 2  # clusters of a resample over clusters of the data
+PROFILE_STEPS = (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 10, 20, 50, 200, 1000)  # standard errors away from the optimum
+PROFILE_DESCENT = 50  # steps of a descent that starts next to its end
+AT_BOUND_STEP = 0.1  # in their place where the optimum lies at a bound of ours
 
 
 def resample(cluster, num_resamples: int, seed, oversampling: int = OVERSAMPLING) -> np.ndarray:
@@ -74,13 +75,18 @@ def profiles(problem: Problem, theta, objective: float, indices, low, high, cova
         return [[None, None] for _ in indices]
     ratios = np.where(known, variances / np.where(known, bends, 1), np.mean(variances[known] / bends[known]))
     steps = np.where(known, np.sqrt(variances), AT_BOUND_STEP)
-    paths = [(index, _path(theta[index], side * steps[index], bound[index]))
-             for index in indices for side, bound in ((-1, low), (1, high))]
+    paths = [
+        (index, _path(theta[index], side * steps[index], bound[index]))
+        for index in indices
+        for side, bound in ((-1, low), (1, high))
+    ]
     rises = _rises(problem, theta, objective, paths, low, high)
     quantile = student.ppf(0.5 + LEVEL / 2, dof) ** 2 / 2
-    ends = [_crossing(np.append(theta[index], values), np.append(0, rise), quantile * ratios[index])
-            for (index, values), rise in zip(paths, rises)]
-    return [ends[i:i + 2] for i in range(0, len(ends), 2)]
+    ends = [
+        _crossing(np.append(theta[index], values), np.append(0, rise), quantile * ratios[index])
+        for (index, values), rise in zip(paths, rises)
+    ]
+    return [ends[i : i + 2] for i in range(0, len(ends), 2)]
 
 
 def _path(start: float, step: float, bound: float) -> np.ndarray:
@@ -97,7 +103,7 @@ def _rises(problem, theta, objective, paths, low, high) -> list[np.ndarray]:
     starts, low, high = (np.repeat(bound[None], len(row), axis=0) for bound in (theta, low, high))
     starts[row, column] = low[row, column] = high[row, column] = values
     ends = minimise(problem, starts, low, high, num_steps=PROFILE_DESCENT)
-    neighbours = np.concatenate([ends.theta[:1], ends.theta[:-1]])          # again, from where the value before it ended
+    neighbours = np.concatenate([ends.theta[:1], ends.theta[:-1]])  # again, from where the value before it ended
     neighbours[row, column] = values
     again = minimise(problem, neighbours, low, high, num_steps=PROFILE_DESCENT)
     return np.split(np.minimum(ends.objective, again.objective) - objective, np.cumsum(sizes)[:-1])
@@ -109,7 +115,7 @@ def _crossing(values, rises, limit):
     if not len(above):
         return None
     i = above[0]
-    low, high = np.sqrt(np.maximum(rises[i - 1:i + 1], 0))                   # a parabola's root is a line
+    low, high = np.sqrt(np.maximum(rises[i - 1 : i + 1], 0))  # a parabola's root is a line
     return float(values[i - 1] + (np.sqrt(limit) - low) / (high - low) * (values[i] - values[i - 1]))
 
 

@@ -9,6 +9,7 @@ The error of the evaluation rows is the same for all runs, does not move a minim
 budget, or several seeds, clusters of rows can be drawn with replacement instead (`ci="cluster"`), within each budget where
 no cluster spans two.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
@@ -19,11 +20,11 @@ from megatron.errors import BadData
 from megatron.scaling.table import Table
 
 LEAST_SIZES = 3
-FEW_SIZES = 4                   # below it a parabola passes through its points
-MOST_NAMED = 3                  # budgets with too few sizes, before the rest is a number
-SAME_BUDGET = 0.1               # largest gap in ln C between neighbours of one budget
-OWN_FREEDOM = 5                 # degrees of freedom from which a budget's own residuals say how much it scatters
-WIDEST_BUDGET = 0.25            # largest spread in ln C of one budget
+FEW_SIZES = 4  # below it a parabola passes through its points
+MOST_NAMED = 3  # budgets with too few sizes, before the rest is a number
+SAME_BUDGET = 0.1  # largest gap in ln C between neighbours of one budget
+OWN_FREEDOM = 5  # degrees of freedom from which a budget's own residuals say how much it scatters
+WIDEST_BUDGET = 0.25  # largest spread in ln C of one budget
 EXPONENTS = {"a": ("params", 1.0), "b": ("tokens", 1.0), "g": ("loss", -1.0)}
 
 
@@ -33,19 +34,20 @@ class Minimum:
 
     Where `axis` is tokens, the parabola, its shift and its range are in D instead of N.
     """
+
     flops: float
     params: float
     tokens: float
     loss: float
     coefficients: tuple[float, float, float]
     shift: float
-    params_range: tuple[float, float]       # of the data
+    params_range: tuple[float, float]  # of the data
     num_runs: int
     reason: str | None
-    params_ci: tuple = (None, None)         # None: open, the data do not bound it
+    params_ci: tuple = (None, None)  # None: open, the data do not bound it
     tokens_ci: tuple = (None, None)
     loss_ci: tuple = (None, None)
-    share_interior: float | None = None     # of the draws
+    share_interior: float | None = None  # of the draws
     axis: str = "params"
 
     def curve(self, sizes):
@@ -56,17 +58,18 @@ class Minimum:
 @dataclass(frozen=True)
 class IsoFlop:
     """The minima by rising budget and the exponents of N* ~ C^a, D* ~ C^b, L* ~ C^-g; None below two minima inside."""
+
     minima: list[Minimum]
     exponents: dict[str, float | None]
     ci: dict[str, list | None]
-    scatter: float | None                   # residual standard deviation, nats; None without degrees of freedom
+    scatter: float | None  # residual standard deviation, nats; None without degrees of freedom
     degrees_of_freedom: int
     num_resamples: int
-    failed_resamples: int                   # draws with fewer than two minima inside
+    failed_resamples: int  # draws with fewer than two minima inside
     seed: int
-    draws: dict[str, np.ndarray] = field(repr=False)        # params, tokens, loss: [resamples, budgets], NaN where failed
+    draws: dict[str, np.ndarray] = field(repr=False)  # params, tokens, loss: [resamples, budgets], NaN where failed
     warnings: list[str] = field(default_factory=list)
-    left_out: list[tuple[int, str]] = field(default_factory=list)       # (row, reason) of rows in no parabola
+    left_out: list[tuple[int, str]] = field(default_factory=list)  # (row, reason) of rows in no parabola
     ci_method: str = "parametric bootstrap"
 
     @property
@@ -78,6 +81,7 @@ class IsoFlop:
 @dataclass(frozen=True)
 class Lines:
     """ln y = level + slope (ln C - centre): [1 + resamples] lines, the fitted one first."""
+
     centre: float
     level: np.ndarray
     slope: np.ndarray
@@ -98,8 +102,21 @@ def group_budgets(flops) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(gaps) + 1)
 
 
-def fit_isoflop(flops, N, D, loss, se_noise=None, num_resamples=1000, seed=0, *, budget=None, window=None, x="params",
-                ci="parametric", cluster=None) -> IsoFlop:
+def fit_isoflop(
+    flops,
+    N,
+    D,
+    loss,
+    se_noise=None,
+    num_resamples=1000,
+    seed=0,
+    *,
+    budget=None,
+    window=None,
+    x="params",
+    ci="parametric",
+    cluster=None,
+) -> IsoFlop:
     """Fit the minima of loss over log10 N at each budget, and the exponents by least squares over the interior ones.
 
     All columns [n]; `se_noise` is each loss's own standard error in nats (0 where unknown). `budget` [n] names each row's
@@ -125,10 +142,20 @@ def fit_isoflop(flops, N, D, loss, se_noise=None, num_resamples=1000, seed=0, *,
         draws = _resample(minima, budgets, scatters, num_resamples, seed)
     if x == "tokens":
         minima, draws = [_swapped(minimum) for minimum in minima], draws | {"params": draws["tokens"], "tokens": draws["params"]}
-    found = IsoFlop(minima=minima, exponents={}, ci={}, scatter=scatter if freedom else None,
-                    degrees_of_freedom=freedom, num_resamples=len(draws["loss"]), failed_resamples=0, seed=seed, draws=draws,
-                    warnings=warnings, left_out=left_out,
-                    ci_method="parametric bootstrap" if ci == "parametric" else "bootstrap by cluster")
+    found = IsoFlop(
+        minima=minima,
+        exponents={},
+        ci={},
+        scatter=scatter if freedom else None,
+        degrees_of_freedom=freedom,
+        num_resamples=len(draws["loss"]),
+        failed_resamples=0,
+        seed=seed,
+        draws=draws,
+        warnings=warnings,
+        left_out=left_out,
+        ci_method="parametric bootstrap" if ci == "parametric" else "bootstrap by cluster",
+    )
     return _concluded(found, num_resamples)
 
 
@@ -140,19 +167,43 @@ def fit_optima(flops, N, D, loss, num_resamples=1000, seed=0) -> IsoFlop:
     """
     columns = [column[np.argsort(flops, kind="stable")] for column in _checked(flops, N, D, loss)]
     if np.any(np.diff(np.log(columns[0])) <= SAME_BUDGET):
-        raise BadData("optima need one row a budget, and two rows are within 10 % of each other's compute; "
-                      "name objectives in a column objective, or fit the runs themselves.")
-    minima = [Minimum(flops=c, params=n, tokens=d, loss=l, coefficients=(l, 0.0, 0.0), shift=float(np.log10(n)), reason=None,
-                      params_range=(n, n), num_runs=1) for c, n, d, l in zip(*(column.tolist() for column in columns))]
+        raise BadData(
+            "optima need one row a budget, and two rows are within 10 % of each other's compute; "
+            "name objectives in a column objective, or fit the runs themselves."
+        )
+    minima = [
+        Minimum(
+            flops=c,
+            params=n,
+            tokens=d,
+            loss=l,
+            coefficients=(l, 0.0, 0.0),
+            shift=float(np.log10(n)),
+            reason=None,
+            params_range=(n, n),
+            num_runs=1,
+        )
+        for c, n, d, l in zip(*(column.tolist() for column in columns))
+    ]
     draws = _resample_lines(columns, num_resamples if len(minima) > 2 else 0, seed)
-    found = IsoFlop(minima=minima, exponents={}, ci={}, scatter=None, degrees_of_freedom=max(0, len(minima) - 2), seed=seed,
-                    num_resamples=len(draws["loss"]), failed_resamples=0, draws=draws,
-                    ci_method="residuals of the power laws")
+    found = IsoFlop(
+        minima=minima,
+        exponents={},
+        ci={},
+        scatter=None,
+        degrees_of_freedom=max(0, len(minima) - 2),
+        seed=seed,
+        num_resamples=len(draws["loss"]),
+        failed_resamples=0,
+        draws=draws,
+        ci_method="residuals of the power laws",
+    )
     return _concluded(found, num_resamples)
 
 
-def fit_table(table: Table, *, budgets="auto", window=None, x="params", ci="parametric", optima=False, num_resamples=1000,
-              seed=0) -> dict[str, IsoFlop]:
+def fit_table(
+    table: Table, *, budgets="auto", window=None, x="params", ci="parametric", optima=False, num_resamples=1000, seed=0
+) -> dict[str, IsoFlop]:
     """objective -> `fit_isoflop` of its rows, or `fit_optima` where every row is an optimum.
 
     `budgets`: auto (gaps in the column budget, where every row has one, or in flops), column (equal values of budget are
@@ -172,11 +223,14 @@ def fit_table(table: Table, *, budgets="auto", window=None, x="params", ci="para
             columns[0] = rows.column("budget")
         epochs = max(row["epochs"] for row in rows.rows)
         noise = np.array([row.get("loss_se_noise") or 0.0 for row in rows.rows])
-        fitted = fit_isoflop(*columns, noise, num_resamples, seeds, budget=named, window=window, x=x, ci=ci,
-                             cluster=rows.labels("cluster"))
+        fitted = fit_isoflop(
+            *columns, noise, num_resamples, seeds, budget=named, window=window, x=x, ci=ci, cluster=rows.labels("cluster")
+        )
         if epochs > 1.01:
-            fitted.warnings.append(f"rows of up to {epochs:.3g} epochs stand among the runs: minima mix fresh and repeated data; "
-                                   "--drop 'epochs>1' leaves repeated data out.")
+            fitted.warnings.append(
+                f"rows of up to {epochs:.3g} epochs stand among the runs: minima mix fresh and repeated data; "
+                "--drop 'epochs>1' leaves repeated data out."
+            )
         found[objective] = fitted
     return found
 
@@ -191,7 +245,7 @@ def power_law(isoflop: IsoFlop, column: str) -> Lines | None:
     inside = np.isfinite(isoflop.draws["params"][:, used])
     drawn = np.log(np.where(inside, isoflop.draws[column][:, used], 1.0))
     inside = np.concatenate([np.ones_like(points, bool), inside])
-    weight = np.where(inside.sum(axis=1, keepdims=True) >= 2, inside, np.nan)          # a line needs two points
+    weight = np.where(inside.sum(axis=1, keepdims=True) >= 2, inside, np.nan)  # a line needs two points
     return _line(ln_flops, np.concatenate([points, drawn]), weight)
 
 
@@ -237,8 +291,9 @@ def _usable(columns, budget, window, noun):
         else:
             usable.append(near)
     if len(small) > MOST_NAMED:
-        warnings.append(f"{len(small) - MOST_NAMED} more budgets up to {max(small):.3g} have fewer than {LEAST_SIZES} {noun}s; "
-                        "left out.")
+        warnings.append(
+            f"{len(small) - MOST_NAMED} more budgets up to {max(small):.3g} have fewer than {LEAST_SIZES} {noun}s; left out."
+        )
     return usable, warnings, left_out
 
 
@@ -254,9 +309,17 @@ def _minimum(flops, params, tokens, loss) -> Minimum:
         reason = None if low < vertex < high else "minimum outside the data"
     # without a minimum in the data, the place shown is the end of the data where the curve is lowest
     at = vertex if reason is None else min(low, high, key=lambda end: float(_curve(end, coefficients)))
-    return Minimum(flops=budget, params=float(10 ** (at + shift)), tokens=_tokens_at(at, x, tokens), num_runs=len(loss),
-                   loss=float(_curve(at, coefficients)), coefficients=tuple(coefficients.tolist()), shift=shift,
-                   params_range=(float(params.min()), float(params.max())), reason=reason)
+    return Minimum(
+        flops=budget,
+        params=float(10 ** (at + shift)),
+        tokens=_tokens_at(at, x, tokens),
+        num_runs=len(loss),
+        loss=float(_curve(at, coefficients)),
+        coefficients=tuple(coefficients.tolist()),
+        shift=shift,
+        params_range=(float(params.min()), float(params.max())),
+        reason=reason,
+    )
 
 
 def _design(x):
@@ -284,17 +347,21 @@ def _scatter(minima, budgets) -> list[tuple[float, int]]:
     """Residual standard deviation and its degrees of freedom, of each budget and at the end pooled over all."""
     squares = [float(np.sum((minimum.curve(budget[1]) - budget[3]) ** 2)) for minimum, budget in zip(minima, budgets)]
     freedom = [max(0, len(budget[3]) - 3) for budget in budgets]
-    squares = [total if count else 0.0 for total, count in zip(squares, freedom)]       # no freedom: rounding errors
-    return [(float(np.sqrt(total / max(1, count))), count)
-            for total, count in (*zip(squares, freedom), (sum(squares), sum(freedom)))]
+    squares = [total if count else 0.0 for total, count in zip(squares, freedom)]  # no freedom: rounding errors
+    return [
+        (float(np.sqrt(total / max(1, count))), count) for total, count in (*zip(squares, freedom), (sum(squares), sum(freedom)))
+    ]
 
 
 def _curved(minima, scatters) -> list[str]:
     """A sentence for each budget that scatters far more than the others: over its range the loss is no parabola."""
     usual = np.median([scatter for scatter, freedom in scatters[:-1] if freedom >= OWN_FREEDOM] or [0.0])
-    return [f"budget {m.flops:.3g}: residuals of {scatter:.2g} nats are {scatter / usual:.2g} times those of the others: over "
-            f"{np.log10(m.params_range[1] / m.params_range[0]):.2g} decades the loss is no parabola; give --window 0.7."
-            for m, (scatter, freedom) in zip(minima, scatters) if freedom >= OWN_FREEDOM and scatter > max(3 * usual, 1e-6)]
+    return [
+        f"budget {m.flops:.3g}: residuals of {scatter:.2g} nats are {scatter / usual:.2g} times those of the others: over "
+        f"{np.log10(m.params_range[1] / m.params_range[0]):.2g} decades the loss is no parabola; give --window 0.7."
+        for m, (scatter, freedom) in zip(minima, scatters)
+        if freedom >= OWN_FREEDOM and scatter > max(3 * usual, 1e-6)
+    ]
 
 
 def _resample(minima, budgets, scatters, num_resamples, seed):
@@ -302,8 +369,9 @@ def _resample(minima, budgets, scatters, num_resamples, seed):
     random = np.random.default_rng(seed)
     if not any(scatter for scatter, _ in scatters) and not any(np.any(budget[4] > 0) for budget in budgets):
         num_resamples = 0
-    *own, pooled = [scatter * np.sqrt(max(1, freedom) / random.chisquare(max(1, freedom), num_resamples))
-                    for scatter, freedom in scatters]
+    *own, pooled = [
+        scatter * np.sqrt(max(1, freedom) / random.chisquare(max(1, freedom), num_resamples)) for scatter, freedom in scatters
+    ]
     drawn = []
     for minimum, budget, sigma, (_, freedom) in zip(minima, budgets, own, scatters):
         sigma = sigma if freedom >= OWN_FREEDOM else pooled
@@ -326,8 +394,10 @@ def _resample_clusters(minima, budgets, groups, cluster, num_resamples, seed):
     counts = np.zeros((num_resamples, labels.max(initial=-1) + 1))
     for members in strata:
         counts[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), num_resamples)
-    drawn = [_weighted_parabolas(minimum, budget, counts[:, labels[place == number]])
-             for number, (minimum, budget) in enumerate(zip(minima, budgets))]
+    drawn = [
+        _weighted_parabolas(minimum, budget, counts[:, labels[place == number]])
+        for number, (minimum, budget) in enumerate(zip(minima, budgets))
+    ]
     return _drawn_minima(minima, budgets, drawn, num_resamples)
 
 
@@ -395,8 +465,10 @@ def _concluded(found: IsoFlop, asked: int) -> IsoFlop:
     minima = [_with_intervals(minimum, found.draws, number) for number, minimum in enumerate(found.minima)]
     laws = {name: (power_law(found, column), sign) for name, (column, sign) in EXPONENTS.items()}
     exponents = {name: float(sign * law.slope[0]) if law else None for name, (law, sign) in laws.items()}
-    ci = {name: list(percentile_interval(sign * law.slope[1:])) if law and len(law.slope) > 1 else None
-          for name, (law, sign) in laws.items()}
+    ci = {
+        name: list(percentile_interval(sign * law.slope[1:])) if law and len(law.slope) > 1 else None
+        for name, (law, sign) in laws.items()
+    }
     failed = int(np.isnan(laws["a"][0].slope[1:]).sum()) if laws["a"][0] else 0
     warnings = list(found.warnings)
     if asked and minima and not found.num_resamples:
@@ -422,8 +494,13 @@ def compute_ratio(cheap: IsoFlop, dear: IsoFlop, loss: float) -> dict | None:
     ln_flops = [law.where(np.log(loss))[:pairs] for law in laws]
     ratio = np.exp(ln_flops[1] - ln_flops[0])
     outside = any(not _covers(isoflop, np.exp(place[0])) for isoflop, place in zip((cheap, dear), ln_flops))
-    return {"loss": loss, "ratio": float(ratio[0]), "ci": list(percentile_interval(ratio[1:])), "extrapolated": outside,
-            "flops": [float(np.exp(place[0])) for place in ln_flops]}
+    return {
+        "loss": loss,
+        "ratio": float(ratio[0]),
+        "ci": list(percentile_interval(ratio[1:])),
+        "extrapolated": outside,
+        "flops": [float(np.exp(place[0])) for place in ln_flops],
+    }
 
 
 def params_ratio(one: IsoFlop, other: IsoFlop, flops: float) -> dict | None:
@@ -434,8 +511,13 @@ def params_ratio(one: IsoFlop, other: IsoFlop, flops: float) -> dict | None:
     pairs = min(len(law.slope) for law in laws)
     ratio = np.exp(laws[0].at(flops)[:pairs] - laws[1].at(flops)[:pairs])
     outside = not (_covers(one, flops) and _covers(other, flops))
-    return {"flops": flops, "ratio": float(ratio[0]), "ci": list(percentile_interval(ratio[1:])), "extrapolated": outside,
-            "params": [float(np.exp(law.at(flops)[0])) for law in laws]}
+    return {
+        "flops": flops,
+        "ratio": float(ratio[0]),
+        "ci": list(percentile_interval(ratio[1:])),
+        "extrapolated": outside,
+        "params": [float(np.exp(law.at(flops)[0])) for law in laws],
+    }
 
 
 def _covers(isoflop: IsoFlop, flops: float) -> bool:
@@ -453,7 +535,7 @@ def equal_loss_ratios(cheap: IsoFlop, dear: IsoFlop) -> list[dict]:
     if law is None:
         return []
     pairs = min(len(law.slope) - 1, len(dear.draws["loss"]))
-    lines = Lines(law.centre, law.level[:pairs + 1], law.slope[:pairs + 1])
+    lines = Lines(law.centre, law.level[: pairs + 1], law.slope[: pairs + 1])
     found = []
     for number, minimum in enumerate(dear.minima):
         common = min(abs(np.log(other.flops / minimum.flops)) for other in cheap.interior) <= SAME_BUDGET
@@ -461,6 +543,14 @@ def equal_loss_ratios(cheap: IsoFlop, dear: IsoFlop) -> list[dict]:
             ln_losses = np.log([minimum.loss, *dear.draws["loss"][:pairs, number]])
             ratios = minimum.flops * np.exp(-lines.where(ln_losses))
             equal = minimum.flops / float(ratios[0])
-            found.append({"flops": minimum.flops, "loss": minimum.loss, "ratio": float(ratios[0]), "equal_flops": equal,
-                          "ci": list(percentile_interval(ratios[1:])), "extrapolated": not _covers(cheap, equal)})
+            found.append(
+                {
+                    "flops": minimum.flops,
+                    "loss": minimum.loss,
+                    "ratio": float(ratios[0]),
+                    "equal_flops": equal,
+                    "ci": list(percentile_interval(ratios[1:])),
+                    "extrapolated": not _covers(cheap, equal),
+                }
+            )
     return found

@@ -2,6 +2,7 @@
 
 Fields of a law may be arrays of one shape (draws of a bootstrap): its methods then broadcast against them.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,14 +11,15 @@ import numpy as np
 
 from megatron.errors import BadData
 
-STEEPEST = 60.0                 # ln(total / unique) beyond which another repetition is worth nothing to float64
+STEEPEST = 60.0  # ln(total / unique) beyond which another repetition is worth nothing to float64
 GOLDEN = (5**0.5 - 1) / 2
-NUM_SCANNED = 41                # sizes, before golden section: the loss may have two valleys where data repeat
+NUM_SCANNED = 41  # sizes, before golden section: the loss may have two valleys where data repeat
 
 
 @dataclass(frozen=True)
 class Chinchilla:
     """L(N, D) = E + A / N^alpha + B / D^beta, in nats a token (Hoffmann et al., arXiv:2203.15556, equation 2)."""
+
     E: float
     A: float
     B: float
@@ -55,6 +57,7 @@ class DataConstrained(Chinchilla):
 
     X' = U_X (1 + R (1 - exp(-r/R))) for r = X/U_X - 1 repetitions; U_D = U and U_N = min(N, N_opt(D_opt = U)).
     """
+
     R_D: float
     R_N: float
 
@@ -103,6 +106,7 @@ class DataConstrainedOverfit(DataConstrained):
     The added term is a choice of this project: power laws in the passes over the data and in parameters per unique token,
     zero at one epoch and rising without limit, so that the loss may rise with epochs, the sooner the larger the model.
     """
+
     P: float
     phi: float
     psi: float
@@ -116,6 +120,7 @@ class DataConstrainedOverfit(DataConstrained):
 @dataclass(frozen=True)
 class Kaplan:
     """L(N, D) = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D (Kaplan et al., arXiv:2001.08361, equation 1.5)."""
+
     N_c: float
     D_c: float
     alpha_N: float
@@ -145,6 +150,7 @@ class Kaplan:
 @dataclass(frozen=True)
 class PowerLaw:
     """L(X) = E + (X_c/X)^alpha in one of N, D and C, E = 0 for Kaplan's (ibid., equations 1.1 to 1.3)."""
+
     E: float
     X_c: float
     alpha: float
@@ -174,6 +180,7 @@ def _effective(total, unique, scale):
 
 
 # ---- ln L and its gradient at theta [..., p], over rows [n]: values [..., n], gradients [..., p, n]
+
 
 def log_chinchilla(theta, ln_params, ln_tokens):
     """At theta = (ln A, ln B, ln E, alpha, beta), as a log-sum-exp that cannot overflow (Hoffmann et al., section 3.3)."""
@@ -216,9 +223,15 @@ def log_data_constrained(theta, ln_params, ln_tokens, ln_unique, centre=(0.0, 0.
         terms.append(_memorised(overfit, ln_params, ln_tokens, ln_unique, centre))
     value, weights = log_sum(*terms)
     by_n = -weights[0] * alpha * n_by_excess
-    gradient = [weights[0] + by_n * by_wanted[0], weights[1] + by_n * by_wanted[1], weights[2],
-                by_n * by_wanted[2] - weights[0] * (size + shift_n), by_n * by_wanted[3] - weights[1] * (data + shift_d),
-                -weights[1] * beta * d_by_scale, -weights[0] * alpha * n_by_scale]
+    gradient = [
+        weights[0] + by_n * by_wanted[0],
+        weights[1] + by_n * by_wanted[1],
+        weights[2],
+        by_n * by_wanted[2] - weights[0] * (size + shift_n),
+        by_n * by_wanted[3] - weights[1] * (data + shift_d),
+        -weights[1] * beta * d_by_scale,
+        -weights[0] * alpha * n_by_scale,
+    ]
     if overfit:
         repeated = np.isfinite(terms[3])
         ln_repeats = np.where(repeated, _ln_repeats(ln_tokens, ln_unique), centre[2]) - centre[2]

@@ -1,4 +1,5 @@
 """Predictions written down before their runs end, and scored afterwards: JSON lines that are only ever appended."""
+
 from __future__ import annotations
 
 import json
@@ -12,9 +13,9 @@ from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput
 from megatron.scaling.predict import NORMAL_975
 from megatron.scaling.runs import json_lines
 
-SAME_RUN = 0.01                     # largest relative difference in N, D and U of a prediction and its run
+SAME_RUN = 0.01  # largest relative difference in N, D and U of a prediction and its run
 NEEDED = ("made", "params", "tokens", "unique_tokens", "loss", "run_ci", "ln_sd")
-DIVERSE = 5                         # scored predictions, below which a calibration says nothing
+DIVERSE = 5  # scored predictions, below which a calibration says nothing
 
 
 def enter(path: str | Path, predictions: list[dict], sources: list[dict], unit: str, run: str | None = None) -> None:
@@ -23,11 +24,15 @@ def enter(path: str | Path, predictions: list[dict], sources: list[dict], unit: 
     Raises BadData for a prediction without an interval, CannotWrite.
     """
     if not all(prediction["ln_sd"] > 0 for prediction in predictions):
-        raise BadData("a fit without resamples and residuals predicts no interval, which nothing could be scored by; "
-                      "fit again with --bootstrap 400.")
+        raise BadData(
+            "a fit without resamples and residuals predicts no interval, which nothing could be scored by; "
+            "fit again with --bootstrap 400."
+        )
     made = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    lines = [json.dumps({"made": made, "run": run, "unit": unit, "fit": source, **prediction}, allow_nan=False)
-             for prediction, source in zip(predictions, sources)]
+    lines = [
+        json.dumps({"made": made, "run": run, "unit": unit, "fit": source, **prediction}, allow_nan=False)
+        for prediction, source in zip(predictions, sources)
+    ]
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
@@ -61,8 +66,10 @@ def score(entries: list[dict], table) -> dict:
     scored, pending = [], []
     for entry in entries:
         if entry.get("unit", unit) != unit:
-            raise Mismatch(f"ledger line {entry['line']} predicts {entry['unit']} and the runs are read in {unit}; give --unit "
-                           f"{entry['unit']}.")
+            raise Mismatch(
+                f"ledger line {entry['line']} predicts {entry['unit']} and the runs are read in {unit}; give --unit "
+                f"{entry['unit']}."
+            )
         found = [row for row in table.rows if _is_run_of(entry, row)]
         scored += [_scored(entry, row) for row in found]
         if not found:
@@ -83,9 +90,18 @@ def _is_run_of(entry: dict, row: dict) -> bool:
 def _scored(entry: dict, row: dict) -> dict:
     z = float(np.log(row["loss"] / entry["loss"]) / entry["ln_sd"])
     low, high = entry["run_ci"]
-    return {"line": entry["line"], "made": entry["made"], "run": row["run"], "label": entry.get("label"),
-            "predicted": entry["loss"], "run_ci": [low, high], "loss": row["loss"], "inside": bool(low <= row["loss"] <= high),
-            "z": z, "late": _is_late(entry, row)}
+    return {
+        "line": entry["line"],
+        "made": entry["made"],
+        "run": row["run"],
+        "label": entry.get("label"),
+        "predicted": entry["loss"],
+        "run_ci": [low, high],
+        "loss": row["loss"],
+        "inside": bool(low <= row["loss"] <= high),
+        "z": z,
+        "late": _is_late(entry, row),
+    }
 
 
 def _is_late(entry: dict, row: dict) -> bool:
@@ -98,8 +114,13 @@ def _calibration(scored: list[dict]) -> dict:
     """How many of 95 % intervals held; the mean of z shows a bias, its root mean square (1 expected) the width."""
     z = np.array([row["z"] for row in scored])
     inside = sum(row["inside"] for row in scored)
-    found = {"num_scored": len(scored), "inside": inside, "expected": 0.95 * len(scored),
-             "mean_z": float(z.mean()) if len(z) else None, "rms_z": float(np.sqrt(np.mean(z**2))) if len(z) else None}
+    found = {
+        "num_scored": len(scored),
+        "inside": inside,
+        "expected": 0.95 * len(scored),
+        "mean_z": float(z.mean()) if len(z) else None,
+        "rms_z": float(np.sqrt(np.mean(z**2))) if len(z) else None,
+    }
     return found | {"verdict": _verdict(found)}
 
 

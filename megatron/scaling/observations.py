@@ -1,4 +1,5 @@
 """What a law is fitted to: positive columns with a cluster for every row, and which of the rows are held out."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -11,18 +12,19 @@ from megatron.scaling.forms import Rows
 from megatron.scaling.runs import SAME_FOR_ALL
 from megatron.scaling.table import COMPARE, parse_condition
 
-LABELS = (*SAME_FOR_ALL, "objective", "bound")         # stated of a fit where all of its rows agree
+LABELS = (*SAME_FOR_ALL, "objective", "bound")  # stated of a fit where all of its rows agree
 AXES = ("params", "tokens", "unique_tokens", "flops", "loss")
 
 
 @dataclass(frozen=True)
 class Observations:
     """Columns of positive numbers [n] under AXES, a name for each row, its cluster (0 to k-1), and where they came from."""
+
     columns: dict[str, np.ndarray]
     names: list[str]
     cluster: np.ndarray
-    others: dict                            # any further columns, for --holdout
-    record: dict                            # rows_dropped, sources, choices, conventions of a Fit
+    others: dict  # any further columns, for --holdout
+    record: dict  # rows_dropped, sources, choices, conventions of a Fit
 
     def rows(self, chosen) -> Rows:
         """The chosen rows (a mask) as logarithms."""
@@ -30,8 +32,11 @@ class Observations:
 
     def range(self, chosen) -> dict[str, list[float]]:
         """Least and largest value of each axis among the chosen rows."""
-        return {name: [float(column[chosen].min()), float(column[chosen].max())] for name, column in self.columns.items()
-                if name != "loss"}
+        return {
+            name: [float(column[chosen].min()), float(column[chosen].max())]
+            for name, column in self.columns.items()
+            if name != "loss"
+        }
 
 
 def observe(table, cluster=None) -> Observations:
@@ -49,8 +54,9 @@ def observe(table, cluster=None) -> Observations:
     names = [str(name) for name in columns.get("run", range(1, len(columns["loss"]) + 1))]
     labels = columns.get("cluster", names) if cluster is None else cluster
     others = {name: column for name, column in columns.items() if name not in AXES}
-    return Observations({name: columns[name] for name in AXES}, names, relabelled(np.asarray(labels).astype(str)),
-                        others, _record(table, rows))
+    return Observations(
+        {name: columns[name] for name in AXES}, names, relabelled(np.asarray(labels).astype(str)), others, _record(table, rows)
+    )
 
 
 def _transposed(rows: Sequence[Mapping]) -> dict:
@@ -69,8 +75,10 @@ def _filled(column, default) -> np.ndarray:
 def _check_positive(name: str, column) -> None:
     bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
     if len(bad):
-        raise BadData(f"column {name}, row {bad[0] + 1}: found {column[bad[0]]}, expected a positive number; "
-                      f"leave out unfinished runs ({len(bad)} such rows).")
+        raise BadData(
+            f"column {name}, row {bad[0] + 1}: found {column[bad[0]]}, expected a positive number; "
+            f"leave out unfinished runs ({len(bad)} such rows)."
+        )
 
 
 def relabelled(labels) -> np.ndarray:
@@ -82,9 +90,13 @@ def _record(table, rows) -> dict:
     rows = [] if isinstance(rows, Mapping) else rows
     said = {name: {row.get(name) for row in rows} for name in LABELS}
     conventions = {name: values.pop() if len(values) == 1 else None for name, values in said.items()} if rows else {}
-    return {"conventions": conventions, "rows_dropped": list(getattr(table, "dropped", [])),
-            "sources": list(getattr(table, "sources", [])), "choices": dict(getattr(table, "choices", {})),
-            "warnings": list(getattr(table, "warnings", []))}
+    return {
+        "conventions": conventions,
+        "rows_dropped": list(getattr(table, "dropped", [])),
+        "sources": list(getattr(table, "sources", [])),
+        "choices": dict(getattr(table, "choices", {})),
+        "warnings": list(getattr(table, "warnings", [])),
+    }
 
 
 def held_out(condition, observed: Observations):
@@ -98,8 +110,10 @@ def held_out(condition, observed: Observations):
     known = {"run": observed.names, "epochs": epochs, **observed.others, **observed.columns}
     if column not in known or isinstance(value, str) and sign not in ("=", "==", "!="):
         raise BadData(f"--holdout {condition}: expected a condition such as flops>=1e21 on one of {', '.join(known)}.")
-    chosen = [COMPARE[sign](item if isinstance(value, float) else str(item), value) if item is not None else False
-              for item in known[column]]
+    chosen = [
+        COMPARE[sign](item if isinstance(value, float) else str(item), value) if item is not None else False
+        for item in known[column]
+    ]
     if not 0 < sum(map(bool, chosen)) < len(chosen):
         raise BadData(f"--holdout {condition}: holds for {sum(map(bool, chosen))} of {len(chosen)} rows, expected some of them.")
     return np.array(chosen, bool), condition

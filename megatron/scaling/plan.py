@@ -3,6 +3,7 @@
 N parameters, D tokens, U unique tokens, C training FLOPs. Every run's flags are read by megatron/config.py before a plan is
 written, and its numbers are those that its result.json will hold.
 """
+
 from __future__ import annotations
 
 import csv
@@ -30,6 +31,7 @@ SUMMED = ("tokens", "hours", "gpu_hours", "cost", "energy_kwh")
 @dataclass(frozen=True)
 class Plan:
     """Runs in the order of their start: a trunk stands before its branches. A run is a dict, as plan.json holds it."""
+
     kind: str
     scale: str
     defaults: dict
@@ -62,21 +64,35 @@ def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: R
 
 # -- flags
 
+
 def whole_run(r: Request, cell: Cell) -> dict:
     """A run with its own cosine decay, by the recipes' flags."""
     schedule = {"--lr-decay-style": "cosine"}
-    return run_of(r, cell, flags.optim_flags(cell.samples, cell.warmup, cell.lr, schedule),
-                  {"--save-interval": 1000, "--keep-last": 2})
+    return run_of(
+        r, cell, flags.optim_flags(cell.samples, cell.warmup, cell.lr, schedule), {"--save-interval": 1000, "--keep-last": 2}
+    )
 
 
 def run_of(r: Request, cell: Cell, optim: list[str], save: dict[str, object], **more) -> dict:
     """The start of a run's entry; check_run and finish_run add the rest. `more`: of trunks and branches."""
     at = flags.SCALES[r.scale]
-    words = [*flags.model_flags(cell.shape, r.seq_length, at.precision, cell.seed, cell.batch), *optim,
-             *flags.data_flags(cell.data, r.valid_data, r.tokenizer, cell.first), *flags.cadence_flags(at.log_interval, save)]
-    return {"name": cell.name, "objective": cell.objective, "size": cell.size, "budget": cell.budget, "unique": cell.unique,
-            "trunk": None, **more, "entry": flags.ENTRIES[cell.objective],
-            "flags": flags.overlaid(words, list(r.flags)) if r.flags else words}
+    words = [
+        *flags.model_flags(cell.shape, r.seq_length, at.precision, cell.seed, cell.batch),
+        *optim,
+        *flags.data_flags(cell.data, r.valid_data, r.tokenizer, cell.first),
+        *flags.cadence_flags(at.log_interval, save),
+    ]
+    return {
+        "name": cell.name,
+        "objective": cell.objective,
+        "size": cell.size,
+        "budget": cell.budget,
+        "unique": cell.unique,
+        "trunk": None,
+        **more,
+        "entry": flags.ENTRIES[cell.objective],
+        "flags": flags.overlaid(words, list(r.flags)) if r.flags else words,
+    }
 
 
 def with_trunks(r: Request, cells: list[Cell], mistakes: list[tuple[str, str]]) -> Iterator[dict]:
@@ -100,13 +116,27 @@ def trunk_and_branches(r: Request, trunk: Cell, branches: list[Cell]) -> Iterato
     lengths = [cell.samples // cell.batch for cell in branches]
     points = branch_points(lengths, r.decay_share, math.ceil(warmup / trunk.batch))
     samples, saves = max(points) * trunk.batch, sorted(set(points))
-    yield run_of(r, trunk, flags.optim_flags(samples, warmup, trunk.lr, {"--lr-decay-style": "constant"}),
-                 {"--save-interval": 1000, "--keep-last": 1, "--save-at": saves}, checkpoints=len(saves))
+    yield run_of(
+        r,
+        trunk,
+        flags.optim_flags(samples, warmup, trunk.lr, {"--lr-decay-style": "constant"}),
+        {"--save-interval": 1000, "--keep-last": 1, "--save-at": saves},
+        checkpoints=len(saves),
+    )
     for cell, length, point in zip(branches, lengths, points):
-        schedule = {"--lr-decay-style": "WSD", "--lr-wsd-decay-samples": (length - point) * cell.batch,
-                    "--lr-wsd-decay-style": "minus_sqrt"}                      # 1 - sqrt: arXiv:2405.18392
-        yield run_of(r, cell, flags.optim_flags(length * cell.batch, warmup, cell.lr, schedule),
-                     {"--save-interval": 1000, "--keep-last": 2}, trunk=trunk.name, load={"run": trunk.name, "step": point})
+        schedule = {
+            "--lr-decay-style": "WSD",
+            "--lr-wsd-decay-samples": (length - point) * cell.batch,
+            "--lr-wsd-decay-style": "minus_sqrt",
+        }  # 1 - sqrt: arXiv:2405.18392
+        yield run_of(
+            r,
+            cell,
+            flags.optim_flags(length * cell.batch, warmup, cell.lr, schedule),
+            {"--save-interval": 1000, "--keep-last": 2},
+            trunk=trunk.name,
+            load={"run": trunk.name, "step": point},
+        )
 
 
 def branch_points(lengths: list[int], share: float, warmup: int) -> list[int]:
@@ -114,12 +144,15 @@ def branch_points(lengths: list[int], share: float, warmup: int) -> list[int]:
     points = [round(length * (1 - share)) for length in lengths]
     for point, length in zip(points, lengths):
         if not max(warmup, 1) <= point < length:
-            raise ValueError(f"a run of {length} steps is too short for {warmup} of warm-up and a cooldown of {share:g} of it: "
-                             "take longer runs, a smaller --batch-size or another --decay-share")
+            raise ValueError(
+                f"a run of {length} steps is too short for {warmup} of warm-up and a cooldown of {share:g} of it: "
+                "take longer runs, a smaller --batch-size or another --decay-share"
+            )
     return points
 
 
 # -- checks and numbers
+
 
 def check_run(run: dict, gpus: int, mistakes: list[tuple[str, str]]) -> None:
     """Read a run's flags as its processes will; keeps their Config in the entry."""
@@ -137,8 +170,11 @@ def finish_run(run: dict, r: Request, speed: Speed | None, rates: Rates, valid_t
     if cfg.model.padded_vocab_size is None:
         cfg = cfg.with_vocabulary(r.vocab_size)
     entry = {name: value for name, value in run.items() if name not in ("config", "unique", "flags")}
-    return entry | numbers(cfg, run["unique"]) | {"flags": run["flags"],
-                                                  "forecast": forecast(cfg, first, speed, rates, valid_tokens)}
+    return (
+        entry
+        | numbers(cfg, run["unique"])
+        | {"flags": run["flags"], "forecast": forecast(cfg, first, speed, rates, valid_tokens)}
+    )
 
 
 def numbers(cfg: Config, unique: int | None) -> dict:
@@ -146,12 +182,23 @@ def numbers(cfg: Config, unique: int | None) -> dict:
     shape, samples, seq_length = cfg.model.shape(), cfg.train.train_samples, cfg.model.seq_length
     tokens = samples * seq_length
     epoch = unique or tokens
-    return {"params": shape.total(), "params_non_embedding": shape.non_embedding(), "params_with_head": shape.with_head(),
-            "params_published": shape.published(), "tokens": tokens, "samples": samples,
-            "steps": samples // cfg.train.global_batch_size, "unique_tokens": min(tokens, epoch), "epochs": tokens / epoch,
-            "flops_6nd": 6.0 * shape.total() * tokens, "flops_exact": float(shape.flops_per_token(seq_length)) * tokens,
-            "lr": cfg.optim.lr, "global_batch_size": cfg.train.global_batch_size, "seq_length": seq_length,
-            "seed": cfg.train.seed}
+    return {
+        "params": shape.total(),
+        "params_non_embedding": shape.non_embedding(),
+        "params_with_head": shape.with_head(),
+        "params_published": shape.published(),
+        "tokens": tokens,
+        "samples": samples,
+        "steps": samples // cfg.train.global_batch_size,
+        "unique_tokens": min(tokens, epoch),
+        "epochs": tokens / epoch,
+        "flops_6nd": 6.0 * shape.total() * tokens,
+        "flops_exact": float(shape.flops_per_token(seq_length)) * tokens,
+        "lr": cfg.optim.lr,
+        "global_batch_size": cfg.train.global_batch_size,
+        "seq_length": seq_length,
+        "seed": cfg.train.seed,
+    }
 
 
 def merged(mistakes: list[tuple[str, str]]) -> list[str]:
@@ -164,6 +211,7 @@ def merged(mistakes: list[tuple[str, str]]) -> list[str]:
 
 # -- files
 
+
 def save_plan(plan: Plan, path: str | Path) -> None:
     """Write plan.json at once. Raises CannotWrite."""
     write(Path(path), json.dumps(asdict(plan), indent=1, allow_nan=False).encode())
@@ -171,8 +219,11 @@ def save_plan(plan: Plan, path: str | Path) -> None:
 
 def save_csv(plan: Plan, path: str | Path) -> None:
     """A line for each run: its numbers and its forecast. Raises CannotWrite."""
-    rows = [{name: value for name, value in run.items() if name not in ("flags", "forecast", "budget", "load", "checkpoints")}
-            | {f"forecast_{name}": value for name, value in run["forecast"].items()} for run in plan.runs]
+    rows = [
+        {name: value for name, value in run.items() if name not in ("flags", "forecast", "budget", "load", "checkpoints")}
+        | {f"forecast_{name}": value for name, value in run["forecast"].items()}
+        for run in plan.runs
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,5 @@
 """What a planned run takes: hours, cost, energy and memory, by arithmetic from a stated or measured speed."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,17 +9,18 @@ import numpy as np
 from megatron.config import Config
 from megatron.forecast import forecast as forecast_layout
 
-FORWARD_SHARE = 1 / 3               # of a training step's FLOPs: the backward pass takes twice the forward pass
+FORWARD_SHARE = 1 / 3  # of a training step's FLOPs: the backward pass takes twice the forward pass
 MEMORY_BASIS = "the most that one process takes, as pretrain_*.py --dry-run forecasts it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
     """Seconds a training token takes on all devices together: scale x (FLOPs of the token)^exponent."""
-    basis: str                      # where it comes from
+
+    basis: str  # where it comes from
     scale: float
-    exponent: float = 0.0           # 1: devices equally busy at every size; below: small models waste more
-    startup: float = 0.0            # seconds before the first step
+    exponent: float = 0.0  # 1: devices equally busy at every size; below: small models waste more
+    startup: float = 0.0  # seconds before the first step
 
     def seconds(self, flops_per_token: float, tokens: float) -> float:
         return tokens * self.scale * flops_per_token**self.exponent
@@ -27,9 +29,10 @@ class Speed:
 @dataclass(frozen=True, kw_only=True)
 class Rates:
     """What the forecast is multiplied with."""
+
     gpus: int = 1
-    price: float | None = None      # of a GPU-hour
-    watts: float | None = None      # of a GPU and its share of the machine
+    price: float | None = None  # of a GPU-hour
+    watts: float | None = None  # of a GPU and its share of the machine
 
 
 def speed_of_peak(mfu: float, peak: float, gpus: int) -> Speed:
@@ -54,9 +57,17 @@ def forecast(cfg: Config, first_step: int, speed: Speed | None, rates: Rates, va
     """
     batch, seq_length = cfg.train.global_batch_size, cfg.model.seq_length
     tokens = (cfg.train.train_samples // batch - first_step) * batch * seq_length
-    found = {"tokens": tokens, "hours": None, "gpu_hours": None, "cost": None, "energy_kwh": None, "gpus": rates.gpus,
-             "memory_bytes": max(load.peak for load in forecast_layout(cfg).loads), "memory_basis": MEMORY_BASIS,
-             "basis": speed and speed.basis}
+    found = {
+        "tokens": tokens,
+        "hours": None,
+        "gpu_hours": None,
+        "cost": None,
+        "energy_kwh": None,
+        "gpus": rates.gpus,
+        "memory_bytes": max(load.peak for load in forecast_layout(cfg).loads),
+        "memory_basis": MEMORY_BASIS,
+        "basis": speed and speed.basis,
+    }
     if speed:
         work = tokens + FORWARD_SHARE * evaluated_tokens(cfg, first_step, valid_tokens)
         hours = (speed.startup + speed.seconds(cfg.model.shape().flops_per_token(seq_length), work)) / 3600
@@ -71,6 +82,6 @@ def forecast(cfg: Config, first_step: int, speed: Speed | None, rates: Rates, va
 def evaluated_tokens(cfg: Config, first_step: int, valid_tokens: int | None) -> int:
     """Tokens that validation scores in the whole run, every noise draw counted."""
     steps, every = cfg.train.train_samples // cfg.train.global_batch_size, cfg.train.eval_interval
-    rounds = (steps - 1) // every - first_step // every + 1                    # the last step always is one
+    rounds = (steps - 1) // every - first_step // every + 1  # the last step always is one
     each = cfg.train.eval_iters * cfg.train.global_batch_size * cfg.model.seq_length
     return rounds * cfg.objective.num_mc * (each if valid_tokens is None else min(each, valid_tokens))

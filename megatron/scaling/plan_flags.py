@@ -1,4 +1,5 @@
 """The flags of a planned run, as the recipes of examples/ give them at either scale."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -10,17 +11,18 @@ from megatron.errors import BadData
 from megatron.flags import find, split_words
 
 ENTRIES = {"ar": "pretrain_gpt.py", "mdm": "pretrain_diff_gpt.py"}
-SUBSET_SLACK = 0.01                 # a prepared subset stands for so many unique tokens, give or take this share
+SUBSET_SLACK = 0.01  # a prepared subset stands for so many unique tokens, give or take this share
 ON_SAVE = {"save_interval", "save_at", "keep_last", "keep_every"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """What the recipes set for published sizes, and for a laptop."""
+
     seq_length: int
     lr: float
     batch_size: int
-    params: str                     # which count budgets are divided by
+    params: str  # which count budgets are divided by
     vocab_size: int
     precision: tuple[str, ...]
     tokenizer: tuple[str, ...]
@@ -30,30 +32,73 @@ class Scale:
 
 
 SCALES = {
-    "gpu": Scale(seq_length=2048, lr=2e-4, batch_size=256, params="published", vocab_size=GPT2_VOCAB, precision=("--bf16",),
-                 tokenizer=("--tokenizer-type", "GPT2BPETokenizer", "--vocab-file", "utils/data/gpt2-vocab.json",
-                            "--merge-file", "utils/data/gpt2-merges.txt"),
-                 train_data="utils/datapaths/train_c4_full.txt", valid_data="utils/datapaths/val_c4.txt", log_interval=10),
-    "cpu": Scale(seq_length=128, lr=3e-3, batch_size=8, params="total", vocab_size=257, precision=("--device", "cpu"),
-                 tokenizer=("--tokenizer-type", "ByteTokenizer"), train_data="data/python/train_text_document",
-                 valid_data="data/python/valid_text_document", log_interval=50),
+    "gpu": Scale(
+        seq_length=2048,
+        lr=2e-4,
+        batch_size=256,
+        params="published",
+        vocab_size=GPT2_VOCAB,
+        precision=("--bf16",),
+        tokenizer=(
+            "--tokenizer-type",
+            "GPT2BPETokenizer",
+            "--vocab-file",
+            "utils/data/gpt2-vocab.json",
+            "--merge-file",
+            "utils/data/gpt2-merges.txt",
+        ),
+        train_data="utils/datapaths/train_c4_full.txt",
+        valid_data="utils/datapaths/val_c4.txt",
+        log_interval=10,
+    ),
+    "cpu": Scale(
+        seq_length=128,
+        lr=3e-3,
+        batch_size=8,
+        params="total",
+        vocab_size=257,
+        precision=("--device", "cpu"),
+        tokenizer=("--tokenizer-type", "ByteTokenizer"),
+        train_data="data/python/train_text_document",
+        valid_data="data/python/valid_text_document",
+        log_interval=50,
+    ),
 }
 
 
 def model_flags(shape: Shape, seq_length: int, precision: tuple[str, ...], seed: int, batch_size: int) -> list[str]:
-    words = {"--num-layers": shape.num_layers, "--hidden-size": shape.hidden_size,
-             "--num-attention-heads": shape.num_attention_heads, "--kv-channels": shape.kv_channels,
-             "--seq-length": seq_length, "--max-position-embeddings": seq_length, "--normalization": "rmsnorm",
-             "--attention-dropout": 0, "--hidden-dropout": 0, "--seed": seed, "--micro-batch-size": min(16, batch_size),
-             "--global-batch-size": batch_size}
+    words = {
+        "--num-layers": shape.num_layers,
+        "--hidden-size": shape.hidden_size,
+        "--num-attention-heads": shape.num_attention_heads,
+        "--kv-channels": shape.kv_channels,
+        "--seq-length": seq_length,
+        "--max-position-embeddings": seq_length,
+        "--normalization": "rmsnorm",
+        "--attention-dropout": 0,
+        "--hidden-dropout": 0,
+        "--seed": seed,
+        "--micro-batch-size": min(16, batch_size),
+        "--global-batch-size": batch_size,
+    }
     return [*spell_flags(words), "--use-rotary-position-embeddings", "--swiglu", "--disable-bias-linear", *precision]
 
 
 def optim_flags(samples: int, warmup: int, lr: float, schedule: dict[str, object]) -> list[str]:
     """`schedule`: the decay's style and what belongs to it."""
-    words = {"--train-samples": samples, "--lr-decay-samples": samples, "--lr-warmup-samples": warmup, "--optimizer": "adam",
-             "--adam-beta1": 0.9, "--adam-beta2": 0.95, "--adam-eps": 1e-8, "--weight-decay": 0.1, "--clip-grad": 1.0,
-             "--lr": f"{lr:g}", "--min-lr": f"{lr / 10:g}"}
+    words = {
+        "--train-samples": samples,
+        "--lr-decay-samples": samples,
+        "--lr-warmup-samples": warmup,
+        "--optimizer": "adam",
+        "--adam-beta1": 0.9,
+        "--adam-beta2": 0.95,
+        "--adam-eps": 1e-8,
+        "--weight-decay": 0.1,
+        "--clip-grad": 1.0,
+        "--lr": f"{lr:g}",
+        "--min-lr": f"{lr / 10:g}",
+    }
     return spell_flags(words | schedule)
 
 
@@ -120,8 +165,10 @@ def prepared_subset(unique: int) -> tuple[str, int]:
     table = {name: count for name, count in epoch_tokens().items() if name[0].isdigit()}
     enough = [name for name in table if table[name] >= unique * (1 - SUBSET_SLACK)]
     if not enough:
-        raise ValueError(f"no prepared subset has {unique} tokens, the largest has {max(table.values())}: "
-                         "give --train-data PREFIX, of which the first tokens are taken")
+        raise ValueError(
+            f"no prepared subset has {unique} tokens, the largest has {max(table.values())}: "
+            "give --train-data PREFIX, of which the first tokens are taken"
+        )
     name = min(enough, key=lambda n: abs(table[n] - unique))
     return name, table[name]
 
@@ -135,7 +182,7 @@ def corpus_tokens(words: tuple[str, ...]) -> int | None:
             header, num_bytes = index.read(18), tokens.seek(0, 2)
     except OSError:
         return None
-    widths = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}                              # by the index's code of the type of an id
+    widths = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}  # by the index's code of the type of an id
     if len(header) < 18 or header[17] not in widths:
         raise BadData(f"{words[0]}.idx: is no index of a corpus; tools/preprocess_data.py makes one")
     return num_bytes // widths[header[17]]

@@ -1,4 +1,5 @@
 """The points of a plan: budgets x sizes x objectives x unique tokens or epochs, each with its name, its length and its data."""
+
 from __future__ import annotations
 
 import math
@@ -15,13 +16,14 @@ from megatron.scaling.hyperparameters import BATCH_SIZES, LEARNING_RATES, Choice
 from megatron.scaling.plan_sizes import expected_optimum, sizes_between
 
 KINDS = {"chinchilla": "chinchilla", "isoflop": "chinchilla", "data-value": "data_value", "critical-compute": "crossover"}
-EPOCHS = (1, 2, 4, 10, 20, 50, 100, 200, 500)       # of a data-value plan that names none
+EPOCHS = (1, 2, 4, 10, 20, 50, 100, 200, 500)  # of a data-value plan that names none
 SEED = 1234
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What was asked for; a default that depends on the scale is None here."""
+
     kind: str = "chinchilla"
     scale: str = "gpu"
     objectives: tuple[str, ...] = ("ar", "mdm")
@@ -52,12 +54,19 @@ class Request:
         at = flags.SCALES[self.scale]
         epochs = EPOCHS if self.kind == "data-value" and not self.epochs else self.epochs
         found = replace(
-            self, epochs=epochs, num_sizes=self.num_sizes or (1 if self.kind == "data-value" else 5),
-            params=self.params or at.params, lr=self.lr or f"fixed:{at.lr:g}",
-            batch_size=self.batch_size or f"fixed:{at.batch_size}", seq_length=self.seq_length or at.seq_length,
-            vocab_size=self.vocab_size or at.vocab_size, tokenizer=at.tokenizer if self.tokenizer is None else self.tokenizer,
-            train_data=self.train_data or (at.train_data,), valid_data=self.valid_data or (at.valid_data,),
-            name=self.name or KINDS[self.kind])
+            self,
+            epochs=epochs,
+            num_sizes=self.num_sizes or (1 if self.kind == "data-value" else 5),
+            params=self.params or at.params,
+            lr=self.lr or f"fixed:{at.lr:g}",
+            batch_size=self.batch_size or f"fixed:{at.batch_size}",
+            seq_length=self.seq_length or at.seq_length,
+            vocab_size=self.vocab_size or at.vocab_size,
+            tokenizer=at.tokenizer if self.tokenizer is None else self.tokenizer,
+            train_data=self.train_data or (at.train_data,),
+            valid_data=self.valid_data or (at.valid_data,),
+            name=self.name or KINDS[self.kind],
+        )
         if mistakes := list(wrong_together(found)):
             raise ConfigError(mistakes)
         return found
@@ -100,16 +109,17 @@ def wrong_together(r: Request) -> Iterator[str]:
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One point of the grid, before its flags are written."""
+
     name: str
     objective: str
     size: str
     shape: Shape
-    budget: dict[str, float]        # what was asked for: {"flops": C}, {"tokens": D} or nothing
+    budget: dict[str, float]  # what was asked for: {"flops": C}, {"tokens": D} or nothing
     samples: int
     warmup: int
     data: tuple[str, ...]
-    first: int | None               # --unique-tokens: how many tokens of the data are used, None for all
-    unique: int | None              # how many differ; None: as many as are read, of a corpus of unknown size
+    first: int | None  # --unique-tokens: how many tokens of the data are used, None for all
+    unique: int | None  # how many differ; None: as many as are read, of a corpus of unknown size
     lr: float
     batch: int
     seed: int
@@ -152,8 +162,18 @@ def sizes_of(r: Request, objective: str, budget: dict[str, float], mistakes: lis
     return found
 
 
-def make_cell(r: Request, name: str, objective: str, size: str, budget: dict[str, float], unique: int | None, epochs: int | None,
-              lr: Choice, batch: Choice, seed: int) -> Cell:
+def make_cell(
+    r: Request,
+    name: str,
+    objective: str,
+    size: str,
+    budget: dict[str, float],
+    unique: int | None,
+    epochs: int | None,
+    lr: Choice,
+    batch: Choice,
+    seed: int,
+) -> Cell:
     """Raises ValueError."""
     size_name, shape = find_size(size, r.vocab_size)
     if "flops" in budget:
@@ -165,11 +185,28 @@ def make_cell(r: Request, name: str, objective: str, size: str, budget: dict[str
         data, first, have = part_of(r, min(unique, tokens) if unique else tokens // epochs, exactly=bool(unique))
         if budget and unique and unique >= tokens:
             name = run_name(r, objective, budget, size, None, 1)
-    facts = Facts(params=shape.non_embedding(), tokens=tokens, seq_length=r.seq_length, flops=tokens * (
-        shape.flops_per_token(r.seq_length) - 6.0 * shape.vocab_size * shape.hidden_size))
+    facts = Facts(
+        params=shape.non_embedding(),
+        tokens=tokens,
+        seq_length=r.seq_length,
+        flops=tokens * (shape.flops_per_token(r.seq_length) - 6.0 * shape.vocab_size * shape.hidden_size),
+    )
     rate, rows = rules.learning_rate(lr, facts), rules.batch_size(batch, facts)
-    return Cell(name=name + suffix(r, rate, rows, seed), objective=objective, size=size_name, shape=shape, budget=budget,
-                samples=samples, warmup=warmup, data=data, first=first, unique=have, lr=rate, batch=rows, seed=seed)
+    return Cell(
+        name=name + suffix(r, rate, rows, seed),
+        objective=objective,
+        size=size_name,
+        shape=shape,
+        budget=budget,
+        samples=samples,
+        warmup=warmup,
+        data=data,
+        first=first,
+        unique=have,
+        lr=rate,
+        batch=rows,
+        seed=seed,
+    )
 
 
 def part_of(r: Request, unique: int, exactly: bool) -> tuple[tuple[str, ...], int | None, int]:
@@ -184,16 +221,24 @@ def part_of(r: Request, unique: int, exactly: bool) -> tuple[tuple[str, ...], in
 
 def run_name(r: Request, objective: str, budget: dict[str, float], size: str, unique: int | None, epochs: int | None) -> str:
     """As the recipes name runs: ar_chinchilla_1e19_217M, mdm_data_value_1e19_117M_10ep."""
-    parts = [objective, r.name, *(spell(float(value)) + "tok" * (kind == "tokens") for kind, value in budget.items()),
-             find_size(size, r.vocab_size)[0]]
+    parts = [
+        objective,
+        r.name,
+        *(spell(float(value)) + "tok" * (kind == "tokens") for kind, value in budget.items()),
+        find_size(size, r.vocab_size)[0],
+    ]
     return "_".join(parts + [f"u{unique}"] * bool(unique) + [f"{epochs}ep"] * bool(epochs))
 
 
 def suffix(r: Request, lr: float, batch: int, seed: int) -> str:
     """What differs from the recipes' defaults and changes the result."""
     at = flags.SCALES[r.scale]
-    return (f"_lr{lr:g}" * (lr != at.lr) + f"_gbs{batch}" * (batch != at.batch_size) + f"_seed{seed}" * (seed != SEED)
-            + "_wsd" * (r.schedule == "wsd"))
+    return (
+        f"_lr{lr:g}" * (lr != at.lr)
+        + f"_gbs{batch}" * (batch != at.batch_size)
+        + f"_seed{seed}" * (seed != SEED)
+        + "_wsd" * (r.schedule == "wsd")
+    )
 
 
 def corpus_size(words: tuple[str, ...]) -> int | None:

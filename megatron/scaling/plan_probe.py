@@ -1,4 +1,5 @@
 """The speed of a machine, measured: a few steps of a plan's smallest and largest member, by the programs that will train them."""
+
 from __future__ import annotations
 
 import json
@@ -16,11 +17,12 @@ from megatron.scaling.plan_cost import Speed, speed_of_points
 from megatron.scaling.plan_flags import ON_SAVE, overlaid, without
 
 ROOT = Path(megatron.__file__).parents[1]
-INTERVALS = 4                       # of the probed steps; the first, with compilation and warm caches, does not count
+INTERVALS = 4  # of the probed steps; the first, with compilation and warm caches, does not count
 
 
 class ProbeFailed(Refusal):
     """A probed run did not get through its few steps."""
+
     code = 70
 
     def __init__(self, message: str, code: int):
@@ -56,26 +58,45 @@ def probe_run(run: dict, steps: int, gpus: int, timeout: float) -> dict:
         records = train_records(Path(folder) / "metrics.jsonl")
     if done.returncode not in (0, PREEMPTED) or not records:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no step was recorded"]
-        raise ProbeFailed(f"--probe: {run['name']} did not train {steps} steps (exit code {done.returncode}): {said[-1].strip()}",
-                          done.returncode or ProbeFailed.code)
+        raise ProbeFailed(
+            f"--probe: {run['name']} did not train {steps} steps (exit code {done.returncode}): {said[-1].strip()}",
+            done.returncode or ProbeFailed.code,
+        )
     rate = 1 / statistics.median(1 / record["tokens_per_sec"] for record in records[1:] or records)
     trained = records[-1]["tokens"] / rate
-    return {"size": run["size"], "objective": run["objective"], "steps": records[-1]["step"], "tokens_per_second": rate,
-            "flops_per_token": flops_per_token(run), "startup": max(0.0, wall - trained), "mfu": records[-1]["mfu"],
-            "memory_bytes": records[-1]["memory_bytes"]}
+    return {
+        "size": run["size"],
+        "objective": run["objective"],
+        "steps": records[-1]["step"],
+        "tokens_per_second": rate,
+        "flops_per_token": flops_per_token(run),
+        "startup": max(0.0, wall - trained),
+        "mfu": records[-1]["mfu"],
+        "memory_bytes": records[-1]["memory_bytes"],
+    }
 
 
 def start_run(run: dict, steps: int, gpus: int, timeout: float, folder: str) -> subprocess.CompletedProcess:
-    words = ["--exit-interval", str(steps), "--eval-iters", "0", "--run-dir", folder,
-             "--log-interval", str(max(1, steps // INTERVALS))]
+    words = [
+        "--exit-interval",
+        str(steps),
+        "--eval-iters",
+        "0",
+        "--run-dir",
+        folder,
+        "--log-interval",
+        str(max(1, steps // INTERVALS)),
+    ]
     command = [str(ROOT / run["entry"]), *overlaid(without(run["flags"], ON_SAVE), words)]
     if gpus > 1:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), *command]
     try:
         return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        raise ProbeFailed(f"--probe: {run['name']} did not train {steps} steps in {timeout:g} s: take fewer with --probe-steps",
-                          ProbeFailed.code) from None
+        raise ProbeFailed(
+            f"--probe: {run['name']} did not train {steps} steps in {timeout:g} s: take fewer with --probe-steps",
+            ProbeFailed.code,
+        ) from None
 
 
 def train_records(path: Path) -> list[dict]:

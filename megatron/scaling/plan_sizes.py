@@ -1,4 +1,5 @@
 """Which sizes a budget asks for: the expected optimum N*(C), and sizes of the table or made-up shapes around it."""
+
 from __future__ import annotations
 
 import json
@@ -11,9 +12,11 @@ from megatron.scaling.laws import Chinchilla
 
 # Tokens a parameter at the published optima of arXiv:2507.15857, all embeddings counted: the geometric mean of its three budgets.
 PUBLISHED_RATIOS = {"ar": 32.5, "mdm": 103.4}
-LAWS = {"hoffmann": Chinchilla(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28),                       # arXiv:2203.15556
-        "besiroglu": Chinchilla(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)}             # arXiv:2404.10102
-ASPECT = {"gpu": 64, "cpu": 16}     # hidden size a layer that made-up shapes keep near, as the table's do
+LAWS = {
+    "hoffmann": Chinchilla(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28),  # arXiv:2203.15556
+    "besiroglu": Chinchilla(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658),
+}  # arXiv:2404.10102
+ASPECT = {"gpu": 64, "cpu": 16}  # hidden size a layer that made-up shapes keep near, as the table's do
 WIDEST = 16384
 KNOWN = "published, ratio:X (tokens a parameter), hoffmann, besiroglu, a fit.json, or one each: ar=...,mdm=..."
 
@@ -58,8 +61,9 @@ def read_law(path: str) -> Chinchilla:
     except OSError as error:
         raise MissingInput(f"--optimum {path}: {error.strerror}; `fit` writes one") from None
     except (ValueError, KeyError, TypeError):
-        raise BadData(f"--optimum {path}: expected `params` with E, A, B, alpha and beta; `fit --form chinchilla` writes them") \
-            from None
+        raise BadData(
+            f"--optimum {path}: expected `params` with E, A, B, alpha and beta; `fit --form chinchilla` writes them"
+        ) from None
 
 
 def sizes_between(low: float, high: float, num: int, *, scale: str, vocab_size: int, count: str) -> list[str]:
@@ -73,14 +77,17 @@ def sizes_between(low: float, high: float, num: int, *, scale: str, vocab_size: 
     found = [nearest_size(aim, step / 4, scale=scale, vocab_size=vocab_size, count=count) for aim in aims]
     params = [getattr(find_size(size, vocab_size)[1], count)() for size in found]
     if any(abs(math.log(got / aim)) > step / 2 for got, aim in zip(params, aims)):
-        raise ValueError(f"no {num} sizes bracket the expected optimum, from {low:,.0f} to {high:,.0f} parameters: with "
-                         f"{vocab_size} ids in the vocabulary the nearest have {', '.join(f'{p:,}' for p in params)}; take other "
-                         f"budgets, {'--scale cpu, ' if scale == 'gpu' else ''}or name --sizes")
+        raise ValueError(
+            f"no {num} sizes bracket the expected optimum, from {low:,.0f} to {high:,.0f} parameters: with "
+            f"{vocab_size} ids in the vocabulary the nearest have {', '.join(f'{p:,}' for p in params)}; take other "
+            f"budgets, {'--scale cpu, ' if scale == 'gpu' else ''}or name --sizes"
+        )
     return found
 
 
 def nearest_size(target: float, tolerance: float, *, scale: str, vocab_size: int, count: str) -> str:
     """A size of the table within `tolerance` of ln N, else a made-up shape."""
+
     def distance(size: str) -> float:
         return abs(math.log(getattr(find_size(size, vocab_size)[1], count)() / target))
 
@@ -97,9 +104,10 @@ def counted_well(size: str, vocab_size: int, count: str) -> bool:
 
 def make_size(target: float, *, scale: str, vocab_size: int, count: str) -> str:
     """The five numbers of a shape with about `target` parameters and the table's proportions."""
+
     def badness(shape: Shape) -> float:
         miss = math.log(getattr(shape, count)() / target)
-        return miss**2 + (0.1 * math.log(shape.hidden_size / shape.num_layers / ASPECT[scale]))**2
+        return miss**2 + (0.1 * math.log(shape.hidden_size / shape.num_layers / ASPECT[scale])) ** 2
 
     widths = range(16, 513, 16) if scale == "cpu" else (*range(64, 1024, 64), *range(1024, WIDEST + 1, 128))
     shapes = [make_shape(target, hidden, 16 if scale == "cpu" else 64 if hidden < 1024 else 128, vocab_size) for hidden in widths]
@@ -111,5 +119,12 @@ def make_shape(target: float, hidden: int, kv_channels: int, vocab_size: int) ->
     """Of this width, with the number of layers that comes nearest."""
     rows, ffn = padded_vocab(vocab_size), swiglu_width(hidden)
     layers = max(1, round((target - rows * hidden) / (4 * hidden**2 + 3 * hidden * ffn)))
-    return Shape(num_layers=layers, hidden_size=hidden, num_attention_heads=hidden // kv_channels, kv_channels=kv_channels,
-                 ffn_hidden_size=ffn, vocab_size=vocab_size, padded_vocab_size=rows)
+    return Shape(
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=hidden // kv_channels,
+        kv_channels=kv_channels,
+        ffn_hidden_size=ffn,
+        vocab_size=vocab_size,
+        padded_vocab_size=rows,
+    )

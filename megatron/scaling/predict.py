@@ -1,4 +1,5 @@
 """What a law says of a run that does not exist yet: size, tokens, epochs and loss for a budget, with intervals."""
+
 from __future__ import annotations
 
 import hashlib
@@ -27,8 +28,13 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     `ln_sd` its standard deviation in ln loss.
     """
     N, D = _split(fit.law, flops, params, tokens, unique_tokens)
-    found = {"label": label, "form": fit.form, "flops": float(6 * N * D), "unique_tokens": unique_tokens,
-             **_named(fit.law, N, D, unique_tokens)}
+    found = {
+        "label": label,
+        "form": fit.form,
+        "flops": float(6 * N * D),
+        "unique_tokens": unique_tokens,
+        **_named(fit.law, N, D, unique_tokens),
+    }
     if count := num_paired_draws({label: fit}):
         drawn = drawn_law(fit, count, 0)
         draws = _named(drawn, *_split(drawn, flops, params, tokens, unique_tokens), unique_tokens)
@@ -64,8 +70,12 @@ def in_words(predictions: list[dict], verdict: dict | None) -> str:
         return start + "; ".join(map(_describe, predictions)) + "."
     best = next(prediction for prediction in predictions if prediction["label"] == verdict["best"])
     rest = "; ".join(f"against {_describe(one)}" for one in predictions if one is not best)
-    share = "" if verdict["share_of_draws"] is None else f". {LABELS.get(best['label'], best['label'])} leads in " \
-                                                         f"{verdict['share_of_draws']:.0%} of {verdict['num_draws']} paired draws"
+    share = (
+        ""
+        if verdict["share_of_draws"] is None
+        else f". {LABELS.get(best['label'], best['label'])} leads in "
+        f"{verdict['share_of_draws']:.0%} of {verdict['num_draws']} paired draws"
+    )
     return f"{start}{_describe(best)}; {rest}{share}."
 
 
@@ -75,8 +85,10 @@ def _describe(one: dict) -> str:
         shown = " .. ".join("open" if end is None else f"{end:{form}}" for end in ends)
         return f"{one[name]:{form}}" + ("" if ends[0] is None is ends[1] or ends[0] == ends[1] else f" [{shown}]")
 
-    return (f"{LABELS.get(one['label'], one['label'])} with {with_ends('params', '.3g')} parameters for "
-            f"{with_ends('epochs', '.3g')} epochs ({with_ends('tokens', '.3g')} tokens), loss {with_ends('loss', '.4f')}")
+    return (
+        f"{LABELS.get(one['label'], one['label'])} with {with_ends('params', '.3g')} parameters for "
+        f"{with_ends('epochs', '.3g')} epochs ({with_ends('tokens', '.3g')} tokens), loss {with_ends('loss', '.4f')}"
+    )
 
 
 def _split(law, flops, params, tokens, unique_tokens):

@@ -1,4 +1,5 @@
 """Where a plan's runs stand, read off their folders: how far, how fast, how they ended, and how long the rest will take."""
+
 from __future__ import annotations
 
 import fcntl
@@ -13,21 +14,22 @@ from pathlib import Path
 from megatron.errors import KILLED, PEER_LOST, PREEMPTED
 
 STATES = ("done", "running", "stopped", "failed", "waiting")
-GO_ON = (PREEMPTED, KILLED, PEER_LOST)          # saved, or to be started again: no failure
+GO_ON = (PREEMPTED, KILLED, PEER_LOST)  # saved, or to be started again: no failure
 TAIL_BYTES = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """One run of a plan, now. Seconds are wall-clock seconds over all of its processes' lives."""
+
     run: str
-    state: str                                  # of STATES
-    reason: str = ""                            # why it failed, stopped or waits
-    code: int | None = None                     # it ended with
+    state: str  # of STATES
+    reason: str = ""  # why it failed, stopped or waits
+    code: int | None = None  # it ended with
     step: int = 0
-    share: float = 0.0                          # of its tokens, without those of its trunk
-    work: float                                 # 6 N D of these
-    seconds: float | None = None                # so far
+    share: float = 0.0  # of its tokens, without those of its trunk
+    work: float  # 6 N D of these
+    seconds: float | None = None  # so far
     forecast_seconds: float | None = None
     remaining_seconds: float | None = None
     loss: float | None = None
@@ -43,12 +45,23 @@ def stand(run: dict, folder: Path) -> Standing:
     """What one folder says. A process that holds its lock runs; one that left without a word was killed."""
     forecast = run.get("forecast") or {}
     hours, inherited = forecast.get("hours"), (run["load"]["step"] / run["steps"] if run.get("load") else 0.0)
-    found = Standing(run=run["name"], state="waiting", work=run["flops_6nd"] * (1.0 - inherited),
-                     forecast_loss=forecast.get("loss"), forecast_seconds=None if hours is None else 3600.0 * hours)
+    found = Standing(
+        run=run["name"],
+        state="waiting",
+        work=run["flops_6nd"] * (1.0 - inherited),
+        forecast_loss=forecast.get("loss"),
+        forecast_seconds=None if hours is None else 3600.0 * hours,
+    )
     result = read_json(folder / "result.json")
     if result:
-        return replace(found, state="done", step=result.get("steps", 0), share=1.0, loss=result.get("loss"),
-                       seconds=seconds_so_far(folder, result))
+        return replace(
+            found,
+            state="done",
+            step=result.get("steps", 0),
+            share=1.0,
+            loss=result.get("loss"),
+            seconds=seconds_so_far(folder, result),
+        )
     said, last = read_json(folder / "exit.json"), last_record(folder)
     share = min(1.0, max(0.0, last.get("tokens", 0) / run["tokens"] - inherited) / (1.0 - inherited))
     found = replace(found, step=last.get("step", 0), share=share, loss=last.get("loss"), seconds=seconds_so_far(folder))
@@ -72,8 +85,12 @@ def with_remaining_time(runs: list[Standing]) -> list[Standing]:
     pace = math.fsum(r.seconds for r in begun) / math.fsum(length[r.run] * r.share for r in begun) if begun else 1.0
     if not (begun or planned):
         return runs
-    return [replace(r, remaining_seconds=pace * length[r.run] * (1.0 - r.share))
-            if r.state != "done" and r.remaining_seconds is None else r for r in runs]
+    return [
+        replace(r, remaining_seconds=pace * length[r.run] * (1.0 - r.share))
+        if r.state != "done" and r.remaining_seconds is None
+        else r
+        for r in runs
+    ]
 
 
 def total(runs: list[Standing]) -> dict:
@@ -82,9 +99,15 @@ def total(runs: list[Standing]) -> dict:
     at_a_time = max(1, counts["running"])
     left = sum_hours(r.remaining_seconds for r in runs if r.state != "done")
     longest = max((r.remaining_seconds or 0.0 for r in runs), default=0.0) / 3600
-    return {**counts, "runs": len(runs), "at_a_time": at_a_time, "hours": sum_hours(r.seconds or 0.0 for r in runs),
-            "run_hours_left": left, "hours_left": None if left is None else max(left / at_a_time, longest),
-            "forecast_hours": sum_hours(r.forecast_seconds for r in runs)}
+    return {
+        **counts,
+        "runs": len(runs),
+        "at_a_time": at_a_time,
+        "hours": sum_hours(r.seconds or 0.0 for r in runs),
+        "run_hours_left": left,
+        "hours_left": None if left is None else max(left / at_a_time, longest),
+        "forecast_hours": sum_hours(r.forecast_seconds for r in runs),
+    }
 
 
 def sum_hours(seconds: Iterable[float | None]) -> float | None:

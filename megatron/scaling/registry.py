@@ -2,6 +2,7 @@
 
 config.json, run.json, result.json, exit.json, metrics.jsonl and train.log of a run are all there is; nothing else is asked.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -17,12 +18,38 @@ from megatron.scaling.runs import RUN_FILES, last_step, read_json, records
 
 # Where a run reads and writes, what it says, and on how many machines: none of it is what the run is. Its data are, by their
 # fingerprints.
-PLACES = {"log", "parallel", "data.data_path", "data.train_data_path", "data.train_data_path_file", "data.valid_data_path",
-          "data.valid_data_path_file", "data.test_data_path", "data.test_data_path_file", "data.vocab_file", "data.merge_file",
-          "data.tokenizer_model", "data.unique_tokens", "data.data_cache_path", "train.save", "train.load", "train.save_interval",
-          "train.save_at", "train.keep_last", "train.keep_every", "train.exit_interval", "train.exit_duration_in_mins",
-          "train.kill_switch_file", "train.preflight", "train.dry_run", "train.num_threads", "train.device",
-          "train.device_memory", "train.compile", "train.micro_batch_size"}
+PLACES = {
+    "log",
+    "parallel",
+    "data.data_path",
+    "data.train_data_path",
+    "data.train_data_path_file",
+    "data.valid_data_path",
+    "data.valid_data_path_file",
+    "data.test_data_path",
+    "data.test_data_path_file",
+    "data.vocab_file",
+    "data.merge_file",
+    "data.tokenizer_model",
+    "data.unique_tokens",
+    "data.data_cache_path",
+    "train.save",
+    "train.load",
+    "train.save_interval",
+    "train.save_at",
+    "train.keep_last",
+    "train.keep_every",
+    "train.exit_interval",
+    "train.exit_duration_in_mins",
+    "train.kill_switch_file",
+    "train.preflight",
+    "train.dry_run",
+    "train.num_threads",
+    "train.device",
+    "train.device_memory",
+    "train.compile",
+    "train.micro_batch_size",
+}
 Z95 = 1.959963984540054
 METRICS = ("loss", "bits_per_byte", "accuracy", "test_loss", "best_loss", "train_loss")
 
@@ -35,7 +62,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
             raise MissingInput(f"{folder}: no such folder; give run directories or folders of them.")
         for at, below, files in os.walk(folder):
             if (RUN_FILES | {"exit.json"}) & set(files):
-                below.clear()           # checkpoints below a run are no runs
+                below.clear()  # checkpoints below a run are no runs
                 found.setdefault(Path(at).resolve(), Path(at))
     return sorted(found.values())
 
@@ -54,7 +81,7 @@ def status(directory: Path) -> tuple[str, str]:
         return "failed", f"killed without a word, {last_step(directory)}; its log ends: {line or 'nothing'}"
     said = f"{ended.get('reason') or 'no reason given'} (exit code {ended.get('code')}, step {ended.get('step')})"
     if ended.get("code") == 0:
-        return "finished", said         # an evaluation or a preflight
+        return "finished", said  # an evaluation or a preflight
     return ("stopped" if ended.get("code") in GO_ON else "failed"), said
 
 
@@ -62,8 +89,9 @@ def config_hash(config: dict, fingerprints: dict) -> str | None:
     """12 digits that are equal for equal experiments: of the data and all flags but those that say where and on what to run."""
     if not config:
         return None
-    kept = {"fingerprints": fingerprints} | {name: value for name, value in flat(config).items()
-            if name not in PLACES and name.partition(".")[0] not in PLACES}
+    kept = {"fingerprints": fingerprints} | {
+        name: value for name, value in flat(config).items() if name not in PLACES and name.partition(".")[0] not in PLACES
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -84,9 +112,17 @@ def describe(directory: Path) -> dict:
         raise MissingInput(f"{directory}: no run directory (it has none of {', '.join(sorted(RUN_FILES))}); give one.")
     config, facts, result = (read_json(directory / name) for name in ("config.json", "run.json", "result.json"))
     state, reason = status(directory)
-    return {"run": directory.name, "path": str(directory), "status": state, "reason": reason,
-            "config_hash": config_hash(config, facts.get("fingerprints", {})), "config": config, "facts": facts,
-            "result": result or _so_far(directory, config, facts), "skips": _skips(directory)}
+    return {
+        "run": directory.name,
+        "path": str(directory),
+        "status": state,
+        "reason": reason,
+        "config_hash": config_hash(config, facts.get("fingerprints", {})),
+        "config": config,
+        "facts": facts,
+        "result": result or _so_far(directory, config, facts),
+        "skips": _skips(directory),
+    }
 
 
 def _so_far(directory: Path, config: dict, facts: dict) -> dict:
@@ -95,11 +131,17 @@ def _so_far(directory: Path, config: dict, facts: dict) -> dict:
     trained, scored = records(directory, "train"), records(directory, "val")
     if trained:
         last = trained[-1]
-        found |= {"steps": last["step"], "tokens": last.get("tokens"), "flops": last["flops"], "train_loss": last["loss"],
-                  "skipped": last.get("skipped")}
+        found |= {
+            "steps": last["step"],
+            "tokens": last.get("tokens"),
+            "flops": last["flops"],
+            "train_loss": last["loss"],
+            "skipped": last.get("skipped"),
+        }
     if scored:
-        found |= {name: scored[-1].get(name) for name in ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy",
-                                                          "bound")}
+        found |= {
+            name: scored[-1].get(name) for name in ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy", "bound")
+        }
     return found
 
 
@@ -115,16 +157,29 @@ def _skips(directory: Path) -> list[str]:
 def summary(run: dict) -> dict:
     """A run in one row of `runs ls`."""
     result = run["result"]
-    return {"run": run["run"], "status": run["status"], "objective": result.get("objective"), "params": result.get("params"),
-            "tokens": result.get("tokens"), "step": result.get("steps"), "loss": result.get("loss"), "error": error_of(result),
-            "bound": result.get("bound"), "seed": run["facts"].get("noise_seed"), "config_hash": run["config_hash"],
-            "code": run["facts"].get("code"), "created": run["facts"].get("created"),
-            "resumes": len(run["facts"].get("resumes", [])), "reason": run["reason"], "path": run["path"]}
+    return {
+        "run": run["run"],
+        "status": run["status"],
+        "objective": result.get("objective"),
+        "params": result.get("params"),
+        "tokens": result.get("tokens"),
+        "step": result.get("steps"),
+        "loss": result.get("loss"),
+        "error": error_of(result),
+        "bound": result.get("bound"),
+        "seed": run["facts"].get("noise_seed"),
+        "config_hash": run["config_hash"],
+        "code": run["facts"].get("code"),
+        "created": run["facts"].get("created"),
+        "resumes": len(run["facts"].get("resumes", [])),
+        "reason": run["reason"],
+        "path": run["path"],
+    }
 
 
 def error_of(result: dict, name: str = "loss") -> float | None:
     """The standard error of a metric, from noise and from data together; None where none was recorded."""
-    if name == "bits_per_byte":                     # the loss in another unit
+    if name == "bits_per_byte":  # the loss in another unit
         error, scale = error_of(result), result.get("loss")
         return error * result[name] / scale if error is not None and scale else None
     parts = [result.get(f"{name}_se_noise"), result.get(f"{name}_se_data")]
@@ -141,17 +196,26 @@ def compare(a: dict, b: dict) -> dict:
         one, other = a["result"].get(name), b["result"].get(name)
         if isinstance(one, (int, float)) and isinstance(other, (int, float)):
             metrics[name] = _side_by_side(one, other, error_of(a["result"], name), error_of(b["result"], name))
-    outcome = {name: {key: value for key, value in run["result"].items() if key not in METRICS and "_se_" not in key}
-               for name, run in (("a", a), ("b", b))}
-    facts = [run["facts"] | outcome[name] | {"config_hash": run["config_hash"], "status": run["status"], "reason": run["reason"]}
-             for name, run in (("a", a), ("b", b))]
+    outcome = {
+        name: {key: value for key, value in run["result"].items() if key not in METRICS and "_se_" not in key}
+        for name, run in (("a", a), ("b", b))
+    }
+    facts = [
+        run["facts"] | outcome[name] | {"config_hash": run["config_hash"], "status": run["status"], "reason": run["reason"]}
+        for name, run in (("a", a), ("b", b))
+    ]
     return {"flags": _differences(a["config"], b["config"]), "facts": _differences(*facts), "metrics": metrics}
 
 
 def _side_by_side(one: float, other: float, *errors: float | None) -> dict:
     error = None if None in errors else Z95 * math.hypot(*errors)
-    return {"a": one, "b": other, "difference": other - one, "error": error,
-            "exceeds": None if error is None else abs(other - one) > error}
+    return {
+        "a": one,
+        "b": other,
+        "difference": other - one,
+        "error": error,
+        "exceeds": None if error is None else abs(other - one) > error,
+    }
 
 
 def _differences(a: dict, b: dict) -> dict[str, list]:

@@ -1,4 +1,5 @@
 """Run directories: what a finished run says of itself, its curves, and whether runs may be compared at all."""
+
 from __future__ import annotations
 
 import csv
@@ -13,12 +14,14 @@ import numpy as np
 
 from megatron.errors import BadData, Mismatch, MissingInput
 
-RUN_FILES = {"result.json", "run.json", "metrics.jsonl"}        # any of them makes a directory a run
+RUN_FILES = {"result.json", "run.json", "metrics.jsonl"}  # any of them makes a directory a run
 SAME_FOR_ALL = ("tokenizer", "eval_slice", "params_convention", "flops_convention")
 LINTS = (*SAME_FOR_ALL, "lr_decayed", "bound")
 # The beginning of a train record as a run writes it: curves of 100 x 10,000 records must not need as many whole objects.
-TRAIN = re.compile(rb'\{"kind": "train", "step": (\d+), "samples": \d+, "tokens": (\d+), "flops": ([^,]+), '
-                   rb'"epoch": [^,]+, "time": [^,]+, "loss": ([-+\d.eE]+)[,}]')
+TRAIN = re.compile(
+    rb'\{"kind": "train", "step": (\d+), "samples": \d+, "tokens": (\d+), "flops": ([^,]+), '
+    rb'"epoch": [^,]+, "time": [^,]+, "loss": ([-+\d.eE]+)[,}]'
+)
 
 
 def check_comparable(runs: list[dict], allow: Iterable[str] = ()) -> None:
@@ -42,8 +45,10 @@ def differences(runs: list[dict]) -> dict[str, str]:
             found[name] = f"runs differ in {name}: {_sides(by_value)}; fit them apart"
     undecayed = [run["run"] for run in runs if run.get("lr_decayed") in (False, 0)]
     if undecayed:
-        found["lr_decayed"] = (f"the learning rate was not decayed to its end in {_some(undecayed)}; finish them, "
-                               "leave them out with --drop lr_decayed=false")
+        found["lr_decayed"] = (
+            f"the learning rate was not decayed to its end in {_some(undecayed)}; finish them, "
+            "leave them out with --drop lr_decayed=false"
+        )
     bounds = _bounds(runs)
     return found | ({"bound": bounds} if bounds else {})
 
@@ -85,15 +90,16 @@ def run_directories(path: Path) -> Iterator[Path]:
     """The run directories at or below a folder, sorted. Raises MissingInput where there is none."""
     found = sorted(_walk(path))
     if not found:
-        raise MissingInput(f"{path}: no run in this folder or below it (a run has a result.json); "
-                           "give run directories or a table.")
+        raise MissingInput(
+            f"{path}: no run in this folder or below it (a run has a result.json); give run directories or a table."
+        )
     yield from found
 
 
 def _walk(path: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(path):
         if RUN_FILES & set(files):
-            folders.clear()             # checkpoints below a run are no runs
+            folders.clear()  # checkpoints below a run are no runs
             yield Path(folder)
 
 
@@ -245,6 +251,8 @@ def _bounds(runs: list[dict]) -> str | None:
         if len(by_bound) > 1:
             return f"{objective} runs mix exact losses and bounds: {_sides(by_bound)}; fit them apart"
         if len(labels) > 1 and None in by_bound:
-            return (f"{objective} runs do not say whether their loss is exact or a bound ({_some(by_bound[None])}), and would "
-                    "stand beside another objective; add the column bound (exact or bound)")
+            return (
+                f"{objective} runs do not say whether their loss is exact or a bound ({_some(by_bound[None])}), and would "
+                "stand beside another objective; add the column bound (exact or bound)"
+            )
     return None

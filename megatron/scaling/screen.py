@@ -1,4 +1,5 @@
 """Tables, warnings and intervals on the screen, the same for every verb."""
+
 from __future__ import annotations
 
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table as Grid
 
-SHOWN = 10                      # rows that were left out, before the rest is a number
+SHOWN = 10  # rows that were left out, before the rest is a number
 
 
 def console() -> Console:

@@ -1,4 +1,5 @@
 """A plan as Slurm job arrays: a task a run, so many at a time, back in the queue when preempted; trunks before their branches."""
+
 from __future__ import annotations
 
 import re
@@ -33,6 +34,7 @@ exit "$code"
 
 class SubmissionRefused(Refusal):
     """sbatch did not take the job."""
+
     code = 69
 
 
@@ -47,18 +49,44 @@ def spell_indices(indices: list[int]) -> str:
     return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def array_script(plan_file: Path, runs_dir: Path, indices: list[int], start: Start, *, gpus: int, at_a_time: int | None = None,
-                 sbatch: list[str] | None = None, retry_failed: bool = False) -> str:
+def array_script(
+    plan_file: Path,
+    runs_dir: Path,
+    indices: list[int],
+    start: Start,
+    *,
+    gpus: int,
+    at_a_time: int | None = None,
+    sbatch: list[str] | None = None,
+    retry_failed: bool = False,
+) -> str:
     """The text of one array's batch script. `sbatch`: more words for its header, such as --partition=gpu."""
     how = "torchrun" if start.nproc * start.nodes > 1 else "one-by-one"
-    command = [sys.executable, str(ROOT / "tools/scaling_laws.py"), "run", str(plan_file.resolve()),
-               "--runs-dir", str(runs_dir.resolve()), "--how", how, "--nproc", str(start.nproc), "--nodes", str(start.nodes)]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/scaling_laws.py"),
+        "run",
+        str(plan_file.resolve()),
+        "--runs-dir",
+        str(runs_dir.resolve()),
+        "--how",
+        how,
+        "--nproc",
+        str(start.nproc),
+        "--nodes",
+        str(start.nodes),
+    ]
     name = re.sub(r"[^\w.-]+", "-", plan_file.stem)
     return SCRIPT.format(
-        name=name, array=spell_indices(indices) + (f"%{at_a_time}" if at_a_time else ""), nodes=start.nodes,
-        gpus=f"#SBATCH --gpus-per-node={gpus}\n" if gpus else "", logs=runs_dir.resolve() / "slurm",
-        more="".join(f"#SBATCH {word}\n" for word in sbatch or ()), cwd=shlex.quote(str(Path.cwd())),
-        command=shlex.join([*command, *(["--retry-failed"] if retry_failed else [])]))
+        name=name,
+        array=spell_indices(indices) + (f"%{at_a_time}" if at_a_time else ""),
+        nodes=start.nodes,
+        gpus=f"#SBATCH --gpus-per-node={gpus}\n" if gpus else "",
+        logs=runs_dir.resolve() / "slurm",
+        more="".join(f"#SBATCH {word}\n" for word in sbatch or ()),
+        cwd=shlex.quote(str(Path.cwd())),
+        command=shlex.join([*command, *(["--retry-failed"] if retry_failed else [])]),
+    )
 
 
 def submit(scripts: list[str], runs_dir: Path, name: str) -> list[str]:
@@ -82,11 +110,13 @@ def call_sbatch(words: list[str]) -> str:
     try:
         said = subprocess.run(["sbatch", "--parsable", *words], capture_output=True, text=True)
     except FileNotFoundError:
-        raise MissingInput("sbatch is not on the PATH: --how slurm submits from a node of the cluster; "
-                           "--dry-run prints the script") from None
+        raise MissingInput(
+            "sbatch is not on the PATH: --how slurm submits from a node of the cluster; --dry-run prints the script"
+        ) from None
     if said.returncode:
-        raise SubmissionRefused(f"sbatch refused {words[-1]}: {said.stderr.strip()}; set the partition, time and account "
-                                "with --sbatch")
+        raise SubmissionRefused(
+            f"sbatch refused {words[-1]}: {said.stderr.strip()}; set the partition, time and account with --sbatch"
+        )
     return said.stdout.strip().split(";")[0]
 
 

@@ -5,6 +5,7 @@ is Newton's on the rows within delta plus a share `damping` of the majorizer's w
 that is iteratively reweighted least squares, which cannot rise; towards 0 it converges quadratically. Neither tolerances
 nor steps depend on the units of the objective, so that sum and mean have the same path.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,19 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MEMBERS_AT_ONCE = 256           # keeps the working set in the processor's cache
+MEMBERS_AT_ONCE = 256  # keeps the working set in the processor's cache
 NUM_STEPS = 400
-PATIENCE = (1600, 6400)         # steps of a member that is worth going on with
-AT_REST, STATIONARY = 1e-6, 1e-4        # share of the rows' forces that does not cancel: where to stop, what is an optimum
-RESOLUTION = 1e-3               # of delta: what rows that fit better than that exert is no force
+PATIENCE = (1600, 6400)  # steps of a member that is worth going on with
+AT_REST, STATIONARY = 1e-6, 1e-4  # share of the rows' forces that does not cancel: where to stop, what is an optimum
+RESOLUTION = 1e-3  # of delta: what rows that fit better than that exert is no force
 DAMPING = (1e-6, 1e10)
 
 
 @dataclass(frozen=True)
 class Problem:
     """Huber_delta(log_loss(theta) - ln_loss), summed over rows. `log_loss` maps theta [m, p] to [m, n] and [m, p, n]."""
+
     log_loss: Callable
-    ln_loss: np.ndarray         # [n]
+    ln_loss: np.ndarray  # [n]
     delta: float
 
     def residuals(self, theta):
@@ -45,6 +47,7 @@ class Problem:
 @dataclass(frozen=True)
 class Ends:
     """Where members ended: theta [m, p], objective [m], and whether the forces of the rows cancel there [m]."""
+
     theta: np.ndarray
     objective: np.ndarray
     converged: np.ndarray
@@ -62,7 +65,7 @@ def minimise(problem: Problem, starts, low, high, weights=1.0, num_steps=NUM_STE
     low, high = np.broadcast_to(low, starts.shape), np.broadcast_to(high, starts.shape)
     weights = np.broadcast_to(np.float64(weights), (len(starts), len(problem.ln_loss)))
     blocks = [slice(first, first + MEMBERS_AT_ONCE) for first in range(0, len(starts), MEMBERS_AT_ONCE)]
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):     # a step too far is rejected, not an error
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a step too far is rejected, not an error
         ends = [_descend(problem, starts[block], low[block], high[block], weights[block], num_steps) for block in blocks]
     return Ends(*(np.concatenate(parts) for parts in zip(*ends)))
 
@@ -114,7 +117,7 @@ def _step(problem, slope, held, theta, residual, gradient, objective, damping, l
     curvature = _curvature(problem.delta, residual, gradient, damping, weights)
     move = _newton(curvature, slope, held, np.zeros_like(theta))
     beyond = ~held & ((theta + move < low) | (theta + move > high))
-    if beyond.any():                    # what a bound stops short, the others must not count on
+    if beyond.any():  # what a bound stops short, the others must not count on
         short = np.where(beyond, np.clip(theta + move, low, high) - theta, 0)
         move = _newton(curvature, slope, held | beyond, short)
     new = np.clip(theta + move, low, high)
@@ -123,9 +126,13 @@ def _step(problem, slope, held, theta, residual, gradient, objective, damping, l
     better = new_objective < objective
     gain = (objective - new_objective) / np.maximum(-np.sum(slope * (new - theta), axis=1), 1e-300)
     factor = np.where(better, np.where(gain > 0.4, 0.25, np.where(gain < 0.1, 2.0, 1.0)), 6.0)
-    return [np.where(better[:, None], new, theta), np.where(better[:, None], new_residual, residual),
-            np.where(better[:, None, None], new_gradient, gradient), np.where(better, new_objective, objective),
-            np.maximum(damping * factor, DAMPING[0])]
+    return [
+        np.where(better[:, None], new, theta),
+        np.where(better[:, None], new_residual, residual),
+        np.where(better[:, None, None], new_gradient, gradient),
+        np.where(better, new_objective, objective),
+        np.maximum(damping * factor, DAMPING[0]),
+    ]
 
 
 def _newton(curvature, slope, fixed, given):
@@ -140,5 +147,5 @@ def _curvature(delta, residual, gradient, damping, weights):
     size = np.abs(residual)
     rows = weights * ((size <= delta) + damping[:, None] * delta / np.maximum(size, delta))
     curvature = (gradient * rows[:, None, :]) @ gradient.swapaxes(1, 2)
-    ridge = 1e-9 * np.diagonal(curvature, axis1=1, axis2=2) + 1e-300        # for parameters that no row feels
+    ridge = 1e-9 * np.diagonal(curvature, axis1=1, axis2=2) + 1e-300  # for parameters that no row feels
     return curvature + ridge[:, :, None] * np.eye(gradient.shape[1])

@@ -4,6 +4,7 @@ A path is a CSV or JSONL table, a run directory (result.json, metrics.jsonl), or
 observation (N, D, loss); rows of one run, and branches of one trunk, are one cluster. Numbers are float64 from the first
 moment: 6 N D overflows an int64.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -20,29 +21,64 @@ from megatron.errors import BadData, MissingInput
 from megatron.flags import parse_count
 from megatron.scaling.runs import check_comparable, read_result, records, run_directories, table_lines
 
-NUMBERS = ("params", "tokens", "loss", "flops", "unique_tokens", "step", "budget", "params_non_embedding", "params_with_head",
-           "params_published", "flops_exact", "bits_per_byte", "bytes_per_token", "loss_se_noise", "loss_se_data")
-LABELS = ("run", "name", "objective", "bound", "tokenizer", "eval_slice", "params_convention", "flops_convention", "trunk",
-          "cluster", "path", "source")
-COUNTS = (*NUMBERS[:2], "unique_tokens", *(name for name in NUMBERS if name.startswith("params_")))     # as 124M or 1.5B, too
-EMPTY = ("", "na", "n/a", "null", "none")              # how tables spell a number that is not there
+NUMBERS = (
+    "params",
+    "tokens",
+    "loss",
+    "flops",
+    "unique_tokens",
+    "step",
+    "budget",
+    "params_non_embedding",
+    "params_with_head",
+    "params_published",
+    "flops_exact",
+    "bits_per_byte",
+    "bytes_per_token",
+    "loss_se_noise",
+    "loss_se_data",
+)
+LABELS = (
+    "run",
+    "name",
+    "objective",
+    "bound",
+    "tokenizer",
+    "eval_slice",
+    "params_convention",
+    "flops_convention",
+    "trunk",
+    "cluster",
+    "path",
+    "source",
+)
+COUNTS = (*NUMBERS[:2], "unique_tokens", *(name for name in NUMBERS if name.startswith("params_")))  # as 124M or 1.5B, too
+EMPTY = ("", "na", "n/a", "null", "none")  # how tables spell a number that is not there
 TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 PARAMS = {"non-embedding": "params_non_embedding", "with-head": "params_with_head", "published": "params_published"}
-LAWFUL = ("params", "tokens", "unique_tokens", "flops", "loss")          # positive in every row
-COMPARE = {"<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq, "=": operator.eq, "<": operator.lt,
-           ">": operator.gt}
+LAWFUL = ("params", "tokens", "unique_tokens", "flops", "loss")  # positive in every row
+COMPARE = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "==": operator.eq,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
 CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|==|=|<|>)\s*(.+?)\s*")
 MAPPING = re.compile(r"\s*([^=\s]+)\s*=\s*(.+?)\s*(?:\*\s*([-+.\deE]+)\s*)?")
-LEAST_PARAMS = 1000             # no language model is smaller: the column is in millions or billions
+LEAST_PARAMS = 1000  # no language model is smaller: the column is in millions or billions
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows (dicts: run, params, tokens, unique_tokens, flops, loss, objective, cluster, ... and every other column of the
     source), what was left out and why, the sources with their SHA-256, and the choices that made it."""
+
     rows: list[dict]
-    dropped: list[dict] = field(default_factory=list)           # {"run", "line", "reason"}
-    sources: list[dict] = field(default_factory=list)           # {"path", "sha256"}
+    dropped: list[dict] = field(default_factory=list)  # {"run", "line", "reason"}
+    sources: list[dict] = field(default_factory=list)  # {"path", "sha256"}
     choices: dict = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -53,8 +89,10 @@ class Table:
         """A numeric column as float64 [n]. Raises BadData where a row has no number there."""
         for row in self.rows:
             if not isinstance(row.get(name), (int, float)):
-                raise BadData(f"{row['where']}: column {name} is {row.get(name)!r}, expected a number; "
-                              "name the right column with --map, or leave the row out with --drop.")
+                raise BadData(
+                    f"{row['where']}: column {name} is {row.get(name)!r}, expected a number; "
+                    "name the right column with --map, or leave the row out with --drop."
+                )
         return np.array([row[name] for row in self.rows], np.float64)
 
     def labels(self, name: str) -> np.ndarray:
@@ -71,9 +109,20 @@ class Table:
         return replace(self, rows=[row for row in self.rows if row["objective"] == objective])
 
 
-def read_table(paths: Sequence[str | Path], *, mapping: Mapping[str, str] | None = None, drop: Sequence[str] = (),
-               drop_unfinished: bool = False, loss: str = "final", unit: str = "nats", params: str = "params",
-               flops: str = "column", allow: Sequence[str] = (), lint: bool = True, group_by: str = "run") -> Table:
+def read_table(
+    paths: Sequence[str | Path],
+    *,
+    mapping: Mapping[str, str] | None = None,
+    drop: Sequence[str] = (),
+    drop_unfinished: bool = False,
+    loss: str = "final",
+    unit: str = "nats",
+    params: str = "params",
+    flops: str = "column",
+    allow: Sequence[str] = (),
+    lint: bool = True,
+    group_by: str = "run",
+) -> Table:
     """Read tables, run directories and folders of them into one Table.
 
     `mapping`: new column -> column of the source, or `column*factor`. `drop`: names of columns (rows where it is true are
@@ -98,14 +147,25 @@ def read_table(paths: Sequence[str | Path], *, mapping: Mapping[str, str] | None
     dropped += left_out
     rows, left_out, said = _choose_loss(rows, loss)
     if not rows:
-        raise BadData(f"{sources[0]['path'] if sources else 'the table'}: no row is left of {len(dropped) + len(left_out)} "
-                      f"({_reasons(dropped + left_out)}); wait for the runs to end, or drop less.")
+        raise BadData(
+            f"{sources[0]['path'] if sources else 'the table'}: no row is left of {len(dropped) + len(left_out)} "
+            f"({_reasons(dropped + left_out)}); wait for the runs to end, or drop less."
+        )
     if lint:
         check_comparable(rows, allow)
     for row in rows:
         row["cluster"] = _cluster(row, group_by)
-    choices = {"loss": loss, "unit": unit, "params": params, "flops": flops, "map": dict(mapping or {}), "drop": list(drop),
-               "drop_unfinished": drop_unfinished, "allow": list(allow), "group_by": group_by}
+    choices = {
+        "loss": loss,
+        "unit": unit,
+        "params": params,
+        "flops": flops,
+        "map": dict(mapping or {}),
+        "drop": list(drop),
+        "drop_unfinished": drop_unfinished,
+        "allow": list(allow),
+        "group_by": group_by,
+    }
     return Table(rows, dropped + left_out, sources, choices, warnings + said)
 
 
@@ -126,7 +186,7 @@ def _read(paths, mapping, loss):
     for path in paths:
         if not path.exists():
             raise MissingInput(f"{path}: no such file or folder; give a CSV or JSONL table, or run directories.")
-        for file in (list(run_directories(path)) if path.is_dir() else [path]):
+        for file in list(run_directories(path)) if path.is_dir() else [path]:
             if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
@@ -164,14 +224,22 @@ def _from_curve(directory: Path, result: dict, loss: str) -> dict:
     """Loss, step, tokens and FLOPs of a run by its validation records instead of its last evaluation."""
     found = records(directory, "val")
     if not found:
-        raise BadData(f"{directory / 'metrics.jsonl'}: no validation records, --loss {loss} needs them; "
-                      "give --loss final, or leave the run out.")
+        raise BadData(
+            f"{directory / 'metrics.jsonl'}: no validation records, --loss {loss} needs them; "
+            "give --loss final, or leave the run out."
+        )
     at, value = _summary(found, loss)
     seen = at["tokens"] / result["tokens"]
-    return {"loss": value, "step": at["step"], "tokens": at["tokens"], "flops": at["flops"], "loss_records": _count(loss),
-            "unique_tokens": min(result.get("unique_tokens") or at["tokens"], at["tokens"]),
-            "flops_exact": (result.get("flops_exact") or math.nan) * seen,
-            "bits_per_byte": _scaled(result.get("bits_per_byte"), value, result.get("loss"))}
+    return {
+        "loss": value,
+        "step": at["step"],
+        "tokens": at["tokens"],
+        "flops": at["flops"],
+        "loss_records": _count(loss),
+        "unique_tokens": min(result.get("unique_tokens") or at["tokens"], at["tokens"]),
+        "flops_exact": (result.get("flops_exact") or math.nan) * seen,
+        "bits_per_byte": _scaled(result.get("bits_per_byte"), value, result.get("loss")),
+    }
 
 
 def _scaled(value, numerator, denominator):
@@ -183,7 +251,7 @@ def _summary(rows: list[dict], loss: str) -> tuple[dict, float]:
     if loss == "best":
         best = min(rows, key=lambda row: row["loss"])
         return best, best["loss"]
-    last = [row["loss"] for row in rows[-_count(loss):]]
+    last = [row["loss"] for row in rows[-_count(loss) :]]
     return rows[-1], math.fsum(last) / len(last)
 
 
@@ -237,24 +305,30 @@ def _choose_params(rows: list[dict], choice: str) -> list[str]:
         if choice == "total":
             column = "params_total" if "params_total" in row else "params"
             if column == "params" and row.get("params_convention") not in (None, "total"):
-                raise BadData(f"{row['where']}: params are {row['params_convention']}, --params total needs a column "
-                              "params_total, or another choice of --params.")
+                raise BadData(
+                    f"{row['where']}: params are {row['params_convention']}, --params total needs a column "
+                    "params_total, or another choice of --params."
+                )
         if column not in row:
             _lacks(row, column)
         if choice != "params":
             row |= {"params": _number(row[column], row["where"], column), "params_convention": choice}
     largest = max((row["params"] or 0.0 for row in rows), default=math.inf)
     if 0 < largest < LEAST_PARAMS:
-        return [f"params are {largest:g} at most: a count of parameters is expected; if the column is in millions, give "
-                "--map 'params=params*1e6'."]
+        return [
+            f"params are {largest:g} at most: a count of parameters is expected; if the column is in millions, give "
+            "--map 'params=params*1e6'."
+        ]
     return []
 
 
 def _lacks(row: dict, column: str):
     """Refuse a row without this column, saying how to name it."""
     found = ", ".join(name for name in row if name not in ("where", "line", "objective", "path", "run"))
-    raise BadData(f"{row['where']}: no column {column} (found {found}); a table needs params, tokens and loss: "
-                  f"name yours with --map {column}=COLUMN" + (", or choose one with --params." if "params" in column else "."))
+    raise BadData(
+        f"{row['where']}: no column {column} (found {found}); a table needs params, tokens and loss: "
+        f"name yours with --map {column}=COLUMN" + (", or choose one with --params." if "params" in column else ".")
+    )
 
 
 def _choose_tokens(rows: list[dict]) -> list[str]:
@@ -311,11 +385,12 @@ def _choose_unit(row: dict, unit: str) -> None:
         return
     bits, width = row.get("bits_per_byte"), row.get("bytes_per_token")
     if not (bits or width):
-        raise BadData(f"{row['where']}: --unit bits-per-byte needs a column bits_per_byte or bytes_per_token; "
-                      "give one, or --unit nats.")
+        raise BadData(
+            f"{row['where']}: --unit bits-per-byte needs a column bits_per_byte or bytes_per_token; give one, or --unit nats."
+        )
     scale = bits / row["loss"] if bits else 1 / (math.log(2) * width)
     row |= {name: row[name] * scale for name in ("loss", "loss_se_noise", "loss_se_data") if row.get(name) is not None}
-    row["loss_scale"] = scale           # for losses of the same run that are read later
+    row["loss_scale"] = scale  # for losses of the same run that are read later
 
 
 def _drop(rows, drop, drop_unfinished):
@@ -323,8 +398,10 @@ def _drop(rows, drop, drop_unfinished):
     for item in drop:
         column = (parse_condition(item) or (item,))[0]
         if not any(column in row for row in rows):
-            raise BadData(f"--drop {item}: no column {column} in {rows[0]['where'] if rows else 'the table'}; "
-                          "give a column of the table, or a condition such as loss>3.4.")
+            raise BadData(
+                f"--drop {item}: no column {column} in {rows[0]['where'] if rows else 'the table'}; "
+                "give a column of the table, or a condition such as loss>3.4."
+            )
     kept, left_out, flaws = [], [], []
     for row in rows:
         reason = next((f"--drop {item}" for item in drop if _matches(row, item)), None)
@@ -337,8 +414,10 @@ def _drop(rows, drop, drop_unfinished):
             kept.append(row)
     if flaws:
         more = f" and {len(flaws) - 5} more rows" if len(flaws) > 5 else ""
-        raise BadData(f"{'; '.join(flaws[:5])}{more}; expected positive numbers: leave unfinished runs out with "
-                      "--drop-unfinished, or rows with --drop.")
+        raise BadData(
+            f"{'; '.join(flaws[:5])}{more}; expected positive numbers: leave unfinished runs out with "
+            "--drop-unfinished, or rows with --drop."
+        )
     return kept, left_out
 
 
@@ -356,15 +435,17 @@ def _matches(row: dict, item: str) -> bool:
         return COMPARE[sign](value, wanted)
     if sign not in ("=", "==", "!="):
         raise BadData(f"{row['where']}: --drop {item} compares {value!r}, which is no number; use = or !=.")
-    stated = item[item.index(sign) + len(sign):].strip()
+    stated = item[item.index(sign) + len(sign) :].strip()
     return (str(value).lower() == stated.lower()) == (sign != "!=")
 
 
 def _is_true(row: dict, column: str) -> bool:
     value = row.get(column)
     if value not in (None, True, False):
-        raise BadData(f"{row['where']}: --drop {column} expects true or false there, found {value!r}; "
-                      f"give a condition, such as '{column}={value}'.")
+        raise BadData(
+            f"{row['where']}: --drop {column} expects true or false there, found {value!r}; "
+            f"give a condition, such as '{column}={value}'."
+        )
     return bool(value)
 
 
@@ -387,8 +468,14 @@ def _choose_loss(rows, loss):
         by_run.setdefault((row.get("group"), row["run"], row["objective"]), []).append(row)
     several = [members for members in by_run.values() if len(members) > 1]
     if _count(loss) and loss == "final":
-        said = [f"{len(rows)} rows are checkpoints of {len(by_run)} runs, each an observation: the runs are the clusters; "
-                "--loss last-k:1 keeps the last row of every run."] if several else []
+        said = (
+            [
+                f"{len(rows)} rows are checkpoints of {len(by_run)} runs, each an observation: the runs are the clusters; "
+                "--loss last-k:1 keeps the last row of every run."
+            ]
+            if several
+            else []
+        )
         return rows, [], said
     kept, gave_way = [], []
     for members in by_run.values():

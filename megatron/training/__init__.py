@@ -1,4 +1,5 @@
 """Runs: data, engine, log and checkpoints put together, and kept going."""
+
 import os
 
 # Before torch is there: its C++ tells of a lost process in forty lines of stack, training/watch.py in one.

@@ -1,4 +1,5 @@
 """Where a process computes, how fast that place can be, and whether compiling pays there."""
+
 from __future__ import annotations
 
 import ctypes
@@ -20,16 +21,29 @@ from megatron.errors import MissingInput
 from megatron.layout import Place, find_place
 
 # Dense bf16 peaks in FLOP/s, from the vendors' data sheets (without sparsity).
-GPU_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "B200": 2250e12, "A100": 312e12,
-             "A800": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "4090": 165e12, "3090": 71e12, "V100": 125e12}
-COMPILE_REPAYS_SECONDS = 120.0          # compiling one block takes 10-40 s; a GPU's step gains a fifth or more by it
+GPU_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "4090": 165e12,
+    "3090": 71e12,
+    "V100": 125e12,
+}
+COMPILE_REPAYS_SECONDS = 120.0  # compiling one block takes 10-40 s; a GPU's step gains a fifth or more by it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
     device: torch.device
     dtype: torch.dtype
-    peak_flops: float               # FLOP/s of dense products in `dtype`
+    peak_flops: float  # FLOP/s of dense products in `dtype`
     peak_source: str
     compile: bool
     compile_reason: str
@@ -44,7 +58,7 @@ def choose(asked: str, place: Place) -> torch.device:
     seen = torch.cuda.device_count()
     if 1 < seen < place.local_world_size:
         raise MissingInput(f"{place.local_world_size} processes on this machine and {seen} GPUs: start one a GPU")
-    device = torch.device("cuda", place.local_rank if seen > 1 else 0)      # a scheduler may show each rank its own GPU alone
+    device = torch.device("cuda", place.local_rank if seen > 1 else 0)  # a scheduler may show each rank its own GPU alone
     torch.cuda.set_device(device)
     return device
 
@@ -60,7 +74,7 @@ def setup(cfg: Config, control: Group = ALONE) -> Where:
         peak, source = peak_flops(kind, dtype, torch.get_num_threads())
         found = peak, source, *choose_compile(cfg, kind, peak, control.size)
     peak, source, chosen, reason = gather_json(found, control)[0]
-    deterministic = train.deterministic_mode or chosen           # a compiled CPU step is not reproducible without it
+    deterministic = train.deterministic_mode or chosen  # a compiled CPU step is not reproducible without it
     if deterministic and kind == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
@@ -68,16 +82,15 @@ def setup(cfg: Config, control: Group = ALONE) -> Where:
     torch.utils.deterministic.fill_uninitialized_memory = False
     if kind == "cpu":
         keep_freed_memory()
-    return Where(device=device, dtype=dtype, peak_flops=peak, peak_source=source,
-                 compile=chosen, compile_reason=reason)
+    return Where(device=device, dtype=dtype, peak_flops=peak, peak_source=source, compile=chosen, compile_reason=reason)
 
 
 def keep_freed_memory() -> None:
     """Let glibc keep what a step frees: the next asks for the same again, and fresh pages were a fifth of a step's time."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)                  # M_MMAP_MAX: no block has a mapping of its own
-        libc.mallopt(-1, 2**31 - 1)          # M_TRIM_THRESHOLD: the heap's end is not given back
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block has a mapping of its own
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's end is not given back
 
 
 @functools.cache
@@ -119,8 +132,9 @@ def choose_compile(cfg: Config, kind: str, peak: float, world_size: int = 1) -> 
         return False, "on a CPU the eager step is as fast (tools/benchmark.py step step-compiled)"
     flops = cfg.model.shape().flops_per_token(cfg.model.seq_length) * cfg.train.train_samples * cfg.model.seq_length
     seconds = flops / (0.4 * peak * world_size)
-    return seconds > COMPILE_REPAYS_SECONDS, (f"about {seconds:.0f} s of compute, "
-                                              f"compiling repays itself after {COMPILE_REPAYS_SECONDS:.0f} s")
+    return seconds > COMPILE_REPAYS_SECONDS, (
+        f"about {seconds:.0f} s of compute, compiling repays itself after {COMPILE_REPAYS_SECONDS:.0f} s"
+    )
 
 
 def missing_for_compile() -> str:

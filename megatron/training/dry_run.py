@@ -1,4 +1,5 @@
 """`--dry-run`: what every process of a layout would hold and send, and whether it fits; nothing is started."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -12,8 +13,15 @@ from megatron.flags import spelling
 from megatron.forecast import Forecast, Load, forecast, zero_stage
 
 GIB = 2**30
-SIZES = {"weights": "weights", "gradients": "gradients", "moments": "moments", "host": "on CPU", "activations": "activations",
-         "buffers": "buffers", "peak": "peak"}
+SIZES = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "moments": "moments",
+    "host": "on CPU",
+    "activations": "activations",
+    "buffers": "buffers",
+    "peak": "peak",
+}
 GROUPS = ("tensor", "data", "pipeline", "embedding")
 
 
@@ -26,8 +34,12 @@ def show(cfg: Config) -> None:
     limit = memory_bytes(cfg.train.device_memory) if cfg.train.device_memory else None
     worst = max(found.loads, key=lambda load: load.peak)
     if limit is not None and worst.peak > limit:
-        raise ConfigError([f"stage {worst.rank} needs about {worst.peak / GIB:.1f} GiB on each process, more than "
-                           f"--device-memory {cfg.train.device_memory}: {advice(cfg, limit)}"])
+        raise ConfigError(
+            [
+                f"stage {worst.rank} needs about {worst.peak / GIB:.1f} GiB on each process, more than "
+                f"--device-memory {cfg.train.device_memory}: {advice(cfg, limit)}"
+            ]
+        )
 
 
 def with_vocabulary(cfg: Config) -> Config:
@@ -44,15 +56,25 @@ def headline(cfg: Config) -> str:
     extras = [p.pipeline_schedule] * (pp > 1) + ["sequence parallel"] * p.sequence_parallel + [f"ZeRO {zero_stage(cfg)}"]
     extras += [f"recompute {t.recompute_granularity}"] * bool(t.recompute_granularity) + ["bf16" if t.bf16 else "fp32"]
     sizes = f"tensor {tp} x pipeline {pp} x data {dp}"
-    return (f"dry run: {p.world_size} processes = {sizes}, {', '.join(extras)}; nothing is started\n"
-            f"{cfg.model.shape().total():,} parameters, {cfg.num_micro_batches} micro-batches of up to {t.micro_batch_size} x "
-            f"{cfg.model.seq_length} tokens a step on each data-parallel process")
+    return (
+        f"dry run: {p.world_size} processes = {sizes}, {', '.join(extras)}; nothing is started\n"
+        f"{cfg.model.shape().total():,} parameters, {cfg.num_micro_batches} micro-batches of up to {t.micro_batch_size} x "
+        f"{cfg.model.seq_length} tokens a step on each data-parallel process"
+    )
 
 
 def memory_table(cfg: Config, found: Forecast) -> list[str]:
     """A line for each pipeline rank, of its data-parallel process with the largest share."""
-    lines = [[str(load.rank), processes(cfg, load), spans(load), f"{load.num_parameters:,}",
-              *(gib(getattr(load, name)) for name in SIZES)] for load in found.loads]
+    lines = [
+        [
+            str(load.rank),
+            processes(cfg, load),
+            spans(load),
+            f"{load.num_parameters:,}",
+            *(gib(getattr(load, name)) for name in SIZES),
+        ]
+        for load in found.loads
+    ]
     return ["memory of each process, GiB", *table(("stage", "processes", "layers", "parameters", *SIZES.values()), lines)]
 
 
@@ -82,8 +104,11 @@ def gib(number: int) -> str:
 def notes(cfg: Config, found: Forecast) -> Iterator[str]:
     p = cfg.parallel
     if p.pipeline_model_parallel_size > 1:
-        near = "close to 0 where its three kinds of work take equal time" if p.pipeline_schedule == "zero-bubble" else \
-            f"{100 * found.bubble:.1f} % of a step"
+        near = (
+            "close to 0 where its three kinds of work take equal time"
+            if p.pipeline_schedule == "zero-bubble"
+            else f"{100 * found.bubble:.1f} % of a step"
+        )
         yield f"pipeline bubble: {near}"
     yield "weights, gradients and moments are exact (fp32); activations and buffers are estimates for a GPU without compile"
     yield "peak: all of these, and 1 GiB for CUDA and its communicators"
@@ -137,7 +162,14 @@ def changed(cfg: Config, values: dict[str, int | str]) -> Config | None:
     """The config with other values, if they are legal and would act."""
     parallel = {n: v for n, v in values.items() if hasattr(cfg.parallel, n)}
     train = {n: v for n, v in values.items() if hasattr(cfg.train, n)}
-    other, mistakes = resolve(replace(cfg, model=replace(cfg.model, padded_vocab_size=None), train=replace(cfg.train, **train),
-                                      parallel=replace(cfg.parallel, **parallel)), {})
+    other, mistakes = resolve(
+        replace(
+            cfg,
+            model=replace(cfg.model, padded_vocab_size=None),
+            train=replace(cfg.train, **train),
+            parallel=replace(cfg.parallel, **parallel),
+        ),
+        {},
+    )
     idle = "zero_stage" in values and other.parallel.data_parallel_size == 1
     return None if mistakes or idle or other.model.padded_vocab_size is None else other

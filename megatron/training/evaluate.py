@@ -2,6 +2,7 @@
 
 AR and MDM both score tokens 1 .. S-1 of each row of S+1 and see token 0, so their curves speak of the same tokens.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -20,12 +21,13 @@ from megatron.engine import Engine
 from megatron.objectives import REFERENCE_STRATA, Objective
 
 TOKENS_A_PASS = 16384
-PASSES_AT_ONCE = 16                 # through a pipeline, whose stages work on different ones
+PASSES_AT_ONCE = 16  # through a pipeline, whose stages work on different ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
     """The rows that every evaluation of a run scores, and how."""
+
     dataset: Samples
     rows: int
     seq_length: int
@@ -35,31 +37,48 @@ class Slice:
     bytes_per_token: float = math.nan
 
     def fingerprint(self) -> str:
-        said = (f"{self.dataset.fingerprint()} rows {self.rows} length {self.seq_length} seed {self.seed} "
-                f"first {self.score_first_token}")
+        said = (
+            f"{self.dataset.fingerprint()} rows {self.rows} length {self.seq_length} seed {self.seed} "
+            f"first {self.score_first_token}"
+        )
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     def convention(self, objective: Objective) -> dict:
         """What a number measured on this slice means."""
         last = self.seq_length if self.score_first_token and objective.causal else self.seq_length - 1
         first = 0 if self.score_first_token and not objective.causal else 1
-        return {"slice": self.fingerprint(), "rows": self.rows, "scored_tokens": f"{first}..{last} of each row",
-                "conditioned_on": "nothing" if first == 0 else "token 0", "eps": None if objective.exact else 0.0,
-                "noise_seed": None if objective.exact else self.seed, "num_mc": self.num_mc,
-                "unit": "nats per token", "value": "exact NLL" if objective.exact else "upper bound on the NLL"}
+        return {
+            "slice": self.fingerprint(),
+            "rows": self.rows,
+            "scored_tokens": f"{first}..{last} of each row",
+            "conditioned_on": "nothing" if first == 0 else "token 0",
+            "eps": None if objective.exact else 0.0,
+            "noise_seed": None if objective.exact else self.seed,
+            "num_mc": self.num_mc,
+            "unit": "nats per token",
+            "value": "exact NLL" if objective.exact else "upper bound on the NLL",
+        }
 
 
 def evaluate(engine: Engine, objective: Objective, data: Slice) -> dict:
     """Loss with both of its errors, accuracy and bits per byte on the slice."""
     draws = [draw(engine, objective, data, m) for m in range(data.num_mc)]
-    loss = np.stack([d.loss for d in draws])                                            # [draws, rows]
+    loss = np.stack([d.loss for d in draws])  # [draws, rows]
     scored = draws[0].scored
     asked, hits = sum(int(d.asked.sum()) for d in draws), sum(int(d.hits.sum()) for d in draws)
     value = float(loss.mean(0).sum() / scored.sum())
-    return {"loss": value, "loss_se_noise": 0.0 if objective.exact else noise_error(loss, scored),
-            "loss_se_data": data_error(loss, scored), "perplexity": math.exp(min(700.0, value)), "accuracy": hits / max(1, asked),
-            "bits_per_byte": value / (math.log(2) * data.bytes_per_token), "bound": "exact" if objective.exact else "bound",
-            "rows": data.rows, "num_mc": data.num_mc, "convention": data.convention(objective)}
+    return {
+        "loss": value,
+        "loss_se_noise": 0.0 if objective.exact else noise_error(loss, scored),
+        "loss_se_data": data_error(loss, scored),
+        "perplexity": math.exp(min(700.0, value)),
+        "accuracy": hits / max(1, asked),
+        "bits_per_byte": value / (math.log(2) * data.bytes_per_token),
+        "bound": "exact" if objective.exact else "bound",
+        "rows": data.rows,
+        "num_mc": data.num_mc,
+        "convention": data.convention(objective),
+    }
 
 
 def cleans(data: Slice, draw: int) -> list[Clean]:
@@ -78,7 +97,7 @@ def draw(engine: Engine, objective: Objective, data: Slice, number: int) -> RowS
     """One pass over the slice: replicas take turns, and every rank learns all rows."""
     passes, mesh = cleans(data, number), engine.mesh
     starts = np.cumsum([0, *(len(clean.index) for clean in passes)])
-    table = np.zeros((len(fields(RowScores)), data.rows))                               # [fields, rows]
+    table = np.zeros((len(fields(RowScores)), data.rows))  # [fields, rows]
     num_turns = -(-len(passes) // mesh.dp.size)
     for turns in pieces(num_turns, PASSES_AT_ONCE if mesh.pp.size > 1 else 1):
         mine = [turn * mesh.dp.size + mesh.dp.rank for turn in range(turns.start, turns.stop)]
@@ -86,7 +105,7 @@ def draw(engine: Engine, objective: Objective, data: Slice, number: int) -> RowS
         posed = [objective.pose(c, Noise(data.seed, c.index), 1.0) for c in (passes[min(i, len(passes) - 1)] for i in mine)]
         for i, part in zip(mine, engine.score(posed)):
             if i < len(passes) and mesh.tp.rank == 0:
-                table[:, starts[i]:starts[i + 1]] = [getattr(part, f.name) for f in fields(RowScores)]
+                table[:, starts[i] : starts[i + 1]] = [getattr(part, f.name) for f in fields(RowScores)]
     all_reduce(torch.from_numpy(table), mesh.control)
     return RowScores(**{f.name: rows for f, rows in zip(fields(RowScores), table)})
 
@@ -100,7 +119,7 @@ def noise_error(loss: np.ndarray, scored: np.ndarray) -> float | None:
     num_draws, num_rows = loss.shape
     if num_draws < 2:
         return None
-    blocks = np.add.reduceat(loss, np.arange(0, num_rows, REFERENCE_STRATA), axis=1)    # [draws, blocks]
+    blocks = np.add.reduceat(loss, np.arange(0, num_rows, REFERENCE_STRATA), axis=1)  # [draws, blocks]
     return float(np.sqrt(blocks.var(0, ddof=1).sum() / num_draws) / scored.sum())
 
 
@@ -112,7 +131,7 @@ def data_error(loss: np.ndarray, scored: np.ndarray) -> float | None:
     num_draws, num_rows = loss.shape
     if num_rows < 2:
         return None
-    rows = loss / scored                                                                # [draws, rows]
+    rows = loss / scored  # [draws, rows]
     between = rows.mean(0).var(ddof=1)
     within = rows.var(0, ddof=1).mean() / num_draws if num_draws > 1 else 0.0
     return float(np.sqrt((between - within if between > within else between) / num_rows))

@@ -3,6 +3,7 @@
 The oracle's NLL of a window is the floor of the exact NLL and, by the chain rule in any order, of the masked bound. The mean
 difference over rows is an estimate of a KL divergence, which is never negative, so far below zero means a leak.
 """
+
 from __future__ import annotations
 
 import math
@@ -49,14 +50,23 @@ def compare(engine: Engine, objective: Objective, data: Slice) -> dict:
     """Model, oracle and their difference in nats per token, with its standard error: rows, and noise where there is any."""
     floor, known = oracle_nll(data, objective)
     if known.sum() < 2:
-        raise BadData(f"{known.sum()} of {data.rows} validation rows are one stretch of a corpus, expected 2 or more: "
-                      "score more rows")
+        raise BadData(
+            f"{known.sum()} of {data.rows} validation rows are one stretch of a corpus, expected 2 or more: score more rows"
+        )
     draws = [draw(engine, objective, data, m) for m in range(data.num_mc)]
-    loss, scored = np.stack([d.loss for d in draws]) * known, draws[0].scored * known      # [draws, rows], [rows]
+    loss, scored = np.stack([d.loss for d in draws]) * known, draws[0].scored * known  # [draws, rows], [rows]
     excess = loss - floor
     total, noise = scored.sum(), None if objective.exact else noise_error(loss, scored)
     error = math.hypot(noise or 0.0, data_error(excess[:, known], scored[known]))
-    return {"model": float(loss.mean(0).sum() / total), "oracle": float(floor.sum() / total),
-            "difference": float(excess.mean(0).sum() / total), "se": error, "se_noise": noise, "rows": int(known.sum()),
-            "rows_left_out": int((~known).sum()), "num_mc": data.num_mc, "bound": "exact" if objective.exact else "bound",
-            "convention": data.convention(objective)}
+    return {
+        "model": float(loss.mean(0).sum() / total),
+        "oracle": float(floor.sum() / total),
+        "difference": float(excess.mean(0).sum() / total),
+        "se": error,
+        "se_noise": noise,
+        "rows": int(known.sum()),
+        "rows_left_out": int((~known).sum()),
+        "num_mc": data.num_mc,
+        "bound": "exact" if objective.exact else "bound",
+        "convention": data.convention(objective),
+    }

@@ -1,4 +1,5 @@
 """From some processes to one world: where they meet, whether all of them came, and whether they were told the same."""
+
 from __future__ import annotations
 
 import hashlib
@@ -20,7 +21,7 @@ from megatron.layout import Place, find_place
 from megatron.training import device
 from megatron.training.watch import SETTLE_SECONDS, Watch, is_spokesman
 
-OWN_FLAGS = ("local_rank",)             # may differ between ranks
+OWN_FLAGS = ("local_rank",)  # may differ between ranks
 NUM_SHOWN = 5
 
 
@@ -37,7 +38,7 @@ def joined(cfg: Config) -> Iterator[tuple[Mesh, Watch]]:
             mesh = join(cfg, place, store) if store else Mesh()
             yield mesh, watch
             watch.at(watch.own.step, "leaving")
-            barrier(mesh.control)                       # a launcher ends the others when one is gone: not while files are written
+            barrier(mesh.control)  # a launcher ends the others when one is gone: not while files are written
         except Exception as error:
             settled = watch.settle(error)
             if settled is error:
@@ -63,13 +64,19 @@ def join(cfg: Config, place: Place, store: dist.Store) -> Mesh:
     seconds = cfg.parallel.distributed_timeout
     call_roll(cfg, place, store)
     where = device.choose(cfg.train.device, place)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", store=store, rank=place.rank,
-                            world_size=place.world_size, timeout=timedelta(seconds=seconds))
+    dist.init_process_group(
+        "nccl" if where.type == "cuda" else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(seconds=seconds),
+    )
     parallel = cfg.parallel
     return build_mesh(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel)
 
 
 # The meeting place
+
 
 def connect(place: Place, seconds: float) -> dist.Store:
     """The store that all ranks share: torchrun's own, or one that rank 0 serves at MASTER_ADDR:MASTER_PORT."""
@@ -92,8 +99,12 @@ def endpoint(environ: dict[str, str]) -> tuple[str, int]:
     port = environ.get("MASTER_PORT") or (str(20000 + int(job) % 20000) if job else "")
     host = environ.get("MASTER_ADDR") or (first_host(environ) if job else "")
     if not (host and port.isdecimal() and 0 < int(port) < 65536):
-        raise ConfigError([f"MASTER_ADDR={host} MASTER_PORT={port}: several processes meet at rank 0's host and a free port of "
-                           "it; set both, or start with torchrun, the deepspeed launcher, srun or examples/launch.sh"])
+        raise ConfigError(
+            [
+                f"MASTER_ADDR={host} MASTER_PORT={port}: several processes meet at rank 0's host and a free port of "
+                "it; set both, or start with torchrun, the deepspeed launcher, srun or examples/launch.sh"
+            ]
+        )
     return host, int(port)
 
 
@@ -129,6 +140,7 @@ def missing_rank_0(place: Place, why: str) -> Refusal:
 
 # The roll call
 
+
 def call_roll(cfg: Config, place: Place, store: dist.Store) -> None:
     """Wait for every rank, and see that all were told the same. Raises ConfigError naming ranks and flags.
 
@@ -152,5 +164,9 @@ def flat(cfg: Config) -> dict[str, object]:
 
 def disagreements(told: dict[int, dict]) -> list[str]:
     """A sentence for each flag that is not the same on all of these ranks."""
-    return [f"rank {rank} has {spelling(name)} {flags[name]}, rank 0 has {told[0][name]}"
-            for rank, flags in told.items() for name in flags if flags[name] != told[0][name]]
+    return [
+        f"rank {rank} has {spelling(name)} {flags[name]}, rank 0 has {told[0][name]}"
+        for rank, flags in told.items()
+        for name in flags
+        if flags[name] != told[0][name]
+    ]

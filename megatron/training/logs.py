@@ -2,6 +2,7 @@
 
 metrics.jsonl is the record; everything else is a view of it and may fail without harm. No view ever stops a training.
 """
+
 from __future__ import annotations
 
 import csv
@@ -26,17 +27,42 @@ from megatron.files import replace_file
 
 RECORD = "metrics.jsonl"
 RETRIED = (RECORD, "log line")
-NUM_PENDING = 10_000            # records kept in memory while metrics.jsonl cannot be written
-FLUSH_SECONDS = 30              # TensorBoard events reach the disk at least this often, while records come
-WANDB_INIT_SECONDS = 10         # then the run goes on offline
+NUM_PENDING = 10_000  # records kept in memory while metrics.jsonl cannot be written
+FLUSH_SECONDS = 30  # TensorBoard events reach the disk at least this often, while records come
+WANDB_INIT_SECONDS = 10  # then the run goes on offline
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 AXES = ("step", "samples", "tokens", "epoch", "flops", "time")
-SETTINGS = ("batch_size", "seq_length", "world_size", "skipped_in_interval", "rows", "num_mc")    # recorded, but no curves
-COLUMNS = ("kind", *AXES, "loss", "loss_se_noise", "loss_se_data", "perplexity", "bits_per_byte", "accuracy", "bound",
-           "rows", "num_mc", "lr", "grad_norm", "clipped_norm", "params_norm", "batch_size", "seq_length", "step_seconds",
-           "tokens_per_sec", "tokens_per_gpu_per_sec", "world_size", "tflops", "mfu", "memory_bytes", "utilization", "skipped",
-           "skipped_in_interval")
+SETTINGS = ("batch_size", "seq_length", "world_size", "skipped_in_interval", "rows", "num_mc")  # recorded, but no curves
+COLUMNS = (
+    "kind",
+    *AXES,
+    "loss",
+    "loss_se_noise",
+    "loss_se_data",
+    "perplexity",
+    "bits_per_byte",
+    "accuracy",
+    "bound",
+    "rows",
+    "num_mc",
+    "lr",
+    "grad_norm",
+    "clipped_norm",
+    "params_norm",
+    "batch_size",
+    "seq_length",
+    "step_seconds",
+    "tokens_per_sec",
+    "tokens_per_gpu_per_sec",
+    "world_size",
+    "tflops",
+    "mfu",
+    "memory_bytes",
+    "utilization",
+    "skipped",
+    "skipped_in_interval",
+)
 
 
 class Log:
@@ -46,8 +72,16 @@ class Log:
     None adds to what is there. `wandb_id`: what a checkpoint knows. After construction, the id in use, or None.
     """
 
-    def __init__(self, cfg: config.Log, run_dir: Path, name: str, total_steps: int, config_dict: dict,
-                 resumed_step: int | None = None, wandb_id: str | None = None):
+    def __init__(
+        self,
+        cfg: config.Log,
+        run_dir: Path,
+        name: str,
+        total_steps: int,
+        config_dict: dict,
+        resumed_step: int | None = None,
+        wandb_id: str | None = None,
+    ):
         self.run_dir, self.total_steps = Path(run_dir), total_steps
         self.failed: set[str] = set()
         self.missed: Counter[str] = Counter()
@@ -72,7 +106,7 @@ class Log:
         return self
 
     def __exit__(self, kind, error, *_) -> None:
-        if isinstance(error, Refusal):                   # the terminal hears it from the program's exit
+        if isinstance(error, Refusal):  # the terminal hears it from the program's exit
             self.attempt("train.log", append, self.run_dir / "train.log", f"{kind.__name__}: {error}\n".encode())
         self.close(1 if kind else 0)
 
@@ -142,13 +176,14 @@ class Log:
             return
         try:
             print(line, flush=True)
-        except OSError:                                  # a closed pipe: Python's own flush at exit must not fail as well
+        except OSError:  # a closed pipe: Python's own flush at exit must not fail as well
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise
 
 
 class SilentLog:
     """What ranks other than the first have in place of a Log."""
+
     wandb_id = None
 
     def __enter__(self) -> "SilentLog":
@@ -191,6 +226,7 @@ def append(path: Path, data: bytes) -> None:
 
 # The lines of stdout and train.log
 
+
 def lines(record: dict, total_steps: int) -> list[str]:
     """What people and parsers read: Megatron-DeepSpeed's lines, and one of our own below each validation."""
     if record["kind"] == "train":
@@ -207,14 +243,24 @@ def train_line(r: dict, total_steps: int) -> str:
     """Megatron-DeepSpeed's training line with the epoch added. A step is skipped when its loss or gradient is not finite."""
     skipped = r["skipped_in_interval"]
     fields = [
-        f"iteration {r['step']:8d}/{total_steps:8d}", f"consumed samples: {r['samples']:12d}",
-        f"consumed tokens: {r['tokens']:12d}", f"epoch: {r['epoch']:.3f}",
-        f"elapsed time per iteration (ms): {1000 * r['step_seconds']:.1f}", f"learning rate: {r['lr']:.3E}",
-        f"global batch size: {r['batch_size']:5d}", f"lm loss: {r['loss']:.6E}", "loss scale: 1.0",
-        f"grad norm: {r['grad_norm']:.3f}", f"params norm: {r['params_norm']:.3f}", f"actual seqlen: {r['seq_length']:5d}",
-        f"number of skipped iterations: {skipped:3d}", f"number of nan iterations: {skipped:3d}",
+        f"iteration {r['step']:8d}/{total_steps:8d}",
+        f"consumed samples: {r['samples']:12d}",
+        f"consumed tokens: {r['tokens']:12d}",
+        f"epoch: {r['epoch']:.3f}",
+        f"elapsed time per iteration (ms): {1000 * r['step_seconds']:.1f}",
+        f"learning rate: {r['lr']:.3E}",
+        f"global batch size: {r['batch_size']:5d}",
+        f"lm loss: {r['loss']:.6E}",
+        "loss scale: 1.0",
+        f"grad norm: {r['grad_norm']:.3f}",
+        f"params norm: {r['params_norm']:.3f}",
+        f"actual seqlen: {r['seq_length']:5d}",
+        f"number of skipped iterations: {skipped:3d}",
+        f"number of nan iterations: {skipped:3d}",
         f"samples per second: {r['batch_size'] / r['step_seconds']:.3f}",
-        f"tokens per gpu per second (tgs): {per_gpu(r):.3f}", f"TFLOPs: {r['tflops']:.2f}"]
+        f"tokens per gpu per second (tgs): {per_gpu(r):.3f}",
+        f"TFLOPs: {r['tflops']:.2f}",
+    ]
     return " " + " | ".join(fields) + " |"
 
 
@@ -230,16 +276,20 @@ def per_gpu(r: dict) -> float:
 def evaluation_line(r: dict) -> str:
     name = r["kind"].partition("-")[2]
     split = " on test set" if r["kind"] == "test" else f" on set {name}" if name else ""
-    return (f" validation loss at iteration {r['step']}{split} | lm loss value: {r['loss']:.6E} | "
-            f"lm loss PPL: {megatron_ppl(r):.6E} | ")
+    return (
+        f" validation loss at iteration {r['step']}{split} | lm loss value: {r['loss']:.6E} | "
+        f"lm loss PPL: {megatron_ppl(r):.6E} | "
+    )
 
 
 def error_line(r: dict) -> str:
     """What Megatron's line lacks: both standard errors, bits per byte, accuracy, and whether the loss is exact or a bound."""
     noise, rows = ("unknown" if r[name] is None else f"{r[name]:.6f}" for name in ("loss_se_noise", "loss_se_data"))
-    return (f" {r['kind']} at iteration {r['step']} | {r['bound']} nats per token: {r['loss']:.6f} | "
-            f"+- se_noise: {noise} | +- se_data: {rows} | "
-            f"bits per byte: {r['bits_per_byte']:.6f} | accuracy: {r['accuracy']:.6f} |")
+    return (
+        f" {r['kind']} at iteration {r['step']} | {r['bound']} nats per token: {r['loss']:.6f} | "
+        f"+- se_noise: {noise} | +- se_data: {rows} | "
+        f"bits per byte: {r['bits_per_byte']:.6f} | accuracy: {r['accuracy']:.6f} |"
+    )
 
 
 def megatron_ppl(r: dict) -> float:
@@ -248,6 +298,7 @@ def megatron_ppl(r: dict) -> float:
 
 
 # metrics.jsonl
+
 
 def read_metrics(path: str | Path) -> list[dict]:
     """The records of a metrics.jsonl; a last line cut short by a kill is left out. Raises MissingInput, BadData."""
@@ -275,8 +326,10 @@ def encode(record: dict) -> str:
 
 def decode(line: bytes) -> dict | None:
     """`encode` undone; None where the line is no record."""
+
     def restored(found: dict) -> dict:
         return {k: NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in found.items()}
+
     try:
         record = json.loads(line, object_hook=restored)
     except ValueError:
@@ -345,10 +398,14 @@ def row(cells: Iterable) -> bytes:
 
 # TensorBoard and W&B
 
+
 def simple_tags(record: dict) -> dict[str, float]:
     """train/loss, val/loss_se_noise and so on: every number of a record that is a curve."""
-    return {f"{record['kind']}/{name}": value for name, value in record.items()
-            if isinstance(value, (int, float)) and name not in AXES + SETTINGS}
+    return {
+        f"{record['kind']}/{name}": value
+        for name, value in record.items()
+        if isinstance(value, (int, float)) and name not in AXES + SETTINGS
+    }
 
 
 def megatron_tags(r: dict, cfg: config.Log) -> dict[str, float]:
@@ -358,9 +415,14 @@ def megatron_tags(r: dict, cfg: config.Log) -> dict[str, float]:
         tag = f"lm-loss-validation/lm loss {'validation' if split == 'val' else 'test'}{name and f' {name}'}"
         ppl = {f"{tag} ppl": megatron_ppl(r)} if cfg.log_validation_ppl_to_tensorboard else {}
         return {tag: r["loss"]} | ppl
-    tags = {"lm-loss-training/lm loss": r["loss"], "learning-rate/learning-rate": r["lr"],
-            "grad-norm/grad-norm": r["grad_norm"], "params-norm/params-norm": r["params_norm"],
-            "seqlen/actual_seq_length": r["seq_length"], "world-size/world-size": world_size(r)}
+    tags = {
+        "lm-loss-training/lm loss": r["loss"],
+        "learning-rate/learning-rate": r["lr"],
+        "grad-norm/grad-norm": r["grad_norm"],
+        "params-norm/params-norm": r["params_norm"],
+        "seqlen/actual_seq_length": r["seq_length"],
+        "world-size/world-size": world_size(r),
+    }
     if cfg.log_batch_size_to_tensorboard:
         tags["batch-size/batch-size"] = r["batch_size"]
     if cfg.log_timers_to_tensorboard:
@@ -369,9 +431,14 @@ def megatron_tags(r: dict, cfg: config.Log) -> dict[str, float]:
 
 
 def throughput_tags(r: dict) -> dict[str, float]:
-    return {"throughput/iteration-time": r["step_seconds"], "throughput/elapsed_ms_per_iteration": 1000 * r["step_seconds"],
-            "throughput/samples_per_sec": r["batch_size"] / r["step_seconds"], "throughput/tokens_per_sec": r["tokens_per_sec"],
-            "throughput/tokens_per_gpu_per_sec": per_gpu(r), "throughput/tflops": r["tflops"]}
+    return {
+        "throughput/iteration-time": r["step_seconds"],
+        "throughput/elapsed_ms_per_iteration": 1000 * r["step_seconds"],
+        "throughput/samples_per_sec": r["batch_size"] / r["step_seconds"],
+        "throughput/tokens_per_sec": r["tokens_per_sec"],
+        "throughput/tokens_per_gpu_per_sec": per_gpu(r),
+        "throughput/tflops": r["tflops"],
+    }
 
 
 def scalars(r: dict, cfg: config.Log) -> Iterator[tuple[int, dict[str, float]]]:
@@ -394,6 +461,7 @@ class TensorBoard:
     def __init__(self, cfg: config.Log, kept: list[dict]):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
+
         self.cfg, self.Event, self.Summary = cfg, event_pb2.Event, summary_pb2.Summary
         folder = Path(cfg.tensorboard_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -427,18 +495,29 @@ class TensorBoard:
 class WeightsAndBiases:
     """One W&B run for the life of a run directory, whatever restarts; x is `iteration`, since W&B's own step cannot go back."""
 
-    def __init__(self, cfg: config.Log, run_dir: Path, name: str, config_dict: dict, wandb_id: str | None,
-                 say: Callable[[str], None]):
+    def __init__(
+        self, cfg: config.Log, run_dir: Path, name: str, config_dict: dict, wandb_id: str | None, say: Callable[[str], None]
+    ):
         import wandb
+
         self.cfg, self.id = cfg, stable_id(run_dir / "wandb_id.txt", wandb_id)
         folder = Path(cfg.wandb_save_dir or run_dir)
         folder.mkdir(parents=True, exist_ok=True)
 
         def start(mode: str):
             quiet = wandb.Settings(silent=True, console="off", init_timeout=WANDB_INIT_SECONDS)
-            return wandb.init(project=cfg.wandb_project, name=cfg.wandb_exp_name or name, group=cfg.wandb_group,
-                              id=self.id, resume="allow", dir=str(folder), mode=mode, config=config_dict,
-                              allow_val_change=True, settings=quiet)
+            return wandb.init(
+                project=cfg.wandb_project,
+                name=cfg.wandb_exp_name or name,
+                group=cfg.wandb_group,
+                id=self.id,
+                resume="allow",
+                dir=str(folder),
+                mode=mode,
+                config=config_dict,
+                allow_val_change=True,
+                settings=quiet,
+            )
 
         mode = os.environ.get("WANDB_MODE") or "online"
         later = f"this run is offline, in {folder / 'wandb'} (wandb sync uploads it)"
@@ -451,7 +530,7 @@ class WeightsAndBiases:
             if mode != "online":
                 raise
             say(f"wandb cannot be reached ({reason(error)}): {later}")
-            wandb.teardown()                             # its service still holds the id of the failed start
+            wandb.teardown()  # its service still holds the id of the failed start
             self.run = start("offline")
         self.run.define_metric("iteration")
         self.run.define_metric("*", step_metric="iteration")
@@ -485,9 +564,16 @@ class ProgressLine:
     def __init__(self, name: str, total_steps: int, step: int):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.console = Console(file=sys.stdout)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-                   TextColumn("{task.fields[loss]}"), TextColumn("eta"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, console=self.console, refresh_per_second=2, redirect_stdout=False)
         self.task = self.bar.add_task(name, total=total_steps, completed=step, loss="")
         self.bar.start()

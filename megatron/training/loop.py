@@ -1,4 +1,5 @@
 """The training loop. It knows samples, steps and cadence; not losses, layouts or files."""
+
 from __future__ import annotations
 
 import time
@@ -19,6 +20,7 @@ from megatron.training.schedule import learning_rate
 @dataclass
 class Interval:
     """Sums since the last log line. Kept in checkpoints, so that a restart prints the same means."""
+
     steps: int = 0
     loss: float = 0.0
     accuracy: float = 0.0
@@ -39,6 +41,7 @@ class Interval:
 
 class Run(Protocol):
     """What the loop tells the world, and what the world may tell the loop."""
+
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None: ...
     def validate(self, at: Progress) -> Progress: ...
     def save(self, at: Progress, interval: Interval) -> None: ...
@@ -46,8 +49,9 @@ class Run(Protocol):
     def stop_reason(self, at: Progress) -> str | None: ...
 
 
-def train(cfg: Config, engine: Engine, objective: Objective, data: Samples, run: Run, at: Progress,
-          interval: Interval) -> tuple[Progress, str | None]:
+def train(
+    cfg: Config, engine: Engine, objective: Objective, data: Samples, run: Run, at: Progress, interval: Interval
+) -> tuple[Progress, str | None]:
     """Go on from `at` to the last sample, or until the run is asked to stop; says why it stopped early."""
     saved = at.step
     reason = run.stop_reason(at)
@@ -69,8 +73,9 @@ def train(cfg: Config, engine: Engine, objective: Objective, data: Samples, run:
     return at, reason
 
 
-def one_step(cfg: Config, engine: Engine, objective: Objective, data: Samples, run: Run, at: Progress,
-             interval: Interval) -> tuple[Progress, Interval]:
+def one_step(
+    cfg: Config, engine: Engine, objective: Objective, data: Samples, run: Run, at: Progress, interval: Interval
+) -> tuple[Progress, Interval]:
     """Pose, update or skip, and log. Raises TooManyBadSteps."""
     start = time.monotonic()
     batches = pose(objective, data, cfg, at, engine.mesh.dp)
@@ -84,8 +89,10 @@ def one_step(cfg: Config, engine: Engine, objective: Objective, data: Samples, r
         run.log_train(at, done, interval, lr)
         interval = Interval()
     if at.skipped_in_row >= cfg.train.max_skipped_steps:
-        raise TooManyBadSteps(f"{at.skipped_in_row} steps in a row were not finite, the last one step {at.step}: "
-                              "tools/replay.py runs the dumped batches of bad_batches/ alone and names the first bad tensor")
+        raise TooManyBadSteps(
+            f"{at.skipped_in_row} steps in a row were not finite, the last one step {at.step}: "
+            "tools/replay.py runs the dumped batches of bad_batches/ alone and names the first bad tensor"
+        )
     return at, interval
 
 
@@ -102,8 +109,13 @@ def pose(objective: Objective, data: Samples, cfg: Config, at: Progress, dp: Gro
 
 
 def after(at: Progress, done: Step, samples: int) -> Progress:
-    return replace(at, step=at.step + 1, samples=at.samples + samples, skipped=at.skipped + done.skipped,
-                   skipped_in_row=at.skipped_in_row + 1 if done.skipped else 0)
+    return replace(
+        at,
+        step=at.step + 1,
+        samples=at.samples + samples,
+        skipped=at.skipped + done.skipped,
+        skipped_in_row=at.skipped_in_row + 1 if done.skipped else 0,
+    )
 
 
 def due(at: Progress, every: int | None) -> bool:

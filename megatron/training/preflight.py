@@ -1,4 +1,5 @@
 """Everything that can be known wrong before the first step, a line each. Passing means that step 0 is reached."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -27,15 +28,32 @@ from megatron.training.evaluate import Slice
 from megatron.training.loop import pose
 
 
-def check(cfg: Config, where: Where, tokenizer: Tokenizer, data: dict[str, Samples | None], slices: dict[str, Slice],
-          objective: Objective, at: Progress, mesh: Mesh, say: Callable[[str], None]) -> None:
+def check(
+    cfg: Config,
+    where: Where,
+    tokenizer: Tokenizer,
+    data: dict[str, Samples | None],
+    slices: dict[str, Slice],
+    objective: Objective,
+    at: Progress,
+    mesh: Mesh,
+    say: Callable[[str], None],
+) -> None:
     """Run every check and say what each found. Raises the Refusal of the first that fails."""
-    checks = {"environment": lambda: environment(), "device": lambda: device(where),
-              "layout": lambda: layout(cfg, mesh), "deepspeed": lambda: use_deepspeed(cfg, say), "output": lambda: output(cfg),
-              "tokenizer": lambda: f"{tokenizer.name}, {tokenizer.vocab_size} ids, {tokenizer.fingerprint()[:16]}",
-              "model": lambda: model(cfg), "memory": lambda: memory(cfg, where), "data": lambda: describe(cfg, data, slices),
-              "batch": lambda: batch(cfg, data["train"], objective, at, mesh.dp), "dropout": lambda: dropout(cfg),
-              "compile": lambda: compiled(where)}
+    checks = {
+        "environment": lambda: environment(),
+        "device": lambda: device(where),
+        "layout": lambda: layout(cfg, mesh),
+        "deepspeed": lambda: use_deepspeed(cfg, say),
+        "output": lambda: output(cfg),
+        "tokenizer": lambda: f"{tokenizer.name}, {tokenizer.vocab_size} ids, {tokenizer.fingerprint()[:16]}",
+        "model": lambda: model(cfg),
+        "memory": lambda: memory(cfg, where),
+        "data": lambda: describe(cfg, data, slices),
+        "batch": lambda: batch(cfg, data["train"], objective, at, mesh.dp),
+        "dropout": lambda: dropout(cfg),
+        "compile": lambda: compiled(where),
+    }
     for name, what in checks.items():
         for line in filter(None, (what() or "").split("\n")):
             say(f"preflight ok | {name}: {line}")
@@ -49,11 +67,15 @@ def environment() -> str:
     except importlib.metadata.PackageNotFoundError:
         other = None
     if other and (root / "core" / "transformer").is_dir():
-        raise Mismatch(f"megatron-core {other} is installed into the same folder {root}: the two overwrite each other; "
-                       "use an environment of its own for this project")
+        raise Mismatch(
+            f"megatron-core {other} is installed into the same folder {root}: the two overwrite each other; "
+            "use an environment of its own for this project"
+        )
     if other:
-        lines.append(f"megatron-core {other} is installed here too, under the same name `megatron`: "
-                     "in this process the name is this project's")
+        lines.append(
+            f"megatron-core {other} is installed here too, under the same name `megatron`: "
+            "in this process the name is this project's"
+        )
     if importlib.util.find_spec("amp_C"):
         lines.append("NVIDIA apex is installed; it is not used: torch's own fused kernels are")
     if importlib.util.find_spec("megatron.data._helpers") is None:
@@ -80,21 +102,25 @@ def output(cfg: Config) -> str:
             probe.rename(probe.with_suffix(".renamed"))
             probe.with_suffix(".renamed").unlink()
         except OSError as error:
-            raise CannotWrite(f"{folder} cannot be written to ({error.strerror}): "
-                              "choose another --run-dir, --save or --tensorboard-dir") from error
+            raise CannotWrite(
+                f"{folder} cannot be written to ({error.strerror}): choose another --run-dir, --save or --tensorboard-dir"
+            ) from error
     needed = 12 * cfg.model.shape().total() if cfg.train.save else 0
     free = shutil.disk_usage(cfg.train.save or cfg.log.run_dir).free
     if free < needed:
-        raise CannotWrite(f"a checkpoint takes {needed / 2**30:.1f} GiB and --save {cfg.train.save} has "
-                          f"{free / 2**30:.1f} GiB free: make room")
+        raise CannotWrite(
+            f"a checkpoint takes {needed / 2**30:.1f} GiB and --save {cfg.train.save} has {free / 2**30:.1f} GiB free: make room"
+        )
     takes = f", a checkpoint takes {needed / 2**30:.2f}" if needed else ""
     return f"{', '.join(map(str, folders))} can be written; {free / 2**30:.0f} GiB free{takes}"
 
 
 def model(cfg: Config) -> str:
     shape = cfg.model.shape()
-    return (f"{shape.total():,} parameters ({shape.non_embedding():,} outside the embedding; "
-            f"published formula {shape.published():,}), vocabulary {cfg.model.vocab_size} in {cfg.model.padded_vocab_size} rows")
+    return (
+        f"{shape.total():,} parameters ({shape.non_embedding():,} outside the embedding; "
+        f"published formula {shape.published():,}), vocabulary {cfg.model.vocab_size} in {cfg.model.padded_vocab_size} rows"
+    )
 
 
 def memory(cfg: Config, where: Where) -> str:
@@ -109,8 +135,10 @@ def memory(cfg: Config, where: Where) -> str:
     state += load.host if where.device.type == "cpu" else 0
     kept = 0 if cfg.train.skip_train else load.activations
     if state > total:
-        raise CannotWrite(f"weights, gradients and moments take {state / 2**30:.1f} GiB and {where.device.type} has "
-                          f"{total / 2**30:.1f} GiB for a process: take a smaller model, or shard it (--dry-run shows how)")
+        raise CannotWrite(
+            f"weights, gradients and moments take {state / 2**30:.1f} GiB and {where.device.type} has "
+            f"{total / 2**30:.1f} GiB for a process: take a smaller model, or shard it (--dry-run shows how)"
+        )
     advice = "; this may not fit: lower --micro-batch-size or use --recompute-granularity full"
     tight = advice if state + kept > 0.9 * total else ""
     return f"about {state / 2**30:.2f} GiB of state and {kept / 2**30:.2f} GiB of activations, of {total / 2**30:.0f} GiB{tight}"
@@ -126,8 +154,10 @@ def describe(cfg: Config, data: dict[str, Samples | None], slices: dict[str, Sli
     for split, found in slices.items():
         asked = cfg.train.eval_iters * cfg.train.global_batch_size
         short = f" (all there are; {asked} were asked for)" if found.rows < asked else ""
-        lines.append(f"{split} slice: {found.rows} rows of {found.seq_length} tokens{short}, "
-                     f"{found.bytes_per_token:.3f} bytes a token, {found.fingerprint()}")
+        lines.append(
+            f"{split} slice: {found.rows} rows of {found.seq_length} tokens{short}, "
+            f"{found.bytes_per_token:.3f} bytes a token, {found.fingerprint()}"
+        )
     return "\n".join(lines)
 
 
@@ -137,8 +167,10 @@ def layout(cfg: Config, mesh: Mesh) -> str:
         return ""
     parallel, sequence = cfg.parallel, ", sequence cut between layers" if mesh.tp.sequence else ""
     schedule = f" ({parallel.pipeline_schedule})" if mesh.pp.size > 1 else ""
-    return (f"{mesh.world.size} processes = tensor {mesh.tp.size} x pipeline {mesh.pp.size}{schedule} x data {mesh.dp.size}, "
-            f"ZeRO {parallel.zero_stage}{sequence}")
+    return (
+        f"{mesh.world.size} processes = tensor {mesh.tp.size} x pipeline {mesh.pp.size}{schedule} x data {mesh.dp.size}, "
+        f"ZeRO {parallel.zero_stage}{sequence}"
+    )
 
 
 def use_deepspeed(cfg: Config, say: Callable[[str], None]) -> str:
@@ -152,8 +184,10 @@ def batch(cfg: Config, data: Samples | None, objective: Objective, at: Progress,
     batches = pose(objective, data, cfg, at, dp)
     largest = max(int(b.inputs.max()) for b in batches)
     if largest >= cfg.model.padded_vocab_size:
-        raise BadData(f"a posed batch holds id {largest}, the embedding table has {cfg.model.padded_vocab_size} rows: "
-                      "is the tokenizer the one that made the data?")
+        raise BadData(
+            f"a posed batch holds id {largest}, the embedding table has {cfg.model.padded_vocab_size} rows: "
+            "is the tokenizer the one that made the data?"
+        )
     asked, scored = sum(len(b.asked) for b in batches), sum(int(b.scored.sum()) for b in batches)
     return f"step {at.step} has {len(batches)} micro-batches, {asked} asked of {scored} scored tokens, largest id {largest}"
 

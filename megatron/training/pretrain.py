@@ -1,4 +1,5 @@
 """The composition root: a config becomes a run. Read `main` as a table of contents."""
+
 from __future__ import annotations
 
 import fcntl
@@ -43,10 +44,15 @@ def main(cfg: Config) -> int:
         mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
         objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
         reference = objectives.build_reference(cfg.objective, mask)
-        slices = {split: cut_slice(cfg, data[split], reference, tokenizer)
-                  for split in data if split != "train" and data[split] and cfg.train.eval_iters}
-        fingerprints = {"tokenizer": tokenizer.fingerprint(),
-                        **{split: found and found.fingerprint() for split, found in data.items()}}
+        slices = {
+            split: cut_slice(cfg, data[split], reference, tokenizer)
+            for split in data
+            if split != "train" and data[split] and cfg.train.eval_iters
+        }
+        fingerprints = {
+            "tokenizer": tokenizer.fingerprint(),
+            **{split: found and found.fingerprint() for split, found in data.items()},
+        }
         with claimed(cfg, mesh, watch):
             loaded, changed, early = take_up(cfg, mesh, fingerprints)
             at, interval = standing(cfg, loaded)
@@ -76,15 +82,26 @@ def data_plan(cfg: Config, tokenizer: Tokenizer) -> Plan:
     t = cfg.train
     rows = t.eval_iters * t.global_batch_size
     evaluations = 1 if t.skip_train else (t.train_samples or 0) // t.global_batch_size // t.eval_interval + 1
-    return Plan(seq_length=cfg.model.seq_length, seed=t.seed, eval_seed=t.eval_seed, tokenizer=tokenizer,
-                lengths={"train": t.train_samples or 1, "valid": max(1, evaluations * rows), "test": max(1, rows)})
+    return Plan(
+        seq_length=cfg.model.seq_length,
+        seed=t.seed,
+        eval_seed=t.eval_seed,
+        tokenizer=tokenizer,
+        lengths={"train": t.train_samples or 1, "valid": max(1, evaluations * rows), "test": max(1, rows)},
+    )
 
 
 def cut_slice(cfg: Config, dataset: Samples, reference: Objective, tokenizer: Tokenizer) -> Slice:
     """The first rows of the validation data's own order; never a row twice."""
     rows = min(cfg.train.eval_iters * cfg.train.global_batch_size, dataset.rows_in_first_epoch)
-    found = Slice(dataset=dataset, rows=rows, seq_length=cfg.model.seq_length, num_mc=cfg.objective.num_mc,
-                  seed=cfg.train.eval_seed, score_first_token=cfg.objective.score_first_token)
+    found = Slice(
+        dataset=dataset,
+        rows=rows,
+        seq_length=cfg.model.seq_length,
+        num_mc=cfg.objective.num_mc,
+        seed=cfg.train.eval_seed,
+        score_first_token=cfg.objective.score_first_token,
+    )
     return replace(found, bytes_per_token=bytes_per_token(found, reference, tokenizer.token_bytes()))
 
 
@@ -127,8 +144,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CannotWrite(f"{folder} is in use by another running process: "
-                              "choose another --run-dir or --save, or wait for it") from None
+            raise CannotWrite(
+                f"{folder} is in use by another running process: choose another --run-dir or --save, or wait for it"
+            ) from None
         yield
 
 
@@ -144,8 +162,10 @@ def refuse_other_run(cfg: Config, path: Path) -> None:
         raise CannotWrite(f"{path} is damaged: move the folder away, or choose another --run-dir") from None
     other = [line for _, _, line in differences(saved, cfg)]
     if other:
-        raise CannotWrite(f"{path.parent} holds another run ({'; '.join(other[:6])}): choose another --run-dir or --save, "
-                          "or --load its checkpoint to go on")
+        raise CannotWrite(
+            f"{path.parent} holds another run ({'; '.join(other[:6])}): choose another --run-dir or --save, "
+            "or --load its checkpoint to go on"
+        )
 
 
 def open_log(cfg: Config, mesh: Mesh, at: Progress, loaded: Checkpoint | None) -> Log | SilentLog:
@@ -155,5 +175,12 @@ def open_log(cfg: Config, mesh: Mesh, at: Progress, loaded: Checkpoint | None) -
     rewind = None if cfg.train.skip_train or cfg.train.preflight else at.step
     views = replace(cfg.log, wandb_project=None, tensorboard_dir=None) if cfg.train.preflight else cfg.log
     steps = (cfg.train.train_samples or 0) // cfg.train.global_batch_size
-    return Log(views, Path(cfg.log.run_dir), Path(cfg.log.run_dir).name, steps, cfg.as_dict(), resumed_step=rewind,
-               wandb_id=loaded.facts["wandb_id"] if loaded and not cfg.train.finetune else None)
+    return Log(
+        views,
+        Path(cfg.log.run_dir),
+        Path(cfg.log.run_dir).name,
+        steps,
+        cfg.as_dict(),
+        resumed_step=rewind,
+        wandb_id=loaded.facts["wandb_id"] if loaded and not cfg.train.finetune else None,
+    )

@@ -1,4 +1,5 @@
 """Going on from a checkpoint: what it must agree with, and what may have changed."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,20 +15,65 @@ from megatron.errors import Mismatch, MissingInput
 from megatron.training.loop import Interval
 
 # Flags that may differ from the checkpoint's without changing what the run is.
-FREE = {"data": ("data_path", "train_data_path", "train_data_path_file", "valid_data_path", "valid_data_path_file",
-                 "test_data_path", "test_data_path_file", "vocab_file", "merge_file", "tokenizer_model",
-                 # what these choose is in the fingerprints of the data
-                 "unique_tokens", "data_kind", "epoch_order", "data_cache_path", "categories", "num_categories",
-                 "tokens_per_category"),
-        "train": ("save", "save_interval", "save_at", "keep_last", "keep_every", "load", "finetune", "exit_interval",
-                  "exit_duration_in_mins", "kill_switch_file", "preflight", "num_threads", "device", "compile",
-                  "recompute_granularity", "recompute_method", "recompute_num_layers", "deterministic_mode",
-                  "eval_interval", "eval_iters", "eval_seed", "skip_train", "max_skipped_steps", "micro_batch_size", "dry_run",
-                  "device_memory"),
-        "objective": ("num_mc", "score_first_token"), "log": None, "parallel": None}
+FREE = {
+    "data": (
+        "data_path",
+        "train_data_path",
+        "train_data_path_file",
+        "valid_data_path",
+        "valid_data_path_file",
+        "test_data_path",
+        "test_data_path_file",
+        "vocab_file",
+        "merge_file",
+        "tokenizer_model",
+        # what these choose is in the fingerprints of the data
+        "unique_tokens",
+        "data_kind",
+        "epoch_order",
+        "data_cache_path",
+        "categories",
+        "num_categories",
+        "tokens_per_category",
+    ),
+    "train": (
+        "save",
+        "save_interval",
+        "save_at",
+        "keep_last",
+        "keep_every",
+        "load",
+        "finetune",
+        "exit_interval",
+        "exit_duration_in_mins",
+        "kill_switch_file",
+        "preflight",
+        "num_threads",
+        "device",
+        "compile",
+        "recompute_granularity",
+        "recompute_method",
+        "recompute_num_layers",
+        "deterministic_mode",
+        "eval_interval",
+        "eval_iters",
+        "eval_seed",
+        "skip_train",
+        "max_skipped_steps",
+        "micro_batch_size",
+        "dry_run",
+        "device_memory",
+    ),
+    "objective": ("num_mc", "score_first_token"),
+    "log": None,
+    "parallel": None,
+}
 # Flags that may differ, but change the run: said aloud and recorded.
-NOTED = {"optim": None, "train": ("train_samples", "bf16"),
-         "model": ("attention_dropout", "hidden_dropout", "max_position_embeddings", "model_config")}
+NOTED = {
+    "optim": None,
+    "train": ("train_samples", "bf16"),
+    "model": ("attention_dropout", "hidden_dropout", "max_position_embeddings", "model_config"),
+}
 
 
 def among(groups: dict[str, tuple[str, ...] | None], section: str, name: str) -> bool:
@@ -37,9 +83,12 @@ def among(groups: dict[str, tuple[str, ...] | None], section: str, name: str) ->
 
 def differences(saved: dict[str, dict], cfg: Config) -> list[tuple[str, str, str]]:
     """(section, name, sentence) of every flag that differs from a saved config and is not free to."""
-    return [(section, name, f"{spelling(name)} was {saved.get(section, {}).get(name)}, is {value}")
-            for section, flags in cfg.as_dict().items() for name, value in flags.items()
-            if saved.get(section, {}).get(name) != value and not among(FREE, section, name)]
+    return [
+        (section, name, f"{spelling(name)} was {saved.get(section, {}).get(name)}, is {value}")
+        for section, flags in cfg.as_dict().items()
+        for name, value in flags.items()
+        if saved.get(section, {}).get(name) != value and not among(FREE, section, name)
+    ]
 
 
 def open_checkpoint(cfg: Config, say: Callable[[str], None], group: Group = ALONE) -> Checkpoint | None:
@@ -60,22 +109,28 @@ def open_checkpoint(cfg: Config, say: Callable[[str], None], group: Group = ALON
     return found
 
 
-def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str | None],
-                    say: Callable[[str], None]) -> list[str]:
+def check_agreement(
+    cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str | None], say: Callable[[str], None]
+) -> list[str]:
     """What changed since the checkpoint. Raises Mismatch with every difference that would make it another experiment."""
-    imported = "imported_from" in loaded.facts          # by tools/convert_checkpoint.py: what is not known differs from nothing
+    imported = "imported_from" in loaded.facts  # by tools/convert_checkpoint.py: what is not known differs from nothing
     if imported and not cfg.train.finetune:
         raise Mismatch(f"--load {loaded.path}: it holds imported weights and no place in a run: add --finetune")
     if "progress" not in loaded.facts and not imported:
-        raise Mismatch(f"--load {loaded.path}: this is no training checkpoint (a dumped batch is for tools/replay.py); "
-                       "give a folder of --save")
+        raise Mismatch(
+            f"--load {loaded.path}: this is no training checkpoint (a dumped batch is for tools/replay.py); "
+            "give a folder of --save"
+        )
     only_weights, fatal, noted = cfg.train.finetune or cfg.train.skip_train, [], []
     saved, prints = loaded.facts["config"], loaded.facts["fingerprints"]
     for section, name, line in differences(saved, cfg):
         if imported and saved.get(section, {}).get(name) is None:
             continue
-        harmless = among(NOTED, section, name) or (cfg.train.finetune and section != "model") or (
-            cfg.train.skip_train and section in ("train", "data"))
+        harmless = (
+            among(NOTED, section, name)
+            or (cfg.train.finetune and section != "model")
+            or (cfg.train.skip_train and section in ("train", "data"))
+        )
         (noted if harmless else fatal).append(line)
     for what, value in fingerprints.items():
         old = prints.get(what, value if imported else None)
@@ -83,8 +138,10 @@ def check_agreement(cfg: Config, loaded: Checkpoint, fingerprints: dict[str, str
             harmless = what.partition(":")[0] in ("valid", "test") or (what == "train" and only_weights)
             (noted if harmless else fatal).append(f"the {what}{'' if what == 'tokenizer' else ' data'} was {old}, is {value}")
     if fatal:
-        raise Mismatch(f"{loaded.path} was made by another experiment: {'; '.join(fatal)}. Give the same flags, "
-                       "or --finetune to take only the weights")
+        raise Mismatch(
+            f"{loaded.path} was made by another experiment: {'; '.join(fatal)}. Give the same flags, "
+            "or --finetune to take only the weights"
+        )
     for line in noted:
         say(f"changed since {loaded.path.name}: {line}")
     return noted
@@ -99,7 +156,16 @@ def standing(cfg: Config, loaded: Checkpoint | None) -> tuple[Progress, Interval
 
 def facts(cfg: Config, at: Progress, interval: Interval, fingerprints: dict[str, str | None], wandb_id: str | None) -> dict:
     """What a checkpoint says beside its tensors; the first six fields are those that readers of other trainers expect."""
-    return {"global_step": at.step, "architecture": cfg.objective.objective, "model_config": asdict(cfg.model),
-            "train_config": asdict(cfg.train) | asdict(cfg.optim), "best_val_loss": at.best_val_loss, "samples": at.samples,
-            "config": cfg.as_dict(), "progress": asdict(at), "interval": asdict(interval), "fingerprints": fingerprints,
-            "wandb_id": wandb_id}
+    return {
+        "global_step": at.step,
+        "architecture": cfg.objective.objective,
+        "model_config": asdict(cfg.model),
+        "train_config": asdict(cfg.train) | asdict(cfg.optim),
+        "best_val_loss": at.best_val_loss,
+        "samples": at.samples,
+        "config": cfg.as_dict(),
+        "progress": asdict(at),
+        "interval": asdict(interval),
+        "fingerprints": fingerprints,
+        "wandb_id": wandb_id,
+    }

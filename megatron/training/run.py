@@ -1,4 +1,5 @@
 """One run and its directory: what it logs, saves and leaves behind."""
+
 from __future__ import annotations
 
 import json
@@ -36,9 +37,20 @@ from megatron.training.watch import Watch
 class Run:
     """Implements what the loop asks of the world. Every rank has one and calls the same; the chief's writes the files."""
 
-    def __init__(self, cfg: Config, engine: Engine, reference: Objective, slices: dict[str, Slice], where: Where,
-                 stop: StopRequest, watch: Watch, log: Log | SilentLog, fingerprints: dict[str, str | None],
-                 tokens_per_epoch: int | None, at: Progress):
+    def __init__(
+        self,
+        cfg: Config,
+        engine: Engine,
+        reference: Objective,
+        slices: dict[str, Slice],
+        where: Where,
+        stop: StopRequest,
+        watch: Watch,
+        log: Log | SilentLog,
+        fingerprints: dict[str, str | None],
+        tokens_per_epoch: int | None,
+        at: Progress,
+    ):
         self.cfg, self.engine, self.reference, self.slices = cfg, engine, reference, slices
         self.where, self.stop, self.watch, self.log, self.mesh = where, stop, watch, log, engine.mesh
         self.fingerprints, self.tokens_per_epoch = fingerprints, tokens_per_epoch
@@ -48,8 +60,14 @@ class Run:
     def where_at(self, at: Progress) -> dict:
         """The x axes that every record carries."""
         tokens = at.samples * self.cfg.model.seq_length
-        return {"step": at.step, "samples": at.samples, "tokens": tokens, "flops": 6.0 * self.shape.total() * tokens,
-                "epoch": tokens / self.tokens_per_epoch if self.tokens_per_epoch else 0.0, "time": time.time()}
+        return {
+            "step": at.step,
+            "samples": at.samples,
+            "tokens": tokens,
+            "flops": 6.0 * self.shape.total() * tokens,
+            "epoch": tokens / self.tokens_per_epoch if self.tokens_per_epoch else 0.0,
+            "time": time.time(),
+        }
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         loss, accuracy = interval.mean(done)
@@ -57,15 +75,31 @@ class Run:
         rate = self.cfg.train.global_batch_size * self.cfg.model.seq_length / seconds
         speed = rate * self.shape.flops_per_token(self.cfg.model.seq_length) / gpus
         self.last["train"] = loss
-        self.log.record({"kind": "train", **self.where_at(at), "loss": loss, "accuracy": accuracy,
-                         "perplexity": math.exp(min(700.0, loss)), "lr": lr, "grad_norm": done.grad_norm,
-                         "clipped_norm": done.clipped_norm, "params_norm": self.engine.params_norm(),
-                         "batch_size": self.cfg.train.global_batch_size, "seq_length": self.cfg.model.seq_length,
-                         "step_seconds": seconds, "tokens_per_sec": rate, "tokens_per_gpu_per_sec": rate / gpus,
-                         "world_size": gpus, "tflops": speed / 1e12, "mfu": speed / self.where.peak_flops,
-                         "memory_bytes": max(gather_json(memory_bytes(self.where.device), self.mesh.control)),
-                         "utilization": utilization(self.where.device),
-                         "skipped": at.skipped, "skipped_in_interval": interval.skipped})
+        self.log.record(
+            {
+                "kind": "train",
+                **self.where_at(at),
+                "loss": loss,
+                "accuracy": accuracy,
+                "perplexity": math.exp(min(700.0, loss)),
+                "lr": lr,
+                "grad_norm": done.grad_norm,
+                "clipped_norm": done.clipped_norm,
+                "params_norm": self.engine.params_norm(),
+                "batch_size": self.cfg.train.global_batch_size,
+                "seq_length": self.cfg.model.seq_length,
+                "step_seconds": seconds,
+                "tokens_per_sec": rate,
+                "tokens_per_gpu_per_sec": rate / gpus,
+                "world_size": gpus,
+                "tflops": speed / 1e12,
+                "mfu": speed / self.where.peak_flops,
+                "memory_bytes": max(gather_json(memory_bytes(self.where.device), self.mesh.control)),
+                "utilization": utilization(self.where.device),
+                "skipped": at.skipped,
+                "skipped_in_interval": interval.skipped,
+            }
+        )
 
     def validate(self, at: Progress) -> Progress:
         """Score the validation sets; remembers the best by the first."""
@@ -92,39 +126,52 @@ class Run:
     def has_record(self, kind: str, at: Progress, loss: float) -> bool:
         """Whether an earlier process measured just this: it ended between its last save and its result, or had finished."""
         path = self.dir / "metrics.jsonl"
-        return at.step == self.began.step and path.exists() and any(
-            (r["kind"], r.get("step"), r.get("loss")) == (kind, at.step, loss) for r in logs.read_metrics(path))
+        return (
+            at.step == self.began.step
+            and path.exists()
+            and any((r["kind"], r.get("step"), r.get("loss")) == (kind, at.step, loss) for r in logs.read_metrics(path))
+        )
 
     def save(self, at: Progress, interval: Interval) -> None:
         train = self.cfg.train
-        if not train.save or (at == self.began and train.load == train.save):       # nothing happened since it was loaded
+        if not train.save or (at == self.began and train.load == train.save):  # nothing happened since it was loaded
             return
         self.watch.at(at.step, "saving")
         wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id)
-        self.saved = checkpoint.save(Path(train.save), at.step, self.engine.pieces(), wrote, group=self.mesh.control,
-                                     say=self.log.say)
+        self.saved = checkpoint.save(
+            Path(train.save), at.step, self.engine.pieces(), wrote, group=self.mesh.control, say=self.log.say
+        )
         self.log.say(f"saved {self.saved}")
         if self.mesh.chief:
             found = checkpoint.find(Path(train.save))
             best = next((p for p in found if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
-            checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, train.save_at or (),
-                              say=self.log.say)
+            checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, train.save_at or (), say=self.log.say)
 
     def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None:
         """Keep a step that was not finite, weights and all, for tools/replay.py; at most --max-skipped-steps of them."""
-        self.log.say(f"step {at.step + 1} is not finite (loss {done.loss}, gradient norm {done.grad_norm}): "
-                     "skipped, weights and moments untouched")
+        self.log.say(
+            f"step {at.step + 1} is not finite (loss {done.loss}, gradient norm {done.grad_norm}): "
+            "skipped, weights and moments untouched"
+        )
         if self.dumps >= self.cfg.train.max_skipped_steps:
             self.log.say(f"its batch is not kept: {self.dumps} are in {self.dir / 'bad_batches'} already")
             return
         self.dumps += 1
         pieces = [piece for piece in self.engine.pieces() if piece.name.startswith("model/")] + self.batch_pieces(batches)
-        said = {"config": self.cfg.as_dict(), "samples": at.samples, "micro_batches": len(batches) * self.mesh.dp.size,
-                "loss": str(done.loss), "grad_norm": str(done.grad_norm), "fingerprints": self.fingerprints,
-                "environment": environment(self.where), "host": platform.node()}
+        said = {
+            "config": self.cfg.as_dict(),
+            "samples": at.samples,
+            "micro_batches": len(batches) * self.mesh.dp.size,
+            "loss": str(done.loss),
+            "grad_norm": str(done.grad_norm),
+            "fingerprints": self.fingerprints,
+            "environment": environment(self.where),
+            "host": platform.node(),
+        }
         try:
-            path = checkpoint.save(self.dir / "bad_batches", at.step + 1, pieces, said, group=self.mesh.control, audit=False,
-                                   say=self.log.say)
+            path = checkpoint.save(
+                self.dir / "bad_batches", at.step + 1, pieces, said, group=self.mesh.control, audit=False, say=self.log.say
+            )
             self.log.say(f"its batch is in {path}: python tools/replay.py {path}")
         except CannotWrite as error:
             self.log.say(f"its batch could not be kept: {error}")
@@ -134,8 +181,9 @@ class Run:
         if self.mesh.tp.rank or self.mesh.pp.rank:
             return []
         first = self.mesh.dp.rank * len(batches)
-        return whole({f"batch/{i}/{name}": value.contiguous()
-                      for i, b in enumerate(batches, first) for name, value in vars(b).items()})
+        return whole(
+            {f"batch/{i}/{name}": value.contiguous() for i, b in enumerate(batches, first) for name, value in vars(b).items()}
+        )
 
     def stop_reason(self, at: Progress) -> str | None:
         self.watch.at(at.step, "training")
@@ -174,33 +222,58 @@ class Run:
         val = self.last.get("val", {})
         seconds = time.monotonic() - self.start
         trained = (at.samples - self.began.samples) * cfg.model.seq_length
-        return {"name": self.dir.name, "objective": cfg.objective.objective, "params": shape.total(),
-                "params_non_embedding": shape.non_embedding(), "params_with_head": shape.with_head(),
-                "params_published": shape.published(), "params_convention": "total", "tokens": axes["tokens"],
-                "unique_tokens": min(axes["tokens"], self.tokens_per_epoch or axes["tokens"]), "epochs": axes["epoch"],
-                "samples": at.samples, "steps": at.step, "flops": axes["flops"], "flops_convention": "6ND, N = all parameters",
-                "flops_exact": shape.flops_per_token(cfg.model.seq_length) * axes["tokens"], "train_loss": self.last.get("train"),
-                "loss": val.get("loss"), "loss_se_noise": val.get("loss_se_noise"), "loss_se_data": val.get("loss_se_data"),
-                "bits_per_byte": val.get("bits_per_byte"), "accuracy": val.get("accuracy"),
-                "bound": "exact" if self.reference.exact else "bound", "test_loss": self.last.get("test", {}).get("loss"),
-                "valid_sets": self.valid_sets(),
-                "best_loss": at.best_val_loss, "seq_length": cfg.model.seq_length, "batch_size": cfg.train.global_batch_size,
-                "lr": cfg.optim.lr, "lr_decay_style": cfg.optim.lr_decay_style,
-                "lr_decayed": decayed(cfg.optim, at.samples, cfg.train.global_batch_size), "seed": cfg.train.seed,
-                "tokenizer": self.fingerprints["tokenizer"], "vocab_size": cfg.model.vocab_size,
-                "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
-                "convention": val.get("convention"), "attention_dropout": cfg.model.attention_dropout,
-                "hidden_dropout": cfg.model.hidden_dropout, "seconds": seconds, "tokens_per_sec": trained / seconds,
-                "world_size": self.mesh.world.size,
-                "skipped": at.skipped}
+        return {
+            "name": self.dir.name,
+            "objective": cfg.objective.objective,
+            "params": shape.total(),
+            "params_non_embedding": shape.non_embedding(),
+            "params_with_head": shape.with_head(),
+            "params_published": shape.published(),
+            "params_convention": "total",
+            "tokens": axes["tokens"],
+            "unique_tokens": min(axes["tokens"], self.tokens_per_epoch or axes["tokens"]),
+            "epochs": axes["epoch"],
+            "samples": at.samples,
+            "steps": at.step,
+            "flops": axes["flops"],
+            "flops_convention": "6ND, N = all parameters",
+            "flops_exact": shape.flops_per_token(cfg.model.seq_length) * axes["tokens"],
+            "train_loss": self.last.get("train"),
+            "loss": val.get("loss"),
+            "loss_se_noise": val.get("loss_se_noise"),
+            "loss_se_data": val.get("loss_se_data"),
+            "bits_per_byte": val.get("bits_per_byte"),
+            "accuracy": val.get("accuracy"),
+            "bound": "exact" if self.reference.exact else "bound",
+            "test_loss": self.last.get("test", {}).get("loss"),
+            "valid_sets": self.valid_sets(),
+            "best_loss": at.best_val_loss,
+            "seq_length": cfg.model.seq_length,
+            "batch_size": cfg.train.global_batch_size,
+            "lr": cfg.optim.lr,
+            "lr_decay_style": cfg.optim.lr_decay_style,
+            "lr_decayed": decayed(cfg.optim, at.samples, cfg.train.global_batch_size),
+            "seed": cfg.train.seed,
+            "tokenizer": self.fingerprints["tokenizer"],
+            "vocab_size": cfg.model.vocab_size,
+            "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
+            "convention": val.get("convention"),
+            "attention_dropout": cfg.model.attention_dropout,
+            "hidden_dropout": cfg.model.hidden_dropout,
+            "seconds": seconds,
+            "tokens_per_sec": trained / seconds,
+            "world_size": self.mesh.world.size,
+            "skipped": at.skipped,
+        }
 
     def valid_sets(self) -> dict[str, dict]:
         """Each named validation set's last scores with their errors; the first set's are the run's own."""
         names = [name for name, _ in self.cfg.data.valid_sets()]
         kinds = ["val", *(f"val-{name}" for name in names[1:])]
         wanted = ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy", "rows", "convention")
-        return {name: {key: self.last[kind][key] for key in wanted}
-                for name, kind in zip(names, kinds) if name and kind in self.last}
+        return {
+            name: {key: self.last[kind][key] for key in wanted} for name, kind in zip(names, kinds) if name and kind in self.last
+        }
 
     def identify(self, at: Progress, loaded: Checkpoint | None, changed: list[str]) -> None:
         """config.json and run.json: who this run is, and every time it went on. An earlier process's result is no longer one."""
@@ -212,25 +285,50 @@ class Run:
         known = json.loads(path.read_text()) if path.exists() and at.step else {}
         resumes = known.get("resumes", [])
         if loaded:
-            resumes = [*resumes, {"time": time.time(), "step": at.step, "from": str(loaded.path), "changed": changed,
-                                   "layout": self.layout()}]
-        write_json(path, {"name": self.dir.name, "created": known.get("created", time.time()), "version": megatron.__version__,
-                          "code": code_version(), "environment": environment(self.where), "fingerprints": self.fingerprints,
-                          "tokens_per_epoch": self.tokens_per_epoch, "params": self.shape.total(),
-                          "params_non_embedding": self.shape.non_embedding(), "params_with_head": self.shape.with_head(),
-                          "params_published": self.shape.published(),
-                          "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length),
-                          "noise_seed": self.cfg.train.seed, "eval_seed": self.cfg.train.eval_seed, "host": platform.node(),
-                          "objective": self.cfg.objective.objective, "bound": "exact" if self.reference.exact else "bound",
-                          "params_convention": "total", "flops_convention": "6ND, N = all parameters",
-                          "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
-                          "layout": known.get("layout", self.layout()), "resumes": resumes})
+            resumes = [
+                *resumes,
+                {"time": time.time(), "step": at.step, "from": str(loaded.path), "changed": changed, "layout": self.layout()},
+            ]
+        write_json(
+            path,
+            {
+                "name": self.dir.name,
+                "created": known.get("created", time.time()),
+                "version": megatron.__version__,
+                "code": code_version(),
+                "environment": environment(self.where),
+                "fingerprints": self.fingerprints,
+                "tokens_per_epoch": self.tokens_per_epoch,
+                "params": self.shape.total(),
+                "params_non_embedding": self.shape.non_embedding(),
+                "params_with_head": self.shape.with_head(),
+                "params_published": self.shape.published(),
+                "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length),
+                "noise_seed": self.cfg.train.seed,
+                "eval_seed": self.cfg.train.eval_seed,
+                "host": platform.node(),
+                "objective": self.cfg.objective.objective,
+                "bound": "exact" if self.reference.exact else "bound",
+                "params_convention": "total",
+                "flops_convention": "6ND, N = all parameters",
+                "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
+                "layout": known.get("layout", self.layout()),
+                "resumes": resumes,
+            },
+        )
 
     def layout(self) -> dict:
         parallel = self.cfg.parallel
-        return {"world_size": self.mesh.world.size, "tensor": self.mesh.tp.size, "pipeline": self.mesh.pp.size,
-                "data": self.mesh.dp.size, "schedule": parallel.pipeline_schedule, "zero_stage": parallel.zero_stage,
-                "sequence_parallel": parallel.sequence_parallel, "deepspeed": parallel.deepspeed}
+        return {
+            "world_size": self.mesh.world.size,
+            "tensor": self.mesh.tp.size,
+            "pipeline": self.mesh.pp.size,
+            "data": self.mesh.dp.size,
+            "schedule": parallel.pipeline_schedule,
+            "zero_stage": parallel.zero_stage,
+            "sequence_parallel": parallel.sequence_parallel,
+            "deepspeed": parallel.deepspeed,
+        }
 
 
 def write_json(path: Path, what: dict) -> None:
@@ -242,18 +340,30 @@ def write_json(path: Path, what: dict) -> None:
 
 
 def environment(where: Where) -> dict:
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "machine": platform.machine(), "device": torch.cuda.get_device_name() if where.device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(), "dtype": str(where.dtype).removeprefix("torch."), "compile": where.compile,
-            "peak_flops": where.peak_flops, "peak_source": where.peak_source}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if where.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": str(where.dtype).removeprefix("torch."),
+        "compile": where.compile,
+        "peak_flops": where.peak_flops,
+        "peak_source": where.peak_source,
+    }
 
 
 def code_version() -> str:
     """The commit of the checkout, `+` when files differ from it; the package's version outside a checkout."""
     root = Path(megatron.__file__).parents[1]
     try:
-        said = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-                              capture_output=True, text=True, timeout=10)
+        said = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return megatron.__version__
     return said.stdout.strip() if said.returncode == 0 else megatron.__version__

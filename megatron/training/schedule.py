@@ -1,4 +1,5 @@
 """The learning rate as a function of consumed samples: Megatron's rules, so that published recipes mean the same."""
+
 from __future__ import annotations
 
 import math
@@ -30,8 +31,12 @@ def decay(cfg: config.Optim, samples: int, warmup: int, end: int) -> float:
             return 0.5 * (1 + math.cos(math.pi * x))
         case "WSD":
             x = max(0.0, (samples - (end - cfg.lr_wsd_decay_samples)) / cfg.lr_wsd_decay_samples)
-            return {"linear": 1 - x, "cosine": 0.5 * (1 + math.cos(math.pi * x)),
-                    "exponential": 2 * 0.5**x - 1, "minus_sqrt": 1 - math.sqrt(x)}[cfg.lr_wsd_decay_style]
+            return {
+                "linear": 1 - x,
+                "cosine": 0.5 * (1 + math.cos(math.pi * x)),
+                "exponential": 2 * 0.5**x - 1,
+                "minus_sqrt": 1 - math.sqrt(x),
+            }[cfg.lr_wsd_decay_style]
 
 
 def decayed(cfg: config.Optim, samples: int, batch_size: int) -> bool:

@@ -1,4 +1,5 @@
 """How a run is asked to stop: signals, the kill switch, a step, a time limit. The answer is always to save and leave."""
+
 from __future__ import annotations
 
 import os
@@ -15,11 +16,12 @@ from megatron.core.mesh import ALONE, Group, all_reduce
 from megatron.errors import KILLED, PREEMPTED, Refusal
 
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-DOUBLED_SECONDS = 5.0       # a scheduler signals every process, and a launcher passes on what it got: one request, not two
+DOUBLED_SECONDS = 5.0  # a scheduler signals every process, and a launcher passes on what it got: one request, not two
 
 
 class KillSwitch(Refusal):
     """The kill-switch file is there."""
+
     code = KILLED
 
 

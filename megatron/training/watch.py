@@ -3,6 +3,7 @@
 Each beat goes to the store that all ranks share. Rank 0 reads them; when a rank ended, died or hangs, it decides once what is
 said and which code all exit with. Only when rank 0 itself is silent do the others decide on their own.
 """
+
 from __future__ import annotations
 
 import json
@@ -23,9 +24,9 @@ from megatron.files import replace_file
 from megatron.layout import Place
 
 BEAT_SECONDS = 1.0
-SILENT_SECONDS = 2.5            # once a collective broke, a rank without a sign of life for so long is the one that was lost
-STUCK_SECONDS = 2.0             # then the main thread will not leave its collective by itself
-SETTLE_SECONDS = 10.0           # to find out who was lost, and to close this process's files
+SILENT_SECONDS = 2.5  # once a collective broke, a rank without a sign of life for so long is the one that was lost
+STUCK_SECONDS = 2.0  # then the main thread will not leave its collective by itself
+SETTLE_SECONDS = 10.0  # to find out who was lost, and to close this process's files
 BROKEN_COLLECTIVE = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 NUM_NAMED = 8
 
@@ -33,13 +34,14 @@ NUM_NAMED = 8
 @dataclass(frozen=True, kw_only=True)
 class Beat:
     """What one rank says of itself."""
-    number: int = 0             # never the same twice while its thread runs; 0: not heard yet
+
+    number: int = 0  # never the same twice while its thread runs; 0: not heard yet
     rank: int
     host: str = ""
     step: int = 0
     phase: str = "starting"
-    at: str = ""                # where in our code its main thread is
-    state: str = "ok"           # or broken: a collective failed; or ended: it goes down for a reason of its own
+    at: str = ""  # where in our code its main thread is
+    state: str = "ok"  # or broken: a collective failed; or ended: it goes down for a reason of its own
     code: int = 0
     reason: str = ""
 
@@ -50,6 +52,7 @@ class Beat:
 @dataclass(frozen=True, kw_only=True)
 class Heard:
     """A rank's newest beat, and for how many seconds there was no newer one and no other state."""
+
     beat: Beat
     silent: float
     unchanged: float
@@ -63,6 +66,7 @@ class Heard:
 @dataclass(frozen=True, kw_only=True)
 class Ending:
     """Why all ranks end, the exit code of all, and the rank that it began with."""
+
     code: int
     reason: str
     rank: int
@@ -74,7 +78,7 @@ class Listener:
     """When each rank was last heard. Only this process's clock counts."""
 
     def __init__(self):
-        self.began, self.known = time.monotonic(), {}           # rank -> (beat, when it came, when its state began)
+        self.began, self.known = time.monotonic(), {}  # rank -> (beat, when it came, when its state began)
 
     def hear(self, rank: int, text: bytes) -> Heard:
         now, beat = time.monotonic(), Beat(**json.loads(text))
@@ -144,7 +148,7 @@ class Watch:
         while not (self.left.is_set() or self.decided.is_set()):
             try:
                 self.decide(self.exchange())
-            except dist.DistError:                      # the process that serves the store is gone
+            except dist.DistError:  # the process that serves the store is gone
                 self.decide(self.without_rank_0())
             self.wake.wait(min(BEAT_SECONDS, self.limit_seconds / 5))
             self.wake.clear()
@@ -219,8 +223,13 @@ class Watch:
         if self.store and not self.left.is_set():
             self.decided.wait(SETTLE_SECONDS)
         if broken:
-            ending = self.ending or Ending(code=PEER_LOST, reason=f"lost the other processes: {error}", rank=self.rank,
-                                           step=self.own.step, decided_by=self.rank)
+            ending = self.ending or Ending(
+                code=PEER_LOST,
+                reason=f"lost the other processes: {error}",
+                rank=self.rank,
+                step=self.own.step,
+                decided_by=self.rank,
+            )
             self.tell(ending)
             return Unsaid(ending.code)
         if self.ending and self.ending.decided_by != self.rank and isinstance(error, Refusal):
@@ -246,7 +255,8 @@ def is_spokesman(place: Place) -> bool:
 def is_broken_collective(error: Exception) -> bool:
     """Whether another process's end is what failed here: torch has no class of errors for it."""
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN_COLLECTIVE))
+        isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN_COLLECTIVE)
+    )
 
 
 def place_of_main_thread() -> str:

@@ -1,4 +1,5 @@
 """Checkpoints survive damage, kills and full disks: refused by name, or the previous good one, never other tensors."""
+
 import json
 import os
 import random
@@ -31,11 +32,24 @@ def tensors_of(seed):
     """Every dtype and awkward shape, in an order that would misalign a writer that kept it."""
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(7, 5, generator=rng)
-    return {"flag": x > 0, "byte": torch.arange(3, dtype=torch.uint8), "w": x, "w.half": x.half(), "w.bf16": x.bfloat16(),
-            "w.fp64": x.double(), "w.t": x.t(), "w.every_other": x[:, ::2], "w.expanded": x[:1].expand(4, 5),
-            "step": torch.tensor(seed), "scale": torch.tensor(0.5),
-            "empty": torch.empty(0, 3), "ids": torch.arange(9), "int32": torch.arange(3, dtype=torch.int32),
-            "int16": torch.arange(3, dtype=torch.int16), "int8": torch.arange(5, dtype=torch.int8)}
+    return {
+        "flag": x > 0,
+        "byte": torch.arange(3, dtype=torch.uint8),
+        "w": x,
+        "w.half": x.half(),
+        "w.bf16": x.bfloat16(),
+        "w.fp64": x.double(),
+        "w.t": x.t(),
+        "w.every_other": x[:, ::2],
+        "w.expanded": x[:1].expand(4, 5),
+        "step": torch.tensor(seed),
+        "scale": torch.tensor(0.5),
+        "empty": torch.empty(0, 3),
+        "ids": torch.arange(9),
+        "int32": torch.arange(3, dtype=torch.int32),
+        "int16": torch.arange(3, dtype=torch.int16),
+        "int8": torch.arange(5, dtype=torch.int8),
+    }
 
 
 def assert_same(found, expected):
@@ -64,6 +78,7 @@ def rewrite(path, change):
 
 # What is written is what is read
 
+
 @pytest.mark.parametrize("shard_bytes", [2 << 30, 100])
 def test_round_trip_of_every_dtype(tmp_path, monkeypatch, shard_bytes):
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", shard_bytes)
@@ -84,7 +99,7 @@ def test_safetensors_reads_the_shards(tmp_path):
     found = library.load_file(path / "shard-00000-00001.safetensors")
     assert_same({name: found[name] for name in tensors_of(1)}, tensors_of(1))
     entries = json.loads((path / "manifest.json").read_text())["tensors"]
-    assert all(entry["offset"] % found[entry["name"]].element_size() == 0 for entry in entries)     # readers may map the file
+    assert all(entry["offset"] % found[entry["name"]].element_size() == 0 for entry in entries)  # readers may map the file
 
 
 def test_fields_of_the_manifest(tmp_path):
@@ -105,6 +120,7 @@ def test_checkpoints_of_the_first_program_load(tmp_path):
         manifest["files"]["shard-00001.safetensors"] = manifest["files"].pop("shard-00000-00001.safetensors")
         for entry in manifest["tensors"]:
             entry["file"] = "shard-00001.safetensors"
+
     rewrite(path, rename)
     assert_same(load(path).tensors(), tensors_of(1))
 
@@ -118,7 +134,7 @@ def test_some_tensors_are_read_and_all_are_verified(tmp_path):
         found.tensors(["w", "head"])
     flip(path / "shard-00000-00001.safetensors", -1)
     assert torch.equal(found.tensors(["w"])["w"], tensors_of(1)["w"])
-    with pytest.raises(BadData, match="has sha256"):                    # it changed after it was verified
+    with pytest.raises(BadData, match="has sha256"):  # it changed after it was verified
         found.tensors()
     with pytest.raises(BadData, match="tensor byte|tensor flag|tensor int8"):
         load(path)
@@ -143,9 +159,14 @@ def test_rectangles_are_filled_in_place_and_in_their_own_type(tmp_path):
     assert left.flatten().tolist() == [0, 6, 12, 18]
 
 
-HOLES = {"hold 3 of its 6 values": [[[0, 1], [0, 3]]], "overlap": [[[0, 1], [0, 3]], [[0, 1], [0, 3]]],
-         "hold 5 of its 6 values": [[[0, 2], [0, 1]], [[0, 1], [1, 3]], [[1, 2], [2, 3]]], "lies outside": [[[0, 3], [0, 2]]],
-         "of shape .2, 3. lies outside": [[[0, 2]]], "differ in shape": [[[0, 2], [0, 3]], [[0, 0], [0, 3]]]}
+HOLES = {
+    "hold 3 of its 6 values": [[[0, 1], [0, 3]]],
+    "overlap": [[[0, 1], [0, 3]], [[0, 1], [0, 3]]],
+    "hold 5 of its 6 values": [[[0, 2], [0, 1]], [[0, 1], [1, 3]], [[1, 2], [2, 3]]],
+    "lies outside": [[[0, 3], [0, 2]]],
+    "of shape .2, 3. lies outside": [[[0, 2]]],
+    "differ in shape": [[[0, 2], [0, 3]], [[0, 0], [0, 3]]],
+}
 
 
 @pytest.mark.parametrize("sentence", HOLES)
@@ -157,6 +178,7 @@ def test_pieces_that_do_not_fill_their_tensor_are_refused(tmp_path, sentence):
         manifest["tensors"] = [entry | {"slice": box} for box in HOLES[sentence]]
         if "shape" in sentence.split():
             manifest["tensors"][-1]["dtype"] = "F64"
+
     rewrite(path, cut)
     with pytest.raises(BadData, match=f"manifest.json is damaged: .*tensor w.* {sentence}"):
         load(path)
@@ -189,13 +211,14 @@ def test_no_tensors_and_parameters(tmp_path):
 
 # Publishing
 
+
 def test_same_step_twice_never_overwrites(tmp_path):
     paths = [save(tmp_path, 200, whole({"w": torch.full((3,), float(k))}), {}) for k in range(3)]
     assert [p.name for p in paths] == ["step-00000200", "step-00000200.a1", "step-00000200.a2"]
     assert [load(p).tensors()["w"][0].item() for p in paths] == [0, 1, 2]
     assert load_latest(tmp_path).path == paths[2] and find(tmp_path) == paths[::-1]
     shutil.rmtree(paths[0])
-    assert save(tmp_path, 200, whole({}), {}).name == "step-00000200.a3"       # the freed first name would sort as the oldest
+    assert save(tmp_path, 200, whole({}), {}).name == "step-00000200.a3"  # the freed first name would sort as the oldest
 
 
 def test_newest_is_by_number_not_by_name(tmp_path):
@@ -235,6 +258,7 @@ def test_any_failure_leaves_nothing_half_written(tmp_path, monkeypatch, function
 
     def fail(*_):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(checkpoint, function, fail)
     with pytest.raises(CannotWrite, match="No space left"):
         save(tmp_path, 2, whole(tensors_of(2)), {})
@@ -245,6 +269,7 @@ def test_any_failure_leaves_nothing_half_written(tmp_path, monkeypatch, function
 def test_interrupt_removes_the_temporary(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(checkpoint, "render", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2, whole(tensors_of(2)), {})
@@ -345,6 +370,7 @@ def test_write_that_fails_midway_is_a_sentence(tmp_path):
 
 # Damage
 
+
 def damage(file, kind, rng):
     size = file.stat().st_size
     if kind == "flip":
@@ -379,7 +405,7 @@ def test_no_mutation_of_any_file_yields_other_tensors(tmp_path, monkeypatch, lin
             assert found.path == older and "step-00000200 is refused" in lines[0] and "going on from" in lines[1]
             assert_same(found.tensors(), tensors_of(100))
             fell_back += 1
-        except (Untrusted, Mismatch):               # a flipped bit made a name a path, or the version a later one
+        except (Untrusted, Mismatch):  # a flipped bit made a name a path, or the version a later one
             pass
         shutil.rmtree(newer)
         shutil.copytree(tmp_path / "copy", newer)
@@ -433,8 +459,9 @@ def test_nothing_there_is_a_fresh_start(tmp_path, lines):
     assert not lines
 
 
-@pytest.mark.parametrize("text", ["", "garbage\n", "../../etc", "/etc/passwd", "step-00000900",
-                                  "step-00000100/../step-00000200", "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "garbage\n", "../../etc", "/etc/passwd", "step-00000900", "step-00000100/../step-00000200", "\udcff"]
+)
 def test_latest_is_only_a_hint(tmp_path, lines, text):
     two_checkpoints(tmp_path, lines.append)
     (tmp_path / "latest").write_bytes(text.encode(errors="surrogateescape"))
@@ -446,8 +473,20 @@ def test_latest_is_only_a_hint(tmp_path, lines, text):
 
 # Malice
 
-@pytest.mark.parametrize("name", ["../step-00000100/shard-00000-00001.safetensors", "/etc/passwd", "..", "", "canary.pt",
-                                  "a\\b.safetensors", "sub/shard.safetensors", "shard.safetensors\n"])
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../step-00000100/shard-00000-00001.safetensors",
+        "/etc/passwd",
+        "..",
+        "",
+        "canary.pt",
+        "a\\b.safetensors",
+        "sub/shard.safetensors",
+        "shard.safetensors\n",
+    ],
+)
 @pytest.mark.parametrize("where", ["files", "tensors"])
 def test_paths_out_of_the_folder_are_untrusted(tmp_path, lines, name, where):
     _, path = two_checkpoints(tmp_path, lines.append)
@@ -457,6 +496,7 @@ def test_paths_out_of_the_folder_are_untrusted(tmp_path, lines, name, where):
             manifest["files"][name] = manifest["files"].pop("shard-00000-00001.safetensors")
         else:
             manifest["tensors"][0]["file"] = name
+
     rewrite(path, point)
     for target in (path, tmp_path):
         with pytest.raises(Untrusted, match="manifest.json names"):
@@ -476,11 +516,21 @@ def test_links_and_pipes_are_untrusted(tmp_path, name):
         load(path)
 
 
-@pytest.mark.parametrize("change", [
-    lambda m: m.pop("tensors"), lambda m: m.pop("step"), lambda m: m.update(files=[]), lambda m: m.update(format_version=None),
-    lambda m: m["files"]["shard-00000-00001.safetensors"].pop("bytes"), lambda m: m["tensors"][0].pop("sha256"),
-    lambda m: m["tensors"][0].update(shape=[-5, -7], slice=[[0, -5], [0, -7]]), lambda m: m["tensors"][0].update(dtype="object"),
-    lambda m: m["tensors"][0].update(offset=-1), lambda m: m["tensors"][0].update(offset="x")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("tensors"),
+        lambda m: m.pop("step"),
+        lambda m: m.update(files=[]),
+        lambda m: m.update(format_version=None),
+        lambda m: m["files"]["shard-00000-00001.safetensors"].pop("bytes"),
+        lambda m: m["tensors"][0].pop("sha256"),
+        lambda m: m["tensors"][0].update(shape=[-5, -7], slice=[[0, -5], [0, -7]]),
+        lambda m: m["tensors"][0].update(dtype="object"),
+        lambda m: m["tensors"][0].update(offset=-1),
+        lambda m: m["tensors"][0].update(offset="x"),
+    ],
+)
 def test_malformed_manifest_with_a_right_hash_is_refused(tmp_path, change):
     path = save(tmp_path, 1, whole({"w": torch.ones(5, 7)}), {})
     rewrite(path, change)
@@ -490,7 +540,7 @@ def test_malformed_manifest_with_a_right_hash_is_refused(tmp_path, change):
 
 def test_no_memory_is_asked_for_more_than_the_file_holds(tmp_path):
     path = save(tmp_path, 1, whole({"w": torch.ones(5)}), {})
-    rewrite(path, lambda m: m["tensors"][0].update(shape=[10 ** 15], slice=[[0, 10 ** 15]]))
+    rewrite(path, lambda m: m["tensors"][0].update(shape=[10**15], slice=[[0, 10**15]]))
     with pytest.raises(BadData, match="tensor w has 4000000000000000 bytes, more than its file"):
         load(path)
 
@@ -515,6 +565,7 @@ def test_nothing_unpickles(tmp_path, monkeypatch):
     class Canary:
         def __reduce__(self):
             return Path.touch, (tmp_path / "sprung",)
+
     path = save(tmp_path, 1, whole(tensors_of(1)), {})
     torch.save(Canary(), path / "canary.pt")
     shutil.copy(path / "canary.pt", path / ".metadata")
@@ -530,13 +581,14 @@ def test_nothing_unpickles(tmp_path, monkeypatch):
 
 # Several processes
 
+
 def cut(tensors, cuts, rank, alone=True):
     """A rank's rectangles of a rows x columns cut; of what is not cut so far, `alone` leaves one owner."""
     places = divmod(rank, cuts[1])
     pieces = []
     for name, t in tensors.items():
         spans = [split_evenly(n, parts)[i] for n, parts, i in zip(t.shape, cuts, places)]
-        if not alone or not any(places[t.dim():]):
+        if not alone or not any(places[t.dim() :]):
             data = t[tuple(slice(s.start, s.stop) for s in spans)].clone()
             pieces.append(Piece(name, tuple(t.shape), tuple(s.start for s in spans), data))
     return pieces
@@ -556,8 +608,9 @@ def check_filled(folder, step, cuts):
     assert found.step == step and found.facts == {"global_step": step, "rank": 0}
 
 
-@pytest.mark.parametrize("saved, loaded", [((1, 1), (2, 2)), ((2, 2), (1, 1)), ((4, 1), (1, 3)), ((1, 4), (3, 1)),
-                                           ((2, 2), (4, 1)), ((1, 3), (1, 2))])
+@pytest.mark.parametrize(
+    "saved, loaded", [((1, 1), (2, 2)), ((2, 2), (1, 1)), ((4, 1), (1, 3)), ((1, 4), (3, 1)), ((2, 2), (4, 1)), ((1, 3), (1, 2))]
+)
 def test_saved_at_one_cut_loads_at_another(tmp_path, pool, saved, loaded):
     paths = pool.run(saved[0] * saved[1], save_cut, tmp_path, 7, saved)
     assert set(paths) == {tmp_path / "step-00000007"} and (tmp_path / "latest").read_text() == "step-00000007\n"
@@ -606,8 +659,11 @@ def save_with_trouble(folder, trouble):
     pieces = cut(tensors, (2, 1), group.rank)
     with pytest.MonkeyPatch.context() as patch:
         if group.rank == 1:
-            pieces = {"overlap": cut(tensors, (2, 1), 0), "hole": pieces[1:],
-                      "nan": [Piece("w", (7, 5), (4, 0), torch.full((3, 5), torch.nan))]}.get(trouble, pieces)
+            pieces = {
+                "overlap": cut(tensors, (2, 1), 0),
+                "hole": pieces[1:],
+                "nan": [Piece("w", (7, 5), (4, 0), torch.full((3, 5), torch.nan))],
+            }.get(trouble, pieces)
             if trouble in ("full", "mistake"):
                 patch.setattr(checkpoint, "write_shard", fail if trouble == "full" else stumble)
             if trouble == "death":
@@ -616,10 +672,13 @@ def save_with_trouble(folder, trouble):
         return outcome(save, own, 2, pieces, {}, group=group)
 
 
-TROUBLE = {"full": "CannotWrite: rank 1: .*step-00000002 was not written: No space left",
-           "nan": "BadData: rank 1: tensor w holds NaN", "overlap": "BadData: rank 0: .*pieces of tensor flag overlap",
-           "hole": "BadData: rank 0: step 2 was not saved: the pieces of tensor flag hold 20 of its 35 values",
-           "nodes": "CannotWrite: rank 1: .*node1 is not the same folder on every node"}
+TROUBLE = {
+    "full": "CannotWrite: rank 1: .*step-00000002 was not written: No space left",
+    "nan": "BadData: rank 1: tensor w holds NaN",
+    "overlap": "BadData: rank 0: .*pieces of tensor flag overlap",
+    "hole": "BadData: rank 0: step 2 was not saved: the pieces of tensor flag hold 20 of its 35 values",
+    "nodes": "CannotWrite: rank 1: .*node1 is not the same folder on every node",
+}
 
 
 @pytest.mark.parametrize("trouble", TROUBLE)
@@ -676,8 +735,14 @@ def test_damage_that_one_rank_finds_makes_all_fall_back(tmp_path, pool, shard):
     assert text.startswith("BadData: rank ") and f"shard-{shard:05d}-00001.safetensors: tensor" in text and not others
 
 
-@pytest.mark.parametrize("what, sentence", [("same", "step-00000001"), ("other", "Mismatch: .* is not the same checkpoint"),
-                                            ("none", "MissingInput: rank 1: .*step-00000001 is not there on")])
+@pytest.mark.parametrize(
+    "what, sentence",
+    [
+        ("same", "step-00000001"),
+        ("other", "Mismatch: .* is not the same checkpoint"),
+        ("none", "MissingInput: rank 1: .*step-00000001 is not there on"),
+    ],
+)
 def test_nodes_with_folders_of_their_own(tmp_path, pool, what, sentence):
     save(tmp_path / "node0", 1, whole(tensors_of(1)), {})
     if what == "same":
@@ -690,7 +755,8 @@ def test_nodes_with_folders_of_their_own(tmp_path, pool, what, sentence):
 
 def test_nothing_there_is_a_fresh_start_for_all(tmp_path, pool):
     assert {text for text, _ in pool.run(2, load_and_tell, tmp_path)} == {
-        f"MissingInput: there is no checkpoint in {tmp_path}: expected step-00000100 or the like; check --load"}
+        f"MissingInput: there is no checkpoint in {tmp_path}: expected step-00000100 or the like; check --load"
+    }
 
 
 @pytest.mark.parametrize("sizes, num_ranks", [([4] * 12, 3), ([100, 1, 1, 1], 4), ([0, 0], 2), ([], 2), ([0, 5, 0, 5, 0], 2)])
@@ -704,13 +770,23 @@ def test_bytes_to_verify_are_dealt_out_once(sizes, num_ranks):
 
 # Retention
 
+
 def steps(folder):
     return [checkpoint.step_and_attempt(path.name)[0] for path in find(folder)]
 
 
-@pytest.mark.parametrize("keep_last, keep_every, best, kept", [
-    (None, None, None, [60, 50, 40, 30, 20, 10]), (None, 50, None, [60, 50, 40, 30, 20, 10]), (2, None, None, [60, 50]),
-    (1, 30, None, [60, 30]), (1, None, 20, [60, 20]), (2, 30, 10, [60, 50, 30, 10]), (9, None, None, [60, 50, 40, 30, 20, 10])])
+@pytest.mark.parametrize(
+    "keep_last, keep_every, best, kept",
+    [
+        (None, None, None, [60, 50, 40, 30, 20, 10]),
+        (None, 50, None, [60, 50, 40, 30, 20, 10]),
+        (2, None, None, [60, 50]),
+        (1, 30, None, [60, 30]),
+        (1, None, 20, [60, 20]),
+        (2, 30, 10, [60, 50, 30, 10]),
+        (9, None, None, [60, 50, 40, 30, 20, 10]),
+    ],
+)
 def test_retention(tmp_path, keep_last, keep_every, best, kept):
     for step in range(10, 70, 10):
         save(tmp_path, step, whole({"w": torch.ones(2)}), {})

@@ -1,4 +1,5 @@
 """Who owns what: every number of every parameter once, wherever it is, and an update that reaches all copies."""
+
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,18 @@ from megatron.core.transformer import GPT
 from megatron.engine.native import NativeEngine
 from megatron.layout import split_evenly
 
-MODEL = Model(num_layers=2, hidden_size=20, num_attention_heads=2, kv_channels=10, ffn_hidden_size=22, seq_length=8,
-              vocab_size=50, padded_vocab_size=54, attention_dropout=0.0, hidden_dropout=0.0)
+MODEL = Model(
+    num_layers=2,
+    hidden_size=20,
+    num_attention_heads=2,
+    kv_channels=10,
+    ffn_hidden_size=22,
+    seq_length=8,
+    vocab_size=50,
+    padded_vocab_size=54,
+    attention_dropout=0.0,
+    hidden_dropout=0.0,
+)
 
 
 def boxes(tp, pp, zero_stage):
@@ -25,8 +36,10 @@ def boxes(tp, pp, zero_stage):
     return [(s.name, s.shape, s.start, s.data.detach().clone()) for s in shares if s.owner]
 
 
-@pytest.mark.parametrize("world, tp, pp, zero_stage", [(2, 2, 1, 0), (2, 1, 2, 0), (3, 1, 1, 1), (3, 1, 1, 3), (4, 2, 1, 1),
-                                                       (4, 2, 1, 2), (4, 1, 2, 1), (8, 2, 2, 3)])
+@pytest.mark.parametrize(
+    "world, tp, pp, zero_stage",
+    [(2, 2, 1, 0), (2, 1, 2, 0), (3, 1, 1, 1), (3, 1, 1, 3), (4, 2, 1, 1), (4, 2, 1, 2), (4, 1, 2, 1), (8, 2, 2, 3)],
+)
 def test_owned_shares_tile_every_parameter(pool, world, tp, pp, zero_stage):
     whole = dict(GPT(MODEL, True, 0).named_parameters())
     count = {name: torch.zeros(p.shape) for name, p in whole.items()}
@@ -43,7 +56,7 @@ def gathered_rows(shapes):
     tensors = [torch.zeros(shape) for shape in shapes]
     for t in tensors:
         mine = split_evenly(len(t), dp.size)[dp.rank]
-        t[mine.start:mine.stop] = dp.rank + 1.0
+        t[mine.start : mine.stop] = dp.rank + 1.0
     gather_rows(tensors, dp)
     return [t.flatten().tolist() for t in tensors]
 
@@ -63,8 +76,12 @@ def placement(zero_stage, flag):
     parallel = replace(Parallel(zero_stage=zero_stage), **{flag: True})
     engine = NativeEngine([GPT(MODEL, True, 0)], Optim(lr=1e-3), 50, parallel, mesh)
     held = {share.data.data_ptr() for share in engine.shares}
-    return (len(held & {local(share.parameter).data_ptr() for share in engine.shares}), len(engine.shares),
-            sum(share.data.numel() for share in engine.shares), {share.data.device.type for share in engine.shares})
+    return (
+        len(held & {local(share.parameter).data_ptr() for share in engine.shares}),
+        len(engine.shares),
+        sum(share.data.numel() for share in engine.shares),
+        {share.data.device.type for share in engine.shares},
+    )
 
 
 def test_a_cpu_optimizer_has_its_own_copy_and_offloaded_weights_are_cut(pool):

@@ -24,9 +24,13 @@ def test_is_a_function_of_the_address_alone():
 
 def test_each_part_of_the_address_matters():
     base = keep(keys([5]), 1, torch.arange(64), 0.5)
-    others = [keep(keys([6]), 1, torch.arange(64), 0.5), keep(keys([5 + 2**31]), 1, torch.arange(64), 0.5),
-              keep(keys([5]), 2, torch.arange(64), 0.5),
-              keep(keys([5], seed=2), 1, torch.arange(64), 0.5), keep(keys([5], seed=1 + 2**32), 1, torch.arange(64), 0.5)]
+    others = [
+        keep(keys([6]), 1, torch.arange(64), 0.5),
+        keep(keys([5 + 2**31]), 1, torch.arange(64), 0.5),
+        keep(keys([5]), 2, torch.arange(64), 0.5),
+        keep(keys([5], seed=2), 1, torch.arange(64), 0.5),
+        keep(keys([5], seed=1 + 2**32), 1, torch.arange(64), 0.5),
+    ]
     assert all(0.4 < (base == other).float().mean() < 0.6 for other in others)
 
 

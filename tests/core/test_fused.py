@@ -1,4 +1,5 @@
 """Value and gradient of each fused piece against the plain expression that compiled code gets."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ def test_rotated_heads(positions):
     def plain(qkv):
         q, k = rotate(qkv[..., :2, :], cos, sin).unbind(-2)
         return q.transpose(1, 2), k.transpose(1, 2), qkv[..., 2, :].transpose(1, 2)
+
     same(lambda qkv: rotated_heads(qkv, cos, sin), plain, normal(2, 5, 3, 3, 8))
 
 
@@ -42,8 +44,10 @@ def test_written_out_attention_is_as_near_to_fp32_as_the_flash_kernel(causal):
 
     def low(f):
         return gradients(lambda *x: f(*(t.bfloat16() for t in x)).float(), q, k, v)
+
     def flash(*x):
         return F.scaled_dot_product_attention(*x, is_causal=causal)
+
     exact = gradients(flash, q, k, v)
     mine = low(lambda *x: attention(*x, causal))
     for ours, theirs, true in zip(sum(mine, []), sum(low(flash), []), sum(exact, []), strict=True):
@@ -56,8 +60,13 @@ def test_gated():
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_rms_norm(scale):
-    same(lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, w.shape, w, 1e-5),
-         normal(3, 4, 16) * scale, normal(16) + 1, atol=1e-5 / scale)
+    same(
+        lambda x, w: rms_norm(x, w, 1e-5),
+        lambda x, w: F.rms_norm(x, w.shape, w, 1e-5),
+        normal(3, 4, 16) * scale,
+        normal(16) + 1,
+        atol=1e-5 / scale,
+    )
 
 
 def test_rms_norm_in_bf16_is_near_fp32():

@@ -39,7 +39,7 @@ def test_equals_the_plain_head_in_value_and_gradient(monkeypatch, chunk, group, 
 def test_reserved_rows_are_not_predicted_and_get_no_gradient():
     x, table, targets, weights = problem()
     with torch.no_grad():
-        table[50:] = 100.0                                  # would win every softmax
+        table[50:] = 100.0  # would win every softmax
     loss, nll, _ = head.weighted_nll(x, table, targets, weights, 50)
     loss.backward()
     assert torch.isfinite(nll).all() and (table.grad[50:] == 0).all()

@@ -1,4 +1,5 @@
 """Gradients through every schedule against the whole model, before and after an evaluation."""
+
 from dataclasses import replace
 
 import pytest
@@ -11,19 +12,39 @@ from megatron.core.mesh import build_mesh
 from megatron.core.pipeline import Pipeline
 from megatron.core.transformer import GPT
 
-MODEL = Model(num_layers=5, hidden_size=16, num_attention_heads=2, kv_channels=8, ffn_hidden_size=32, seq_length=8,
-              vocab_size=50, padded_vocab_size=64, attention_dropout=0.1, hidden_dropout=0.1)
-SCHEDULES = {"1f1b": dict(), "uneven": dict(decoder_first_pipeline_num_layers=1),
-             "zero-bubble": dict(pipeline_schedule="zero-bubble"),
-             "interleaved": dict(pipeline_schedule="interleaved", num_layers_per_virtual_pipeline_stage=1)}
+MODEL = Model(
+    num_layers=5,
+    hidden_size=16,
+    num_attention_heads=2,
+    kv_channels=8,
+    ffn_hidden_size=32,
+    seq_length=8,
+    vocab_size=50,
+    padded_vocab_size=64,
+    attention_dropout=0.1,
+    hidden_dropout=0.1,
+)
+SCHEDULES = {
+    "1f1b": dict(),
+    "uneven": dict(decoder_first_pipeline_num_layers=1),
+    "zero-bubble": dict(pipeline_schedule="zero-bubble"),
+    "interleaved": dict(pipeline_schedule="interleaved", num_layers_per_virtual_pipeline_stage=1),
+}
 
 
 def batch(seed, rows=2):
     rng = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 50, (rows, 9), generator=rng)
     weights = torch.rand(rows, 8, generator=rng) * (torch.rand(rows, 8, generator=rng) < 0.5)
-    return Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weights=weights, scored=torch.ones(rows, 8, dtype=torch.bool),
-                 positions=torch.arange(8).expand(rows, 8), index=torch.arange(rows) + 10 * seed, asked=asked_positions(weights))
+    return Batch(
+        inputs=ids[:, :-1],
+        targets=ids[:, 1:],
+        weights=weights,
+        scored=torch.ones(rows, 8, dtype=torch.bool),
+        positions=torch.arange(8).expand(rows, 8),
+        index=torch.arange(rows) + 10 * seed,
+        asked=asked_positions(weights),
+    )
 
 
 BATCHES = [batch(seed) for seed in range(4)]
@@ -55,7 +76,7 @@ def staged(model, parallel):
         finish_gradients(shares, mesh, stages, over_dp=True)
         for stage in stages:
             stage.eval()
-        scores = [nll for _, nll, _ in pipeline.score([*BATCHES, batch(9, rows=1)])][:len(BATCHES)]
+        scores = [nll for _, nll, _ in pipeline.score([*BATCHES, batch(9, rows=1)])][: len(BATCHES)]
     return float(loss), {share.name: share.parameter.grad for share in shares}, scores
 
 

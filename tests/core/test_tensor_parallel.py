@@ -1,4 +1,5 @@
 """Layers cut over ranks against the same layers whole: outputs, and gradients of inputs and weights."""
+
 import pytest
 import torch
 

@@ -10,16 +10,32 @@ from megatron.config import Model
 from megatron.core.fused import rotate
 from megatron.core.transformer import GPT, rotary
 
-TINY = Model(num_layers=3, hidden_size=32, num_attention_heads=4, kv_channels=8, ffn_hidden_size=64, seq_length=12, vocab_size=50,
-             padded_vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0)
+TINY = Model(
+    num_layers=3,
+    hidden_size=32,
+    num_attention_heads=4,
+    kv_channels=8,
+    ffn_hidden_size=64,
+    seq_length=12,
+    vocab_size=50,
+    padded_vocab_size=128,
+    attention_dropout=0.0,
+    hidden_dropout=0.0,
+)
 
 
 def batch(b=3, s=12, seed=0, vocab=50):
     rng = torch.Generator().manual_seed(seed)
     weights = torch.rand(b, s, generator=rng) * (torch.rand(b, s, generator=rng) < 0.7)
-    return Batch(inputs=torch.randint(0, vocab, (b, s), generator=rng), targets=torch.randint(0, vocab, (b, s), generator=rng),
-                 weights=weights, scored=torch.ones(b, s, dtype=torch.bool), positions=torch.arange(s).expand(b, s),
-                 index=torch.arange(b) + 7, asked=asked_positions(weights))
+    return Batch(
+        inputs=torch.randint(0, vocab, (b, s), generator=rng),
+        targets=torch.randint(0, vocab, (b, s), generator=rng),
+        weights=weights,
+        scored=torch.ones(b, s, dtype=torch.bool),
+        positions=torch.arange(s).expand(b, s),
+        index=torch.arange(b) + 7,
+        asked=asked_positions(weights),
+    )
 
 
 def all_asked(x: Batch) -> Batch:
@@ -89,7 +105,7 @@ def test_weights_are_named_by_seed_and_name_whatever_the_padding():
     a, b = GPT(TINY, True, 5), GPT(replace(TINY, padded_vocab_size=padded_vocab(50, 512)), False, 5)
     other = GPT(TINY, True, 6)
     for (name, p), q, r in zip(a.named_parameters(), b.parameters(), other.parameters()):
-        assert torch.equal(p, q[:len(p)]), name
+        assert torch.equal(p, q[: len(p)]), name
         assert p.dim() == 1 or not torch.equal(p, r)
     assert (b.embed.weight[51:] == 0).all() and b.embed.weight[50].std() > 0.01
 
@@ -102,9 +118,11 @@ def test_initial_scale_is_megatrons():
 
 def test_rotary_is_relative_and_keeps_length():
     q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+
     def at(x, place):
         cos, sin = rotary(torch.tensor([[place]]), 8, 10000.0, torch.float32)
         return rotate(x.view(1, 1, 1, 1, 8), cos, sin).flatten()
+
     torch.testing.assert_close(at(q, 3) @ at(k, 7), at(q, 103) @ at(k, 107), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(at(q, 9).square().sum(), q.square().sum())
 

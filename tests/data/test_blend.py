@@ -26,6 +26,6 @@ def test_shares_are_normalized_twice_as_megatron_does():
     """By shares normalized once, sample 2 of this blend would come from corpus 1."""
     ids, counts = np.empty(20, np.int32), np.zeros(3, np.int64)
     fill_blend(np.array(blend_shares([0.1, 0.4, 0.1], "core")), counts, 0, ids, np.empty(20, np.int64))
-    assert ids.tolist() == [1, 0, 2, 1, 1, 1, 0, 1, 2, 1, 1, 1, 0, 1, 2, 1, 1, 1, 0, 1]        # megatron-core 0.16.1
+    assert ids.tolist() == [1, 0, 2, 1, 1, 1, 0, 1, 2, 1, 1, 1, 0, 1, 2, 1, 1, 1, 0, 1]  # megatron-core 0.16.1
     weights = [0.1 * n for n in range(1, 13)]
-    assert blend_shares(weights, "core") != blend_shares(weights, "deepspeed")        # sums of eight and more differ
+    assert blend_shares(weights, "core") != blend_shares(weights, "deepspeed")  # sums of eight and more differ

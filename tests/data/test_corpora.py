@@ -1,4 +1,5 @@
 """Every kind of file and every trap in one, down to the documents; the Hub through a stand-in for `datasets`."""
+
 import gzip
 import json
 import sys
@@ -13,7 +14,7 @@ from megatron.errors import BadData, MissingInput
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 RECORDS = [{"text": "one"}, {"text": "two\nlines"}, {"text": " \n"}, {"text": "caf\u00e9 <|endoftext|>"}]
-TEXTS = ["one", "two\nlines", "caf\u00e9 <|endoftext|>"]               # a mark inside a text is text; blank ones are none
+TEXTS = ["one", "two\nlines", "caf\u00e9 <|endoftext|>"]  # a mark inside a text is text; blank ones are none
 WIKI = " \n = First = \n \n Some text . \n \n = = Section = = \n \n a = b = c \n \n = Second = \n \n More . \n"
 
 
@@ -35,10 +36,16 @@ def shared(name):
     return SHARED / name
 
 
-@pytest.mark.parametrize("name, data", [
-    ("a.jsonl", b"\xef\xbb\xbf" + lines(RECORDS).replace(b"\n", b"\r\n\r\n")),
-    ("a.json", lines(RECORDS)), ("a.json", b"\xef\xbb\xbf \n" + json.dumps(RECORDS, indent=1).encode()),
-    ("a.json.gz", gzip.compress(lines(RECORDS))), ("a.jsonl.gz", gzip.compress(json.dumps(RECORDS).encode()))])
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("a.jsonl", b"\xef\xbb\xbf" + lines(RECORDS).replace(b"\n", b"\r\n\r\n")),
+        ("a.json", lines(RECORDS)),
+        ("a.json", b"\xef\xbb\xbf \n" + json.dumps(RECORDS, indent=1).encode()),
+        ("a.json.gz", gzip.compress(lines(RECORDS))),
+        ("a.jsonl.gz", gzip.compress(json.dumps(RECORDS).encode())),
+    ],
+)
 def test_json_lines_and_arrays_of_any_spelling(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     assert texts("c4", tmp_path / name) == TEXTS
@@ -47,6 +54,7 @@ def test_json_lines_and_arrays_of_any_spelling(tmp_path, name, data):
 def test_parquet_and_zst(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
+
     parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "a.parquet")
     with pyarrow.CompressedOutputStream(str(tmp_path / "b.jsonl.zst"), "zstd") as file:
         file.write(lines(RECORDS))
@@ -60,9 +68,18 @@ def test_parquet_and_zst(tmp_path):
             texts("c4", tmp_path / name)
 
 
-@pytest.mark.parametrize("line, said", [
-    (b'{"text": "a"', "bad JSON"), (b'["text"]\n', "bad JSON|JSON array"), (b'{"body": "a"}', "'text'"), (b'{"text": 3}', "int"),
-    (b'{"text": "\\ud800"}', "surrogate"), (b'{"text": "\xff"}', "bad JSON"), (b'{"a":' * 100000, "bad JSON")])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (b'{"text": "a"', "bad JSON"),
+        (b'["text"]\n', "bad JSON|JSON array"),
+        (b'{"body": "a"}', "'text'"),
+        (b'{"text": 3}', "int"),
+        (b'{"text": "\\ud800"}', "surrogate"),
+        (b'{"text": "\xff"}', "bad JSON"),
+        (b'{"a":' * 100000, "bad JSON"),
+    ],
+)
 def test_a_record_that_is_no_document_is_named(tmp_path, line, said):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "end"}\n')
     with pytest.raises(BadData, match=rf"a.jsonl:3: .*({said})"):
@@ -122,29 +139,52 @@ def test_articles_begin_at_titles_in_files_and_in_records_of_a_line(tmp_path):
 
 
 def test_a_book_without_its_licence(tmp_path):
-    (tmp_path / "a.txt").write_text("Head\n*** START OF THIS PROJECT GUTENBERG EBOOK X ***\nBody\n***\nMore\n"
-                                    "***END OF THE PROJECT GUTENBERG EBOOK X***\nFoot\n")
+    (tmp_path / "a.txt").write_text(
+        "Head\n*** START OF THIS PROJECT GUTENBERG EBOOK X ***\nBody\n***\nMore\n"
+        "***END OF THE PROJECT GUTENBERG EBOOK X***\nFoot\n"
+    )
     (tmp_path / "b.txt").write_text("No header\n")
     assert texts("c4", tmp_path / "a.txt", tmp_path / "b.txt", strip_gutenberg=True) == ["Body\n***\nMore\n", "No header\n"]
     assert texts("c4", tmp_path / "a.txt")[0].startswith("Head")
 
 
 def test_papers_have_categories_and_records_only_their_own_keys(tmp_path):
-    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 10}, {"text": "c", "categories": "math.CO cs.CG"},
-            {"text": "d", "cat": ["cs.LG", "cs.AI"]}, {"text": "e"}, {"text": "f", "label": 99}]
+    rows = [
+        {"text": "a", "label": 0},
+        {"text": "b", "label": 10},
+        {"text": "c", "categories": "math.CO cs.CG"},
+        {"text": "d", "cat": ["cs.LG", "cs.AI"]},
+        {"text": "e"},
+        {"text": "f", "label": 99},
+    ]
     (tmp_path / "a.jsonl").write_bytes(lines(rows))
     found = list(file_documents(CORPORA["arxiv-classification"], [str(tmp_path / "a.jsonl")], refuse))
     assert [d["category"] for d in found] == ["math.AC", "math.ST", "math.CO", "cs.LG", "unknown", "99"]
-    (tmp_path / "b.json").write_text(json.dumps([{"instruction": "i", "input": "", "output": "o", "text": "i o"},
-                                                 {"instruction": "i", "input": "x", "output": " "},
-                                                 {"prompt": "p", "response": "r"}]))
+    (tmp_path / "b.json").write_text(
+        json.dumps(
+            [
+                {"instruction": "i", "input": "", "output": "o", "text": "i o"},
+                {"instruction": "i", "input": "x", "output": " "},
+                {"prompt": "p", "response": "r"},
+            ]
+        )
+    )
     assert list(file_documents(CORPORA["alpaca"], [str(tmp_path / "b.json")], refuse)) == [
-        {"instruction": "i", "input": "", "output": "o"}, {"prompt": "p", "response": "r"}]
+        {"instruction": "i", "input": "", "output": "o"},
+        {"prompt": "p", "response": "r"},
+    ]
 
 
 def test_files_of_a_folder_are_found_and_named(tmp_path):
-    for name in ("train/0.jsonl.zst", "validation/0.json.gz", "test.parquet", "notes.md", "dataset_infos.json", "a.idx",
-                 ".b.txt"):
+    for name in (
+        "train/0.jsonl.zst",
+        "validation/0.json.gz",
+        "test.parquet",
+        "notes.md",
+        "dataset_infos.json",
+        "a.idx",
+        ".b.txt",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = [str(Path(path).relative_to(tmp_path)) for path in source_files(str(tmp_path))]
@@ -159,20 +199,34 @@ def test_files_of_a_folder_are_found_and_named(tmp_path):
         source_files(str(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("name, split", [
-    ("c4-train.00000-of-01024.json.gz", "train"), ("c4-validation.00000-of-00008.json.gz", "valid"),
-    ("wiki.valid.tokens", "valid"), ("TinyStoriesV2-GPT4-valid.txt", "valid"),
-    ("train/chunk1/example_train_0.jsonl.zst", "train"), ("alpaca.json", None), ("constraints.jsonl", None),
-    ("dolly_train_small.jsonl", "train")])
+@pytest.mark.parametrize(
+    "name, split",
+    [
+        ("c4-train.00000-of-01024.json.gz", "train"),
+        ("c4-validation.00000-of-00008.json.gz", "valid"),
+        ("wiki.valid.tokens", "valid"),
+        ("TinyStoriesV2-GPT4-valid.txt", "valid"),
+        ("train/chunk1/example_train_0.jsonl.zst", "train"),
+        ("alpaca.json", None),
+        ("constraints.jsonl", None),
+        ("dolly_train_small.jsonl", "train"),
+    ],
+)
 def test_names_say_splits(name, split):
     assert split_of(name) == split
 
 
-@pytest.mark.parametrize("name, file, count", [
-    ("wikitext103", "wikitext-2/valid.txt", 60), ("c4", "c4/c4_demo_a.jsonl", 150),
-    ("alpaca", "instruct/alpaca_en_demo.json", 999), ("dolly", "instruct/litgpt_dolly_fixture.json", 12),
-    ("dolly", "instruct/dolly_hhrlhf_prompt_response.jsonl", 500),
-    ("fineweb", "gutenberg/alice.txt", 1)])
+@pytest.mark.parametrize(
+    "name, file, count",
+    [
+        ("wikitext103", "wikitext-2/valid.txt", 60),
+        ("c4", "c4/c4_demo_a.jsonl", 150),
+        ("alpaca", "instruct/alpaca_en_demo.json", 999),
+        ("dolly", "instruct/litgpt_dolly_fixture.json", 12),
+        ("dolly", "instruct/dolly_hhrlhf_prompt_response.jsonl", 500),
+        ("fineweb", "gutenberg/alice.txt", 1),
+    ],
+)
 def test_published_files_have_their_known_numbers_of_documents(name, file, count):
     assert len(list(file_documents(CORPORA[name], [str(shared(file))], refuse))) == count
 
@@ -183,6 +237,7 @@ def test_published_stories_without_marks_begin_as_stories_do():
 
 
 # ---- the Hub
+
 
 class Stream(list):
     features = {"label": SimpleNamespace(names=["x.X", "y.Y"])}
@@ -200,8 +255,9 @@ def test_the_hub_is_streamed_at_a_revision(monkeypatch):
     stand_in(monkeypatch, lambda *args, **named: asked.append((args, named)) or rows)
     found = list(HubSplit(CORPORA["arxiv-classification"], "valid").documents(refuse))
     assert found == [{"text": "a", "category": "y.Y"}]
-    assert asked == [(("ccdv/arxiv-classification", "no_ref"),
-                      {"split": "validation", "revision": "refs/convert/parquet", "streaming": True})]
+    assert asked == [
+        (("ccdv/arxiv-classification", "no_ref"), {"split": "validation", "revision": "refs/convert/parquet", "streaming": True})
+    ]
 
 
 def test_lines_of_the_hub_become_articles(monkeypatch):
@@ -213,6 +269,7 @@ def test_lines_of_the_hub_become_articles(monkeypatch):
 def test_the_hub_out_of_reach_is_one_sentence(monkeypatch):
     def fail(*args, **named):
         raise ConnectionError("Couldn't reach it\nsecond line")
+
     stand_in(monkeypatch, fail)
     with pytest.raises(MissingInput, match="allenai/c4:en:train cannot be read .*ConnectionError.*--from") as caught:
         list(HubSplit(CORPORA["c4"], "train").documents(refuse))

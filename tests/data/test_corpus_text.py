@@ -1,4 +1,5 @@
 """What is held out, where it stops, and that an interrupted gathering ends as an undisturbed one."""
+
 import json
 
 import pytest
@@ -33,7 +34,7 @@ def held(folder, split):
 
 def test_one_document_of_every_block_is_held_out_at_changing_places():
     names = splits(stream(documents(1000)))
-    blocks = [names[at:at + 10] for at in range(0, 1000, 10)]
+    blocks = [names[at : at + 10] for at in range(0, 1000, 10)]
     assert all(block.count("valid") == block.count("test") == 1 for block in blocks)
     assert len({block.index("valid") for block in blocks}) == len({block.index("test") for block in blocks}) == 10
 
@@ -52,7 +53,7 @@ def test_too_few_documents_are_refused_with_the_arithmetic():
     with pytest.raises(BadData, match="2 documents.*--held-out 0"):
         list(stream(documents(2)).assigned(print))
     assert splits(stream(documents(1), held=())) == ["train"] and splits(stream([])) == []
-    assert splits(stream(documents(1), ("test",), 2, "valid")) == ["valid"]         # one is not cut: there is no test then
+    assert splits(stream(documents(1), ("test",), 2, "valid")) == ["valid"]  # one is not cut: there is no test then
     assert sorted(splits(stream(documents(2), ("test",), 2, "valid"))) == ["test", "valid"]
 
 
@@ -65,7 +66,7 @@ def test_a_prompt_is_on_one_side():
     assert len(where) == 40 and all(len(found) == 1 for found in where.values())
     assert [sum(found == {name} for found in where.values()) for name in ("train", *HELD)] == [32, 4, 4]
     again = {pair["instruction"]: split for split, pair in stream(pairs[::-1], by_prompt=True).assigned(print)}
-    assert all(where[prompt] == {split} for prompt, split in again.items())         # whatever the order of the file
+    assert all(where[prompt] == {split} for prompt, split in again.items())  # whatever the order of the file
 
 
 def test_splits_share_nothing_and_lose_nothing(tmp_path):
@@ -111,15 +112,16 @@ def test_an_interrupted_gathering_goes_on(tmp_path, monkeypatch, limits):
 
     def streams(at=None):
         return [Stream("train", lambda on_bad: failing(at), ("valid",), 10), stream(documents(30, 900), ("test",), 2, "valid2")]
+
     gather(tmp_path / "whole", streams(), limits)
     for at in (25, 61, 90):
         with pytest.raises(KeyboardInterrupt):
             gather(tmp_path / "cut", streams(at), limits)
     assert json.loads((tmp_path / "cut" / "gathered.json").read_text())["consumed"]["train"] > 30
     with open(tmp_path / "cut" / "train.jsonl", "ab") as file:
-        file.write(b'{"text": "half')                       # written after the last note, as by a kill
+        file.write(b'{"text": "half')  # written after the last note, as by a kill
     parts = gather(tmp_path / "cut", streams(), limits)
-    assert parts == gather(tmp_path / "cut", streams(0), limits)            # finished: nothing is read again
+    assert parts == gather(tmp_path / "cut", streams(0), limits)  # finished: nothing is read again
     for split in ("train", "valid", "valid2", "test"):
         assert (tmp_path / "cut" / f"{split}.jsonl").read_bytes() == (tmp_path / "whole" / f"{split}.jsonl").read_bytes()
 

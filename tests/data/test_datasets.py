@@ -30,12 +30,12 @@ def test_a_share_of_zero_gives_no_dataset(two, split):
 def test_a_share_too_small_is_refused(two):
     with pytest.raises(BadData, match=r"tokens 970:980: --seq-length 16 needs at least 17 tokens, has 10"):
         build_datasets(Data(data_path=[two[0]], split="97,1,2"), PLAN)
-    with pytest.raises(BadData, match=r"tokens 0:1: --seq-length 16 needs"):      # one token, not the share 1 of all
+    with pytest.raises(BadData, match=r"tokens 0:1: --seq-length 16 needs"):  # one token, not the share 1 of all
         build_datasets(Data(data_path=[two[0]], split="1,999,0"), PLAN)
 
 
 def test_the_default_splits_thousandth_may_hold_no_sample(two):
-    built = build_datasets(Data(data_path=[two[0]]), PLAN)                   # 969,30,1 of 1000 tokens
+    built = build_datasets(Data(data_path=[two[0]]), PLAN)  # 969,30,1 of 1000 tokens
     assert built["valid"].tokens_per_epoch == 30 and built["test"] is None
 
 

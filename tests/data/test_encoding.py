@@ -1,4 +1,5 @@
 """Ids of blocks: those of each text alone, whatever the blocks; what is no document is told, never guessed."""
+
 import json
 
 import numpy as np
@@ -29,17 +30,25 @@ def test_a_block_without_documents_has_no_ids():
     assert [len(ids) for ids in out.ids] == [0, 0] and [len(lengths) for lengths in out.lengths] == [0, 0]
 
 
-@pytest.mark.parametrize("line, kind, reason", [
-    (b'{"text": "a', "bad JSON", "column"), (b'{"text": "a\nb"}', "bad JSON", "column"), (b"\x00" * 50, "bad JSON", "column"),
-    (b'{"text": "\x00"}', "bad JSON", "control character"), (b'{"text": null}', "not a string", "NoneType"),
-    (b'{"text": "\xed\xa0\x80"}', "invalid UTF-8", "0xed at column 11"), (b'{"text": "\\udc00"}', "invalid UTF-8", "surrogate"),
-    (b'{"text": "' + b"x" * 200 + b'"}', "too long", "212 bytes, more than the 100 of --max-line-bytes"),
-    (b'{"\\ud800": 1}', "missing key", "no 'text' among '\\ud800'"), (b'{"text": "a"} {"text": "b"}', "bad JSON", "Extra data"),
-])
+@pytest.mark.parametrize(
+    "line, kind, reason",
+    [
+        (b'{"text": "a', "bad JSON", "column"),
+        (b'{"text": "a\nb"}', "bad JSON", "column"),
+        (b"\x00" * 50, "bad JSON", "column"),
+        (b'{"text": "\x00"}', "bad JSON", "control character"),
+        (b'{"text": null}', "not a string", "NoneType"),
+        (b'{"text": "\xed\xa0\x80"}', "invalid UTF-8", "0xed at column 11"),
+        (b'{"text": "\\udc00"}', "invalid UTF-8", "surrogate"),
+        (b'{"text": "' + b"x" * 200 + b'"}', "too long", "212 bytes, more than the 100 of --max-line-bytes"),
+        (b'{"\\ud800": 1}', "missing key", "no 'text' among '\\ud800'"),
+        (b'{"text": "a"} {"text": "b"}', "bad JSON", "Extra data"),
+    ],
+)
 def test_bad_lines_say_what_they_are(line, kind, reason):
     first = encode_block(Recipe("ByteTokenizer", max_line_bytes=100), block_of(b'{"text": "good"}', line)).rejects[0]
     assert (first.line, first.kind) == (2, kind) and reason in first.reason
-    first.reason.encode()                                               # can be printed and written
+    first.reason.encode()  # can be printed and written
 
 
 def test_values_of_parquet_are_checked_as_lines_are():
@@ -52,6 +61,7 @@ def test_values_of_parquet_are_checked_as_lines_are():
 def gpt2_like(tmp_path):
     """Letters, digits, spaces and line feeds merge with each other wherever they may, so that a wrong cut shows."""
     from megatron.data.tokenizer import byte_symbols
+
     space, feed = "\u0120", "\u010a"
     pairs = [(a, b) for a in "abc" + space + feed + "." for b in "abc" + space + feed + "."]
     (tmp_path / "m.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs), encoding="utf-8")
@@ -67,7 +77,7 @@ def test_a_plain_text_in_parts_has_the_ids_of_the_whole(tmp_path, monkeypatch):
         text = "".join(rng.choice([*"abc  \n\n.1"], 400))
         (tmp_path / "t.txt").write_text(text)
         blocks = list(read_blocks([str(tmp_path / "t.txt")]))
-        out, = encode_all(recipe, blocks, 1)
+        (out,) = encode_all(recipe, blocks, 1)
         assert len(blocks) > 3 and not out.more
         assert out.ids[0].tolist() == [*tokenizer_of(recipe).encode(text), tokenizer_of(recipe).eod]
         assert out.lengths[0].tolist() == [len(out.ids[0])]
@@ -84,5 +94,5 @@ def test_a_plain_text_with_a_bad_part_is_one_reject(tmp_path, monkeypatch):
 
 def test_an_empty_plain_text_is_no_document(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"")
-    out, = encode_all(BYTES, read_blocks([str(tmp_path / "t.txt")], how=Reading(whole_texts=True)), 1)
+    (out,) = encode_all(BYTES, read_blocks([str(tmp_path / "t.txt")], how=Reading(whole_texts=True)), 1)
     assert not len(out.ids[0]) and not len(out.lengths[0])

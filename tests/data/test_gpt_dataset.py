@@ -9,7 +9,7 @@ from megatron.data.gpt_dataset import PackedDataset, permute
 from megatron.data.sources import Source
 from megatron.errors import BadData
 
-CIRCLES = [(96, 8), (97, 8), (103, 8), (9, 8), (10, 8), (15, 8), (16, 8), (17, 8), (1000, 33), (50, 49), (7, 1)]     # T, s
+CIRCLES = [(96, 8), (97, 8), (103, 8), (9, 8), (10, 8), (15, 8), (16, 8), (17, 8), (1000, 33), (50, 49), (7, 1)]  # T, s
 
 
 def dataset(prefix, seq_length, seed=1, start=0, stop=1.0):
@@ -17,6 +17,7 @@ def dataset(prefix, seq_length, seed=1, start=0, stop=1.0):
 
 
 # One corpus
+
 
 @pytest.mark.parametrize(("num_tokens", "s"), CIRCLES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -26,7 +27,7 @@ def test_every_token_is_visited_once_an_epoch(counting, num_tokens, s, seed):
     rows = data.rows(np.arange(-(-num_epochs * num_tokens // s)))
     visited = rows[:, :-1].reshape(-1)
     for epoch in range(num_epochs):
-        assert np.array_equal(np.sort(visited[epoch * num_tokens:(epoch + 1) * num_tokens]), np.arange(num_tokens))
+        assert np.array_equal(np.sort(visited[epoch * num_tokens : (epoch + 1) * num_tokens]), np.arange(num_tokens))
 
 
 @pytest.mark.parametrize(("num_tokens", "s"), CIRCLES)
@@ -51,7 +52,7 @@ def test_epochs_differ_in_rotation_and_order(counting):
     epochs = data.rows(np.arange(4 * 256)).reshape(4, 256, 17)[:, :, 0]
     assert len(set(epochs[:, 0].tolist())) == 4
     assert len({tuple(np.argsort(epoch)) for epoch in epochs}) == 4
-    assert len(set((epochs[:, 0] % 16).tolist())) > 1              # sample borders move too
+    assert len(set((epochs[:, 0] % 16).tolist())) > 1  # sample borders move too
 
 
 def test_seeds_and_places_differ(counting):
@@ -124,10 +125,11 @@ def test_permute_is_uniform():
     keys = gpt_dataset.hash64(np.arange(60000))
     orders = np.stack([permute(np.full(60000, place), np.full(60000, 5), keys) for place in range(5)], 1)
     _, counts = np.unique(orders, axis=0, return_counts=True)
-    assert len(counts) == 120 and ((counts - 500) ** 2 / 500).sum() < 185          # 119 degrees of freedom: p < 1e-4
+    assert len(counts) == 120 and ((counts - 500) ** 2 / 500).sum() < 185  # 119 degrees of freedom: p < 1e-4
 
 
 # Several corpora
+
 
 def test_weight_zero_gives_no_sample(two):
     a, b = two
@@ -143,7 +145,7 @@ def test_rows_in_first_epoch_of_a_blend(two, monkeypatch):
     a, b = two
     data = PackedDataset([Source(0.5, 0, 1.0, a), Source(0.5, 1000, 1.0, b)], 10, 1)
     num_rows = data.rows_in_first_epoch
-    assert num_rows == 200                                         # 100 samples of a, 100 of b
+    assert num_rows == 200  # 100 samples of a, 100 of b
     rows = data.rows(np.arange(num_rows))[:, :-1]
     assert len(np.unique(rows)) == rows.size
     assert len(np.unique(data.rows(np.arange(num_rows + 2))[:, :-1])) < (num_rows + 2) * 10
@@ -164,11 +166,21 @@ def test_without_a_compiler_the_same_rows_and_one_line(two, monkeypatch, capsys)
 def test_describe_and_fingerprint(two):
     a, b = two
     data = PackedDataset([Source(0.25, 0, 0.5, a), Source(0.75, 0, 1.0, b)], 16, 1)
-    assert data.describe().split("\n") == [f"{a}: 1 documents, 1000 tokens, weight 0.25, range 0:500",
-                                           f"{b}: 1 documents, 3000 tokens, weight 0.75, range 0:3000"]
-    prints = [PackedDataset(sources, s, seed).fingerprint() for sources, s, seed in [
-        (data.sources, 16, 1), (data.sources, 8, 1), (data.sources, 16, 2), (data.sources[:1], 16, 1),
-        ([Source(0.5, 0, 0.5, a), Source(0.5, 0, 1.0, b)], 16, 1), ([Source(0.25, 0, 0.6, a), Source(0.75, 0, 1.0, b)], 16, 1)]]
+    assert data.describe().split("\n") == [
+        f"{a}: 1 documents, 1000 tokens, weight 0.25, range 0:500",
+        f"{b}: 1 documents, 3000 tokens, weight 0.75, range 0:3000",
+    ]
+    prints = [
+        PackedDataset(sources, s, seed).fingerprint()
+        for sources, s, seed in [
+            (data.sources, 16, 1),
+            (data.sources, 8, 1),
+            (data.sources, 16, 2),
+            (data.sources[:1], 16, 1),
+            ([Source(0.5, 0, 0.5, a), Source(0.5, 0, 1.0, b)], 16, 1),
+            ([Source(0.25, 0, 0.6, a), Source(0.75, 0, 1.0, b)], 16, 1),
+        ]
+    ]
     assert len(set(prints)) == 6 and prints[0] == data.fingerprint()
 
 

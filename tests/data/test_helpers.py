@@ -1,4 +1,5 @@
 """The compiled loops against their Python twins, also under the address and undefined-behaviour sanitizers."""
+
 import importlib.util
 import os
 import shutil
@@ -35,8 +36,14 @@ def fill(function, weights, num_samples, first=0, counts=None):
     return counts, ids, positions
 
 
-WEIGHTS = [[1.0], [0.5, 0.5], [0.1, 0.2, 0.7], [1 / 3, 1 / 3, 1 / 3], [0.999, 0.001],
-           (np.arange(1, 40) / np.arange(1, 40).sum()).tolist()]
+WEIGHTS = [
+    [1.0],
+    [0.5, 0.5],
+    [0.1, 0.2, 0.7],
+    [1 / 3, 1 / 3, 1 / 3],
+    [0.999, 0.001],
+    (np.arange(1, 40) / np.arange(1, 40).sum()).tolist(),
+]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -58,25 +65,45 @@ def test_blocks_carry_on(function):
     assert np.array_equal(whole[2], np.concatenate([positions, more_positions]))
 
 
-GOOD = {"weights": np.array([0.5, 0.5]), "counts": np.zeros(2, np.int64), "first": 0,
-        "dataset_ids": np.empty(4, np.int32), "positions": np.empty(4, np.int64)}
+GOOD = {
+    "weights": np.array([0.5, 0.5]),
+    "counts": np.zeros(2, np.int64),
+    "first": 0,
+    "dataset_ids": np.empty(4, np.int32),
+    "positions": np.empty(4, np.int64),
+}
 
 
-@pytest.mark.parametrize("bad", [
-    {"weights": np.array([])}, {"weights": np.array([1.0])}, {"weights": np.array([0.5, np.nan])},
-    {"weights": np.array([1.5, -0.5])}, {"weights": np.eye(2)}, {"counts": np.array([0, -1])},
-    {"counts": np.array([0, 2**63 - 1])}, {"first": -1}, {"first": 2**63 - 1},
-    {"dataset_ids": np.empty(3, np.int32)}, {"positions": np.empty((2, 2), np.int64)},
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"weights": np.array([])},
+        {"weights": np.array([1.0])},
+        {"weights": np.array([0.5, np.nan])},
+        {"weights": np.array([1.5, -0.5])},
+        {"weights": np.eye(2)},
+        {"counts": np.array([0, -1])},
+        {"counts": np.array([0, 2**63 - 1])},
+        {"first": -1},
+        {"first": 2**63 - 1},
+        {"dataset_ids": np.empty(3, np.int32)},
+        {"positions": np.empty((2, 2), np.int64)},
+    ],
+)
 def test_bad_arguments_are_refused(bad):
     with pytest.raises(ValueError, match="fill_blend"):
         helpers.fill_blend(**(GOOD | bad))
 
 
-@pytest.mark.parametrize("bad", [
-    {"weights": np.array([0.5, 0.5], np.float32)}, {"counts": np.zeros(2, np.int32)}, {"positions": np.empty(8, np.int64)[::2]},
-    {"dataset_ids": np.empty(4, np.int64)},
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"weights": np.array([0.5, 0.5], np.float32)},
+        {"counts": np.zeros(2, np.int32)},
+        {"positions": np.empty(8, np.int64)[::2]},
+        {"dataset_ids": np.empty(4, np.int64)},
+    ],
+)
 def test_arrays_are_never_converted(bad):
     with pytest.raises(TypeError):
         helpers.fill_blend(**(GOOD | bad))
@@ -147,10 +174,19 @@ def test_no_overflow_at_2_to_the_33_tokens():
 
 SIZES, DOCUMENTS = np.array([3, 0, 4], np.int32), np.array([2, 1, 0], np.int32)
 HOSTILE = [
-    (SIZES, np.array([3], np.int32), 1, 1), (SIZES, np.array([-1], np.int32), 1, 1), (SIZES, np.array([-2**31], np.int32), 1, 1),
-    (np.array([-1], np.int32), np.zeros(9, np.int32), 1, 3), (np.array([-2**31], np.int32), np.zeros(9, np.int32), 1, 3),
-    (SIZES[:0], DOCUMENTS, 1, 1), (SIZES, DOCUMENTS[:0], 1, 1), (SIZES, DOCUMENTS, 0, 1), (SIZES, DOCUMENTS, -5, 1),
-    (SIZES, DOCUMENTS, 1, -1), (SIZES, DOCUMENTS, 1, 7), (SIZES, DOCUMENTS, 7, 1), (SIZES, DOCUMENTS, 2**63 - 1, 1),
+    (SIZES, np.array([3], np.int32), 1, 1),
+    (SIZES, np.array([-1], np.int32), 1, 1),
+    (SIZES, np.array([-(2**31)], np.int32), 1, 1),
+    (np.array([-1], np.int32), np.zeros(9, np.int32), 1, 3),
+    (np.array([-(2**31)], np.int32), np.zeros(9, np.int32), 1, 3),
+    (SIZES[:0], DOCUMENTS, 1, 1),
+    (SIZES, DOCUMENTS[:0], 1, 1),
+    (SIZES, DOCUMENTS, 0, 1),
+    (SIZES, DOCUMENTS, -5, 1),
+    (SIZES, DOCUMENTS, 1, -1),
+    (SIZES, DOCUMENTS, 1, 7),
+    (SIZES, DOCUMENTS, 7, 1),
+    (SIZES, DOCUMENTS, 2**63 - 1, 1),
     (SIZES, np.array([1, 1], np.int32), 1, 1),
 ]
 ENDLESS = [(SIZES, DOCUMENTS, 1, 2**63 - 1), (SIZES, DOCUMENTS, 2**62, 2**62), (SIZES, DOCUMENTS, 1, 2**61)]
@@ -168,8 +204,9 @@ def test_sample_idx_refuses_before_it_asks_for_memory(case):
             getattr(helpers, f"build_sample_idx_{name}")(*case)
 
 
-@pytest.mark.parametrize("bad", [(SIZES.astype(np.int64), DOCUMENTS), (SIZES, DOCUMENTS.astype(np.int64)),
-                                 (SIZES, np.arange(6, dtype=np.int32)[::2])])
+@pytest.mark.parametrize(
+    "bad", [(SIZES.astype(np.int64), DOCUMENTS), (SIZES, DOCUMENTS.astype(np.int64)), (SIZES, np.arange(6, dtype=np.int32)[::2])]
+)
 def test_sample_idx_never_converts(bad):
     with pytest.raises(TypeError):
         helpers.build_sample_idx_int32(*bad, 1, 1)
@@ -202,8 +239,14 @@ def test_words_are_shuffled_as_numpy_does():
 
 
 KEY = np.zeros(624, np.uint32)
-NO_SHUFFLE = [{"words": np.zeros((2, 2), np.uint32)}, {"key": KEY[1:]}, {"key": KEY.reshape(2, 312)}, {"position": -1},
-              {"position": 625}, {"position": 2**63 - 1}]
+NO_SHUFFLE = [
+    {"words": np.zeros((2, 2), np.uint32)},
+    {"key": KEY[1:]},
+    {"key": KEY.reshape(2, 312)},
+    {"position": -1},
+    {"position": 625},
+    {"position": 2**63 - 1},
+]
 
 
 @pytest.mark.parametrize("bad", NO_SHUFFLE)
@@ -227,19 +270,29 @@ def test_read_only_words_are_refused():
 
 # Sanitizers
 
+
 def sanitized(folder):
     """The extension built with both sanitizers, and the libraries to load before it. Skips where there is none."""
     compiler = shutil.which("g++")
     if not compiler or not os.path.isabs(asan := located(compiler, "libasan.so")):
         pytest.skip("NOT CHECKED under sanitizers: this machine has no g++ with libasan")
     built = folder / ("_helpers" + sysconfig.get_config_var("EXT_SUFFIX"))
-    command = [compiler, "-std=c++17", "-O0", "-g1", "-fPIC", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-               f"-I{pytest.importorskip('pybind11').get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O0",
+        "-g1",
+        "-fPIC",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        f"-I{pytest.importorskip('pybind11').get_include()}",
+        f"-I{sysconfig.get_paths()['include']}",
+    ]
     objects = {ROOT / "megatron/data" / f"{name}.cpp": folder / f"{name}.o" for name in ("helpers", "circle")}
     at_once = [subprocess.Popen([*command, "-c", source, "-o", made]) for source, made in objects.items()]
     assert [one.wait() for one in at_once] == [0, 0]
     subprocess.run([*command, "-shared", *objects.values(), "-o", built], check=True)
-    return built, f"{asan} {located(compiler, 'libstdc++.so')}"            # without the second, exceptions cannot be watched
+    return built, f"{asan} {located(compiler, 'libstdc++.so')}"  # without the second, exceptions cannot be watched
 
 
 def located(compiler, library):
@@ -270,7 +323,7 @@ def hammer(module):
     for first in (-1, 0, 2**63 - 5, 2**63 - 4, 2**63 - 1):
         refuses(module.fill_blend, **(GOOD | {"first": first}))
     for size, s in ((9, 8), (97, 8), (2**40 + 3, 1), (2**60, 2**59), (2**60, 1), (2**62, 7), (8, 8), (-5, 1), (5, 0), (5, -1)):
-        numbers = np.concatenate([rng.integers(-1, 2**63 - 1, 20), np.arange(60), [-2**63, 2**63 - 1]])
+        numbers = np.concatenate([rng.integers(-1, 2**63 - 1, 20), np.arange(60), [-(2**63), 2**63 - 1]])
         for number in numbers.tolist():
             refuses(module.place_on_circle, np.array([number]), size, s, 2**64 - 1)
     small = np.arange(300)

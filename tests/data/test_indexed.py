@@ -50,7 +50,7 @@ def test_what_was_written_is_read(tmp_path, dtype):
 def test_documents_of_several_sequences(tmp_path):
     prefix = write(tmp_path / "c")
     os.unlink(f"{prefix}.meta.json")
-    idx = open(f"{prefix}.idx", "rb").read()[:34 + 12 * 3]
+    idx = open(f"{prefix}.idx", "rb").read()[: 34 + 12 * 3]
     (tmp_path / "c.idx").write_bytes(idx[:26] + struct.pack("<Q", 4) + idx[34:] + struct.pack("<4q", 0, 2, 3, 3))
     data = IndexedDataset(prefix)
     assert [data.document(i).tolist() for i in range(3)] == [[5, 6, 7, 8], [9, 10], []]
@@ -73,31 +73,42 @@ def test_arrays_are_copies(tmp_path):
         assert base is None and array.flags.writeable
 
 
-@pytest.mark.parametrize("ask", [lambda d: d.tokens(-1, 2), lambda d: d.tokens(0, 7), lambda d: d.tokens(3, 2),
-                                 lambda d: d.document(3), lambda d: d.document(-1)])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda d: d.tokens(-1, 2),
+        lambda d: d.tokens(0, 7),
+        lambda d: d.tokens(3, 2),
+        lambda d: d.document(3),
+        lambda d: d.document(-1),
+    ],
+)
 def test_outside_is_an_index_error(tmp_path, ask):
     with pytest.raises(IndexError):
         ask(IndexedDataset(write(tmp_path / "c")))
 
 
-@pytest.mark.parametrize(("suffix", "at", "content", "field", "found", "expected"), [
-    ("idx", 0, b"X", "magic", "XMIDIDX", "MMIDIDX"),
-    ("idx", 0, b"TNTIDX\0\0", "magic", "lazy or cached", "MMIDIDX"),
-    ("idx", 9, b"\2", "version", "2", "1"),
-    ("idx", 17, b"\7", "dtype code", "7", "integer"),
-    ("idx", 18, b"\4", "file size", "102", "114"),
-    ("idx", 18, b"\xff" * 8, "file size", "102", str(34 + 12 * (2**64 - 1) + 32)),
-    ("idx", 18, b"\0", "corpus", "empty", "at least 1"),
-    ("idx", 26, b"\5", "file size", "102", "110"),
-    ("idx", 34 + 4, struct.pack("<i", -1), "size of sequence 1", "-1", "0 or more"),
-    ("idx", 34, struct.pack("<i", 2), "byte offset of sequence 1", "6", "4"),
-    ("idx", 46 + 16, struct.pack("<q", 7), "byte offset of sequence 2", "7", "8"),
-    ("idx", 46 + 12 + 12, struct.pack("<q", 1), "entry 0 of the document index", "1", "0"),
-    ("idx", 70 + 24, struct.pack("<q", 9), "entry 3 of the document index", "9", "3"),
-    ("idx", 70 + 8, struct.pack("<q", 3), "entry 2 of the document index", "2", "at least 3"),
-    ("idx", 102, b"\0", "file size", "103", "102"),
-    ("bin", 12, b"\0", "file size", "13", "12"),
-])
+@pytest.mark.parametrize(
+    ("suffix", "at", "content", "field", "found", "expected"),
+    [
+        ("idx", 0, b"X", "magic", "XMIDIDX", "MMIDIDX"),
+        ("idx", 0, b"TNTIDX\0\0", "magic", "lazy or cached", "MMIDIDX"),
+        ("idx", 9, b"\2", "version", "2", "1"),
+        ("idx", 17, b"\7", "dtype code", "7", "integer"),
+        ("idx", 18, b"\4", "file size", "102", "114"),
+        ("idx", 18, b"\xff" * 8, "file size", "102", str(34 + 12 * (2**64 - 1) + 32)),
+        ("idx", 18, b"\0", "corpus", "empty", "at least 1"),
+        ("idx", 26, b"\5", "file size", "102", "110"),
+        ("idx", 34 + 4, struct.pack("<i", -1), "size of sequence 1", "-1", "0 or more"),
+        ("idx", 34, struct.pack("<i", 2), "byte offset of sequence 1", "6", "4"),
+        ("idx", 46 + 16, struct.pack("<q", 7), "byte offset of sequence 2", "7", "8"),
+        ("idx", 46 + 12 + 12, struct.pack("<q", 1), "entry 0 of the document index", "1", "0"),
+        ("idx", 70 + 24, struct.pack("<q", 9), "entry 3 of the document index", "9", "3"),
+        ("idx", 70 + 8, struct.pack("<q", 3), "entry 2 of the document index", "2", "at least 3"),
+        ("idx", 102, b"\0", "file size", "103", "102"),
+        ("bin", 12, b"\0", "file size", "13", "12"),
+    ],
+)
 def test_damage_is_named(tmp_path, suffix, at, content, field, found, expected):
     prefix = write(tmp_path / "c")
     patch(prefix, suffix, at, content)
@@ -140,8 +151,12 @@ def test_checks_join_at_the_borders_of_blocks(tmp_path, monkeypatch, part, at):
         patch(prefix, "idx", 34 + 4 * 11 + 8 * at, (4 * np.arange(at, 11) + 2).tobytes())
     else:
         patch(prefix, "idx", 34 + 12 * 11 + 8 * at, struct.pack("<q", at - 2))
-    with pytest.raises(BadData, match=f"{part} of sequence {at} is {4 * at + 2}, expected {4 * at}" if part == "offset" else
-                       f"entry {at} of the document index is {at - 2}, expected at least {at - 1}"):
+    with pytest.raises(
+        BadData,
+        match=f"{part} of sequence {at} is {4 * at + 2}, expected {4 * at}"
+        if part == "offset"
+        else f"entry {at} of the document index is {at - 2}, expected at least {at - 1}",
+    ):
         IndexedDataset(prefix)
 
 
@@ -199,11 +214,14 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("documents", "file", "num_bytes"), [
-    ([[1] * (1 << 20)], "c.bin", 1 << 21),                      # fails in write
-    ([[1] * 40000], "c.bin", 80000),                            # fails when the buffer is flushed
-    ([[1]] * 20000, "c.idx", 40000),                            # fails in the index
-])
+@pytest.mark.parametrize(
+    ("documents", "file", "num_bytes"),
+    [
+        ([[1] * (1 << 20)], "c.bin", 1 << 21),  # fails in write
+        ([[1] * 40000], "c.bin", 80000),  # fails when the buffer is flushed
+        ([[1]] * 20000, "c.idx", 40000),  # fails in the index
+    ],
+)
 def test_a_full_disk_is_cannot_write(tmp_path, small_disk, documents, file, num_bytes):
     with pytest.raises(CannotWrite, match=f"{file}: {os.strerror(errno.EFBIG)} while writing {num_bytes} bytes"):
         write(tmp_path / "c", documents)
@@ -221,7 +239,7 @@ def test_all_files_are_synced_before_they_appear_the_index_last(tmp_path, monkey
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(str(b)[-4:]), replace(a, b)))
     monkeypatch.setattr(os, "fsync", lambda descriptor: (order.append("sync"), fsync(descriptor)))
     write(tmp_path / "c")
-    assert order == ["sync"] * 4 + [".bin", "json", ".idx", "sync"]         # the fourth: the old corpus is gone
+    assert order == ["sync"] * 4 + [".bin", "json", ".idx", "sync"]  # the fourth: the old corpus is gone
 
 
 @pytest.mark.parametrize("killed_at", range(6))
@@ -234,12 +252,19 @@ def test_a_killed_overwrite_leaves_the_old_the_new_or_nothing(tmp_path, monkeypa
             if next(steps) == killed_at:
                 raise KeyboardInterrupt
             return step(*args, **named)
+
         return one
+
     unlink, replace = os.unlink, os.replace
     with pytest.raises(KeyboardInterrupt) if killed_at < 5 else contextlib.nullcontext(), IndexedWriter(prefix) as writer:
         writer.add_documents([5, 6, 7, 8, 9, 11], [1, 3, 2])
-        monkeypatch.setattr(indexed.Path, "unlink", lambda path, missing_ok=False: (
-            unlink(path) if str(path).endswith("tmp") and path.exists() else die_at(unlink)(path) if path.exists() else None))
+        monkeypatch.setattr(
+            indexed.Path,
+            "unlink",
+            lambda path, missing_ok=False: (
+                unlink(path) if str(path).endswith("tmp") and path.exists() else die_at(unlink)(path) if path.exists() else None
+            ),
+        )
         monkeypatch.setattr(os, "replace", die_at(replace))
     try:
         data = IndexedDataset(prefix)
@@ -273,17 +298,26 @@ def test_documents_are_cut_into_sequences(tmp_path):
     assert (tmp_path / "c.idx").read_bytes() == expected
     data = IndexedDataset(tmp_path / "c")
     assert [[part.tolist() for part in data.sequences(i)] for i in range(6)] == [
-        [[1]], [[2], [3, 4]], [[5, 6]], [[7]], [], [[], [8, 9]]]
+        [[1]],
+        [[2], [3, 4]],
+        [[5, 6]],
+        [[7]],
+        [],
+        [[], [8, 9]],
+    ]
     assert (data.num_documents, data.num_sequences, data.document_starts.tolist()) == (6, 7, [0, 1, 4, 6, 7, 7])
     assert data.meta["documents"] == 6 and data.meta["sequences"] == 7
 
 
-@pytest.mark.parametrize(("ids", "lengths", "error", "said"), [
-    ([1, 2], [1], ValueError, "lengths sum to 1, but there are 2 ids"),
-    ([1, 2], [3, -1], BadData, "document 2 has -1 tokens"),
-    ([1, 2], [[2]], TypeError, "lengths must be a one-dimensional array of integers"),
-    ([1, 70000, 3], [1, 0, 2], BadData, "document 3 has id 70000, expected 0 to 65535"),
-])
+@pytest.mark.parametrize(
+    ("ids", "lengths", "error", "said"),
+    [
+        ([1, 2], [1], ValueError, "lengths sum to 1, but there are 2 ids"),
+        ([1, 2], [3, -1], BadData, "document 2 has -1 tokens"),
+        ([1, 2], [[2]], TypeError, "lengths must be a one-dimensional array of integers"),
+        ([1, 70000, 3], [1, 0, 2], BadData, "document 3 has id 70000, expected 0 to 65535"),
+    ],
+)
 def test_what_many_documents_refuse(tmp_path, ids, lengths, error, said):
     with pytest.raises(error, match=said), IndexedWriter(tmp_path / "c") as writer:
         writer.add_document([1])

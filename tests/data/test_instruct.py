@@ -29,15 +29,19 @@ def dataset(tmp_path, sizes, seq_length=8):
 
 # Records
 
+
 def test_the_template():
     assert prompt_of("Say hi", "to Ann") == "### Instruction:\nSay hi\n\n### Input:\nto Ann\n\n### Response:\n"
     assert prompt_of("Say hi") == prompt_of("Say hi", " \n") == "### Instruction:\nSay hi\n\n### Response:\n"
 
 
-@pytest.mark.parametrize(("name", "record"), [
-    ("alpaca", {"instruction": "I", "input": "C", "output": "R"}),
-    ("dolly", {"instruction": "I", "context": "C", "response": "R"}),
-])
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("alpaca", {"instruction": "I", "input": "C", "output": "R"}),
+        ("dolly", {"instruction": "I", "context": "C", "response": "R"}),
+    ],
+)
 def test_formats(name, record):
     keys = FORMATS[name]
     pair = pair_of(record, keys)
@@ -56,12 +60,18 @@ def test_prompts_of_pairs_stay_as_they_are_and_keys_can_be_ones_own():
         recognized("f:1", {"text": "a"})
 
 
-@pytest.mark.parametrize(("record", "kind"), [
-    (["a"], "no object"), ({"instruction": "a"}, "missing key"), ({"instruction": "a", "output": 3}, "not a string"),
-    ({"instruction": "a", "output": " \n"}, "no text"), ({"instruction": "", "output": "b"}, "no text"),
-    ({"instruction": "a", "input": ["x"], "output": "b"}, "not a string"),
-    ({"instruction": "a", "output": "\ud800"}, "invalid UTF-8"),
-])
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        (["a"], "no object"),
+        ({"instruction": "a"}, "missing key"),
+        ({"instruction": "a", "output": 3}, "not a string"),
+        ({"instruction": "a", "output": " \n"}, "no text"),
+        ({"instruction": "", "output": "b"}, "no text"),
+        ({"instruction": "a", "input": ["x"], "output": "b"}, "not a string"),
+        ({"instruction": "a", "output": "\ud800"}, "invalid UTF-8"),
+    ],
+)
 def test_records_that_are_no_pairs(record, kind):
     with pytest.raises(BadRecord) as caught:
         pair_of(record, FORMATS["alpaca"])
@@ -98,6 +108,7 @@ def test_the_border_of_prompt_and_response_is_a_border_of_tokens():
 
 # Samples
 
+
 def test_rows_and_what_is_scored(tmp_path):
     sizes = [(3, 2), (7, 5), (2, 6), (1, 1), (4, 9), (6, 2)]
     data = dataset(tmp_path, sizes)
@@ -106,20 +117,23 @@ def test_rows_and_what_is_scored(tmp_path):
     for row, mask, document in zip(rows, scored, data.documents(np.arange(6)), strict=True):
         prompt, response = sizes[document]
         response = min(response, 8 - prompt)
-        assert row[:prompt].tolist() == [1] * prompt and (row[prompt + response:] == PADDING).all()
+        assert row[:prompt].tolist() == [1] * prompt and (row[prompt + response :] == PADDING).all()
         assert np.flatnonzero(mask).tolist() == list(range(prompt, prompt + response))
     assert not scored[:, 8].any() and "6 pairs of 6" in data.describe() and "2 responses cut, 0 pairs left out" in data.describe()
 
 
 def test_both_objectives_score_the_same_tokens(tmp_path):
     data, numbers = dataset(tmp_path, [(1, 1), (7, 9), (2, 3), (4, 4)]), np.arange(4)
-    clean = Clean(tokens=torch.from_numpy(data.rows(numbers)), scored=torch.from_numpy(data.scored(numbers)),
-                  index=torch.from_numpy(numbers))
+    clean = Clean(
+        tokens=torch.from_numpy(data.rows(numbers)),
+        scored=torch.from_numpy(data.scored(numbers)),
+        index=torch.from_numpy(numbers),
+    )
     noise = Noise(1, clean.index)
     ar, mdm = NextToken().pose(clean, noise, 0.0), MaskedDiffusion(mask_id=100).pose(clean, noise, 0.0)
     assert ar.scored.sum(1).tolist() == mdm.scored.sum(1).tolist()
     assert sorted(ar.targets[ar.scored].tolist()) == sorted(mdm.targets[mdm.scored].tolist())
-    assert set(mdm.inputs[:, :1].flatten().tolist()) == {1}             # a prompt is never hidden
+    assert set(mdm.inputs[:, :1].flatten().tolist()) == {1}  # a prompt is never hidden
 
 
 def test_prompts_that_fill_a_row_are_left_out_and_counted(tmp_path):

@@ -1,4 +1,5 @@
 """What a run that was ended has left is taken over, byte for byte, and nothing that is damaged or belongs to another run."""
+
 from contextlib import ExitStack
 
 import numpy as np
@@ -10,7 +11,7 @@ from megatron.data.text_files import Mark
 from megatron.errors import BadData, CannotWrite
 
 KEY = {"inputs": [["a", 1, 2]], "flag": "x"}
-ONES = np.ones(1 << 19, np.uint16)                                      # 1 MiB: what a writer puts on disk at once
+ONES = np.ones(1 << 19, np.uint16)  # 1 MiB: what a writer puts on disk at once
 
 
 class Killed(Exception):
@@ -60,12 +61,19 @@ def test_a_run_goes_on_after_any_number_of_ends(tmp_path):
     check(tmp_path, 9)
 
 
-@pytest.mark.parametrize("name, change, begun", [
-    ("1.ids", lambda data: data[:3 << 20] + b"\x55" + data[(3 << 20) + 1:], 3),     # a flipped byte in the fourth document
-    ("0.ids", lambda data: data[:-1], 5), ("0.ids", lambda data: b"", 0),
-    ("1.sizes", lambda data: data[:-1], 5), ("0.sizes", lambda data: data[:4] + b"\x01" + data[5:], 1),
-    ("journal.jsonl", lambda data: data[:-5], 5), ("journal.jsonl", lambda data: b"", 0),
-    ("rejects.jsonl", lambda data: data[:-1], 5)])
+@pytest.mark.parametrize(
+    "name, change, begun",
+    [
+        ("1.ids", lambda data: data[: 3 << 20] + b"\x55" + data[(3 << 20) + 1 :], 3),  # a flipped byte in the fourth document
+        ("0.ids", lambda data: data[:-1], 5),
+        ("0.ids", lambda data: b"", 0),
+        ("1.sizes", lambda data: data[:-1], 5),
+        ("0.sizes", lambda data: data[:4] + b"\x01" + data[5:], 1),
+        ("journal.jsonl", lambda data: data[:-5], 5),
+        ("journal.jsonl", lambda data: b"", 0),
+        ("rejects.jsonl", lambda data: data[:-1], 5),
+    ],
+)
 def test_only_what_is_whole_is_taken_over(tmp_path, name, change, begun):
     path = stopped(tmp_path, 5) / name
     path.write_bytes(change(path.read_bytes()))
@@ -82,6 +90,7 @@ def test_a_run_that_ends_while_it_takes_over_loses_nothing(tmp_path, monkeypatch
         if len(calls) == 6:
             raise Killed
         return real(self, *given)
+
     real = IndexedWriter.add_documents
     monkeypatch.setattr(IndexedWriter, "add_documents", dies)
     stopped(tmp_path, None)
@@ -107,8 +116,9 @@ def test_a_second_run_is_refused_and_harms_nothing(tmp_path):
     check(tmp_path, 2)
 
 
-@pytest.mark.parametrize("error, inputs, kept", [(BadData, KEY["inputs"], False), (Killed, KEY["inputs"], True),
-                                                 (Killed, [None], False)])
+@pytest.mark.parametrize(
+    "error, inputs, kept", [(BadData, KEY["inputs"], False), (Killed, KEY["inputs"], True), (Killed, [None], False)]
+)
 def test_what_cannot_be_gone_on_with_is_not_kept(tmp_path, error, inputs, kept):
     with pytest.raises(error), WorkFolder(tmp_path, "out", {**KEY, "inputs": inputs}) as work:
         work.notes = 1

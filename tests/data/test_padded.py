@@ -29,7 +29,7 @@ def test_every_document_once_an_epoch_in_fresh_orders(prefix):
 def test_rows_are_cut_to_s_and_padded_behind(prefix):
     data = Padded(prefix, 8, 1, 100, PADDING)
     for row, scored in zip(data.rows(np.arange(11)), data.scored(np.arange(11)), strict=True):
-        length = min(row[0] + 1, 8)                                     # the last column never holds a token
+        length = min(row[0] + 1, 8)  # the last column never holds a token
         assert row.tolist() == [row[0]] * length + [PADDING] * (9 - length)
         assert scored.tolist() == [True] * length + [False] * (9 - length)
 
@@ -44,6 +44,6 @@ def test_padding_is_no_id_of_the_tokenizer_and_no_mistake(prefix):
     numbers = np.arange(11)
     data = Padded(prefix, 8, 1, 11, PADDING)
     data.check_ids(data.rows(numbers), numbers)
-    data = Padded(prefix, 8, 1, 10, 10)                                 # document 10's own ids equal the padding
+    data = Padded(prefix, 8, 1, 10, 10)  # document 10's own ids equal the padding
     with pytest.raises(BadData, match=f"{prefix}, document 10: sample .* id 10, .* vocabulary size 10"):
         data.check_ids(data.rows(numbers), numbers)

@@ -38,11 +38,16 @@ def test_fingerprints_name_the_vectors_too(prefix):
     assert Pairs(prefix, 5, 1, 100, PADDING).fingerprint() != first
 
 
-@pytest.mark.parametrize(("found", "said"), [
-    (np.ones((6, 3), np.float32), "has 6 vectors, expected 7"), (np.ones((7, 3)), r"float64 \[7, 3\], expected float32"),
-    (np.ones(7, np.float32), r"float32 \[7\]"), (np.ones((7, 0), np.float32), r"float32 \[7, 0\]"),
-    (np.array([{}] * 7), r"object \[7\], expected float32"),
-])
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (np.ones((6, 3), np.float32), "has 6 vectors, expected 7"),
+        (np.ones((7, 3)), r"float64 \[7, 3\], expected float32"),
+        (np.ones(7, np.float32), r"float32 \[7\]"),
+        (np.ones((7, 0), np.float32), r"float32 \[7, 0\]"),
+        (np.array([{}] * 7), r"object \[7\], expected float32"),
+    ],
+)
 def test_vectors_that_do_not_fit_are_refused(prefix, found, said):
     vectors(prefix, found)
     with pytest.raises(BadData, match=said):
@@ -54,8 +59,14 @@ def test_damaged_and_absent_vectors_are_refused(prefix):
     with open(path, "rb") as file:
         whole = file.read()
     strange = "does not begin like a .npy"
-    for damage, said in ((whole[:-1], "211 bytes, expected 212"), (whole + b"x", "213 bytes"), (whole[:60], strange),
-                         (b"", strange), (whole.replace(b"(7", b"\x837"), strange), (b"PK\x03\x04" * 50, strange)):
+    for damage, said in (
+        (whole[:-1], "211 bytes, expected 212"),
+        (whole + b"x", "213 bytes"),
+        (whole[:60], strange),
+        (b"", strange),
+        (whole.replace(b"(7", b"\x837"), strange),
+        (b"PK\x03\x04" * 50, strange),
+    ):
         with open(path, "wb") as file:
             file.write(damage)
         with pytest.raises(BadData, match=said):
@@ -80,7 +91,7 @@ def test_a_vector_that_is_not_finite_never_reaches_a_batch(prefix):
 
 
 def test_the_sidecars_checksums_are_tested_when_a_block_is_first_read(tmp_path):
-    prefix, width = str(tmp_path / "c"), 1 << 17                       # two vectors a MiB, but for the header
+    prefix, width = str(tmp_path / "c"), 1 << 17  # two vectors a MiB, but for the header
     vectors(prefix, np.random.default_rng(0).random((6, width), np.float32))
     with IndexedWriter(prefix, np.uint16) as writer:
         for n in range(6):

@@ -10,7 +10,7 @@ from megatron.errors import BadData
 
 S = 7
 CATEGORIES = ["cs.AI", "cs.CV", "math.ST"]
-LENGTHS = {"cs.AI": [8, 20, 40], "cs.CV": [7, 9, 100, 30, 12], "math.ST": [50]}      # 7 is too short for s + 1 = 8
+LENGTHS = {"cs.AI": [8, 20, 40], "cs.CV": [7, 9, 100, 30, 12], "math.ST": [50]}  # 7 is too short for s + 1 = 8
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_papers_and_starts_are_uniform(folder):
     _, rows = windows(folder)
     papers, counts = np.unique(rows[:, 0] // 200, return_counts=True)
     assert len(papers) == 8 and stats.chisquare(counts).pvalue > 1e-3
-    starts = np.bincount(rows[rows[:, 0] // 200 == 5, 0] % 200)                         # the paper of 100 tokens
+    starts = np.bincount(rows[rows[:, 0] // 200 == 5, 0] % 200)  # the paper of 100 tokens
     assert len(starts) == 93 and stats.chisquare(starts).pvalue > 1e-3
 
 
@@ -90,6 +90,7 @@ def test_the_statistics_are_the_originals(folder):
 
 # Categories and splits
 
+
 def test_only_the_chosen_categories_and_split(folder):
     _, rows = windows(folder, categories=["math.ST", "cs.AI"])
     assert set(np.unique(rows[:, 0] // 200)) == {0, 1, 2, 8}
@@ -103,7 +104,7 @@ def test_categories_are_chosen_as_in_the_original_and_nested(folder):
         order = sorted(names)
         random.Random(seed).shuffle(order)
         chosen = [choose_categories(names[::-1], k, seed) for k in range(1, 12)]
-        assert chosen[-1] == order and all(a == b[:len(a)] for a, b in zip(chosen, chosen[1:], strict=False))
+        assert chosen[-1] == order and all(a == b[: len(a)] for a, b in zip(chosen, chosen[1:], strict=False))
     with pytest.raises(BadData, match="categories c0, c1, c10, .*, c19 and 8 more$"):
         choose_categories([f"c{n}" for n in range(20)], 21, 0)
     assert choose_categories(CATEGORIES, 1, 0) == [RandomWindow(folder, "train", S, 9, num_categories=1).categories[0]]
@@ -113,21 +114,29 @@ def test_categories_are_chosen_as_in_the_original_and_nested(folder):
     assert among.categories[0] in ("cs.AI", "cs.CV")
 
 
-@pytest.mark.parametrize(("named", "said"), [
-    ({"categories": ["cs.XX"]}, "--categories cs.XX: .* only cs.AI, cs.CV, math.ST"),
-    ({"num_categories": 4}, "--num-categories 4: expected 1 to 3"), ({"num_categories": 0}, "expected 1 to 3"),
-    ({"split": "test"}, "no split 'test'"),
-    ({"split": "val", "categories": ["cs.CV"]}, "no paper of at least 8 tokens in cs.CV"),
-    ({"split": "val", "component_uniform": True}, "cs.CV has no window of 8 tokens in split 'val'"),
-    ({"tokens_per_category": 60}, "--tokens-per-category 60: math.ST has 50 tokens, in 1 papers of at least 8; lower it by 10"),
-    ({"tokens_per_category": 5}, "no window of 8 tokens"),
-])
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"categories": ["cs.XX"]}, "--categories cs.XX: .* only cs.AI, cs.CV, math.ST"),
+        ({"num_categories": 4}, "--num-categories 4: expected 1 to 3"),
+        ({"num_categories": 0}, "expected 1 to 3"),
+        ({"split": "test"}, "no split 'test'"),
+        ({"split": "val", "categories": ["cs.CV"]}, "no paper of at least 8 tokens in cs.CV"),
+        ({"split": "val", "component_uniform": True}, "cs.CV has no window of 8 tokens in split 'val'"),
+        (
+            {"tokens_per_category": 60},
+            "--tokens-per-category 60: math.ST has 50 tokens, in 1 papers of at least 8; lower it by 10",
+        ),
+        ({"tokens_per_category": 5}, "no window of 8 tokens"),
+    ],
+)
 def test_what_cannot_be_is_refused(folder, named, said):
     with pytest.raises(BadData, match=said):
         windows(folder, **named)
 
 
 # Budgets
+
 
 def kept(data):
     return {n for offset, length in zip(data.offsets, data.lengths, strict=True) for n in range(offset, offset + length)}
@@ -138,7 +147,7 @@ def test_budgets_are_exact_up_to_a_rest_and_nested(folder):
     for budget in range(12, 51):
         data = RandomWindow(folder, "train", S, budget, tokens_per_category=budget)
         ends = data.counts.cumsum()
-        totals = [data.lengths[end - count:end].sum() for end, count in zip(ends, data.counts, strict=True)]
+        totals = [data.lengths[end - count : end].sum() for end, count in zip(ends, data.counts, strict=True)]
         assert all(budget - S <= total <= budget for total in totals)
         assert before <= kept(data)
         before = kept(data)
@@ -148,25 +157,37 @@ def test_budgets_are_exact_up_to_a_rest_and_nested(folder):
 def test_a_budget_does_not_depend_on_the_training_seed_but_on_the_category_seed(folder):
     pools = [kept(RandomWindow(folder, "train", S, seed, tokens_per_category=30)) for seed in range(5)]
     assert all(pool == pools[0] for pool in pools)
-    assert len({frozenset(kept(RandomWindow(folder, "train", S, 1, category_seed=seed, tokens_per_category=30)))
-                for seed in range(10)}) > 1
+    assert (
+        len(
+            {
+                frozenset(kept(RandomWindow(folder, "train", S, 1, category_seed=seed, tokens_per_category=30)))
+                for seed in range(10)
+            }
+        )
+        > 1
+    )
     alone = RandomWindow(folder, "train", S, 1, categories=["cs.CV"], tokens_per_category=30)
-    assert kept(alone) <= pools[0]                                      # nor on the other categories
+    assert kept(alone) <= pools[0]  # nor on the other categories
 
 
 def test_windows_stay_inside_the_budget(folder):
     data, rows = windows(folder, tokens_per_category=30, count=5000)
-    inside = {int(token) for offset, length in zip(data.offsets, data.lengths, strict=True)
-              for token in data.source.file.tokens(offset, offset + length)}
+    inside = {
+        int(token)
+        for offset, length in zip(data.offsets, data.lengths, strict=True)
+        for token in data.source.file.tokens(offset, offset + length)
+    }
     assert set(np.unique(rows).tolist()) == inside and data.tokens_per_epoch == len(inside)
 
 
 # What is said
 
+
 def test_describe_and_ids(folder):
     data, rows = windows(folder, tokens_per_category=50, vocab_size=1000)
-    assert data.describe().splitlines()[2].endswith(
-        "train, math.ST: 1 papers of at least 8, together 50 tokens of a budget of 50")
+    assert (
+        data.describe().splitlines()[2].endswith("train, math.ST: 1 papers of at least 8, together 50 tokens of a budget of 50")
+    )
     with pytest.raises(BadData, match="tokens.bin, paper train_[5-8]: sample .* vocabulary size 1000"):
         data.check_ids(rows, np.arange(len(rows)))
     RandomWindow(folder, "train", S, 1, vocab_size=10000).check_ids(rows, np.arange(len(rows)))

@@ -1,4 +1,5 @@
 """Megatron's order against a transcription of its rules in plain Python, and against arrays that megatron-core 0.16.1 built."""
+
 import hashlib
 import os
 import signal
@@ -12,14 +13,7 @@ import pytest
 
 from megatron.data import reference_order
 from megatron.data.indexed import IndexedDataset, IndexedWriter
-from megatron.data.reference_order import (
-    PARTS,
-    ReferenceOrder,
-    blended_samples,
-    build_indices,
-    document_split,
-    sequence_split,
-)
+from megatron.data.reference_order import PARTS, ReferenceOrder, blended_samples, build_indices, document_split, sequence_split
 from megatron.errors import BadData, CannotWrite, Mismatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +65,7 @@ def either(request, monkeypatch):
 
 # The indices
 
+
 def test_indices_are_the_transcription_s(either):
     rng, apart = np.random.default_rng(0), 0
     for _ in range(200):
@@ -86,10 +81,10 @@ def test_indices_are_the_transcription_s(either):
     assert 20 < apart < 180
 
 
-BUILT_BY_MEGATRON_CORE = {          # (s, seed, samples): sha256 of the bytes of document, sample and shuffle index
+BUILT_BY_MEGATRON_CORE = {  # (s, seed, samples): sha256 of the bytes of document, sample and shuffle index
     (16, 1234, 50): ["67816c2ba0301148", "4d57aac8d92d4a6e", "7cf9dbfa94ced22b"],
-    (16, 1234, 337): ["0c60460559215151", "5cec57e3d5141224", "bb62aef6944af3b2"],          # the last below 80 % ...
-    (16, 1234, 338): ["5a75ab091cacfd30", "821a8ea8d838346f", "e80233cee8b62ef8"],          # ... and the first that is not
+    (16, 1234, 337): ["0c60460559215151", "5cec57e3d5141224", "bb62aef6944af3b2"],  # the last below 80 % ...
+    (16, 1234, 338): ["5a75ab091cacfd30", "821a8ea8d838346f", "e80233cee8b62ef8"],  # ... and the first that is not
     (7, 5, 2000): ["87cdf036a87a94b3", "5d12e0ca8c9e751d", "4ec04a970feed305"],
     (33, 2**31, 61): ["99608c19d0fd95b0", "9735d3d4e7f35add", "01a7dca67282a963"],
 }
@@ -97,7 +92,7 @@ BUILT_BY_MEGATRON_CORE = {          # (s, seed, samples): sha256 of the bytes of
 
 @pytest.mark.parametrize("case", BUILT_BY_MEGATRON_CORE)
 def test_indices_are_those_of_megatron_core(case, either):
-    sizes = (np.arange(100) * 7919 % 41).astype(np.int32)              # three of them empty, the first one too
+    sizes = (np.arange(100) * 7919 % 41).astype(np.int32)  # three of them empty, the first one too
     found = build_indices(sizes, np.arange(100, dtype=np.int32), *case)
     assert [hashlib.sha256(found[part].tobytes()).hexdigest()[:16] for part in PARTS] == BUILT_BY_MEGATRON_CORE[case]
 
@@ -120,17 +115,23 @@ def test_long_indices_are_left_to_numpy(monkeypatch):
 
 # What is asked of each corpus
 
+
 def test_samples_of_a_blend():
     assert blended_samples(1000, [3.0], "deepspeed") == blended_samples(1000, [3.0], "core") == [1000]
-    assert blended_samples(1001, [0.5, 0.3, 0.2], "deepspeed") == [504, 302, 202]     # ceil(1001 x 0.2 x 1.005) = ceil(201.2)
-    assert blended_samples(1001, [0.5, 0.3, 0.2], "core") == [504, 303, 203]        # ceil(201 x 1.005) = ceil(202.005)
+    assert blended_samples(1001, [0.5, 0.3, 0.2], "deepspeed") == [504, 302, 202]  # ceil(1001 x 0.2 x 1.005) = ceil(201.2)
+    assert blended_samples(1001, [0.5, 0.3, 0.2], "core") == [504, 303, 203]  # ceil(201 x 1.005) = ceil(202.005)
 
 
-@pytest.mark.parametrize(("num", "shares", "core", "deepspeed"), [
-    (1000, [969, 30, 1], [0, 969, 999, 1000], [0, 969, 999, 1000]), (49, [969, 30, 1], [0, 47, 49, 49], [0, 48, 49, 49]),
-    (10, [1, 1, 1], [0, 3, 7, 10], [0, 4, 7, 10]), (25, [98, 2, 0], [0, 24, 25, 25], [0, 25, 25, 25]),
-    (7, [1.0, 0.0, 0.0], [0, 7, 7, 7], [0, 7, 7, 7]),
-])
+@pytest.mark.parametrize(
+    ("num", "shares", "core", "deepspeed"),
+    [
+        (1000, [969, 30, 1], [0, 969, 999, 1000], [0, 969, 999, 1000]),
+        (49, [969, 30, 1], [0, 47, 49, 49], [0, 48, 49, 49]),
+        (10, [1, 1, 1], [0, 3, 7, 10], [0, 4, 7, 10]),
+        (25, [98, 2, 0], [0, 24, 25, 25], [0, 25, 25, 25]),
+        (7, [1.0, 0.0, 0.0], [0, 7, 7, 7], [0, 7, 7, 7]),
+    ],
+)
 def test_cuts_between_documents(num, shares, core, deepspeed):
     assert (sequence_split(num, shares, "core"), sequence_split(num, shares, "deepspeed")) == (core, deepspeed)
 
@@ -154,12 +155,13 @@ def test_a_cut_that_tokens_cannot_say_is_refused(tmp_path, shares):
 
 # Rows
 
+
 def rows_by_token(corpus, sizes, s, seed, num_samples):
     """The s + 1 tokens of each sample, read off the stream of all documents in their order."""
     _, order, _, shuffle = transcribed(sizes, list(range(len(sizes))), s, seed, num_samples)
     starts = np.cumsum([0, *sizes])
     stream = np.concatenate([corpus.tokens(int(starts[d]), int(starts[d + 1])) for d in order])
-    return [stream[k * s:k * s + s + 1].tolist() for k in shuffle]
+    return [stream[k * s : k * s + s + 1].tolist() for k in shuffle]
 
 
 def test_rows_are_the_stream_s(tmp_path):
@@ -179,8 +181,16 @@ def test_a_range_is_the_corpus_of_its_tokens(tmp_path):
     """A clipped range has the order of a corpus that was cut there, with the sequences at its ends shortened."""
     sizes = [4, 0, 9, 1, 0, 0, 7, 3, 0]
     whole = corpus_of(tmp_path / "whole", sizes)
-    clipped = {(0, 24): sizes, (2, 10): [2, 0, 6], (4, 13): [0, 9], (5, 9): [4], (13, 20): [1, 0, 0, 6],
-               (14, 24): [0, 0, 7, 3, 0], (21, 22): [1], (23, 24): [1, 0]}
+    clipped = {
+        (0, 24): sizes,
+        (2, 10): [2, 0, 6],
+        (4, 13): [0, 9],
+        (5, 9): [4],
+        (13, 20): [1, 0, 0, 6],
+        (14, 24): [0, 0, 7, 3, 0],
+        (21, 22): [1],
+        (23, 24): [1, 0],
+    }
     for (start, stop), parts in clipped.items():
         alone = corpus_of(tmp_path / f"{start}-{stop}", parts)
         order, other = ReferenceOrder(whole, start, stop, 3, 1, 20), ReferenceOrder(alone, 0, stop - start, 3, 1, 20)
@@ -216,6 +226,7 @@ def test_identity_tells_orders_apart(tmp_path):
 
 # The cache
 
+
 @pytest.fixture
 def corpus(tmp_path):
     return corpus_of(tmp_path / "a", [30, 0, 40, 7])
@@ -247,8 +258,10 @@ def test_cached_indices_are_mapped_and_not_built_again(corpus, tmp_path, monkeyp
 
 DAMAGE = {
     "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
-    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-8]), "empty": lambda path: path.write_bytes(b""),
-    "gone": lambda path: path.unlink(), "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-8]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
 
@@ -264,7 +277,7 @@ def test_damaged_indices_are_built_again(corpus, tmp_path, monkeypatch, capsys, 
     if (part, damage) == ("sums.json", "gone"):
         assert said == []
     else:
-        assert "is damaged" in said[0] and len(said) == 1 + (damage == "a folder")       # which cannot be replaced
+        assert "is damaged" in said[0] and len(said) == 1 + (damage == "a folder")  # which cannot be replaced
     if damage != "a folder":
         assert same(order_of(corpus, tmp_path / "cache"), order_of(corpus)) and len(calls) == 3
 
@@ -285,6 +298,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_does_not_matter(corpus, tmp_
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(np, "save", full)
     assert same(order_of(corpus, tmp_path / "full"), order_of(corpus))
     assert "No space left on device" in capsys.readouterr().err and os.listdir(tmp_path / "full") == []
@@ -299,6 +313,7 @@ def test_a_builder_killed_between_its_renames_leaves_nothing_wrong(corpus, tmp_p
         if len(calls) > moved:
             raise KeyboardInterrupt
         replace(*given)
+
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         order_of(corpus, tmp_path / "cache")
@@ -317,8 +332,9 @@ print(int(order.documents.sum()), int(order.samples.sum()), int(order.shuffle[:9
 
 
 def builder(corpus, cache):
-    return subprocess.Popen([sys.executable, "-c", BUILDER, corpus.prefix, cache], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILDER, corpus.prefix, cache], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_builders_at_once_and_killed_ones_leave_good_indices(corpus, tmp_path):

@@ -1,4 +1,5 @@
 """Folders at URLs, with fsspec's own memory:// as the store."""
+
 import sys
 
 import pytest
@@ -19,7 +20,13 @@ def store():
 
 def test_what_is_a_url():
     assert [remote.is_url(place) for place in ("s3://b/a", "memory://a", "a/b", "C:\\a", "train=a.jsonl", "/a")] == [
-        True, True, False, False, False, False]
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_folder_there_and_back(tmp_path, store):
@@ -46,6 +53,7 @@ def test_the_announcing_file_goes_first_and_comes_last(tmp_path, store, monkeypa
         if path.endswith(".idx"):
             raise OSError("the line is cut")
         return put(self, local, path, *args, **named)
+
     monkeypatch.setattr(type(store), "put_file", failing)
     with pytest.raises(CannotWrite, match="memory://place.*the line is cut"):
         remote.store_folder(tmp_path, ["x.bin", "x.idx", "last.json"], "memory://place")

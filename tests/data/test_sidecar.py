@@ -1,4 +1,5 @@
 """Nothing corrupt is trained on: with a sidecar a damaged corpus is refused or read exactly, whatever was done to its files."""
+
 import hashlib
 import json
 import os
@@ -58,8 +59,8 @@ def test_a_sidecar_says_what_was_written(tmp_path):
     assert (meta["version"], meta["documents"], meta["sequences"], meta["dtype"]) == (1, 40, 50, "uint16")
     assert (meta["tokens"], meta["bin_bytes"], meta["idx_bytes"]) == (len(bin_) // 2, len(bin_), len(idx))
     assert meta["largest_id"] == np.frombuffer(bin_, "<u2").max() and meta["idx_sha256"] == hashlib.sha256(idx).hexdigest()
-    assert meta["block_crc32"] == [zlib.crc32(bin_[at:at + 256]) for at in range(0, len(bin_), 256)]
-    assert meta["sizes_crc32"] == zlib.crc32(idx[34:34 + 200]) and meta["documents_crc32"] == zlib.crc32(idx[34 + 600:])
+    assert meta["block_crc32"] == [zlib.crc32(bin_[at : at + 256]) for at in range(0, len(bin_), 256)]
+    assert meta["sizes_crc32"] == zlib.crc32(idx[34 : 34 + 200]) and meta["documents_crc32"] == zlib.crc32(idx[34 + 600 :])
     assert data.verify() == len(meta["block_crc32"]) == -(-len(bin_) // 256)
 
 
@@ -81,10 +82,14 @@ def test_a_block_is_checked_when_it_is_first_read_and_by_verify_again(tmp_path):
     data = IndexedDataset(prefix)
     before = data.tokens(130, 140)
     flip(f"{prefix}.bin", 2 * 139)
-    assert (data.tokens(130, 140) != before).sum() == 1             # read before, so not again: as sound as when it was checked
+    assert (data.tokens(130, 140) != before).sum() == 1  # read before, so not again: as sound as when it was checked
     around = int(np.searchsorted(data.document_starts, 139, side="right")) - 1
-    for read in (IndexedDataset(prefix).verify, lambda: IndexedDataset(prefix).tokens(0, data.num_tokens), data.verify,
-                 lambda: IndexedDataset(prefix).document(around)):
+    for read in (
+        IndexedDataset(prefix).verify,
+        lambda: IndexedDataset(prefix).tokens(0, data.num_tokens),
+        data.verify,
+        lambda: IndexedDataset(prefix).document(around),
+    ):
         with pytest.raises(BadData, match=r"block 1 \(bytes 256:512\)"):
             read()
     assert len(IndexedDataset(prefix).tokens(0, 128)) == 128
@@ -116,24 +121,27 @@ def test_a_sequence_moved_to_another_document_is_noticed(tmp_path):
     prefix = write(tmp_path / "c")
     borders = np.frombuffer(open(f"{prefix}.idx", "rb").read(), "<i8", offset=34 + 12 * 50)
     with open(f"{prefix}.idx", "r+b") as file:
-        file.seek(34 + 12 * 50 + 8 * 4)                             # the end of document 3, which has two sequences
+        file.seek(34 + 12 * 50 + 8 * 4)  # the end of document 3, which has two sequences
         file.write(struct.pack("<q", borders[4] - 1))
     with pytest.raises(BadData, match="c.idx: documents_crc32 is .* expected .* by .*c.meta.json"):
         IndexedDataset(prefix)
 
 
-@pytest.mark.parametrize(("changes", "seal", "said"), [
-    ({"version": 2}, True, "version is 2, expected 1"),
-    ({"tokens": "600"}, True, "tokens is 600, expected a whole number"),
-    ({"largest_id": True}, True, "largest_id is True, expected a whole number"),
-    ({"dtype": 8}, True, "dtype is 8, expected a text"),
-    ({"tokenizer": {"type": "x"}}, True, "tokenizer is .* expected an object with type, fingerprint, vocab_size, eod"),
-    ({"block_bytes": 1000}, True, "block_bytes is 1000, expected a power of two"),
-    ({"block_crc32": [1, 2]}, True, r"block_crc32 is \[1, 2\], expected 3 numbers of 32 bits"),
-    ({"largest_id": 3}, False, "its sha256 is .* expected .*: it was changed after it was written"),
-    ({"documents": 41}, True, "c.idx: documents is 40, expected 41 by"),
-    ({"dtype": "int16"}, True, "c.idx: dtype is uint16, expected int16 by"),
-])
+@pytest.mark.parametrize(
+    ("changes", "seal", "said"),
+    [
+        ({"version": 2}, True, "version is 2, expected 1"),
+        ({"tokens": "600"}, True, "tokens is 600, expected a whole number"),
+        ({"largest_id": True}, True, "largest_id is True, expected a whole number"),
+        ({"dtype": 8}, True, "dtype is 8, expected a text"),
+        ({"tokenizer": {"type": "x"}}, True, "tokenizer is .* expected an object with type, fingerprint, vocab_size, eod"),
+        ({"block_bytes": 1000}, True, "block_bytes is 1000, expected a power of two"),
+        ({"block_crc32": [1, 2]}, True, r"block_crc32 is \[1, 2\], expected 3 numbers of 32 bits"),
+        ({"largest_id": 3}, False, "its sha256 is .* expected .*: it was changed after it was written"),
+        ({"documents": 41}, True, "c.idx: documents is 40, expected 41 by"),
+        ({"dtype": "int16"}, True, "c.idx: dtype is uint16, expected int16 by"),
+    ],
+)
 def test_a_sidecar_that_does_not_fit_is_refused_by_name(tmp_path, changes, seal, said):
     prefix = write(tmp_path / "c")
     change(prefix, seal, **changes)
@@ -141,8 +149,9 @@ def test_a_sidecar_that_does_not_fit_is_refused_by_name(tmp_path, changes, seal,
         IndexedDataset(prefix)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"version":' + b"9" * 5000 + b"}", b"[]", b"null",
-                                     b"NaN"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"version":' + b"9" * 5000 + b"}", b"[]", b"null", b"NaN"]
+)
 def test_what_is_no_sidecar_is_one_sentence(tmp_path, content):
     prefix = write(tmp_path / "c")
     (tmp_path / "c.meta.json").write_bytes(content)
@@ -165,6 +174,7 @@ def test_a_writer_takes_no_half_tokenizer(tmp_path):
 
 
 # Fuzz. A mutation takes (random, folder, path of the file): what it does must end in a refusal or change nothing that is read.
+
 
 def everything(prefix, rng):
     """What a reader can learn of a corpus, read in some order."""
@@ -200,13 +210,13 @@ def zero(rng, path):
     data = bytearray(open(path, "rb").read())
     at = rng.randrange(len(data))
     count = min(rng.choice([1, 4, 8, 64, 4096]), len(data) - at)
-    data[at:at + count] = bytes(count)
+    data[at : at + count] = bytes(count)
     open(path, "wb").write(data)
 
 
 def shuffle_words(rng, path):
     data, width = open(path, "rb").read(), rng.choice([1, 2, 4, 8])
-    words = [data[at:at + width] for at in range(0, len(data), width)]
+    words = [data[at : at + width] for at in range(0, len(data), width)]
     i, j = rng.randrange(len(words)), rng.randrange(len(words))
     words[i], words[j] = words[j], words[i]
     open(path, "wb").write(b"".join(words))
@@ -233,7 +243,7 @@ def another(rng, path):
 
 def extreme(rng, path):
     """A field of a header, or anything aligned in a file, as a number that is easily mistaken."""
-    value = rng.choice([0, 1, -1, 2**31 - 1, -2**31, 2**32, 2**63 - 1, -2**63, 2**62, 1 << 40])
+    value = rng.choice([0, 1, -1, 2**31 - 1, -(2**31), 2**32, 2**63 - 1, -(2**63), 2**62, 1 << 40])
     places = [9, 18, 26, *range(34, os.path.getsize(path) - 7, 4)]
     with open(path, "r+b") as file:
         file.seek(rng.choice([*places[:3], rng.choice(places)]))
@@ -249,7 +259,7 @@ def other_dtype(rng, path):
 def moved_border(rng, path):
     """A token more in one sequence, a token less in the next, offsets that agree."""
     data = bytearray(open(path, "rb").read())
-    num = HEADER.unpack(data[:HEADER.size])[3]
+    num = HEADER.unpack(data[: HEADER.size])[3]
     sizes = np.frombuffer(data, "<i4", num, 34)
     at = rng.choice(np.flatnonzero(sizes[1:]).tolist())
     struct.pack_into("<2i", data, 34 + 4 * at, sizes[at] + 1, sizes[at + 1] - 1)

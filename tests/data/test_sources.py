@@ -4,49 +4,55 @@ from megatron.data.sources import Source, deal, open_corpus, parse_paths, read_p
 from megatron.errors import BadData, MissingInput
 
 
-@pytest.mark.parametrize(("words", "expected"), [
-    ("a", [(1.0, 0, 1.0, "a")]),
-    ("a b", [(1.0, 0, 1.0, "a"), (1.0, 0, 1.0, "b")]),
-    ("0.3 a 0.7 b", [(0.3, 0, 1.0, "a"), (0.7, 0, 1.0, "b")]),
-    ("1 0.9:1 a", [(1.0, 0.9, 1.0, "a")]),
-    ("1 :0.5 a 2 0.5: a", [(1.0, 0.0, 0.5, "a"), (2.0, 0.5, 1.0, "a")]),
-    ("1 0:100M a", [(1.0, 0, 100_000_000, "a")]),
-    ("1 1e6:2e6 a", [(1.0, 1_000_000, 2_000_000, "a")]),
-    ("1 5k: a", [(1.0, 5000, 1.0, "a")]),
-    (":0.5 a", [(1.0, 0.0, 0.5, "a")]),
-    ("1 data/c4:v2", [(1.0, 0, 1.0, "data/c4:v2")]),
-])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a", [(1.0, 0, 1.0, "a")]),
+        ("a b", [(1.0, 0, 1.0, "a"), (1.0, 0, 1.0, "b")]),
+        ("0.3 a 0.7 b", [(0.3, 0, 1.0, "a"), (0.7, 0, 1.0, "b")]),
+        ("1 0.9:1 a", [(1.0, 0.9, 1.0, "a")]),
+        ("1 :0.5 a 2 0.5: a", [(1.0, 0.0, 0.5, "a"), (2.0, 0.5, 1.0, "a")]),
+        ("1 0:100M a", [(1.0, 0, 100_000_000, "a")]),
+        ("1 1e6:2e6 a", [(1.0, 1_000_000, 2_000_000, "a")]),
+        ("1 5k: a", [(1.0, 5000, 1.0, "a")]),
+        (":0.5 a", [(1.0, 0.0, 0.5, "a")]),
+        ("1 data/c4:v2", [(1.0, 0, 1.0, "data/c4:v2")]),
+    ],
+)
 def test_entries(words, expected):
     sources = parse_paths(words.split())
     assert sources == [Source(*e) for e in expected]
     assert all(type(s.start) is type(s.stop) or s.start == 0 or s.stop == 1.0 for s in sources)
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    ("", "names no corpus"),
-    ("0.5", "0.5 stands at the end"),
-    ("0.5 a 0.5", "0.5 stands at the end"),
-    ("0.5 a 0:1", "0:1 stands at the end"),
-    ("-0.5 a 1 b", "the weight of a is -0.5"),
-    ("1 a nan b", "the weight of b is nan"),
-    ("1 a inf b", "the weight of b is inf"),
-    ("0 a 0 b", r"every weight is 0 \(a, b\)"),
-    ("0.5 a b", "b has no weight"),
-    ("1 0.9:0.1 a", "range 0.9:0.1 of a"),
-    ("1 5:5 a", "range 5:5 of a"),
-    ("1 -5:10 a", "range -5:10 of a"),
-    ("1 0.5:10 a", "range 0.5:10 of a"),
-    ("1 0:1e999 a", "range 0:1e999 of a"),
-    ("1 0:5x a", "range 0:5x of a"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "names no corpus"),
+        ("0.5", "0.5 stands at the end"),
+        ("0.5 a 0.5", "0.5 stands at the end"),
+        ("0.5 a 0:1", "0:1 stands at the end"),
+        ("-0.5 a 1 b", "the weight of a is -0.5"),
+        ("1 a nan b", "the weight of b is nan"),
+        ("1 a inf b", "the weight of b is inf"),
+        ("0 a 0 b", r"every weight is 0 \(a, b\)"),
+        ("0.5 a b", "b has no weight"),
+        ("1 0.9:0.1 a", "range 0.9:0.1 of a"),
+        ("1 5:5 a", "range 5:5 of a"),
+        ("1 -5:10 a", "range -5:10 of a"),
+        ("1 0.5:10 a", "range 0.5:10 of a"),
+        ("1 0:1e999 a", "range 0:1e999 of a"),
+        ("1 0:5x a", "range 0:5x of a"),
+    ],
+)
 def test_mistakes_are_named(words, said):
     with pytest.raises(BadData, match=f"--train-data-path: .*{said}"):
         parse_paths(words.split(), "--train-data-path")
 
 
-@pytest.mark.parametrize("text", [
-    '"0.3 a" "0.7 b"\n', '"0.3 a 0.7 b"', "0.3 a\n0.7 b\n", "# two corpora\n\n0.3 a  # the first\n   0.7   b\n\n",
-])
+@pytest.mark.parametrize(
+    "text", ['"0.3 a" "0.7 b"\n', '"0.3 a 0.7 b"', "0.3 a\n0.7 b\n", "# two corpora\n\n0.3 a  # the first\n   0.7   b\n\n"]
+)
 def test_files_of_both_kinds(tmp_path, text):
     (tmp_path / "paths.txt").write_text(text)
     assert read_path_file(tmp_path / "paths.txt") == [Source(0.3, 0, 1.0, "a"), Source(0.7, 0, 1.0, "b")]
@@ -63,6 +69,7 @@ def test_bad_files_are_named(tmp_path):
 
 
 # --unique-tokens
+
 
 def ranges(sources):
     return [(source.start, source.stop) for source in sources]
@@ -99,6 +106,7 @@ def test_more_unique_tokens_than_there_are_is_refused(two):
 
 
 # Opening
+
 
 def test_a_corpus_is_opened_once_until_its_files_change(counting):
     first = open_corpus(counting("again", 100))

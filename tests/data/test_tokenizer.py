@@ -1,4 +1,5 @@
 """Ids equal those of the libraries' own paths; corpus text never yields a special id; wrong files are refused."""
+
 import base64
 import hashlib
 import inspect
@@ -17,10 +18,30 @@ from megatron.data.tokenizer import GPT2_MERGE_FILE, GPT2_VOCAB_FILE, Vocabulary
 from megatron.errors import BadData, Mismatch, MissingInput
 
 FILES = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
-TRICKY = ["", " ", "   ", "\n\n\n", " \t\r\n x", "Hello, world!", "don't we'll I'VE", "<|endoftext|>",
-          "a<|endoftext|>b </s><s><unk>", "\ufeffmark", "caf\u00e9 cafe\u0301", "\U0001f468\u200d\U0001f469\u200d\U0001f467",
-          "\u65e5\u672c\u8a9e", "\u0627\u0644", "\x00\x1c\x1f\x85",
-          "\u2028\u2029", "1234567890 3.14", "@-@ <unk> ##x", "x" * 5000, "\ue000\uffff", "tab\tand  two spaces", "\u00a0nbsp"]
+TRICKY = [
+    "",
+    " ",
+    "   ",
+    "\n\n\n",
+    " \t\r\n x",
+    "Hello, world!",
+    "don't we'll I'VE",
+    "<|endoftext|>",
+    "a<|endoftext|>b </s><s><unk>",
+    "\ufeffmark",
+    "caf\u00e9 cafe\u0301",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\u65e5\u672c\u8a9e",
+    "\u0627\u0644",
+    "\x00\x1c\x1f\x85",
+    "\u2028\u2029",
+    "1234567890 3.14",
+    "@-@ <unk> ##x",
+    "x" * 5000,
+    "\ue000\uffff",
+    "tab\tand  two spaces",
+    "\u00a0nbsp",
+]
 
 
 def shared(name):
@@ -51,14 +72,14 @@ def tiny(folder, merges=MERGES, vocabulary=None):
 
 
 def random_text(rng):
-    ranges = [(0x20, 0x7f), (0x20, 0x250), (0x300, 0x3000), (0x4e00, 0x9fff), (0x1f300, 0x1faff), (0x9, 0xd), (0x2000, 0x206f)]
+    ranges = [(0x20, 0x7F), (0x20, 0x250), (0x300, 0x3000), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF), (0x9, 0xD), (0x2000, 0x206F)]
     return "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(1, 60)))
 
 
 def test_tiny_gpt2_by_hand(tmp_path):
     t = build_tokenizer("GPT2BPETokenizer", **tiny(tmp_path))
     assert (t.vocab_size, t.eod) == (262, 261)
-    assert t.encode("hello t\u00e9").tolist() == [258, 78, 259, 260]         # hell o _t e-acute
+    assert t.encode("hello t\u00e9").tolist() == [258, 78, 259, 260]  # hell o _t e-acute
     assert t.token_bytes()[[258, 78, 259, 260, 261]].tolist() == [4, 1, 2, 2, 0]
     assert t.decode([258, 78, 261]) == "hello<|endoftext|>"
 
@@ -83,16 +104,19 @@ def test_gpt2_ids_are_those_of_the_tokenizers_library():
     assert (ours.vocab_size, ours.eod) == (50257, 50256)
 
 
-@pytest.mark.parametrize("vocabulary, merges, said", [
-    (vocabulary_of(merges_of(("h", "e"))), merges_of(("l", "l")), "do not belong together"),
-    (vocabulary_of(MERGES), merges_of(PAIRS[1], PAIRS[0], *PAIRS[2:]), "do not belong together"),
-    (json.dumps({"<|endoftext|>": 0, "h": 1}), MERGES, "as id 1, found 0"),
-    (json.dumps({"<s>": 0, "\u65e5": 1}), MERGES, "not a GPT-2 vocabulary"),
-    ("[1, 2]", MERGES, "not a GPT-2 vocabulary"),
-    ("{", MERGES, "not a GPT-2 vocabulary"),
-    (vocabulary_of(MERGES), "no pairs\nhere at all\n", "not a GPT-2 vocabulary"),
-    (vocabulary_of(MERGES), "", "not a GPT-2 vocabulary"),
-])
+@pytest.mark.parametrize(
+    "vocabulary, merges, said",
+    [
+        (vocabulary_of(merges_of(("h", "e"))), merges_of(("l", "l")), "do not belong together"),
+        (vocabulary_of(MERGES), merges_of(PAIRS[1], PAIRS[0], *PAIRS[2:]), "do not belong together"),
+        (json.dumps({"<|endoftext|>": 0, "h": 1}), MERGES, "as id 1, found 0"),
+        (json.dumps({"<s>": 0, "\u65e5": 1}), MERGES, "not a GPT-2 vocabulary"),
+        ("[1, 2]", MERGES, "not a GPT-2 vocabulary"),
+        ("{", MERGES, "not a GPT-2 vocabulary"),
+        (vocabulary_of(MERGES), "no pairs\nhere at all\n", "not a GPT-2 vocabulary"),
+        (vocabulary_of(MERGES), "", "not a GPT-2 vocabulary"),
+    ],
+)
 def test_files_that_do_not_agree_are_refused(tmp_path, vocabulary, merges, said):
     with pytest.raises(BadData, match=said):
         build_tokenizer("GPT2BPETokenizer", **tiny(tmp_path, merges, vocabulary))
@@ -116,15 +140,18 @@ def key(file):
     return hashlib.sha1(file.url.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("variable, name", [
-    ("MEGATRON_DATA_DIR", lambda file: file.name),
-    ("TIKTOKEN_CACHE_DIR", key),
-    ("DATA_GYM_CACHE_DIR", key),
-    ("HF_HOME", lambda file: f"hub/models--openai-community--gpt2/snapshots/abc/{file.hub_name}"),
-    ("HF_HUB_CACHE", lambda file: f"models--gpt2/snapshots/abc/{file.hub_name}"),
-    (None, lambda file: f"utils-data/{file.name}"),
-    (None, lambda file: f"tmp/data-gym-cache/{key(file)}"),
-])
+@pytest.mark.parametrize(
+    "variable, name",
+    [
+        ("MEGATRON_DATA_DIR", lambda file: file.name),
+        ("TIKTOKEN_CACHE_DIR", key),
+        ("DATA_GYM_CACHE_DIR", key),
+        ("HF_HOME", lambda file: f"hub/models--openai-community--gpt2/snapshots/abc/{file.hub_name}"),
+        ("HF_HUB_CACHE", lambda file: f"models--gpt2/snapshots/abc/{file.hub_name}"),
+        (None, lambda file: f"utils-data/{file.name}"),
+        (None, lambda file: f"tmp/data-gym-cache/{key(file)}"),
+    ],
+)
 def test_gpt2_is_found_in_each_place(tmp_path, monkeypatch, bare_machine, variable, name):
     folder = tmp_path / "place" if variable else tmp_path
     if variable:
@@ -172,14 +199,17 @@ def test_a_ranks_file_gives_the_same_ids_as_vocabulary_and_merges(tmp_path):
     assert (t.vocab_size, t.eod) == (262, 261)
     for text in TRICKY:
         assert np.array_equal(t.encode(text), gpt2.encode(text))
-    assert t.fingerprint() != gpt2.fingerprint()                    # the type is part of it
+    assert t.fingerprint() != gpt2.fingerprint()  # the type is part of it
 
 
 def test_damaged_ranks_files_are_refused(tmp_path):
     ranks = ranks_file(tmp_path / "r.tiktoken", [bytes([b]) for b in range(256)])
     content = Path(ranks).read_bytes()
-    damages = {content + b"!!! 256\n": ":257: expected a base64",
-               content + b"aGU= 300\n": "each once", content[:-9]: "single bytes"}
+    damages = {
+        content + b"!!! 256\n": ":257: expected a base64",
+        content + b"aGU= 300\n": "each once",
+        content[:-9]: "single bytes",
+    }
     for damage, said in damages.items():
         Path(ranks).write_bytes(damage)
         with pytest.raises(BadData, match=said):
@@ -194,8 +224,17 @@ def hf_file(folder, *specials, **parts):
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [{"id": len(vocabulary) + n, "content": content, "special": True, **plain} for n, content in enumerate(specials)]
     model = {"type": "BPE", "vocab": vocabulary, "merges": MERGES.splitlines()[1:]}
-    spec = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-            "pre_tokenizer": level, "post_processor": None, "decoder": level, "model": model} | parts
+    spec = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
+        "model": model,
+    } | parts
     (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
     return str(folder)
 
@@ -260,8 +299,10 @@ def test_fingerprints_tell_tokenizers_apart(tmp_path):
     assert len({a, b, c}) == 3 and all(len(f) == 64 for f in (a, b, c))
 
 
-@pytest.mark.parametrize("kind, package", [("GPT2BPETokenizer", "tiktoken"), ("HFTokenizer", "tokenizers"),
-                                           ("SentencePieceTokenizer", "sentencepiece")])
+@pytest.mark.parametrize(
+    "kind, package",
+    [("GPT2BPETokenizer", "tiktoken"), ("HFTokenizer", "tokenizers"), ("SentencePieceTokenizer", "sentencepiece")],
+)
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
     given = tiny(tmp_path) if kind == "GPT2BPETokenizer" else {"tokenizer_model": str(tmp_path)}
@@ -290,6 +331,7 @@ def test_reserved_ids_follow_the_vocabulary_and_need_room():
 
 # ---- gigatoken
 
+
 def both(**files):
     pytest.importorskip("gigatoken")
     return [build_tokenizer("GPT2BPETokenizer", **files, bpe_backend=backend) for backend in ("gigatoken", "tiktoken")]
@@ -299,9 +341,26 @@ def both_gpt2():
     return both(vocab_file=shared("gpt2-vocab.json"), merge_file=shared("gpt2-merges.txt"))
 
 
-HOSTILE = [*TRICKY, "a\x00b\x00\x00", "a\r\nb\r\n\r\n", " " * 30000, " " * 30000 + "x", "\n" * 30000 + "x", "\t \n" * 9000,
-           "x" * 30000, "ab" * 30000, "123" * 20000, "!?" * 20000, "\u65e5\u672c" * 9000, "\u00a0\u2003\u3000 \n" * 3000,
-           "<|endoftext|>" * 99, "<|endoftext|", "|endoftext|>", " <|endoftext|>\n", "\ud7ff\ue000\U0010ffff"]
+HOSTILE = [
+    *TRICKY,
+    "a\x00b\x00\x00",
+    "a\r\nb\r\n\r\n",
+    " " * 30000,
+    " " * 30000 + "x",
+    "\n" * 30000 + "x",
+    "\t \n" * 9000,
+    "x" * 30000,
+    "ab" * 30000,
+    "123" * 20000,
+    "!?" * 20000,
+    "\u65e5\u672c" * 9000,
+    "\u00a0\u2003\u3000 \n" * 3000,
+    "<|endoftext|>" * 99,
+    "<|endoftext|",
+    "|endoftext|>",
+    " <|endoftext|>\n",
+    "\ud7ff\ue000\U0010ffff",
+]
 
 
 def test_gigatokens_ids_are_tiktokens():
@@ -318,7 +377,7 @@ def test_gigatokens_ids_are_tiktokens():
 def test_gigatoken_and_tiktoken_agree_on_every_character(step):
     """Each library has its own tables of letters, digits and spaces."""
     fast, slow = both_gpt2()
-    for code in [*range(0, 0xd800, step), *range(0xe000, 0x110000, step)]:
+    for code in [*range(0, 0xD800, step), *range(0xE000, 0x110000, step)]:
         x = chr(code)
         text = f"a{x}b {x} 1{x}1  {x}\n{x}'{x}s {x}{x}\t{x}"
         assert np.array_equal(fast.encode(text), slow.encode(text)), hex(code)
@@ -355,7 +414,7 @@ def test_auto_is_gigatoken_where_it_is_installed(tmp_path, monkeypatch):
 
 def test_a_vocabulary_that_the_two_cut_differently_is_left_to_tiktoken(tmp_path):
     pytest.importorskip("gigatoken")
-    files = tiny(tmp_path, merges_of(("b", "c"), ("a", "b"), ("ab", "c")))          # gigatoken never comes from a, bc to abc
+    files = tiny(tmp_path, merges_of(("b", "c"), ("a", "b"), ("ab", "c")))  # gigatoken never comes from a, bc to abc
     auto, slow = (build_tokenizer("GPT2BPETokenizer", **files, bpe_backend=backend) for backend in ("auto", "tiktoken"))
     assert auto.encode("abcabc").tolist() == slow.encode("abcabc").tolist()
     with pytest.raises(Mismatch, match="cuts 'abc' differently"):
@@ -371,7 +430,7 @@ def test_gigatokens_cache_is_dropped_when_the_process_has_grown(tmp_path, monkey
     assert encode("hello" * fast_bpe.Gigatoken.PAUSE)[:2].tolist() == [258, 78] and not built
     monkeypatch.setattr(fast_bpe, "resident_bytes", lambda: 2 * fast_bpe.Gigatoken.LIMIT)
     assert encode("hello" * fast_bpe.Gigatoken.PAUSE)[:2].tolist() == [258, 78] and built == [1]
-    assert encode("hello").tolist() == [258, 78] and built == [1]                   # not at every text
+    assert encode("hello").tolist() == [258, 78] and built == [1]  # not at every text
 
 
 @pytest.mark.parametrize("specials", [(), ("<|endoftext|>", "<|pad|>")])
@@ -392,12 +451,17 @@ def test_a_trained_tokenizer_whose_special_token_comes_first_goes_through_gigato
     model.decoder = tokenizers.decoders.ByteLevel()
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 8))) for _ in range(300)]
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=900, special_tokens=["<|endoftext|>"], show_progress=False,
-                                             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
     model.train_from_iterator([" ".join(rng.choices(words, k=50)) for _ in range(300)], trainer)
     model.save(str(tmp_path / "tokenizer.json"))
-    fast, slow = (build_tokenizer("HFTokenizer", tokenizer_model=str(tmp_path), bpe_backend=name)
-                  for name in ("gigatoken", "tiktoken"))
+    fast, slow = (
+        build_tokenizer("HFTokenizer", tokenizer_model=str(tmp_path), bpe_backend=name) for name in ("gigatoken", "tiktoken")
+    )
     assert fast.eod == slow.eod == 0
     for text in [*HOSTILE, *(" ".join(rng.choices(words, k=20)) for _ in range(200)), "".join(rng.choices("abcdefgh ", k=9999))]:
         assert np.array_equal(fast.encode(text), slow.encode(text)) and 0 not in fast.encode(text)
@@ -405,7 +469,7 @@ def test_a_trained_tokenizer_whose_special_token_comes_first_goes_through_gigato
 
 def test_other_kinds_of_tokenizer_json_keep_their_library(tmp_path):
     pytest.importorskip("tokenizers"), pytest.importorskip("gigatoken")
-    few = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}                    # not a symbol for each byte
+    few = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}  # not a symbol for each byte
     for parts in ({"model": few}, {"normalizer": {"type": "NFC"}}):
         folder = hf_file(tmp_path, "<|endoftext|>", **parts)
         auto = build_tokenizer("HFTokenizer", tokenizer_model=folder, bpe_backend="auto")

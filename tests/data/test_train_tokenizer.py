@@ -1,4 +1,5 @@
 """A trained tokenizer is the same every time, loses nothing, and has its end of document."""
+
 import json
 import os
 import subprocess
@@ -14,8 +15,11 @@ from megatron.errors import BadData, MissingInput
 pytest.importorskip("tokenizers")
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXTS = [f"The {animal} sat on the {place}, {number} times.\n" for number in range(40) for animal, place in
-         (("cat", "mat"), ("dog", "log"), ("frog", "bog"))]
+TEXTS = [
+    f"The {animal} sat on the {place}, {number} times.\n"
+    for number in range(40)
+    for animal, place in (("cat", "mat"), ("dog", "log"), ("frog", "bog"))
+]
 
 
 def build(folder, text):
@@ -34,11 +38,27 @@ def test_every_text_comes_back_and_a_mark_in_it_is_text(tmp_path):
 
 
 def test_the_same_file_with_any_number_of_threads(tmp_path):
-    code = ("import hashlib; from tests.data.test_train_tokenizer import TEXTS, train_byte_level_bpe; "
-            "print(hashlib.sha256(train_byte_level_bpe(TEXTS * 50, 400).encode()).hexdigest())")
-    made = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
-                           env={**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": str(threads != "1").lower(),
-                                "PYTHONHASHSEED": threads}).stdout for threads in ("1", "2", "3")]
+    code = (
+        "import hashlib; from tests.data.test_train_tokenizer import TEXTS, train_byte_level_bpe; "
+        "print(hashlib.sha256(train_byte_level_bpe(TEXTS * 50, 400).encode()).hexdigest())"
+    )
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+            env={
+                **os.environ,
+                "RAYON_NUM_THREADS": threads,
+                "TOKENIZERS_PARALLELISM": str(threads != "1").lower(),
+                "PYTHONHASHSEED": threads,
+            },
+        ).stdout
+        for threads in ("1", "2", "3")
+    ]
     assert len(set(made)) == 1 and len(made[0]) == 65
 
 

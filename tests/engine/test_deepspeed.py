@@ -1,4 +1,5 @@
 """DeepSpeed against the native engine in one process: curves, skips, checkpoints; and what is refused before it starts."""
+
 import importlib.util
 import json
 import math
@@ -27,18 +28,41 @@ from megatron.errors import Mismatch, MissingInput
 from tools.verify_layouts import fingerprint
 
 OP = "deepspeed_shm_comm"
-MODEL = Model(num_layers=2, hidden_size=32, num_attention_heads=2, kv_channels=16, ffn_hidden_size=64, seq_length=8,
-              vocab_size=50, padded_vocab_size=128, attention_dropout=0.0, hidden_dropout=0.1)
+MODEL = Model(
+    num_layers=2,
+    hidden_size=32,
+    num_attention_heads=2,
+    kv_channels=16,
+    ffn_hidden_size=64,
+    seq_length=8,
+    vocab_size=50,
+    padded_vocab_size=128,
+    attention_dropout=0.0,
+    hidden_dropout=0.1,
+)
 OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_grad=0.5)
-STEPS, SKIPPED = 6, 3                   # the step before which one replica meets a NaN
-PUBLISHED = {"train_micro_batch_size_per_gpu": 2, "train_batch_size": 8, "gradient_clipping": 0.5,
-             "zero_optimization": {"stage": 0}, "bf16": {"enabled": True}, "steps_per_print": 2000, "wall_clock_breakdown": False}
+STEPS, SKIPPED = 6, 3  # the step before which one replica meets a NaN
+PUBLISHED = {
+    "train_micro_batch_size_per_gpu": 2,
+    "train_batch_size": 8,
+    "gradient_clipping": 0.5,
+    "zero_optimization": {"stage": 0},
+    "bf16": {"enabled": True},
+    "steps_per_print": 2000,
+    "wall_clock_breakdown": False,
+}
 
 
 def config(model=MODEL, optim=OPTIM, bf16=False, **parallel):
-    return Config(model=model, parallel=Parallel(**{"deepspeed": True, "world_size": 2} | parallel), data=Data(),
-                  objective=Objective(), optim=optim, log=Log(),
-                  train=Train(micro_batch_size=2, global_batch_size=8, bf16=bf16, device="cpu"))
+    return Config(
+        model=model,
+        parallel=Parallel(**{"deepspeed": True, "world_size": 2} | parallel),
+        data=Data(),
+        objective=Objective(),
+        optim=optim,
+        log=Log(),
+        train=Train(micro_batch_size=2, global_batch_size=8, bf16=bf16, device="cpu"),
+    )
 
 
 def written(tmp_path, tree):
@@ -49,28 +73,33 @@ def written(tmp_path, tree):
 
 # The file that --deepspeed-config names
 
+
 def test_published_file_is_taken_with_the_flags_that_say_the_same(tmp_path):
     made = ds_config(config(bf16=True, deepspeed_config=written(tmp_path, PUBLISHED)))
     assert made["steps_per_print"] == 2000 and made["wall_clock_breakdown"] is False
-    assert made["zero_optimization"]["stage"] == 1 and "bf16" not in made           # the model casts: masters are fp32
+    assert made["zero_optimization"]["stage"] == 1 and "bf16" not in made  # the model casts: masters are fp32
     assert (made["train_batch_size"], made["gradient_accumulation_steps"], made["gradient_clipping"]) == (8, 2, 0.5)
 
 
-@pytest.mark.parametrize("tree, sentence", [
-    ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu is 4, but --micro-batch-size is 2: flags rule"),
-    ({"train_batch_size": 16}, "train_batch_size is 16, but --global-batch-size is 8"),
-    ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps is 1, but .* the number of micro-batches is 2"),
-    ({"gradient_clipping": 1.0}, "gradient_clipping is 1.0, but --clip-grad is 0.5"),
-    ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is 2, but --zero-stage is 0"),
-    ({"zero_optimization": {"stage": False}}, "zero_optimization.stage is false, but --zero-stage is 0"),
-    ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, 'is "cpu", but by --cpu-optimizer it is "none"'),
-    ({"bf16": {"enabled": True}}, "bf16.enabled is true, but --bf16 is false"),
-    ({"fp16": {"enabled": True, "loss_scale": 0}}, "fp16.enabled is true, but fp16, which is not offered"),
-    ({"optimizer": {"type": "Lion"}}, 'optimizer.type is "Lion", but the optimizer is "AdamW"'),
-    ({"optimizer": {"params": {"lr": 0.1}}}, "optimizer.params.lr is 0.1, but --lr is 0.01"),
-    ({"scheduler": {"type": "WarmupLR"}}, "scheduler.type is .*--lr-decay-style and --lr-warmup-samples are what decides"),
-    ({"zero_optimization": {"overlap_com": True}}, "overlap_com is true, but it is no setting that the file may add"),
-    ({"zero_optimization": {"zero_quantized_weights": True}}, "it is no setting that the file may add")])
+@pytest.mark.parametrize(
+    "tree, sentence",
+    [
+        ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu is 4, but --micro-batch-size is 2: flags rule"),
+        ({"train_batch_size": 16}, "train_batch_size is 16, but --global-batch-size is 8"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps is 1, but .* the number of micro-batches is 2"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping is 1.0, but --clip-grad is 0.5"),
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage is 2, but --zero-stage is 0"),
+        ({"zero_optimization": {"stage": False}}, "zero_optimization.stage is false, but --zero-stage is 0"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, 'is "cpu", but by --cpu-optimizer it is "none"'),
+        ({"bf16": {"enabled": True}}, "bf16.enabled is true, but --bf16 is false"),
+        ({"fp16": {"enabled": True, "loss_scale": 0}}, "fp16.enabled is true, but fp16, which is not offered"),
+        ({"optimizer": {"type": "Lion"}}, 'optimizer.type is "Lion", but the optimizer is "AdamW"'),
+        ({"optimizer": {"params": {"lr": 0.1}}}, "optimizer.params.lr is 0.1, but --lr is 0.01"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler.type is .*--lr-decay-style and --lr-warmup-samples are what decides"),
+        ({"zero_optimization": {"overlap_com": True}}, "overlap_com is true, but it is no setting that the file may add"),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "it is no setting that the file may add"),
+    ],
+)
 def test_conflict_names_both_values(tmp_path, tree, sentence):
     path = written(tmp_path, tree)
     with pytest.raises(ConfigError, match=sentence) as error:
@@ -79,27 +108,41 @@ def test_conflict_names_both_values(tmp_path, tree, sentence):
 
 
 def test_all_conflicts_at_once_and_auto_is_ours(tmp_path):
-    tree = {"gradient_clipping": 9, "train_batch_size": 9, "bf16": {"enabled": "auto"}, "optimizer": {"params": {"lr": "auto"}},
-            "fp16": {"enabled": False, "loss_scale_window": 1000}}
+    tree = {
+        "gradient_clipping": 9,
+        "train_batch_size": 9,
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"params": {"lr": "auto"}},
+        "fp16": {"enabled": False, "loss_scale_window": 1000},
+    }
     with pytest.raises(ConfigError) as error:
         additions(config(deepspeed_config=written(tmp_path, tree)))
     assert [m.split(": ")[1].split()[0] for m in error.value.mistakes] == ["gradient_clipping", "train_batch_size"]
 
 
 def test_additions_reach_deepspeed(tmp_path):
-    zero = {"overlap_comm": True, "offload_optimizer": {"device": "cpu", "pin_memory": True},
-            "offload_param": {"device": "none", "pin_memory": True}}
+    zero = {
+        "overlap_comm": True,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        "offload_param": {"device": "none", "pin_memory": True},
+    }
     path = written(tmp_path, {"zero_optimization": zero, "memory_breakdown": True})
     made = ds_config(config(zero_stage=2, cpu_optimizer=True, deepspeed_config=path))
     assert made["zero_optimization"]["overlap_comm"] and made["memory_breakdown"]
     assert made["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
-    assert "offload_param" not in made["zero_optimization"]                         # nothing is off-loaded, so nothing is pinned
+    assert "offload_param" not in made["zero_optimization"]  # nothing is off-loaded, so nothing is pinned
 
 
-@pytest.mark.parametrize("text, sentence", [
-    (None, r"cannot be read \(No such file"), ("{'a': 1}", "is not JSON"), ("[1]", "must be a JSON object"),
-    ("[" * 10**5, "is not JSON"),
-    ('{"gradient_clipping": 0.5, "gradient_clipping": 1}', "gradient_clipping is given twice")])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        (None, r"cannot be read \(No such file"),
+        ("{'a': 1}", "is not JSON"),
+        ("[1]", "must be a JSON object"),
+        ("[" * 10**5, "is not JSON"),
+        ('{"gradient_clipping": 0.5, "gradient_clipping": 1}', "gradient_clipping is given twice"),
+    ],
+)
 def test_unreadable_file_is_one_sentence(tmp_path, text, sentence):
     path = str(tmp_path / "none.json") if text is None else written(tmp_path, text)
     with pytest.raises(ConfigError, match=sentence) as error:
@@ -107,14 +150,16 @@ def test_unreadable_file_is_one_sentence(tmp_path, text, sentence):
     assert len(error.value.mistakes) == 1 and path in str(error.value)
 
 
-@pytest.mark.parametrize("name, parallel", [("zero1_offload.json", {"zero_stage": 1, "cpu_optimizer": True}),
-                                            ("zero3.json", {"zero_stage": 3})])
+@pytest.mark.parametrize(
+    "name, parallel", [("zero1_offload.json", {"zero_stage": 1, "cpu_optimizer": True}), ("zero3.json", {"zero_stage": 3})]
+)
 def test_files_of_the_project_are_taken(name, parallel):
     path = os.path.join(os.path.dirname(__file__), "..", "..", "ds_configs", name)
     assert additions(config(deepspeed_config=path, **parallel))
 
 
 # Compiled ops
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
@@ -191,7 +236,7 @@ def test_without_deepspeed_one_sentence_names_the_extra(cache, monkeypatch, tmp_
     monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingInput, match=r"pip install 'megatron-scaling\[deepspeed\]'"):
         check(config())
-    assert check(config(pipeline_model_parallel_size=2)) == []                      # where the native engine runs
+    assert check(config(pipeline_model_parallel_size=2)) == []  # where the native engine runs
     with pytest.raises(ConfigError, match="gradient_clipping is 9"):
         path = written(tmp_path, {"gradient_clipping": 9})
         check(config(pipeline_model_parallel_size=2, world_size=4, deepspeed_config=path))
@@ -206,14 +251,18 @@ def test_op_of_another_environment_is_refused(cache):
 
 # The engine
 
+
 def test_rectangles_cover_a_run_once_and_in_order():
     for width in range(1, 5):
         cells = torch.arange(4 * width).view(4, width)
         for start in range(4 * width):
             for stop in range(start, 4 * width + 1):
                 found = rectangles(start, stop, width)
-                covered = [i for row, column, rows, columns in found
-                           for i in cells[row:row + rows, column:column + columns].flatten().tolist()]
+                covered = [
+                    i
+                    for row, column, rows, columns in found
+                    for i in cells[row : row + rows, column : column + columns].flatten().tolist()
+                ]
                 assert covered == list(range(start, stop)) and len(found) <= 3
 
 
@@ -233,8 +282,15 @@ def batch(seed, rows=range(8)):
     """Rows of a global batch of 8, a fifth of whose positions carry no weight."""
     rng = torch.Generator().manual_seed(seed)
     ids, weights = torch.randint(0, 50, (8, 9), generator=rng)[rows], (torch.rand(8, 8, generator=rng) < 0.8).float()[rows]
-    return Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weights=weights, scored=weights.bool(), asked=asked_positions(weights),
-                 positions=torch.arange(8).expand(len(rows), 8), index=torch.tensor(rows) + 8 * seed)
+    return Batch(
+        inputs=ids[:, :-1],
+        targets=ids[:, 1:],
+        weights=weights,
+        scored=weights.bool(),
+        asked=asked_positions(weights),
+        positions=torch.arange(8).expand(len(rows), 8),
+        index=torch.tensor(rows) + 8 * seed,
+    )
 
 
 def micro_batches(seed, mesh):
@@ -284,11 +340,11 @@ def agree(ours, native, loss=2e-6, norm=1e-5):
 
 def compare(workers, world_size, cfg, recompute=None, **limits):
     one = replace(cfg, parallel=Parallel(world_size=1))
-    native, = workers(1, train, one, recompute)
+    (native,) = workers(1, train, one, recompute)
     said = workers(world_size, train, cfg, recompute)
     for rank in said:
         agree(rank, native, **limits)
-    replicas = said[::cfg.parallel.tensor_model_parallel_size]
+    replicas = said[:: cfg.parallel.tensor_model_parallel_size]
     loss, hits = (sum(next(line for line in rank if len(line) == 2)[i] for rank in replicas) for i in (0, 1))
     expected = next(line for line in native if len(line) == 2)
     assert loss == pytest.approx(expected[0], rel=limits.get("loss", 1e-6)) and (limits or hits == expected[1])
@@ -299,14 +355,32 @@ def test_stage_1_equals_one_process_of_the_native_engine(workers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size, parallel, recompute", [
-    (2, {"zero_stage": 0}, None), (2, {"zero_stage": 2}, None), (2, {"zero_stage": 3}, "full"), (1, {"zero_stage": 3}, None),
-    (2, {"tensor_model_parallel_size": 2}, None), (4, {"tensor_model_parallel_size": 2, "zero_stage": 3}, "selective"),
-    (4, {"tensor_model_parallel_size": 2, "zero_stage": 2, "sequence_parallel": True}, None),
-    (2, {"zero_stage": 1, "cpu_optimizer": True}, None), (2, {"zero_stage": 3, "cpu_params": True}, None),
-    (2, {"zero_stage": 2, "cpu_optimizer": True}, None),
-    (4, {"tensor_model_parallel_size": 2, "zero_stage": 3, "sequence_parallel": True, "cpu_optimizer": True, "cpu_params": True},
-     None)])
+@pytest.mark.parametrize(
+    "world_size, parallel, recompute",
+    [
+        (2, {"zero_stage": 0}, None),
+        (2, {"zero_stage": 2}, None),
+        (2, {"zero_stage": 3}, "full"),
+        (1, {"zero_stage": 3}, None),
+        (2, {"tensor_model_parallel_size": 2}, None),
+        (4, {"tensor_model_parallel_size": 2, "zero_stage": 3}, "selective"),
+        (4, {"tensor_model_parallel_size": 2, "zero_stage": 2, "sequence_parallel": True}, None),
+        (2, {"zero_stage": 1, "cpu_optimizer": True}, None),
+        (2, {"zero_stage": 3, "cpu_params": True}, None),
+        (2, {"zero_stage": 2, "cpu_optimizer": True}, None),
+        (
+            4,
+            {
+                "tensor_model_parallel_size": 2,
+                "zero_stage": 3,
+                "sequence_parallel": True,
+                "cpu_optimizer": True,
+                "cpu_params": True,
+            },
+            None,
+        ),
+    ],
+)
 def test_layout_equals_one_process_of_the_native_engine(workers, world_size, parallel, recompute):
     compare(workers, world_size, config(world_size=world_size, **parallel), recompute)
 
@@ -319,11 +393,28 @@ def test_bf16_keeps_fp32_masters_and_the_native_curve(workers, parallel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [
-    {"stage": 2, "overlap_comm": True, "contiguous_gradients": False, "reduce_scatter": False, "reduce_bucket_size": 500,
-     "allgather_bucket_size": 500},
-    {"stage": 3, "overlap_comm": False, "sub_group_size": 3000, "stage3_param_persistence_threshold": 0,
-     "stage3_prefetch_bucket_size": 1000, "stage3_max_live_parameters": 5000, "stage3_max_reuse_distance": 1000}])
+@pytest.mark.parametrize(
+    "zero",
+    [
+        {
+            "stage": 2,
+            "overlap_comm": True,
+            "contiguous_gradients": False,
+            "reduce_scatter": False,
+            "reduce_bucket_size": 500,
+            "allgather_bucket_size": 500,
+        },
+        {
+            "stage": 3,
+            "overlap_comm": False,
+            "sub_group_size": 3000,
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 1000,
+            "stage3_max_live_parameters": 5000,
+            "stage3_max_reuse_distance": 1000,
+        },
+    ],
+)
 def test_file_settings_change_no_result(workers, tmp_path, zero):
     compare(workers, 2, config(zero_stage=zero["stage"], deepspeed_config=written(tmp_path, {"zero_optimization": zero})))
 
@@ -335,6 +426,7 @@ def test_untied_head_without_clipping(workers):
 
 
 # Checkpoints
+
 
 def prints(engine):
     """Sums over this rank's pieces; those of all ranks add up to the whole."""
@@ -355,7 +447,7 @@ def save(environment, cfg, folder):
 def resume(environment, cfg, folder, weights_only):
     os.environ.update(environment)
     engine = make(cfg)
-    record(engine, range(20, 22))                           # a history that the checkpoint replaces
+    record(engine, range(20, 22))  # a history that the checkpoint replaces
     engine.load(checkpoint.load_latest(folder, group=engine.mesh.control, say=lambda line: None), weights_only)
     return prints(engine), record(engine, range(STEPS, STEPS + 4))
 
@@ -382,11 +474,16 @@ def test_checkpoint_of_stage_1_goes_on_in_one_native_process(workers, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source, target", [
-    (NATIVE, {"zero_stage": 3, "cpu_optimizer": True}), (NATIVE, {"zero_stage": 2}),
-    ({"zero_stage": 3}, {"tensor_model_parallel_size": 2, "zero_stage": 1}),
-    ({"tensor_model_parallel_size": 2, "zero_stage": 2}, {"zero_stage": 3}),
-    ({"zero_stage": 1, "cpu_optimizer": True}, {"tensor_model_parallel_size": 2, "zero_stage": 3, "world_size": 4})])
+@pytest.mark.parametrize(
+    "source, target",
+    [
+        (NATIVE, {"zero_stage": 3, "cpu_optimizer": True}),
+        (NATIVE, {"zero_stage": 2}),
+        ({"zero_stage": 3}, {"tensor_model_parallel_size": 2, "zero_stage": 1}),
+        ({"tensor_model_parallel_size": 2, "zero_stage": 2}, {"zero_stage": 3}),
+        ({"zero_stage": 1, "cpu_optimizer": True}, {"tensor_model_parallel_size": 2, "zero_stage": 3, "world_size": 4}),
+    ],
+)
 def test_checkpoint_moves_between_layouts(workers, tmp_path, source, target):
     wrote, read = move(workers, tmp_path, source, target)
     assert wrote[0] == read[0]
@@ -420,8 +517,13 @@ def test_published_script_reaches_its_tenth_step(workers, corpus, tmp_path, stag
         --deepspeed_config {written(tmp_path, settings)} --zero-stage 0"""
     start = [Path(sys.executable).parent / "deepspeed", "--num_accelerators", str(stages), "--master_port", str(free_port())]
     program = Path(__file__).parents[2] / "pretrain_gpt.py"
-    done = subprocess.run([*start, program, *flags.split()], capture_output=True, text=True, timeout=240,
-                          env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [*start, program, *flags.split()],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 10
     assert ("with a pipeline the native engine runs" in done.stdout) == (stages == 2)

@@ -11,8 +11,18 @@ from megatron.core.transformer import GPT
 from megatron.engine.native import NativeEngine
 from megatron.errors import Mismatch
 
-MODEL = Model(num_layers=2, hidden_size=32, num_attention_heads=2, kv_channels=16, ffn_hidden_size=64, seq_length=8,
-              vocab_size=50, padded_vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0)
+MODEL = Model(
+    num_layers=2,
+    hidden_size=32,
+    num_attention_heads=2,
+    kv_channels=16,
+    ffn_hidden_size=64,
+    seq_length=8,
+    vocab_size=50,
+    padded_vocab_size=128,
+    attention_dropout=0.0,
+    hidden_dropout=0.0,
+)
 OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_grad=0.5)
 
 
@@ -24,8 +34,15 @@ def batch(seed=0, rows=4):
     rng = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 50, (rows, 9), generator=rng)
     weights = torch.ones(rows, 8)
-    return Batch(inputs=ids[:, :-1], targets=ids[:, 1:], weights=weights, scored=weights.bool(),
-                 positions=torch.arange(8).expand(rows, 8), index=torch.arange(rows), asked=asked_positions(weights))
+    return Batch(
+        inputs=ids[:, :-1],
+        targets=ids[:, 1:],
+        weights=weights,
+        scored=weights.bool(),
+        positions=torch.arange(8).expand(rows, 8),
+        index=torch.arange(rows),
+        asked=asked_positions(weights),
+    )
 
 
 def poisoned(x):
@@ -49,8 +66,9 @@ def test_equals_plain_torch():
     """Clip and AdamW by torch itself on the same model, except for the decay of vectors, which is Megatron's: none."""
     ours, plain = engine(), GPT(MODEL, True, 0)
     matrices, vectors = [p for p in plain.parameters() if p.dim() > 1], [p for p in plain.parameters() if p.dim() == 1]
-    adam = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
-                             lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1)
+    adam = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1
+    )
     for i in range(4):
         step = ours.step([batch(i)], 1e-2)
         loss = plain.train()(batch(i))[0] / 32
@@ -67,7 +85,7 @@ def test_equals_plain_torch():
 def test_micro_batches_add_up_to_the_global_batch():
     whole, parts = engine(), engine()
     big = batch(rows=4)
-    halves = [Batch(**{k: v[i:i + 2] for k, v in vars(big).items() if k != "asked"}, asked=torch.arange(16)) for i in (0, 2)]
+    halves = [Batch(**{k: v[i : i + 2] for k, v in vars(big).items() if k != "asked"}, asked=torch.arange(16)) for i in (0, 2)]
     a, b = whole.step([big], 1e-2), parts.step(halves, 1e-2)
     assert a.loss == pytest.approx(b.loss, abs=2e-6) and a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
 
@@ -133,8 +151,13 @@ def test_score_gives_each_row_its_own_sums():
     assert scores.hits.sum() == int(hit.sum())
 
 
-LAYOUTS = {"dp2": {}, "zero1": {"zero_stage": 1}, "zero3": {"zero_stage": 3}, "tp2": {"tensor_model_parallel_size": 2},
-           "pp2": {"pipeline_model_parallel_size": 2}}
+LAYOUTS = {
+    "dp2": {},
+    "zero1": {"zero_stage": 1},
+    "zero3": {"zero_stage": 3},
+    "tp2": {"tensor_model_parallel_size": 2},
+    "pp2": {"pipeline_model_parallel_size": 2},
+}
 
 
 def engine_at(flags, seed=0):

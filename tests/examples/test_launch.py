@@ -1,4 +1,5 @@
 """examples/launch.sh: it starts a node's ranks, passes signals on, and ends as the rank that failed first."""
+
 import os
 import signal
 import subprocess
@@ -27,8 +28,13 @@ SITE = ("SLURM_", "OMP_", "MASTER_", "NNODES", "NODE_RANK", "NPROC")
 def start(tmp_path, body, **settings):
     (tmp_path / "child.sh").write_text(body)
     environ = {k: v for k, v in os.environ.items() if not k.startswith(SITE)}
-    return subprocess.Popen(["bash", str(ROOT / "examples/launch.sh"), "bash", str(tmp_path / "child.sh")], text=True,
-                            env=environ | {"PYTHON": sys.executable} | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        ["bash", str(ROOT / "examples/launch.sh"), "bash", str(tmp_path / "child.sh")],
+        text=True,
+        env=environ | {"PYTHON": sys.executable} | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(launched):
@@ -52,7 +58,7 @@ def test_each_of_two_nodes_by_hand(tmp_path):
 
 
 def test_a_slurm_step(tmp_path):
-    (tmp_path / "scontrol").write_text('#!/bin/sh\necho n1\necho n2\n')
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho n1\necho n2\n")
     (tmp_path / "scontrol").chmod(0o755)
     slurm = {"SLURM_JOB_ID": "123456", "SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "n[1-2]"}
     code, said = finish(start(tmp_path, CHILD, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_GPUS_ON_NODE="2", **slurm))
@@ -69,10 +75,16 @@ def test_signals_reach_every_rank(tmp_path, number):
     assert len((tmp_path / "logs/node-0.log").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("body, code", [
-    ("[[ $RANK == 1 ]] && exit 65; sleep 1; exit 75", 65),           # the others lost a peer: not the cause
-    ("[[ $RANK == 1 ]] && { sleep 1; exit 65; }; exit 75", 65),
-    ("[[ $RANK == 1 ]] && kill -9 $$; sleep 1; exit 75", 137), ("exit 86", 86), ("exit 75", 75)])
+@pytest.mark.parametrize(
+    "body, code",
+    [
+        ("[[ $RANK == 1 ]] && exit 65; sleep 1; exit 75", 65),  # the others lost a peer: not the cause
+        ("[[ $RANK == 1 ]] && { sleep 1; exit 65; }; exit 75", 65),
+        ("[[ $RANK == 1 ]] && kill -9 $$; sleep 1; exit 75", 137),
+        ("exit 86", 86),
+        ("exit 75", 75),
+    ],
+)
 def test_the_exit_code_is_the_causes(tmp_path, body, code):
     assert finish(start(tmp_path, body, NPROC_PER_NODE="3"))[0] == code
 

@@ -1,4 +1,5 @@
 """Every recipe, dry: what it would run parses, and its size, length and compute agree with megatron/budget.py."""
+
 import os
 import re
 import shlex
@@ -13,8 +14,11 @@ from megatron import budget, config
 from megatron.scaling.plan import Request, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(str(path.relative_to(ROOT / "examples")) for path in (ROOT / "examples").rglob("*.sh")
-                 if path.name not in ("common.sh", "setup.sh", "launch.sh"))
+RECIPES = sorted(
+    str(path.relative_to(ROOT / "examples"))
+    for path in (ROOT / "examples").rglob("*.sh")
+    if path.name not in ("common.sh", "setup.sh", "launch.sh")
+)
 OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 KEEP = ("PATH", "HOME", "LANG", "TMPDIR")
 
@@ -67,20 +71,20 @@ def test_flop_budgets_are_kept(recipe, tmp_path):
 
 
 def test_published_quickstart_and_optimum():
-    ar, = dry("quickstart/train_ar.sh", SCALE="gpu").values()
-    mdm, = dry("quickstart/train_mdm.sh", SCALE="gpu").values()
+    (ar,) = dry("quickstart/train_ar.sh", SCALE="gpu").values()
+    (mdm,) = dry("quickstart/train_mdm.sh", SCALE="gpu").values()
     assert (ar.optim.lr_decay_samples, mdm.optim.lr_decay_samples) == (2_440_244, 24_402_441)
     assert (mdm.optim.lr, mdm.optim.min_lr, mdm.optim.lr_decay_style, mdm.optim.weight_decay) == (2e-4, 2e-5, "cosine", 0.1)
     runs = dry("mdm/example_training_data_value.sh", SCALE="gpu", FLOPS="1e19", EPOCHS="1 10")
     assert list(runs) == ["mdm_data_value_1e19_117M_1ep", "mdm_data_value_1e19_117M_10ep"]
-    data = runs["mdm_data_value_1e19_117M_10ep"].data           # a tenth of D of one corpus
+    data = runs["mdm_data_value_1e19_117M_10ep"].data  # a tenth of D of one corpus
     assert (data.train_data_path_file, data.unique_tokens) == ("utils/datapaths/train_c4_full.txt", 1_348_574_076)
 
 
 def test_evaluation_reads_what_training_saved():
     for kind, num_mc in (("ar", 1), ("mdm", 8)):
-        trained, = dry(f"quickstart/train_{kind}.sh", SCALE="cpu").values()
-        scored, = dry(f"quickstart/eval_{kind}.sh", SCALE="cpu").values()
+        (trained,) = dry(f"quickstart/train_{kind}.sh", SCALE="cpu").values()
+        (scored,) = dry(f"quickstart/eval_{kind}.sh", SCALE="cpu").values()
         assert scored.train.load == trained.train.save and scored.log.run_dir != trained.log.run_dir
         assert (scored.train.skip_train, scored.train.eval_interval, scored.train.eval_iters) == (True, 1, 100)
         assert scored.objective.num_mc == num_mc and scored.model == trained.model
@@ -98,17 +102,44 @@ def test_model_param_and_flops_factor_change_a_run(param):
     assert list(runs) == ["mdm_chinchilla_1e19_425M"]
 
 
-@pytest.mark.parametrize("recipe, settings, request_", [
-    ("mdm/example_training_chinchilla.sh", {"SIZES": "57M 117M", "FLOPS": "6e18 1e19"},
-     {"objectives": ("mdm",), "flops": (6e18, 1e19), "sizes": ("57M", "117M"), "scale": "gpu"}),
-    ("arm/example_training_chinchilla.sh", {"SIZES": "CPU_16K", "FLOPS": "6e10"},
-     {"objectives": ("ar",), "flops": (6e10,), "sizes": ("CPU_16K",), "scale": "cpu"}),
-    ("mdm/example_training_data_value.sh", {"FLOPS": "1e19"},
-     {"kind": "data-value", "objectives": ("mdm",), "flops": (1e19,), "sizes": ("117M",), "epochs": (1, 2, 4, 10, 20, 50, 100),
-      "scale": "gpu"}),
-    ("crossover.sh", {"FLOPS": "2e10", "SIZES": "CPU_12K CPU_25K", "UNIQUE": "8000 128000"},
-     {"kind": "critical-compute", "flops": (2e10,), "sizes": ("CPU_12K", "CPU_25K"), "unique_tokens": (8000, 128000, 10**7),
-      "scale": "cpu"})])
+@pytest.mark.parametrize(
+    "recipe, settings, request_",
+    [
+        (
+            "mdm/example_training_chinchilla.sh",
+            {"SIZES": "57M 117M", "FLOPS": "6e18 1e19"},
+            {"objectives": ("mdm",), "flops": (6e18, 1e19), "sizes": ("57M", "117M"), "scale": "gpu"},
+        ),
+        (
+            "arm/example_training_chinchilla.sh",
+            {"SIZES": "CPU_16K", "FLOPS": "6e10"},
+            {"objectives": ("ar",), "flops": (6e10,), "sizes": ("CPU_16K",), "scale": "cpu"},
+        ),
+        (
+            "mdm/example_training_data_value.sh",
+            {"FLOPS": "1e19"},
+            {
+                "kind": "data-value",
+                "objectives": ("mdm",),
+                "flops": (1e19,),
+                "sizes": ("117M",),
+                "epochs": (1, 2, 4, 10, 20, 50, 100),
+                "scale": "gpu",
+            },
+        ),
+        (
+            "crossover.sh",
+            {"FLOPS": "2e10", "SIZES": "CPU_12K CPU_25K", "UNIQUE": "8000 128000"},
+            {
+                "kind": "critical-compute",
+                "flops": (2e10,),
+                "sizes": ("CPU_12K", "CPU_25K"),
+                "unique_tokens": (8000, 128000, 10**7),
+                "scale": "cpu",
+            },
+        ),
+    ],
+)
 def test_bash_and_python_plan_the_same_runs(recipe, settings, request_, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     asked = dry(recipe, RUNS_DIR=str(tmp_path), SCALE=request_["scale"], **settings)
@@ -131,10 +162,20 @@ def test_an_array_set_in_the_recipe(tmp_path):
 
 
 def test_sweeps_and_overrides():
-    runs = dry("arm/example_training_chinchilla.sh", SCALE="gpu", SIZES="57M 117M", FLOPS="6e18 1e+19", LEARNING_RATE="1e-3",
-               GRAD_CLIP_NORM="0.5", MICRO_BATCH_SIZE="4", GLOBAL_BATCH_SIZE="64", PAPER="1")
+    runs = dry(
+        "arm/example_training_chinchilla.sh",
+        SCALE="gpu",
+        SIZES="57M 117M",
+        FLOPS="6e18 1e+19",
+        LEARNING_RATE="1e-3",
+        GRAD_CLIP_NORM="0.5",
+        MICRO_BATCH_SIZE="4",
+        GLOBAL_BATCH_SIZE="64",
+        PAPER="1",
+    )
     assert [name.removesuffix("_lr1e-3_clip0.5_gbs64_paper") for name in runs] == [
-        f"ar_chinchilla_{budget}_{size}" for budget in ("6e18", "1e19") for size in ("57M", "117M")]
+        f"ar_chinchilla_{budget}_{size}" for budget in ("6e18", "1e19") for size in ("57M", "117M")
+    ]
     cfg = next(iter(runs.values()))
     assert (cfg.optim.lr, cfg.optim.min_lr, cfg.optim.clip_grad) == (1e-3, 1e-4, 0.5)
     assert (cfg.train.micro_batch_size, cfg.train.global_batch_size, cfg.model.attention_dropout) == (4, 64, 0.1)
@@ -149,12 +190,15 @@ def test_a_finished_run_is_skipped(tmp_path):
     assert list(runs) == ["ar_chinchilla_6e18_117M"]
 
 
-@pytest.mark.parametrize("settings, code, sentence", [
-    ({"SCALE": "gpu"}, 66, "is missing: prepare the corpus with python tools/preprocess_data.py"),
-    ({"SCALE": "tpu"}, 2, "SCALE=tpu must be cpu or gpu"),
-    ({"SCALE": "cpu", "CORPUS": "no such file.jsonl"}, 66, "cannot be read"),
-    ({"SCALE": "gpu", "DRY_RUN": "1", "SIZES": "426M"}, 2, "did you mean 425M or 489M?"),
-])
+@pytest.mark.parametrize(
+    "settings, code, sentence",
+    [
+        ({"SCALE": "gpu"}, 66, "is missing: prepare the corpus with python tools/preprocess_data.py"),
+        ({"SCALE": "tpu"}, 2, "SCALE=tpu must be cpu or gpu"),
+        ({"SCALE": "cpu", "CORPUS": "no such file.jsonl"}, 66, "cannot be read"),
+        ({"SCALE": "gpu", "DRY_RUN": "1", "SIZES": "426M"}, 2, "did you mean 425M or 489M?"),
+    ],
+)
 def test_refusals(settings, code, sentence, tmp_path):
     done = start("mdm/example_training_chinchilla.sh", cwd=tmp_path, RUNS_DIR="runs", DATA_DIR="data", **settings)
     assert (done.returncode, done.stdout) == (code, "") and sentence in done.stderr

@@ -1,4 +1,5 @@
 """A real Slurm, where one answers: two nodes, preempted in mid-run, requeued, finished; the curve of an undisturbed run."""
+
 import json
 import os
 import shutil
@@ -12,8 +13,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOCK = {"time", "step_seconds", "tokens_per_sec", "tokens_per_gpu_per_sec", "tflops", "mfu", "memory_bytes", "utilization"}
-SETTINGS = {"SCALE": "cpu", "MODEL_PARAM": "CPU_8K", "DATA_CNT": "20000", "EPOCH_CNT": "10", "EVAL_ITERS": "2",
-            "LOG_INTERVAL": "1", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "NPROC_PER_NODE": "1"}
+SETTINGS = {
+    "SCALE": "cpu",
+    "MODEL_PARAM": "CPU_8K",
+    "DATA_CNT": "20000",
+    "EPOCH_CNT": "10",
+    "EVAL_ITERS": "2",
+    "LOG_INTERVAL": "1",
+    "PYTHON": sys.executable,
+    "OMP_NUM_THREADS": "1",
+    "NPROC_PER_NODE": "1",
+}
 RUN = "mdm_multi_node_CPU_8K_20000x10"
 
 
@@ -39,8 +49,12 @@ def job(tmp_path, partition):
     """Submit the multi-node recipe with its header's placeholders filled in; whatever is left of it is cancelled."""
     (tmp_path / "text.txt").write_text("".join(f"To be, or not to be, that is question {i}.\n" for i in range(1000)))
     recipe = (ROOT / "examples/mdm/example_multi_node_training.sh").read_text()
-    for found, here in (("your_partition", partition), ("your_time", "15"), ("--cpus-per-task=64", "--cpus-per-task=1"),
-                        ("#SBATCH --gres=gpu:8\n", "")):
+    for found, here in (
+        ("your_partition", partition),
+        ("your_time", "15"),
+        ("--cpus-per-task=64", "--cpus-per-task=1"),
+        ("#SBATCH --gres=gpu:8\n", ""),
+    ):
         assert found in recipe
         recipe = recipe.replace(found, here)
     (tmp_path / "job.sh").write_text(recipe)
@@ -48,11 +62,18 @@ def job(tmp_path, partition):
     started = []
 
     def submit(runs):
-        done = slurm("sbatch", "--parsable", f"--output={tmp_path}/%j.out", str(tmp_path / "job.sh"), cwd=ROOT,
-                     env=os.environ | settings | {"RUNS_DIR": str(runs)})
+        done = slurm(
+            "sbatch",
+            "--parsable",
+            f"--output={tmp_path}/%j.out",
+            str(tmp_path / "job.sh"),
+            cwd=ROOT,
+            env=os.environ | settings | {"RUNS_DIR": str(runs)},
+        )
         assert done.returncode == 0, done.stderr
         started.append(done.stdout.strip())
         return started[-1], tmp_path / f"{started[-1]}.out"
+
     yield submit
     for number in started:
         slurm("scancel", number)
@@ -68,7 +89,7 @@ def wait(number, out, reached, seconds=240):
     while not reached():
         assert time.monotonic() < deadline, f"{state(number)}\n{out.read_text()[-2000:]}"
         if state(number)["JobState"] == "PENDING":
-            time.sleep(5)                                   # Slurm revokes the old start's credentials by the second
+            time.sleep(5)  # Slurm revokes the old start's credentials by the second
             slurm("scontrol", "update", f"JobId={number}", "StartTime=now")
         time.sleep(0.2)
 
@@ -102,9 +123,9 @@ def test_preempted_and_requeued_the_curve_is_the_same(tmp_path, job):
     wait(number, out, lambda: is_over(number))
     number, out = job(parts.parent)
     wait(number, out, lambda: (parts / "metrics.jsonl").exists() and len(records(parts)) > 40)
-    preempt(["scancel", "--signal=USR1", "--batch"], number, out, parts)                # as before the time limit
+    preempt(["scancel", "--signal=USR1", "--batch"], number, out, parts)  # as before the time limit
     wait(number, out, lambda: len(records(parts)) > 100)
-    preempt(["scontrol", "requeue"], number, out, parts)                                # as an administrator does
+    preempt(["scontrol", "requeue"], number, out, parts)  # as an administrator does
     wait(number, out, lambda: is_over(number))
     assert state(number)["ExitCode"] == "0:0" and (parts / "result.json").exists()
     assert len(records(whole)) > 190 and records(parts) == records(whole) and tensors(parts) == tensors(whole)
@@ -116,9 +137,24 @@ def test_preempted_and_requeued_the_curve_is_the_same(tmp_path, job):
 
 @pytest.mark.slow
 def test_one_task_a_rank_without_a_launcher(tmp_path, partition, corpus):
-    words = ("--num-layers 1 --hidden-size 16 --num-attention-heads 1 --seq-length 32 --micro-batch-size 1 --global-batch-size 8 "
-             "--train-iters 5 --lr 1e-3 --tokenizer-type ByteTokenizer --device cpu --eval-iters 0").split()
-    done = slurm("srun", f"--partition={partition}", "--nodes=2", "--ntasks=4", "--overcommit", sys.executable, "pretrain_gpt.py",
-                 *words, "--data-path", corpus, "--run-dir", str(tmp_path / "run"), cwd=ROOT)
+    words = (
+        "--num-layers 1 --hidden-size 16 --num-attention-heads 1 --seq-length 32 --micro-batch-size 1 --global-batch-size 8 "
+        "--train-iters 5 --lr 1e-3 --tokenizer-type ByteTokenizer --device cpu --eval-iters 0"
+    ).split()
+    done = slurm(
+        "srun",
+        f"--partition={partition}",
+        "--nodes=2",
+        "--ntasks=4",
+        "--overcommit",
+        sys.executable,
+        "pretrain_gpt.py",
+        *words,
+        "--data-path",
+        corpus,
+        "--run-dir",
+        str(tmp_path / "run"),
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["layout"]["world_size"] == 4

@@ -1,4 +1,5 @@
 """The bound: on a tabular model the mean of the estimator over t and masks equals its closed form, by enumeration."""
+
 import itertools
 import math
 
@@ -78,7 +79,7 @@ def test_the_count_form_hides_k_of_the_scored_tokens():
 
 
 def test_stratified_t_fills_each_stratum_of_the_global_batch_once():
-    micro_batches = [torch.arange(first, first + 4) for first in range(32, 48, 4)]          # four, of one global batch
+    micro_batches = [torch.arange(first, first + 4) for first in range(32, 48, 4)]  # four, of one global batch
     t = torch.cat([Noise(3, index).stratified(16) for index in micro_batches])
     ordered = t.sort().values
     assert torch.allclose(ordered.diff(), torch.full((15,), 1 / 16, dtype=torch.float64)) and 0 < ordered[0] and ordered[-1] <= 1
@@ -90,7 +91,7 @@ def test_noise_belongs_to_the_sample():
         objective, data = MaskedDiffusion(mask_id=MASK, strata=strata), clean(8, 20)
         whole = objective.pose(data, Noise(1, data.index), 0.0)
         for i in range(8):
-            alone = Clean(tokens=data.tokens[i:i + 1], scored=data.scored[i:i + 1], index=data.index[i:i + 1])
+            alone = Clean(tokens=data.tokens[i : i + 1], scored=data.scored[i : i + 1], index=data.index[i : i + 1])
             one = objective.pose(alone, Noise(1, alone.index), 0.0)
             assert torch.equal(one.inputs[0], whole.inputs[i]) and torch.equal(one.weights[0], whole.weights[i])
     assert not torch.equal(whole.inputs, objective.pose(data, Noise(2, data.index), 0.0).inputs)
@@ -112,7 +113,7 @@ def test_a_row_with_nothing_hidden_contributes_zero():
 
 def test_ar_and_mdm_score_the_same_tokens():
     data = clean(5, 12)
-    data.scored[:, 0] = data.scored[:, -1] = False                         # what validation sets
+    data.scored[:, 0] = data.scored[:, -1] = False  # what validation sets
     ar = NextToken().pose(data, Noise(1, data.index), 1.0)
     mdm = MaskedDiffusion(mask_id=MASK, eps=0.0).pose(data, Noise(1, data.index), 1.0)
     assert ar.targets[ar.scored].tolist() == mdm.targets[mdm.scored].tolist()

@@ -17,17 +17,36 @@ IDENTITY = {"params_convention": "total", "flops_convention": "6ND", "tokenizer"
 @pytest.fixture
 def sweep():
     """A table like that of a quickstart: tiny models, a little noise."""
+
     def make(objectives=("ar", "mdm"), budgets=(2e11, 6e11, 2e12), largest=4e5, sizes=5):
         random, rows = np.random.default_rng(0), []
         for objective, flops, params in itertools.product(objectives, budgets, np.geomspace(4e3, largest, sizes).tolist()):
             tokens = flops / 6 / params
             loss = float(LAWS[objective].loss(params, tokens) + 0.005 * random.standard_normal())
             name = f"{objective}-{flops:.0e}-{params:.0f}"
-            rows.append({"run": name, "cluster": name, "objective": objective, "params": params, "tokens": tokens, "flops": flops,
-                         "unique_tokens": tokens, "loss": loss, "loss_se_noise": 0.006, "loss_se_data": 0.01,
-                         "bound": BOUND[objective], **IDENTITY})
-        return Table(rows, dropped=[{"run": "lost", "line": None, "reason": "unfinished: no <result.json>"}],
-                     sources=[{"path": "table.csv", "sha256": "ab" * 32}], choices={"loss": "final", "unit": "nats"})
+            rows.append(
+                {
+                    "run": name,
+                    "cluster": name,
+                    "objective": objective,
+                    "params": params,
+                    "tokens": tokens,
+                    "flops": flops,
+                    "unique_tokens": tokens,
+                    "loss": loss,
+                    "loss_se_noise": 0.006,
+                    "loss_se_data": 0.01,
+                    "bound": BOUND[objective],
+                    **IDENTITY,
+                }
+            )
+        return Table(
+            rows,
+            dropped=[{"run": "lost", "line": None, "reason": "unfinished: no <result.json>"}],
+            sources=[{"path": "table.csv", "sha256": "ab" * 32}],
+            choices={"loss": "final", "unit": "nats"},
+        )
+
     return make
 
 
@@ -40,15 +59,20 @@ def run_folders(tmp_path, sweep):
         (folder / "result.json").write_text(json.dumps(row))
         (folder / "config.json").write_text("{}")
         (folder / "run.json").write_text(json.dumps({"code": "0123456789ab", "noise_seed": 3, "eval_seed": 7, "resumes": [{}]}))
-        (folder / "metrics.jsonl").write_text("".join(
-            json.dumps({"kind": "train", "step": step, "flops": row["flops"] * step / 40, "loss": row["loss"] + 4 / step}) + "\n"
-            for step in range(1, 41)))
+        (folder / "metrics.jsonl").write_text(
+            "".join(
+                json.dumps({"kind": "train", "step": step, "flops": row["flops"] * step / 40, "loss": row["loss"] + 4 / step})
+                + "\n"
+                for step in range(1, 41)
+            )
+        )
     return tmp_path / "runs"
 
 
 @pytest.fixture
 def legible():
     """Check that a figure is wide enough and that no text leaves it or meets another; gives all that is written."""
+
     def check(figure):
         width, height = figure.get_size_inches() * figure.dpi
         assert width >= 1600
@@ -58,6 +82,7 @@ def legible():
         for (one, a), (other, b) in itertools.combinations(texts, 2):
             assert not a.overlaps(b), f"{one!r} overlaps {other!r}"
         return "\n".join(text for text, _ in texts)
+
     return check
 
 
@@ -67,8 +92,11 @@ def _texts(figure):
     canvas.draw()
     hidden = {id(label) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in _labels_out_of_view(axis)}
     # an annotation's own box would include its arrow
-    return [(text.get_text(), Text.get_window_extent(text, canvas.get_renderer())) for text in figure.findobj(Text)
-            if text.get_visible() and text.get_text() and id(text) not in hidden]
+    return [
+        (text.get_text(), Text.get_window_extent(text, canvas.get_renderer()))
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text() and id(text) not in hidden
+    ]
 
 
 def _labels_out_of_view(axis):

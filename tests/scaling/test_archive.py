@@ -35,8 +35,12 @@ def rewrite(archive, change):
 def test_it_holds_records_fits_and_figures_but_no_checkpoints(folders, tmp_path):
     names = make(folders, tmp_path / "a.zip")
     assert {"README.md", "table.jsonl", MANIFEST, "report/fit.json", "report/isoflop.png"} <= set(names)
-    assert {name.rsplit("/", 1)[1] for name in names if name.startswith("runs/")} == {"config.json", "run.json", "result.json",
-                                                                                    "metrics.jsonl"}
+    assert {name.rsplit("/", 1)[1] for name in names if name.startswith("runs/")} == {
+        "config.json",
+        "run.json",
+        "result.json",
+        "metrics.jsonl",
+    }
     with zipfile.ZipFile(tmp_path / "a.zip") as packed:
         readme, rows = packed.read("README.md").decode(), packed.read("table.jsonl").splitlines()
         stated = dict(line.split("  ")[::-1] for line in packed.read(MANIFEST).decode().splitlines())
@@ -77,12 +81,16 @@ def test_a_path_without_anything_is_refused(name, tmp_path):
         make([tmp_path / name], tmp_path / "a.zip")
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda files: files.update({"report/fit.json": b"[]"}), "report/fit.json has other contents"),
-    (lambda files: files.pop("table.jsonl"), "table.jsonl is missing"),
-    (lambda files: files.update(extra=b""), "extra is not in the manifest"),
-    (lambda files: files.pop(MANIFEST), "no MANIFEST"),
-    (lambda files: files.update({MANIFEST: b"words\n"}), "not a list of SHA-256")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda files: files.update({"report/fit.json": b"[]"}), "report/fit.json has other contents"),
+        (lambda files: files.pop("table.jsonl"), "table.jsonl is missing"),
+        (lambda files: files.update(extra=b""), "extra is not in the manifest"),
+        (lambda files: files.pop(MANIFEST), "no MANIFEST"),
+        (lambda files: files.update({MANIFEST: b"words\n"}), "not a list of SHA-256"),
+    ],
+)
 def test_check_names_what_is_wrong(change, words, folders, tmp_path):
     make(folders, tmp_path / "a.zip")
     rewrite(tmp_path / "a.zip", change)

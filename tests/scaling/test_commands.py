@@ -5,13 +5,16 @@ from megatron.flags import ConfigError
 from megatron.scaling.commands import plan_of_commands
 from megatron.scaling.plan import load_plan, save_plan
 
-LINE = ("pretrain_{}.py --num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --global-batch-size 8 "
-        "--train-samples 1003 --lr 1e-3 --tokenizer-type ByteTokenizer --device cpu {} --save 'runs/a {}' --load 'runs/a {}'\n")
+LINE = (
+    "pretrain_{}.py --num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --global-batch-size 8 "
+    "--train-samples 1003 --lr 1e-3 --tokenizer-type ByteTokenizer --device cpu {} --save 'runs/a {}' --load 'runs/a {}'\n"
+)
 
 
 def test_commands_become_a_plan(tmp_path):
-    (tmp_path / "list").write_text(LINE.format("gpt", "--train-data-path 1.0 0:1600 x", 1, 1)
-                                   + "\n" + LINE.format("diff_gpt", "--data-path x", 2, 2))
+    (tmp_path / "list").write_text(
+        LINE.format("gpt", "--train-data-path 1.0 0:1600 x", 1, 1) + "\n" + LINE.format("diff_gpt", "--data-path x", 2, 2)
+    )
     plan = plan_of_commands(tmp_path / "list")
     ar, mdm = plan.runs
     assert (ar["name"], ar["objective"], ar["entry"]) == ("a 1", "ar", "pretrain_gpt.py")

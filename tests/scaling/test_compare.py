@@ -20,7 +20,7 @@ def runs(name, cost=1.0, shrink=1.0, noise=0.0, **changes):
 
 def fit(name, scale=1.0, **changes):
     """A law whose whole loss is that of 1 / scale the compute: A N^-a + B D^-a, E = 0 to all intents."""
-    grow = scale**0.15                                          # half of alpha: C^-(alpha beta / (alpha + beta))
+    grow = scale**0.15  # half of alpha: C^-(alpha beta / (alpha + beta))
     params = {"E": 1e-9, "A": 400 * grow, "B": 400 * grow, "alpha": 0.3, "beta": 0.3, "a": 0.5, "b": 0.5}
     draws = np.array([list(params.values())] * 50) * np.exp([[0, x, x, 0, 0, 0, 0] for x in np.linspace(-0.01, 0.01, 50)])
     law = Fit(form="chinchilla", params=params, draws=draws, range={"flops": [1e18, 1e20]})
@@ -45,7 +45,7 @@ def test_fits_at_equal_loss_and_equal_compute():
     assert found["compute"][0]["ratio"] == pytest.approx(2, rel=1e-3)
     assert found["params"][0]["ratio"] == pytest.approx(1) and found["params"][0]["params"][0] > 1e8
     low, high = found["compute"][0]["ci"]
-    assert low == pytest.approx(2, rel=1e-3) == high             # the same draws on both sides cancel
+    assert low == pytest.approx(2, rel=1e-3) == high  # the same draws on both sides cancel
     assert len(compare(fit("ar"), fit("mdm", 2.0))["compute"]) == 5
     assert compare(fit("ar"), fit("mdm"), at_loss=[1e-12])["compute"] == []
 

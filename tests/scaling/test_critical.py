@@ -20,9 +20,14 @@ def stated_fit(law, spread=0.0, bound="exact", seed=0, num_draws=200, unit="nats
     noise = np.random.default_rng(seed).standard_normal((num_draws, len(FORMS[form].names)))
     names = vars(law) | dict(zip("ab", law.exponents))
     values = np.array([names[name] for name in FORMS[form].names])
-    return Fit(form=form, params=dict(zip(FORMS[form].names, values)), draws=values * np.exp(spread * noise),
-               choices={"unit": unit}, conventions={"bound": bound, "tokenizer": "gpt2"},
-               range={"flops": [1e17, 1e21], "unique_tokens": [2.5e7, 1e9]})
+    return Fit(
+        form=form,
+        params=dict(zip(FORMS[form].names, values)),
+        draws=values * np.exp(spread * noise),
+        choices={"unit": unit},
+        conventions={"bound": bound, "tokenizer": "gpt2"},
+        range={"flops": [1e17, 1e21], "unique_tokens": [2.5e7, 1e9]},
+    )
 
 
 def crossover(ar=AR, mdm=MDM, unique=(1e8,), spread=0.0, num_draws=50, **more):
@@ -41,7 +46,7 @@ def brute_force(U, flops):
 
 def test_two_laws_without_repetition_cross_where_their_power_laws_do():
     ar, mdm = Chinchilla(1.8, 400.0, 900.0, 0.34, 0.34), Chinchilla(1.8, 900.0, 2400.0, 0.36, 0.36)
-    level = [law.optimal_loss(6.0) - 1.8 for law in (ar, mdm)]                   # L* = E + level (C / 6)^-(alpha beta / sum)
+    level = [law.optimal_loss(6.0) - 1.8 for law in (ar, mdm)]  # L* = E + level (C / 6)^-(alpha beta / sum)
     closed_form = 6 * (level[1] / level[0]) ** (1 / (0.18 - 0.17))
     found = crossover(ar, mdm, flops=(closed_form / 1e4, closed_form * 1e4))["critical"][0]
     assert found["flops"] == pytest.approx(closed_form, rel=1e-6)
@@ -77,8 +82,10 @@ def test_equal_exponents_make_critical_compute_grow_as_the_square_of_the_data():
 def test_intervals_cover_the_spread_of_paired_draws():
     ar, mdm = stated_fit(AR, 0.002), stated_fit(MDM, 0.002, "bound", seed=1)
     found = find_crossover(ar, mdm, [1e8])["critical"][0]
-    roots = [crossover(*(FORMS["data-constrained"].from_values(values) for values in pair), num_draws=2)["critical"][0]["flops"]
-             for pair in zip(ar.draws[:30], mdm.draws[:30])]
+    roots = [
+        crossover(*(FORMS["data-constrained"].from_values(values) for values in pair), num_draws=2)["critical"][0]["flops"]
+        for pair in zip(ar.draws[:30], mdm.draws[:30])
+    ]
     inside = [found["low"] <= root <= found["high"] for root in roots if root]
     assert len(inside) > 25 and np.mean(inside) >= 0.85
 
@@ -86,7 +93,7 @@ def test_intervals_cover_the_spread_of_paired_draws():
 def test_an_interval_ends_within_the_range_that_was_searched():
     """Draws in which MDM leads from the start cross somewhere below, which is not 0 FLOPs."""
     found = find_crossover(stated_fit(AR, 0.002), stated_fit(dataclasses.replace(AR, E=1.0), 0.002, "bound", seed=1), [1e8])
-    point, = found["critical"]
+    (point,) = found["critical"]
     assert (point["low"], point["high"]) == (None, point["searched"][0])
 
 

@@ -25,8 +25,12 @@ def observations(law=LAW, epochs=(1,), noise=0.004, seed=0, extra=()):
     cases = [(N, C / 6 / N, e) for N in (1e7, 3e7, 9e7, 3e8, 9e8) for C in (1e18, 1e19, 1e20, 1e21) for e in epochs] + list(extra)
     params, tokens, repeats = np.array(cases).T
     scatter = np.exp(noise * np.random.default_rng(seed).standard_normal(len(cases)))
-    return {"params": params, "tokens": tokens, "unique_tokens": tokens / repeats,
-            "loss": law.loss(params, tokens, tokens / repeats) * scatter}
+    return {
+        "params": params,
+        "tokens": tokens,
+        "unique_tokens": tokens / repeats,
+        "loss": law.loss(params, tokens, tokens / repeats) * scatter,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +65,17 @@ def test_the_shrinkage_is_that_of_fitting_the_run_as_well(chinchilla, quantity, 
     """Add the run on the law itself, where it moves nothing but the information."""
     known, wanted = weigh_evidence(chinchilla), parse_quantity(quantity)
     found = rank_runs(known, wanted, *run_at(*place), 1e18)[0]
-    row = {"run": "new", "params": place[0], "tokens": place[1], "unique_tokens": place[1],
-           "loss": float(chinchilla.law.loss(*place)), "held_out": False}
+    row = {
+        "run": "new",
+        "params": place[0],
+        "tokens": place[1],
+        "unique_tokens": place[1],
+        "loss": float(chinchilla.law.loss(*place)),
+        "held_out": False,
+    }
     more = dataclasses.replace(chinchilla, residuals=[*chinchilla.residuals, row])
     now, after = standard_error(known, wanted)[1], standard_error(weigh_evidence(more), wanted)[1]
-    scale = weigh_evidence(more).scatter / known.scatter                # one more degree of freedom
+    scale = weigh_evidence(more).scatter / known.scatter  # one more degree of freedom
     assert found["shrinkage"] == pytest.approx(1 - after / scale / now, abs=2e-3) and found["shrinkage"] > 5e-3
     assert found["ci_after"] == pytest.approx(interval_around(standard_error(known, wanted)[0], after / scale), rel=1e-3)
 
@@ -115,8 +125,10 @@ def test_rows_of_one_run_that_agree_count_as_fewer(chinchilla):
 
 def test_a_robust_loss_is_less_certain_than_least_squares():
     rows = observations()
-    errors = [standard_error(weigh_evidence(fit_law(rows, delta=delta, num_resamples=0)), parse_quantity("alpha"))[1]
-              for delta in (1e-5, 1.0)]
+    errors = [
+        standard_error(weigh_evidence(fit_law(rows, delta=delta, num_resamples=0)), parse_quantity("alpha"))[1]
+        for delta in (1e-5, 1.0)
+    ]
     assert errors[0] / errors[1] == pytest.approx(np.sqrt(np.pi / 2), rel=0.15)
 
 
@@ -124,8 +136,13 @@ def test_quantities_at_a_budget_or_a_run(constrained):
     known = weigh_evidence(constrained)
     law = constrained.law
     N, D = law.optimum(1e21, 1e9)
-    for text, value in (("N*@1e21,U=1e9", N), ("D*@C=1e21,U=1e9", D), ("epochs@1e21,U=1e9", D / 1e9),
-                        ("loss@1e21,U=1e9", law.loss(N, D, 1e9)), ("loss@N=1e9,D=1e11,U=1e10", law.loss(1e9, 1e11, 1e10))):
+    for text, value in (
+        ("N*@1e21,U=1e9", N),
+        ("D*@C=1e21,U=1e9", D),
+        ("epochs@1e21,U=1e9", D / 1e9),
+        ("loss@1e21,U=1e9", law.loss(N, D, 1e9)),
+        ("loss@N=1e9,D=1e11,U=1e10", law.loss(1e9, 1e11, 1e10)),
+    ):
         found, error = standard_error(known, parse_quantity(text))
         assert found == pytest.approx(value, rel=1e-4) and 0 < error < 1
 

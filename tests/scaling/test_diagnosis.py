@@ -68,7 +68,7 @@ def test_few_runs(num_rows, said):
 def test_an_irreducible_loss_that_vanishes_has_no_interval():
     """Resamples that agree on E = 0 would give an interval that excludes any E there may be."""
     table = columns(law=Chinchilla(E=1e-9, A=30.0, B=90.0, alpha=0.15, beta=0.15))
-    bent = 1 + 0.02 * np.log(table["params"] / 5e7)                 # lower losses than the law's at small sizes: E wants below 0
+    bent = 1 + 0.02 * np.log(table["params"] / 5e7)  # lower losses than the law's at small sizes: E wants below 0
     fit = fit_law(table | {"loss": table["loss"] / bent}, num_resamples=50)
     assert any("E tends to 0" in warning for warning in fit.warnings)
     assert fit.ci["E"] == [None, None] and "E" not in fit.se and None not in fit.ci["alpha"]

@@ -74,11 +74,15 @@ def test_tables_with_several_rows_a_run(tmp_path):
 def test_run_directories(tmp_path):
     result = {"objective": "ar", "params": 1e8, "tokens": 4e9, "flops": 2.4e18, "loss": 3.0, "bits_per_byte": 1.5}
     (tmp_path / "result.json").write_text(json.dumps(result))
-    (tmp_path / "metrics.jsonl").write_text("".join(
-        json.dumps({"kind": kind, "step": step, "tokens": step * 1e9, "flops": 0.0, "loss": loss}) + "\n"
-        for step in (1, 2, 3, 4) for kind, loss in (("train", 5.0 - step), ("val", 4.0 - step / 4))))
-    val, = read_curves(read_table([tmp_path], flops="6nd"))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"kind": kind, "step": step, "tokens": step * 1e9, "flops": 0.0, "loss": loss}) + "\n"
+            for step in (1, 2, 3, 4)
+            for kind, loss in (("train", 5.0 - step), ("val", 4.0 - step / 4))
+        )
+    )
+    (val,) = read_curves(read_table([tmp_path], flops="6nd"))
     np.testing.assert_allclose(val.flops, 6e8 * val.tokens)
     np.testing.assert_allclose(val.loss, [3.75, 3.5, 3.25, 3.0])
-    train, = read_curves(read_table([tmp_path], unit="bits-per-byte"), "train")
+    (train,) = read_curves(read_table([tmp_path], unit="bits-per-byte"), "train")
     np.testing.assert_allclose(train.loss, [2, 1.5, 1, 0.5])

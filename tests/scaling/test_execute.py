@@ -1,4 +1,5 @@
 """Carrying out a plan, with a stand-in for the trainer that writes its folder, fails, dies or is stopped as its flags say."""
+
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from megatron.scaling import execute
 from megatron.scaling.execute import Start, choose_start, command_line, run_plan
 from megatron.scaling.progress import stand
 
-STAND_IN = '''
+STAND_IN = """
 import json, os, shlex, signal, sys, time
 from pathlib import Path
 code = 0
@@ -49,12 +50,21 @@ for line in Path(sys.argv[1]).read_text().splitlines():
         (checkpoint / "manifest.json").touch()
     (folder / "result.json").write_text(json.dumps({"loss": 1.5, "steps": 10, "seconds": 2.0}))
 sys.exit(code)
-'''
+"""
 
 
 def entry(name, *flags, **more):
-    return {"name": name, "entry": "pretrain_gpt.py", "flags": list(flags), "tokens": 1000, "steps": 10, "flops_6nd": 1e6,
-            "params": 100, "trunk": None, "forecast": {"hours": 1 / 3600}} | more
+    return {
+        "name": name,
+        "entry": "pretrain_gpt.py",
+        "flags": list(flags),
+        "tokens": 1000,
+        "steps": 10,
+        "flops_6nd": 1e6,
+        "params": 100,
+        "trunk": None,
+        "forecast": {"hours": 1 / 3600},
+    } | more
 
 
 def branch(name, trunk, step, *flags):
@@ -77,6 +87,7 @@ def carry_out(tmp_path, monkeypatch):
         code = run_plan(SimpleNamespace(runs=members), tmp_path / "runs", Start(how=how, nproc=nproc), say=said.append, **options)
         assert not list((tmp_path / "runs").glob(".commands*"))
         return code, [line.split() for line in order.read_text().splitlines()] if order.exists() else [], "\n".join(said)
+
     return run
 
 
@@ -140,6 +151,7 @@ def test_a_signal_stops_the_run_and_starts_no_other(number, carry_out, tmp_path)
         while not (tmp_path / "runs/a/ready").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), number)
+
     threading.Thread(target=interrupt, daemon=True).start()
     before = signal.getsignal(number)
     code, order, _ = carry_out([entry("a", "--does", "wait"), entry("b")])
@@ -160,9 +172,17 @@ def test_several_nodes_of_a_job_start_by_srun(monkeypatch, tmp_path):
     assert start.words()[:4] == ["srun", "--nodes=2", "--ntasks-per-node=1", "bash"]
 
 
-@pytest.mark.parametrize("gpus, flags, asked, how", [
-    (0, [], {}, "in-process"), (1, [], {}, "one-by-one"), (8, [], {}, "torchrun"), (8, ["--device", "cpu"], {}, "in-process"),
-    (0, [], {"nproc": 2}, "torchrun"), (8, [], {"how": "one-by-one"}, "one-by-one")])
+@pytest.mark.parametrize(
+    "gpus, flags, asked, how",
+    [
+        (0, [], {}, "in-process"),
+        (1, [], {}, "one-by-one"),
+        (8, [], {}, "torchrun"),
+        (8, ["--device", "cpu"], {}, "in-process"),
+        (0, [], {"nproc": 2}, "torchrun"),
+        (8, [], {"how": "one-by-one"}, "one-by-one"),
+    ],
+)
 def test_how_runs_start_by_themselves(gpus, flags, asked, how, monkeypatch):
     monkeypatch.setattr(execute, "num_gpus", lambda: gpus)
     monkeypatch.delenv("NPROC_PER_NODE", raising=False)
@@ -178,6 +198,7 @@ def test_a_run_has_a_kill_switch_of_its_own(tmp_path):
 
 def test_a_run_that_another_process_has_is_left_alone(carry_out, tmp_path):
     import fcntl
+
     (tmp_path / "runs/a").mkdir(parents=True)
     with open(tmp_path / "runs/a/.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

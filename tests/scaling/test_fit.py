@@ -202,8 +202,7 @@ def test_two_stages_hold_the_first_and_pass_its_error_on():
     columns = repeating(noise=0.003)
     single = {name: column[columns["tokens"] == columns["unique_tokens"]] for name, column in columns.items()}
     first = fit_law(single, num_resamples=100)
-    known, drawn = (fit_law(columns, "data-constrained", chinchilla=given, num_resamples=100)
-                    for given in (first.params, first))
+    known, drawn = (fit_law(columns, "data-constrained", chinchilla=given, num_resamples=100) for given in (first.params, first))
     assert known.params["alpha"] == drawn.params["alpha"] == pytest.approx(first.params["alpha"], rel=1e-9)
     assert drawn.se["R_D"] > known.se["R_D"] and "alpha" in drawn.ci and "alpha" not in known.ci
     assert any("without draws" in warning for warning in known.warnings)
@@ -220,11 +219,24 @@ def test_only_a_form_that_may_rise_describes_overfitting():
     assert overfit.predict(4e9, 1e11, 1e9) > overfit.predict(4e9, 8e9, 1e9)
 
 
-@pytest.mark.parametrize("form", ["kaplan", "kaplan-params", "kaplan-tokens", "kaplan-flops", "power-params", "power-tokens",
-                                  "power-flops", "chinchilla-tied"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "kaplan",
+        "kaplan-params",
+        "kaplan-tokens",
+        "kaplan-flops",
+        "power-params",
+        "power-tokens",
+        "power-flops",
+        "chinchilla-tied",
+    ],
+)
 def test_recovers_every_other_form(form):
-    truth = {"kaplan": {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.095},
-             "chinchilla-tied": {"E": 1.8, "A": 500.0, "B": 700.0, "alpha": 0.35}}.get(form, {"alpha": 0.2})
+    truth = {
+        "kaplan": {"N_c": 8.8e13, "D_c": 5.4e13, "alpha_N": 0.076, "alpha_D": 0.095},
+        "chinchilla-tied": {"E": 1.8, "A": 500.0, "B": 700.0, "alpha": 0.35},
+    }.get(form, {"alpha": 0.2})
     if "-" in form and form != "chinchilla-tied":
         truth[{"params": "N_c", "tokens": "D_c", "flops": "C_c"}[form.split("-")[1]]] = 1e12
         truth |= {"E": 1.5} if form.startswith("power") else {}
@@ -257,7 +269,8 @@ def test_other_intervals_agree_with_the_bootstrap(method):
     params, tokens, loss = sweep(noise=0.004)
     columns = {"params": np.tile(params, 3), "tokens": np.tile(tokens, 3), "loss": np.tile(loss, 3)}
     columns["loss"] = TRUTH.loss(columns["params"], columns["tokens"]) * np.exp(
-        0.004 * np.random.default_rng(1).standard_normal(108))
+        0.004 * np.random.default_rng(1).standard_normal(108)
+    )
     drawn, other = (fit_law(columns, ci=ci, cluster=np.arange(108)) for ci in ("percentile", method))
     for name in ("E", "alpha", "beta"):
         width, expected = (np.diff(fit.ci[name])[0] for fit in (other, drawn))
@@ -268,10 +281,14 @@ def test_other_intervals_agree_with_the_bootstrap(method):
 def test_what_a_form_cannot_take_is_refused():
     params, tokens, loss = sweep()
     columns = {"params": params, "tokens": tokens, "loss": loss}
-    for more, message in (({"form": "cubic"}, "expected one of chinchilla"), ({"chinchilla": MUENNIGHOFF}, "leave it out"),
-                          ({"form": "kaplan", "starts": "grid"}, "published for the Chinchilla forms"),
-                          ({"ci": "guess"}, "percentile, delta, profile"), ({"starts": "many"}, "default, grid"),
-                          ({"form": "data-constrained", "chinchilla": {"E": 1.0}}, "lack A, B")):
+    for more, message in (
+        ({"form": "cubic"}, "expected one of chinchilla"),
+        ({"chinchilla": MUENNIGHOFF}, "leave it out"),
+        ({"form": "kaplan", "starts": "grid"}, "published for the Chinchilla forms"),
+        ({"ci": "guess"}, "percentile, delta, profile"),
+        ({"starts": "many"}, "default, grid"),
+        ({"form": "data-constrained", "chinchilla": {"E": 1.0}}, "lack A, B"),
+    ):
         with pytest.raises(BadData, match=message):
             fit_law(columns, **more)
 
@@ -316,7 +333,7 @@ def masked_runs(seed=3):
     """36 runs at CPU scale, of a plateau that no power law has, with 2 % of scatter."""
     places = itertools.product((2e10, 6e10, 2e11), (12e3, 25e3, 46e3), (np.inf, 8e3, 16e3, 32e3))
     params, tokens, unique = np.array([(N, C / (6 * N), min(U, C / (6 * N))) for C, N, U in places]).T
-    loss = 1.9 + 1.4 / (1 + (tokens / 3e5)**1.5 * (params / 2e4)**.3)
+    loss = 1.9 + 1.4 / (1 + (tokens / 3e5) ** 1.5 * (params / 2e4) ** 0.3)
     scatter = np.exp(np.random.default_rng(seed).normal(0, 0.02, len(loss)))
     return {"params": params, "tokens": tokens, "unique_tokens": unique, "loss": loss * scatter}
 

@@ -15,8 +15,9 @@ LAW = DataConstrained(E=1.7, A=300.0, B=900.0, alpha=0.34, beta=0.37, R_D=15.0, 
 def fit():
     params, unique, epochs = (grid.ravel() for grid in np.meshgrid([5e7, 3e8, 1e9, 4e9], [1e9, 1e10], [1, 2, 8, 30]))
     loss = LAW.loss(params, unique * epochs, unique) * np.exp(0.003 * np.random.default_rng(0).standard_normal(32))
-    return fit_law({"params": params, "tokens": unique * epochs, "unique_tokens": unique, "loss": loss}, "data-constrained",
-                   num_resamples=50)
+    return fit_law(
+        {"params": params, "tokens": unique * epochs, "unique_tokens": unique, "loss": loss}, "data-constrained", num_resamples=50
+    )
 
 
 def test_saved_and_loaded_is_the_same(fit, tmp_path):
@@ -36,7 +37,8 @@ def test_predictions_and_their_draws(fit):
     assert fit.predict(params, tokens, 1e9) == pytest.approx(LAW.loss(params, tokens, 1e9), rel=0.02)
     assert fit.predict_draws(params, tokens, 1e9).shape == (50, 2) and fit.predict_draws(1e8, 2e10, 1e9).shape == (50,)
     assert fit.predict_draws(1e8, 2e10, 1e9)[3] == pytest.approx(
-        DataConstrained(*(fit.draws[3][fit.names.index(name)] for name in vars(LAW))).loss(1e8, 2e10, 1e9))
+        DataConstrained(*(fit.draws[3][fit.names.index(name)] for name in vars(LAW))).loss(1e8, 2e10, 1e9)
+    )
     size, seen = fit.optimum_draws(1e20, 1e9)
     assert size.shape == (50,) and size * seen == pytest.approx(1e20 / 6)
     assert fit.optimum(1e20, 1e9)[0] == pytest.approx(np.median(size), rel=0.3)
@@ -57,9 +59,16 @@ def test_params_alone_are_a_fit(tmp_path):
         fit.predict_draws(1e9, 1e10)
 
 
-@pytest.mark.parametrize("text, said", [("{", "not JSON"), ("[]", "no params"), ('{"params": {"E": 1}}', "no form"),
-                                        ('{"params": {"E": "x"}}', "expected a number"),
-                                        ('{"form": "kaplan", "params": {"E": 1}}', "lack N_c")])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("{", "not JSON"),
+        ("[]", "no params"),
+        ('{"params": {"E": 1}}', "no form"),
+        ('{"params": {"E": "x"}}', "expected a number"),
+        ('{"form": "kaplan", "params": {"E": 1}}', "lack N_c"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, text, said):
     path = tmp_path / "fit.json"
     path.write_text(text)

@@ -24,8 +24,11 @@ def test_sandwich_of_a_line_is_that_of_least_squares():
 
 def test_rows_of_a_cluster_are_one():
     problem, ends, low, high, _ = line()
-    doubled = Problem(lambda theta: tuple(np.repeat(part, 2, axis=-1) for part in problem.log_loss(theta)),
-                      np.repeat(problem.ln_loss, 2), problem.delta)
+    doubled = Problem(
+        lambda theta: tuple(np.repeat(part, 2, axis=-1) for part in problem.log_loss(theta)),
+        np.repeat(problem.ln_loss, 2),
+        problem.delta,
+    )
     single, _ = sandwich(problem, ends.theta[0], low, high, np.arange(200))
     pairs, _ = sandwich(doubled, ends.theta[0], low, high, np.repeat(np.arange(200), 2))
     np.testing.assert_allclose(pairs, single, rtol=1e-9)
@@ -69,7 +72,7 @@ def test_rescaled_draws_have_the_scatter_of_plain_ones():
     draws = 0.1 * np.random.default_rng(0).standard_normal((4000, 2)) / np.sqrt(2)
     scaled = rescale(draws, np.zeros(2), np.full(2, -1.0), np.full(2, 1.0))
     np.testing.assert_allclose(scaled.std(axis=0), 0.1, rtol=0.05)
-    assert np.all(rescale(draws, np.zeros(2), np.array([0.0, -1.0]), np.full(2, 1.0))[:, 0] >= 0)       # E cannot be negative
+    assert np.all(rescale(draws, np.zeros(2), np.array([0.0, -1.0]), np.full(2, 1.0))[:, 0] >= 0)  # E cannot be negative
 
 
 def test_percentiles_are_open_where_a_bound_decides():
@@ -84,4 +87,4 @@ def test_scatter_of_replicates():
     noise = 0.01 * np.tile([-1.0, 0.0, 1.0], 3)
     found = replicate_scatter(size + noise, np.arange(9), size, tokens)
     assert found == pytest.approx({"rms": 0.01, "groups": 3, "degrees_of_freedom": 6})
-    assert replicate_scatter(size + noise, np.repeat([0, 1, 2], 3), size, tokens) is None      # checkpoints of one run
+    assert replicate_scatter(size + noise, np.repeat([0, 1, 2], 3), size, tokens) is None  # checkpoints of one run

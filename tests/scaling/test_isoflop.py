@@ -42,7 +42,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         middle = found.minima[1]
         truths = ((middle.params_ci, 0.045 * 6e11**0.5), (middle.loss_ci, 3 * 3**-0.06), (found.ci["a"], 0.5))
         hits += [ci[0] < truth < ci[1] for ci, truth in truths]
-    assert np.all(hits / 150 >= 0.89), hits       # 0.95 less 3.4 binomial standard deviations
+    assert np.all(hits / 150 >= 0.89), hits  # 0.95 less 3.4 binomial standard deviations
 
 
 def test_the_noise_a_run_states_widens_the_intervals():
@@ -61,7 +61,7 @@ def test_three_sizes_have_intervals_only_from_stated_noise():
 
 def test_a_minimum_outside_the_data_is_marked_and_left_out():
     flops, params, tokens, loss = sweep(0.001)
-    keep = (flops != 2e12) | (params < 0.04 * 2e12**0.5)        # only the falling side of the largest budget
+    keep = (flops != 2e12) | (params < 0.04 * 2e12**0.5)  # only the falling side of the largest budget
     flops, params, tokens, loss = (column[keep] for column in (flops, params, tokens, loss))
     flops, params, tokens, loss = (np.append(c, v) for c, v in zip((flops, params, tokens, loss), (2e12, 5e4, 2e12 / 3e5, 2.612)))
     found = fit_isoflop(flops, params, tokens, loss, num_resamples=50)
@@ -109,7 +109,7 @@ def test_unfinished_runs_are_refused():
 
 def test_equal_loss_ratio_of_power_laws_is_exact():
     ar = fit_isoflop(*sweep(0.0), num_resamples=0)
-    mdm = fit_isoflop(*sweep(0.0, level=3.0 * 2**0.06), num_resamples=0)      # needs twice the compute, everywhere
+    mdm = fit_isoflop(*sweep(0.0, level=3.0 * 2**0.06), num_resamples=0)  # needs twice the compute, everywhere
     ratios = equal_loss_ratios(ar, mdm)
     assert [ratio["ratio"] for ratio in ratios] == pytest.approx([2, 2, 2], rel=1e-6)
     assert [ratio["extrapolated"] for ratio in ratios] == [True, False, False]
@@ -132,7 +132,7 @@ def test_parabolas_over_tokens_are_those_over_params_where_compute_is_their_prod
 def test_a_window_leaves_the_far_sizes_out():
     flops, params, tokens, loss = sweep(sizes=9)
     best = 0.045 * flops**0.5
-    loss = loss + 0.3 * np.abs(np.log10(params / best)) ** 3            # no parabola, far from the minimum
+    loss = loss + 0.3 * np.abs(np.log10(params / best)) ** 3  # no parabola, far from the minimum
     wide, near = (fit_isoflop(flops, params * 1.3, tokens, loss, num_resamples=0, window=window) for window in (None, 0.5))
     truth = 1.3 * 0.045 * 6e11**0.5
     assert abs(near.minima[1].params / truth - 1) < abs(wide.minima[1].params / truth - 1)
@@ -142,7 +142,7 @@ def test_a_window_leaves_the_far_sizes_out():
 
 def test_budgets_can_be_named():
     flops, params, tokens, loss = sweep()
-    spread = flops * np.tile([0.8, 0.9, 1, 1.1, 1.25], 3)               # too wide for one budget, by the gaps
+    spread = flops * np.tile([0.8, 0.9, 1, 1.1, 1.25], 3)  # too wide for one budget, by the gaps
     assert not fit_isoflop(spread, params, tokens, loss, num_resamples=0).minima
     named = fit_isoflop(spread, params, tokens, loss, num_resamples=0, budget=flops)
     assert len(named.interior) == 3 and named.exponents["a"] == pytest.approx(0.5, abs=1e-6)
@@ -159,7 +159,7 @@ def test_clusters_are_drawn_within_a_budget_or_over_all():
     assert apart.ci["a"][0] < 0.5 < apart.ci["a"][1] and apart.ci_method == "bootstrap by cluster"
     seeds = fit_isoflop(*columns, num_resamples=300, ci="cluster", cluster=np.repeat(["a", "b", "c"], 27))
     assert seeds.ci["a"][0] < seeds.exponents["a"] < seeds.ci["a"][1] and seeds.failed_resamples == 0
-    few = fit_isoflop(*sweep(0.01), num_resamples=300, ci="cluster")    # five runs a budget: some draws hold two sizes
+    few = fit_isoflop(*sweep(0.01), num_resamples=300, ci="cluster")  # five runs a budget: some draws hold two sizes
     assert np.isnan(few.draws["params"]).any() and few.ci["a"][0] < few.exponents["a"] < few.ci["a"][1]
 
 
@@ -193,15 +193,26 @@ def test_ratios_at_a_loss_and_at_a_budget():
 
 def rows(**changes):
     columns = dict(zip(("flops", "params", "tokens", "loss"), sweep(0.002)))
-    return [{"run": f"r{i}", "line": i, "objective": "ar", "epochs": 1.0, "cluster": f"r{i}", "where": "t",
-             **{name: column[i] for name, column in columns.items()}, **changes} for i in range(15)]
+    return [
+        {
+            "run": f"r{i}",
+            "line": i,
+            "objective": "ar",
+            "epochs": 1.0,
+            "cluster": f"r{i}",
+            "where": "t",
+            **{name: column[i] for name, column in columns.items()},
+            **changes,
+        }
+        for i in range(15)
+    ]
 
 
 def test_tables_by_objective_and_budget():
     table = Table(rows() + rows(objective="mdm"))
     found = fit_table(table, num_resamples=50)
     assert set(found) == {"ar", "mdm"} and found["ar"].exponents == found["mdm"].exponents
-    assert not np.array_equal(found["ar"].draws["params"], found["mdm"].draws["params"])         # independent draws
+    assert not np.array_equal(found["ar"].draws["params"], found["mdm"].draws["params"])  # independent draws
     nominal = [row | {"budget": 2 * row["flops"]} for row in rows()]
     assert fit_table(Table(nominal), num_resamples=0)["ar"].minima[0].flops == 2 * BUDGETS[0]
     by_column = fit_table(Table(nominal), num_resamples=0, budgets="column")["ar"]

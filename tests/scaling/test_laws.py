@@ -18,8 +18,9 @@ def test_loss_is_the_published_formula():
 def test_optimum_has_the_least_loss_of_its_budget_and_spends_it():
     flops = 5.76e23
     params, tokens = HOFFMANN.optimum(flops)
-    best = minimize_scalar(lambda x: HOFFMANN.loss(np.exp(x), flops / 6 / np.exp(x)), bounds=(20, 30), method="bounded",
-                           options={"xatol": 1e-9})
+    best = minimize_scalar(
+        lambda x: HOFFMANN.loss(np.exp(x), flops / 6 / np.exp(x)), bounds=(20, 30), method="bounded", options={"xatol": 1e-9}
+    )
     assert 6 * params * tokens == pytest.approx(flops, rel=1e-12)
     assert np.log(params) == pytest.approx(best.x, abs=1e-5)
     assert HOFFMANN.optimal_loss(flops) == pytest.approx(best.fun, rel=1e-12)
@@ -60,7 +61,7 @@ def test_published_values_of_the_data_constrained_law():
     assert C4.loss(6.34e9, 242e9, 25e9) == pytest.approx(2.2256440890, rel=1e-9)
     assert C4.loss(8.67e9, 178e9, 25e9) == pytest.approx(2.2269634075, rel=1e-9)
     epochs = np.array([2, 4, 8, 16, 40, 100])
-    known = pytest.approx([.984, .931, .828, .661, .379, .1636], abs=6e-4)
+    known = pytest.approx([0.984, 0.931, 0.828, 0.661, 0.379, 0.1636], abs=6e-4)
     assert C4.effective_tokens(epochs * 1e9, 1e9) / (epochs * 1e9) == known
     params, tokens = C4.optimum(1e22, 25e9)
     assert (params, tokens / 25e9) == (pytest.approx(7.02e9, rel=2e-3), pytest.approx(9.49, rel=2e-3))

@@ -20,8 +20,14 @@ def predictions(count=1, ln_sd=0.01):
 
 
 def outcome(prediction, z=0.0, **more):
-    row = {"run": "r", "params": prediction["params"], "tokens": 1e10, "unique_tokens": 1e9, "objective": "ar",
-           "loss": prediction["loss"] * np.exp(z * prediction["ln_sd"])}
+    row = {
+        "run": "r",
+        "params": prediction["params"],
+        "tokens": 1e10,
+        "unique_tokens": 1e9,
+        "objective": "ar",
+        "loss": prediction["loss"] * np.exp(z * prediction["ln_sd"]),
+    }
     return row | more
 
 
@@ -61,8 +67,9 @@ def test_fresh_data_is_the_same_for_every_larger_corpus(tmp_path):
     assert score(written(tmp_path / "m", [two]), Table([outcome(two, unique_tokens=1e10)]))["pending"] == []
 
 
-@pytest.mark.parametrize("scale, shift, verdict",
-                         [(1, 0, "consistent"), (4, 0, "overconfident"), (1, 3, "biased: runs end above")])
+@pytest.mark.parametrize(
+    "scale, shift, verdict", [(1, 0, "consistent"), (4, 0, "overconfident"), (1, 3, "biased: runs end above")]
+)
 def test_calibration(tmp_path, scale, shift, verdict):
     found = predictions(12)
     z = np.linspace(-1.5, 1.5, 12) * scale + shift

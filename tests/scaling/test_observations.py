@@ -5,14 +5,21 @@ from megatron.errors import BadData
 from megatron.scaling.observations import held_out, observe
 from megatron.scaling.table import Table
 
-ROWS = [{"run": "a", "params": 1e6, "tokens": 2e8, "loss": 3.0, "seed": 1},
-        {"run": "a", "params": 1e6, "tokens": 4e8, "loss": 2.9},
-        {"run": "b", "params": 4e6, "tokens": 4e8, "loss": 2.5, "unique_tokens": 1e8}]
+ROWS = [
+    {"run": "a", "params": 1e6, "tokens": 2e8, "loss": 3.0, "seed": 1},
+    {"run": "a", "params": 1e6, "tokens": 4e8, "loss": 2.9},
+    {"run": "b", "params": 4e6, "tokens": 4e8, "loss": 2.5, "unique_tokens": 1e8},
+]
 
 
 def test_rows_columns_and_tables_are_the_same():
-    columns = {"run": ["a", "a", "b"], "params": [1e6, 1e6, 4e6], "tokens": [2e8, 4e8, 4e8], "loss": [3.0, 2.9, 2.5],
-               "unique_tokens": [2e8, 4e8, 1e8]}
+    columns = {
+        "run": ["a", "a", "b"],
+        "params": [1e6, 1e6, 4e6],
+        "tokens": [2e8, 4e8, 4e8],
+        "loss": [3.0, 2.9, 2.5],
+        "unique_tokens": [2e8, 4e8, 1e8],
+    }
     for given in (ROWS, Table(ROWS), columns):
         found = observe(given)
         assert list(found.cluster) == [0, 0, 1] and found.names == ["a", "a", "b"]
@@ -32,8 +39,9 @@ def test_a_missing_column_and_a_bad_value_are_named():
         observe({"params": [1.0, 1.0], "tokens": [1.0, 1.0], "loss": [1.0, 0.0]})
 
 
-@pytest.mark.parametrize("condition, expected", [("params>=4e6", [0, 0, 1]), ("epochs>1", [0, 0, 1]), ("run=a", [1, 1, 0]),
-                                                 ("seed=1", [1, 0, 0])])
+@pytest.mark.parametrize(
+    "condition, expected", [("params>=4e6", [0, 0, 1]), ("epochs>1", [0, 0, 1]), ("run=a", [1, 1, 0]), ("seed=1", [1, 0, 0])]
+)
 def test_conditions_hold_rows_out(condition, expected):
     assert list(held_out(condition, observe(ROWS))[0]) == expected
 

@@ -1,4 +1,5 @@
 """A plan: the published recipe number by number, exact N and FLOPs, one trunk for many lengths, and a file that is read back."""
+
 import json
 import subprocess
 import sys
@@ -40,10 +41,17 @@ def test_the_published_isoflop_recipe_number_by_number():
         assert run["flops_6nd"] == pytest.approx(run["budget"]["flops"], rel=2e-3)
 
 
-@pytest.mark.parametrize("name, samples, steps", [
-    ("ar_chinchilla_1e19_217M", 3_741_565, 14_615), ("mdm_chinchilla_1e19_117M", 6_584_834, 25_722),
-    ("ar_chinchilla_3e19_425M", 5_856_278, 22_876), ("mdm_chinchilla_3e19_217M", 11_224_696, 43_846),
-    ("ar_chinchilla_1e20_724M", 11_621_566, 45_396), ("mdm_chinchilla_1e20_425M", 19_520_925, 76_253)])
+@pytest.mark.parametrize(
+    "name, samples, steps",
+    [
+        ("ar_chinchilla_1e19_217M", 3_741_565, 14_615),
+        ("mdm_chinchilla_1e19_117M", 6_584_834, 25_722),
+        ("ar_chinchilla_3e19_425M", 5_856_278, 22_876),
+        ("mdm_chinchilla_3e19_217M", 11_224_696, 43_846),
+        ("ar_chinchilla_1e20_724M", 11_621_566, 45_396),
+        ("mdm_chinchilla_1e20_425M", 19_520_925, 76_253),
+    ],
+)
 def test_published_optima(name, samples, steps):
     run = next(run for run in make_plan(PUBLISHED).runs if run["name"] == name)
     assert run["flags"][run["flags"].index("--train-samples") + 1] == str(samples) and run["steps"] == steps
@@ -54,7 +62,12 @@ def test_numbers_are_the_shape_s():
         cfg = parsed(run)
         shape, tokens = cfg.model.shape(), cfg.train.train_samples * 2048
         assert [run[n] for n in ("params", "params_non_embedding", "params_with_head", "tokens", "samples")] == [
-            shape.total(), shape.non_embedding(), shape.with_head(), tokens, cfg.train.train_samples]
+            shape.total(),
+            shape.non_embedding(),
+            shape.with_head(),
+            tokens,
+            cfg.train.train_samples,
+        ]
         assert run["flops_6nd"] == 6.0 * shape.total() * tokens
         assert run["flops_exact"] == shape.flops_per_token(2048) * tokens
         assert run["entry"] == {"ar": "pretrain_gpt.py", "mdm": "pretrain_diff_gpt.py"}[run["objective"]]
@@ -107,6 +120,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
 
 # -- one trunk
 
+
 def test_branches_share_a_trunk_and_decay_from_its_checkpoints():
     runs = make_plan(replace(PUBLISHED, schedule="wsd")).runs
     by_name = {run["name"]: run for run in runs}
@@ -126,8 +140,15 @@ def test_branches_share_a_trunk_and_decay_from_its_checkpoints():
 
 
 def test_epochs_over_fixed_data_share_a_trunk():
-    asked = Request(kind="data-value", unique_tokens=(10**8,), epochs=(1, 4, 10), sizes=("117M",), objectives=("mdm",),
-                    train_data=("x",), schedule="wsd")
+    asked = Request(
+        kind="data-value",
+        unique_tokens=(10**8,),
+        epochs=(1, 4, 10),
+        sizes=("117M",),
+        objectives=("mdm",),
+        train_data=("x",),
+        schedule="wsd",
+    )
     trunk, *branches = make_plan(asked).runs
     assert [run["name"] for run in branches] == [f"mdm_data_value_117M_u100000000_{epochs}ep_wsd" for epochs in (1, 4, 10)]
     assert {run["trunk"] for run in branches} == {trunk["name"]} and trunk["checkpoints"] == 3
@@ -136,8 +157,15 @@ def test_epochs_over_fixed_data_share_a_trunk():
 
 def test_a_data_value_sweep_takes_its_parts_of_one_file(tiny, tmp_path):
     """Seven epoch counts over nested first tokens of one corpus: what the plan says of the data is what the run finds."""
-    asked = replace(tiny, kind="data-value", flops=(3e8,), epochs=(1, 2, 4, 10, 20, 50, 100), schedule="cosine",
-                    seq_length=8, batch_size="fixed:2")
+    asked = replace(
+        tiny,
+        kind="data-value",
+        flops=(3e8,),
+        epochs=(1, 2, 4, 10, 20, 50, 100),
+        schedule="cosine",
+        seq_length=8,
+        batch_size="fixed:2",
+    )
     runs = make_plan(asked).runs
     configs = [parsed(run) for run in runs]
     assert {tuple(cfg.data.train_data_path) for cfg in configs} == {tiny.train_data}
@@ -145,12 +173,14 @@ def test_a_data_value_sweep_takes_its_parts_of_one_file(tiny, tmp_path):
     assert parts == sorted(set(parts), reverse=True) and parts[1:] == [run["unique_tokens"] for run in runs[1:]]
     assert [run["epochs"] for run in runs] == pytest.approx((1, 2, 4, 10, 20, 50, 100), rel=0.02)
     done = start(runs[4], tmp_path / "runs")
-    assert (done["unique_tokens"], done["epochs"], done["tokens"]) == tuple(runs[4][name] for name in ("unique_tokens", "epochs",
-                                                                                                   "tokens"))
+    assert (done["unique_tokens"], done["epochs"], done["tokens"]) == tuple(
+        runs[4][name] for name in ("unique_tokens", "epochs", "tokens")
+    )
 
 
-@pytest.mark.parametrize("lengths, points", [([100], [80]), ([100, 200, 400], [80, 160, 320]), ([5, 7], [4, 6]),
-                                             ([137, 911, 2500], [110, 729, 2000])])
+@pytest.mark.parametrize(
+    "lengths, points", [([100], [80]), ([100, 200, 400], [80, 160, 320]), ([5, 7], [4, 6]), ([137, 911, 2500], [110, 729, 2000])]
+)
 def test_branches_leave_the_trunk_where_their_decay_begins(lengths, points):
     assert branch_points(lengths, 0.2, 0) == points
     with pytest.raises(ValueError, match=f"a run of {lengths[0]} steps is too short for {points[0] + 1} of warm-up"):
@@ -170,8 +200,16 @@ def tiny(tmp_path):
         with IndexedWriter(str(tmp_path / name), np.uint16) as writer:
             for document in np.split(rng.integers(0, 250, 10_000), 20):
                 writer.add_document(document)
-    return Request(scale="cpu", flops=(1e9, 2e9), sizes=("CPU_5K",), objectives=("mdm",), schedule="wsd",
-                   train_data=(str(tmp_path / "train"),), valid_data=(str(tmp_path / "valid"),), flags=("--eval-iters", "1"))
+    return Request(
+        scale="cpu",
+        flops=(1e9, 2e9),
+        sizes=("CPU_5K",),
+        objectives=("mdm",),
+        schedule="wsd",
+        train_data=(str(tmp_path / "train"),),
+        valid_data=(str(tmp_path / "valid"),),
+        flags=("--eval-iters", "1"),
+    )
 
 
 def start(run, folder, load=None):
@@ -190,6 +228,21 @@ def test_a_cooldown_from_the_trunk_is_the_run_that_decays_on_its_own(tiny, tmp_p
     assert branch["loss"] == alone["loss"] and branch["lr_decayed"]
     for plan_name, name in {"flops_6nd": "flops", "global_batch_size": "batch_size"}.items():
         assert short[plan_name] == branch[name]
-    for name in ("params", "params_non_embedding", "params_with_head", "params_published", "tokens", "samples", "steps", "epochs",
-                 "unique_tokens", "flops_exact", "lr", "seed", "seq_length", "name", "objective"):
+    for name in (
+        "params",
+        "params_non_embedding",
+        "params_with_head",
+        "params_published",
+        "tokens",
+        "samples",
+        "steps",
+        "epochs",
+        "unique_tokens",
+        "flops_exact",
+        "lr",
+        "seed",
+        "seq_length",
+        "name",
+        "objective",
+    ):
         assert short[name] == branch[name], name

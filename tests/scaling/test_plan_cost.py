@@ -1,4 +1,5 @@
 """The forecast: its arithmetic by hand, its memory that of the layout."""
+
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,16 @@ from megatron.scaling.plan_flags import data_flags, model_flags, optim_flags
 
 def parsed(size="217M", samples=256_000, batch=256, *more, world=1):
     shape = find_size(size)[1]
-    words = [*model_flags(shape, 2048, ("--bf16",), 1234, batch),
-             *optim_flags(samples, 100, 2e-4, {"--lr-decay-style": "cosine"}), *data_flags(("x",), ("y",), ()),
-             "--eval-iters", "0", "--vocab-size", "50257", *more]
+    words = [
+        *model_flags(shape, 2048, ("--bf16",), 1234, batch),
+        *optim_flags(samples, 100, 2e-4, {"--lr-decay-style": "cosine"}),
+        *data_flags(("x",), ("y",), ()),
+        "--eval-iters",
+        "0",
+        "--vocab-size",
+        "50257",
+        *more,
+    ]
     return config.parse(words, "ar", environ={"RANK": "0", "WORLD_SIZE": str(world)} if world > 1 else {})
 
 
@@ -42,7 +50,7 @@ def test_validation_takes_a_third_of_training():
     def seconds(cfg, valid_tokens=None):
         return forecast(cfg, 0, speed, Rates(), valid_tokens)["hours"] * 3600
 
-    assert seconds(scored) - seconds(cfg) == pytest.approx(4 * (2 * 256 * 2048) * 4 / 3)      # steps 300, 600, 900 and the last
+    assert seconds(scored) - seconds(cfg) == pytest.approx(4 * (2 * 256 * 2048) * 4 / 3)  # steps 300, 600, 900 and the last
     assert seconds(scored, 1000) - seconds(cfg) == pytest.approx(4 * 1000 * 4 / 3)
 
 
@@ -52,12 +60,15 @@ def test_nothing_is_forecast_from_nothing():
     assert found["memory_bytes"] > 0
 
 
-@pytest.mark.parametrize("points, low, high", [
-    ([(1e8, 1e-6), (1e9, 2e-6)], 1e-6, 2e-6),
-    ([(1e8, 1e-7), (1e9, 2e-6)], 1e-7, 2e-6),
-    ([(1e7, 1e-8), (1e8, 1e-7), (1e9, 1e-6)], 1e-7, 1e-6),
-    ([(1e9, 2e-6)], 2e-7, 2e-6),
-])
+@pytest.mark.parametrize(
+    "points, low, high",
+    [
+        ([(1e8, 1e-6), (1e9, 2e-6)], 1e-6, 2e-6),
+        ([(1e8, 1e-7), (1e9, 2e-6)], 1e-7, 2e-6),
+        ([(1e7, 1e-8), (1e8, 1e-7), (1e9, 1e-6)], 1e-7, 1e-6),
+        ([(1e9, 2e-6)], 2e-7, 2e-6),
+    ],
+)
 def test_the_power_law_through_measured_speeds(points, low, high):
     speed = speed_of_points(points, "measured")
     assert (speed.seconds(1e8, 1), speed.seconds(1e9, 1)) == pytest.approx((low, high))
@@ -68,7 +79,7 @@ def test_memory_is_the_layout_s(world, words):
     """Weights, gradients and moments are 16 bytes a parameter in one process; what is cut over several is counted once."""
     cfg = parsed("217M", 256_000, 256, *words, world=world)
     found = forecast(cfg, 0, None, Rates(gpus=world))["memory_bytes"]
-    load, = forecast_layout(cfg).loads
+    (load,) = forecast_layout(cfg).loads
     state = load.weights + load.gradients + load.moments
     assert found == load.peak > state + load.activations
     share = {1: 16, 8: 8 + 8 / 8, 2: 16 / 2}[world]

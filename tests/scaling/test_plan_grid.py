@@ -1,4 +1,5 @@
 """The points of a plan: how many, which lengths, which data, which names, and every mistake at once."""
+
 import pytest
 
 from megatron import budget
@@ -36,7 +37,7 @@ def test_lengths_are_those_of_budget_py():
         assert (cell.samples, cell.warmup) == budget.flop_budget(cell.budget["flops"], params)[1:]
     found, _ = cells(tokens=(10**9,), sizes=SIZES)
     assert {(cell.samples, cell.warmup) for cell in found} == {budget.epoch_budget(10**9, 1)[1:]}
-    cell, = cells(unique_tokens=(99952399,), epochs=(50,), sizes=("140M",), objectives=("ar",), train_data=("x",))[0]
+    (cell,) = cells(unique_tokens=(99952399,), epochs=(50,), sizes=("140M",), objectives=("ar",), train_data=("x",))[0]
     assert cell.samples == 2_440_244 and (cell.data, cell.first) == (("x",), 99952399)
 
 
@@ -54,18 +55,21 @@ def test_epochs_at_fixed_compute_and_at_fixed_data():
 def test_one_size_at_the_optimum_is_the_published_one():
     found, _ = cells(kind="data-value", flops=(1e19,), epochs=(1, 10))
     assert [cell.size for cell in found] == ["217M", "217M", "117M", "117M"]
-    assert {cell.data for cell in found} == {("utils/datapaths/train_c4_full.txt",)}           # one corpus for all
+    assert {cell.data for cell in found} == {("utils/datapaths/train_c4_full.txt",)}  # one corpus for all
     assert [cell.first for cell in found] == [cell.unique for cell in found] == [7662725892, 766272589, 13485740760, 1348574076]
     found, _ = cells(kind="data-value", flops=(1e19,), epochs=(1, 10), train_data=("data/gpt2tok_c4_{subset}_text_document",))
-    assert [cell.data[0] for cell in found] == [f"data/gpt2tok_c4_{name}_text_document"
-                                                for name in ("7B6", "7B6_10ep", "13B5", "13B5_10ep")]
+    assert [cell.data[0] for cell in found] == [
+        f"data/gpt2tok_c4_{name}_text_document" for name in ("7B6", "7B6_10ep", "13B5", "13B5_10ep")
+    ]
 
 
 def test_critical_compute_has_both_objectives_over_every_u_and_reads_large_ones_once():
-    found, notes = cells(kind="critical-compute", flops=(1e18,), unique_tokens=(10**7, 10**8, 10**12, 10**13), sizes=("57M",),
-                         train_data=("x",))
-    assert [cell.name for cell in found] == [f"{objective}_crossover_1e18_57M_{part}" for objective in ("ar", "mdm")
-                                             for part in ("u10000000", "u100000000", "1ep")]
+    found, notes = cells(
+        kind="critical-compute", flops=(1e18,), unique_tokens=(10**7, 10**8, 10**12, 10**13), sizes=("57M",), train_data=("x",)
+    )
+    assert [cell.name for cell in found] == [
+        f"{objective}_crossover_1e18_57M_{part}" for objective in ("ar", "mdm") for part in ("u10000000", "u100000000", "1ep")
+    ]
     assert len(notes) == 1 and "2 runs" in notes[0]
 
 
@@ -73,7 +77,7 @@ def test_more_unique_tokens_than_the_corpus_has(corpus):
     common = dict(scale="cpu", flops=(1e9,), sizes=("CPU_5K",), train_data=(corpus,))
     assert "has 8192 tokens, less than the 20000" in refused(kind="critical-compute", unique_tokens=(20_000,), **common)
     once, *_ = cells(kind="data-value", epochs=(1, 10), **common)[0]
-    assert once.unique == 8192                                                  # the recipes cap what nobody asked for
+    assert once.unique == 8192  # the recipes cap what nobody asked for
 
 
 def test_wsd_has_the_same_sizes_at_every_budget():
@@ -81,25 +85,28 @@ def test_wsd_has_the_same_sizes_at_every_budget():
     assert len(found) == 10 and len({cell.size for cell in found}) == 5
 
 
-@pytest.mark.parametrize("asked, sentence", [
-    (dict(), "how long are the runs"),
-    (dict(flops=(1e18,), tokens=(10**9,)), "give one"),
-    (dict(unique_tokens=(10**8,), sizes=SIZES), "alone says nothing of the length"),
-    (dict(flops=(1e18,), unique_tokens=(10**8,), epochs=(2,)), "leave one out"),
-    (dict(kind="critical-compute", flops=(1e18,)), "needs --flops and --unique-tokens"),
-    (dict(tokens=(10**9,)), "--sizes auto needs --flops"),
-    (dict(flops=(1e18,), sizes=("auto", "57M")), "stands alone"),
-    (dict(flops=(1e18,), lr="rule:none"), "--lr rule:none: the rules are"),
-    (dict(flops=(1e18,), batch_size="x"), "--batch-size x"),
-    (dict(flops=(1e18,), schedule="wsd", lr="rule:step-law"), "share one"),
-    (dict(flops=(1e18,), schedule="wsd", decay_share=1.5), "between 0 and 1"),
-    (dict(flops=(1e18,), sizes=("426M", "0 0 0 0 0")), "did you mean 425M"),
-    (dict(flops=(1e18,), name="../x"), "--name ../x"),
-    (dict(flops=(1e18,), flags=("--output-dir", "x", "--load", "y")), "--load, --run-dir: where runs live"),
-    (dict(flops=(1e18,), flags=("--unique-tokens", "5M")), "give it before the --"),
-    (dict(flops=(1e18, 1e18), sizes=SIZES), "two runs would have this name"),
-    (dict(flops=(1e18,), sizes=SIZES, epochs=(10**7,), train_data=("x",)), "less than one sample"),
-])
+@pytest.mark.parametrize(
+    "asked, sentence",
+    [
+        (dict(), "how long are the runs"),
+        (dict(flops=(1e18,), tokens=(10**9,)), "give one"),
+        (dict(unique_tokens=(10**8,), sizes=SIZES), "alone says nothing of the length"),
+        (dict(flops=(1e18,), unique_tokens=(10**8,), epochs=(2,)), "leave one out"),
+        (dict(kind="critical-compute", flops=(1e18,)), "needs --flops and --unique-tokens"),
+        (dict(tokens=(10**9,)), "--sizes auto needs --flops"),
+        (dict(flops=(1e18,), sizes=("auto", "57M")), "stands alone"),
+        (dict(flops=(1e18,), lr="rule:none"), "--lr rule:none: the rules are"),
+        (dict(flops=(1e18,), batch_size="x"), "--batch-size x"),
+        (dict(flops=(1e18,), schedule="wsd", lr="rule:step-law"), "share one"),
+        (dict(flops=(1e18,), schedule="wsd", decay_share=1.5), "between 0 and 1"),
+        (dict(flops=(1e18,), sizes=("426M", "0 0 0 0 0")), "did you mean 425M"),
+        (dict(flops=(1e18,), name="../x"), "--name ../x"),
+        (dict(flops=(1e18,), flags=("--output-dir", "x", "--load", "y")), "--load, --run-dir: where runs live"),
+        (dict(flops=(1e18,), flags=("--unique-tokens", "5M")), "give it before the --"),
+        (dict(flops=(1e18, 1e18), sizes=SIZES), "two runs would have this name"),
+        (dict(flops=(1e18,), sizes=SIZES, epochs=(10**7,), train_data=("x",)), "less than one sample"),
+    ],
+)
 def test_refusals(asked, sentence):
     assert sentence in refused(**asked)
 

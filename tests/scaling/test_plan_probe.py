@@ -1,4 +1,5 @@
 """The probe starts the real programs; here on a tiny corpus."""
+
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,14 @@ from megatron.scaling.plan_probe import probe_plan, probe_run
 
 
 def request(corpus):
-    return Request(scale="cpu", flops=(1e10,), sizes=("CPU_5K", "CPU_25K"), objectives=("ar",),
-                   train_data=("1.0", "0:0.8", corpus), valid_data=("1.0", "0.8:1", corpus))
+    return Request(
+        scale="cpu",
+        flops=(1e10,),
+        sizes=("CPU_5K", "CPU_25K"),
+        objectives=("ar",),
+        train_data=("1.0", "0:0.8", corpus),
+        valid_data=("1.0", "0.8:1", corpus),
+    )
 
 
 def test_the_smallest_and_the_largest_run_are_measured(corpus):

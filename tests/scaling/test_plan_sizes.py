@@ -1,4 +1,5 @@
 """Automatic sizes: they bracket the expected optimum, whatever states it."""
+
 import json
 import math
 
@@ -35,11 +36,15 @@ def test_cpu_scale_brackets_the_optimum(flops):
 
 def test_published_optima_are_found():
     """arXiv:2507.15857: the compute-optimal sizes of its three budgets."""
-    for objective, best in {"ar": {1e19: "217M", 3e19: "425M", 1e20: "724M"},
-                            "mdm": {1e19: "117M", 3e19: "217M", 1e20: "425M"}}.items():
+    for objective, best in {
+        "ar": {1e19: "217M", 3e19: "425M", 1e20: "724M"},
+        "mdm": {1e19: "117M", 3e19: "217M", 1e20: "425M"},
+    }.items():
         for flops, size in best.items():
-            assert expected_optimum("published", objective, flops) == pytest.approx(
-                find_size(size)[1].published(), rel=0.1), (objective, flops)
+            assert expected_optimum("published", objective, flops) == pytest.approx(find_size(size)[1].published(), rel=0.1), (
+                objective,
+                flops,
+            )
 
 
 def test_rules_agree_with_their_formulas():
@@ -72,7 +77,13 @@ def test_no_sizes_below_the_vocabulary():
 
 def test_sizes_whose_published_count_misses_are_not_taken():
     assert [name for name in sizes() if not name.startswith("CPU") and not counted_well(name, 50257, "published")] == [
-        "20M", "35M", "11452M", "12569M", "13735M", "14940M"]
+        "20M",
+        "35M",
+        "11452M",
+        "12569M",
+        "13735M",
+        "14940M",
+    ]
 
 
 @pytest.mark.parametrize("target", [2e7, 1.5e8, 3e9, 3e10, 2e11])

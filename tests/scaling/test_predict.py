@@ -35,9 +35,10 @@ def test_the_optimum_of_fresh_data_is_the_closed_form():
 
 def test_two_of_three_say_the_run():
     fit = stated_fit(AR, 0.01)
-    one, two, three = (predict_run(fit, "ar", unique_tokens=1e9, **given)
-                       for given in ({"flops": 6e20, "params": 1e9}, {"flops": 6e20, "tokens": 1e11},
-                                     {"params": 1e9, "tokens": 1e11}))
+    one, two, three = (
+        predict_run(fit, "ar", unique_tokens=1e9, **given)
+        for given in ({"flops": 6e20, "params": 1e9}, {"flops": 6e20, "tokens": 1e11}, {"params": 1e9, "tokens": 1e11})
+    )
     assert one["loss"] == pytest.approx(two["loss"]) == pytest.approx(three["loss"])
     assert one["params_ci"] == [1e9, 1e9] and one["epochs"] == 100
 
@@ -55,7 +56,7 @@ def test_a_fit_that_states_no_scatter_says_so():
 
 
 def test_extrapolation_is_said():
-    fit = dataclasses.replace(stated_fit(AR), residual_rms=0.01)    # its data: 1e17 to 1e21 FLOPs
+    fit = dataclasses.replace(stated_fit(AR), residual_rms=0.01)  # its data: 1e17 to 1e21 FLOPs
     assert predict_run(fit, "ar", flops=9e21, unique_tokens=1e9)["warnings"] == []
     assert "flops lies 1e+03x beyond" in predict_run(fit, "ar", flops=1e24, unique_tokens=1e9)["warnings"][0]
 

@@ -1,4 +1,5 @@
 """Where runs stand, from folders made by hand."""
+
 import json
 
 import pytest
@@ -29,10 +30,15 @@ class Plan:
 
 def test_states(tmp_path):
     write(tmp_path / "done", result={"loss": 2.5, "steps": 10, "seconds": 80.0}, run={"created": 0.0})
-    write(tmp_path / "failed", exit={"code": 65, "reason": "BadData: x", "step": 3}, run={"created": 0.0},
-          metrics=[record(3, 30.0)])
-    write(tmp_path / "stopped", exit={"code": 85, "reason": "received SIGUSR1", "step": 5}, run={"created": 100.0},
-          metrics=[record(4, 140.0), record(5, 150.0), {"kind": "val", "step": 5, "time": 151.0}])
+    write(
+        tmp_path / "failed", exit={"code": 65, "reason": "BadData: x", "step": 3}, run={"created": 0.0}, metrics=[record(3, 30.0)]
+    )
+    write(
+        tmp_path / "stopped",
+        exit={"code": 85, "reason": "received SIGUSR1", "step": 5},
+        run={"created": 100.0},
+        metrics=[record(4, 140.0), record(5, 150.0), {"kind": "val", "step": 5, "time": 151.0}],
+    )
     write(tmp_path / "killed", train=["saved", "the last words"])
     (tmp_path / "killed/.lock").touch()
     found = {run.run: run for run in status(Plan(*map(entry, ("done", "failed", "stopped", "killed", "new"))), tmp_path)}
@@ -42,7 +48,7 @@ def test_states(tmp_path):
     assert (found["failed"].reason, found["failed"].code, found["failed"].seconds) == ("BadData: x", 65, 30.0)
     assert (found["stopped"].step, found["stopped"].share, found["stopped"].seconds) == (5, 0.5, 50.0)
     assert found["killed"].reason.endswith("its log ends: the last words") and found["killed"].code is None
-    pace = (80 + 30 + 50) / (100 + 30 + 50)                                     # seconds as measured / as forecast
+    pace = (80 + 30 + 50) / (100 + 30 + 50)  # seconds as measured / as forecast
     assert found["new"].remaining_seconds == pytest.approx(100 * pace)
     assert found["stopped"].remaining_seconds == pytest.approx(50 * pace)
     whole = total(list(found.values()))
@@ -72,8 +78,11 @@ def test_a_branch_has_done_only_what_is_its_own(tmp_path):
 
 
 def test_the_seconds_of_all_processes_of_a_run_count(tmp_path):
-    write(tmp_path / "a", run={"created": 0.0, "resumes": [{"time": 1000.0}]},
-          metrics=[record(1, 10.0), record(2, 20.0), record(3, 1005.0), record(4, 1010.0)])
+    write(
+        tmp_path / "a",
+        run={"created": 0.0, "resumes": [{"time": 1000.0}]},
+        metrics=[record(1, 10.0), record(2, 20.0), record(3, 1005.0), record(4, 1010.0)],
+    )
     assert seconds_so_far(tmp_path / "a") == pytest.approx(20 + 10)
     assert seconds_so_far(tmp_path / "a", {"seconds": 15.0}) == pytest.approx(20 + 15)
     assert seconds_so_far(tmp_path / "none") is None

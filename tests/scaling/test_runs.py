@@ -6,8 +6,17 @@ import pytest
 from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.scaling.runs import check_comparable, differences, read_result, records, run_directories, training_curve
 
-RESULT = {"run": "small", "objective": "ar", "loss": 2.5, "bound": "exact", "tokenizer": "t", "eval_slice": "s",
-          "params_convention": "total", "flops_convention": "6ND", "lr_decayed": True}
+RESULT = {
+    "run": "small",
+    "objective": "ar",
+    "loss": 2.5,
+    "bound": "exact",
+    "tokenizer": "t",
+    "eval_slice": "s",
+    "params_convention": "total",
+    "flops_convention": "6ND",
+    "lr_decayed": True,
+}
 
 
 def write_metrics(folder, found):
@@ -36,9 +45,14 @@ def test_a_damaged_result_is_refused(tmp_path):
             read_result(tmp_path)
 
 
-@pytest.mark.parametrize("loaded, trunk", [
-    ("{home}/trunk/checkpoints/step-00000100", "trunk"), ("elsewhere/old/step-00000100", "elsewhere/old"),
-    ("{home}/branch/checkpoints/step-00000050", None)])
+@pytest.mark.parametrize(
+    "loaded, trunk",
+    [
+        ("{home}/trunk/checkpoints/step-00000100", "trunk"),
+        ("elsewhere/old/step-00000100", "elsewhere/old"),
+        ("{home}/branch/checkpoints/step-00000050", None),
+    ],
+)
 def test_a_branch_names_its_trunk(tmp_path, loaded, trunk):
     branch = tmp_path / "branch"
     branch.mkdir()
@@ -51,11 +65,17 @@ def row(name, **changes):
     return RESULT | {"run": name} | changes
 
 
-@pytest.mark.parametrize("changes, difference", [
-    ({"tokenizer": "other"}, "tokenizer"), ({"eval_slice": "other"}, "eval_slice"),
-    ({"params_convention": "non-embedding"}, "params_convention"), ({"flops_convention": None}, "flops_convention"),
-    ({"lr_decayed": False}, "lr_decayed"), ({"bound": "bound"}, "bound"),
-])
+@pytest.mark.parametrize(
+    "changes, difference",
+    [
+        ({"tokenizer": "other"}, "tokenizer"),
+        ({"eval_slice": "other"}, "eval_slice"),
+        ({"params_convention": "non-embedding"}, "params_convention"),
+        ({"flops_convention": None}, "flops_convention"),
+        ({"lr_decayed": False}, "lr_decayed"),
+        ({"bound": "bound"}, "bound"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused_unless_allowed(changes, difference):
     runs = [row("one"), row("two", **changes)]
     with pytest.raises(Mismatch, match=f"two.*--allow {difference}"):
@@ -77,10 +97,16 @@ def test_exact_and_bound_stand_side_by_side_only_with_labels():
 
 
 def test_training_curve_keeps_the_last_write_of_a_step(tmp_path):
-    write_metrics(tmp_path, [
-        {"kind": "train", "step": 1, "flops": 10, "loss": 5.0}, {"kind": "train", "step": 2, "flops": 20, "loss": 9.0},
-        {"kind": "val", "step": 2, "flops": 20, "loss": 1.0}, {"kind": "train", "step": 2, "flops": 20, "loss": 4.0},
-        {"kind": "train", "step": 3, "flops": 30, "loss": float("nan")}])
+    write_metrics(
+        tmp_path,
+        [
+            {"kind": "train", "step": 1, "flops": 10, "loss": 5.0},
+            {"kind": "train", "step": 2, "flops": 20, "loss": 9.0},
+            {"kind": "val", "step": 2, "flops": 20, "loss": 1.0},
+            {"kind": "train", "step": 2, "flops": 20, "loss": 4.0},
+            {"kind": "train", "step": 3, "flops": 30, "loss": float("nan")},
+        ],
+    )
     flops, loss = training_curve(tmp_path)
     np.testing.assert_array_equal(flops, [10, 20])
     np.testing.assert_array_equal(loss, [5, 4])
@@ -88,8 +114,17 @@ def test_training_curve_keeps_the_last_write_of_a_step(tmp_path):
 
 
 def test_the_short_reading_of_train_records_is_the_whole_one(tmp_path):
-    ours = {"kind": "train", "step": 3, "samples": 24, "tokens": 6144, "flops": 1.5e11, "epoch": 0.1, "time": 1.0, "loss": 3.25,
-            "accuracy": 0.5}
+    ours = {
+        "kind": "train",
+        "step": 3,
+        "samples": 24,
+        "tokens": 6144,
+        "flops": 1.5e11,
+        "epoch": 0.1,
+        "time": 1.0,
+        "loss": 3.25,
+        "accuracy": 0.5,
+    }
     write_metrics(tmp_path, [ours, ours | {"step": 4, "loss": "nan"}, ours | {"step": 5, "loss": 3.0}])
     short = records(tmp_path, "train")
     write_metrics(tmp_path, [{"kind": "train", "loss": 3.25, **ours}, ours | {"step": 5, "time": 2.0, "loss": 3.0}])

@@ -1,4 +1,5 @@
 """Job arrays of a plan: the script's text, and what it does with signals, by a stand-in for the run and for scontrol."""
+
 import os
 import signal
 import subprocess
@@ -17,19 +18,40 @@ def test_indices():
 
 
 def test_the_script_says_all_that_an_array_needs(tmp_path):
-    text = array_script(tmp_path / "my plan.json", tmp_path / "runs", [0, 1, 4], Start(how="slurm", nproc=8, nodes=2), gpus=8,
-                        at_a_time=4, sbatch=["--partition=gpu", "--time=24:00:00"])
+    text = array_script(
+        tmp_path / "my plan.json",
+        tmp_path / "runs",
+        [0, 1, 4],
+        Start(how="slurm", nproc=8, nodes=2),
+        gpus=8,
+        at_a_time=4,
+        sbatch=["--partition=gpu", "--time=24:00:00"],
+    )
     header = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
-    assert {"--job-name=my-plan", "--array=0-1,4%4", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--requeue",
-            "--open-mode=append", "--signal=B:USR1@120", "--partition=gpu", "--time=24:00:00"} <= set(header)
+    assert {
+        "--job-name=my-plan",
+        "--array=0-1,4%4",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=8",
+        "--requeue",
+        "--open-mode=append",
+        "--signal=B:USR1@120",
+        "--partition=gpu",
+        "--time=24:00:00",
+    } <= set(header)
     assert f"run '{tmp_path}/my plan.json' --runs-dir {tmp_path}/runs --how torchrun --nproc 8 --nodes 2 --only-index" in text
     assert "--gpus" not in array_script(tmp_path / "p.json", tmp_path, [0], Start(how="slurm"), gpus=0)
     assert "--how one-by-one" in array_script(tmp_path / "p.json", tmp_path, [0], Start(how="slurm"), gpus=1)
 
 
 def test_trunks_are_submitted_before_their_branches():
-    runs = [{"name": "b", "load": {"run": "t", "step": 4}}, {"name": "t"}, {"name": "x"},
-            {"name": "c", "load": {"run": "done", "step": 1}}]
+    runs = [
+        {"name": "b", "load": {"run": "t", "step": 4}},
+        {"name": "t"},
+        {"name": "x"},
+        {"name": "c", "load": {"run": "done", "step": 1}},
+    ]
     assert [[run["name"] for run in level] for level in levels(runs)] == [["t", "x", "c"], ["b"]]
 
 
@@ -61,8 +83,10 @@ def test_a_preempted_task_saves_and_goes_back_to_the_queue(number, code, requeue
     text = array_script(tmp_path / "plan.json", tmp_path / "runs", [3], Start(how="slurm"), gpus=0)
     command = next(line for line in text.splitlines() if "--only-index" in line)
     (tmp_path / "job.sh").write_text(text.replace(command, f"{tmp_path}/bin/python &"))
-    job = subprocess.Popen(["bash", str(tmp_path / "job.sh")], env=os.environ | {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "17"})
+    job = subprocess.Popen(
+        ["bash", str(tmp_path / "job.sh")],
+        env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "17"},
+    )
     deadline = time.monotonic() + 20
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

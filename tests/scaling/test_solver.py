@@ -45,8 +45,9 @@ def test_a_weight_is_a_row_repeated(problem):
     weights[:7] = 3
     rows = np.repeat(np.arange(60), weights.astype(int))
     again = Problem(lambda theta: tuple(part[..., rows] for part in made.log_loss(theta)), made.ln_loss[rows], 1e-3)
-    np.testing.assert_allclose(minimise(made, starts[:1], low, high, weights).theta,
-                               minimise(again, starts[:1], low, high).theta, rtol=1e-6)
+    np.testing.assert_allclose(
+        minimise(made, starts[:1], low, high, weights).theta, minimise(again, starts[:1], low, high).theta, rtol=1e-6
+    )
 
 
 def test_equal_bounds_hold_a_parameter_and_others_stop_at_theirs(problem):

@@ -1,4 +1,5 @@
 """The benchmark's sections at toy size. No absolute time is asserted."""
+
 import subprocess
 import sys
 import threading
@@ -90,6 +91,7 @@ def nap():
 def test_exposed_is_what_the_fastest_round_did_not_compute(monkeypatch):
     def spent(wall, computing):
         return benchmark.Spent(wall=wall, cpu=0.0, computing=computing)
+
     rounds = [[spent(9.0, 2.0), spent(9.0, 2.0)], [spent(4.0, 2.0), spent(4.0, 4.0)]]
     monkeypatch.setattr(benchmark, "side_by_side", lambda teams, count: dict.fromkeys(teams, rounds))
     row = benchmark.exposed_row("tp2", [], 2)
@@ -99,8 +101,9 @@ def test_exposed_is_what_the_fastest_round_did_not_compute(monkeypatch):
 def test_summed_tokens_of_two_replicas(monkeypatch):
     def both(*walls):
         return [[benchmark.Spent(wall=wall, cpu=0.0, computing=0.0) for wall in walls]]
+
     monkeypatch.setattr(benchmark, "side_by_side", lambda teams, count: {"ours": both(4.0, 4.0), "apart": both(2.0, 4.0)})
-    row, = benchmark.dp(1, TOY, 2)
+    (row,) = benchmark.dp(1, TOY, 2)
     assert row.ratio == pytest.approx(2 / 3) and (row.ours, row.verdict()) == ("32 tok/s", "FAILED")
 
 
@@ -147,6 +150,7 @@ def test_the_plain_step_learns(monkeypatch):
     def watched(*given):
         losses.append(original(*given))
         return losses[-1]
+
     monkeypatch.setattr(benchmark, "plain_loss", watched)
     step = benchmark.plain_step(TOY, "float32", False)
     for _ in range(8):
@@ -173,6 +177,7 @@ def test_mdm_runs_and_its_equality_is_checked_for_real(monkeypatch):
 
     def careless(ctx, x, table, targets, weights, *rest):
         return original(ctx, x, table, targets, weights * (1 + 1e-4 * (len(x) == 4 * TOY.seq_length)), *rest)
+
     monkeypatch.setattr(head._WeightedNLL, "forward", careless)
     assert benchmark.largest_difference(TOY) > 5e-5
 

@@ -1,4 +1,5 @@
 """The data benchmark at toy size, with stand-ins for megatron-core's interpreter. No absolute time is asserted."""
+
 import json
 import sys
 
@@ -15,13 +16,22 @@ NO_CORE = "not measured: megatron-core is not installed"
 
 
 def given(folder, **changed):
-    usual = {"megabytes": 0.01, "documents": [3000], "epochs": [1, 4], "rounds": 1, "peer_python": None, "vocab_file": None,
-             "merge_file": None, "folder": folder}
+    usual = {
+        "megabytes": 0.01,
+        "documents": [3000],
+        "epochs": [1, 4],
+        "rounds": 1,
+        "peer_python": None,
+        "vocab_file": None,
+        "merge_file": None,
+        "folder": folder,
+    }
     return Given(**(usual | changed))
 
 
-@pytest.mark.parametrize("argv", [["indxe"], ["--rounds", "0"], ["--documents", "0"], ["--epochs", "1.5"], ["--megabytes", "nan"],
-                                  ["--megabyte", "3"]])
+@pytest.mark.parametrize(
+    "argv", [["indxe"], ["--rounds", "0"], ["--documents", "0"], ["--epochs", "1.5"], ["--megabytes", "nan"], ["--megabyte", "3"]]
+)
 def test_bad_flags_are_refused(argv, capsys):
     with pytest.raises(SystemExit) as left:
         benchmark_data.main(argv)
@@ -36,7 +46,7 @@ def test_counts_and_names_are_read():
 def test_a_sparse_corpus_is_a_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_data, "DOCUMENT_BLOCK", 700)
     benchmark_data.write_sparse_corpus(str(tmp_path / "a"), 3000)
-    corpus = IndexedDataset(tmp_path / "a")                 # checks the whole index
+    corpus = IndexedDataset(tmp_path / "a")  # checks the whole index
     assert corpus.num_documents == 3000 and 0.8 < corpus.num_tokens / 3e6 < 1.2
     assert (tmp_path / "a.bin").stat().st_blocks * 512 < 100_000 < (tmp_path / "a.bin").stat().st_size
 
@@ -64,12 +74,13 @@ def test_ratios_with_megatron_core(tmp_path, monkeypatch):
     def peer(python, name, *given):
         asked.append((python, name, *given[1:]))
         return benchmark_data.Spent(1.0, 1.0, 'a warning\n{"cpu": 1e9, "mebibytes": 1e6, "one": 1e9}\n')
+
     monkeypatch.setattr(benchmark_data, "peer", peer)
     found = {"strict_index": {"cpu": 1.0, "mebibytes": 1e5}, "our_access": {"one by one": 50.0}}
     found["reference_index"] = found["strict_index"]
     monkeypatch.setattr(benchmark_data, "ours", lambda name, *_: found[name])
     rows = benchmark_data.index(given(tmp_path, peer_python="python", epochs=[4]))
-    assert [(row.ratio, row.gate) for row in rows] == [(10.0, None)] * 2            # of time and memory the worse
+    assert [(row.ratio, row.gate) for row in rows] == [(10.0, None)] * 2  # of time and memory the worse
     assert benchmark_data.index_row("strict", "a", 10**7, 4, {"cpu": 9.0, "mebibytes": 1e7}, "").verdict() == "FAILED"
     assert benchmark_data.access(given(tmp_path, peer_python="python"))[0].ratio == 1e9 / 50
     assert asked == [("python", "core_index", 2048, 4), ("python", "core_access", 2048, 4096, 1)]
@@ -114,6 +125,6 @@ def test_json_and_check(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark_data, "SECTIONS", {"index": lambda flags: [row]})
     assert benchmark_data.main(["--json", str(tmp_path / "out.json"), "--folder", str(tmp_path)]) == 0
     assert benchmark_data.main(["--check"]) == 1 and "gate failed: index: it: 2.000" in capsys.readouterr().err
-    found, = json.loads((tmp_path / "out.json").read_text())
+    (found,) = json.loads((tmp_path / "out.json").read_text())
     assert found["numbers"] == {"cpu": 1.0} and found["verdict"] == "FAILED" and found["ratio"] == 2.0
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]

@@ -1,4 +1,5 @@
 """Weights in and out of other forms: what went in comes out, other architectures are refused, nothing is executed."""
+
 import argparse
 import json
 import random
@@ -15,11 +16,26 @@ from megatron.core.checkpoint import whole
 from tools import convert_checkpoint
 
 H, HEADS, FFN, ROWS, LAYERS = 16, 4, 24, 384, 3
-MODEL = {"num_layers": LAYERS, "hidden_size": H, "num_attention_heads": HEADS, "kv_channels": H // HEADS, "ffn_hidden_size": FFN,
-         "padded_vocab_size": ROWS, "untie_embeddings_and_output_weights": False}
-ARGS = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "swiglu": True, "normalization": "rmsnorm",
-        "use_rotary_position_embeddings": True, "rotary_percent": 1.0, "layernorm_epsilon": 1e-6, "num_experts": [1],
-        "params_dtype": torch.bfloat16}
+MODEL = {
+    "num_layers": LAYERS,
+    "hidden_size": H,
+    "num_attention_heads": HEADS,
+    "kv_channels": H // HEADS,
+    "ffn_hidden_size": FFN,
+    "padded_vocab_size": ROWS,
+    "untie_embeddings_and_output_weights": False,
+}
+ARGS = {
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "swiglu": True,
+    "normalization": "rmsnorm",
+    "use_rotary_position_embeddings": True,
+    "rotary_percent": 1.0,
+    "layernorm_epsilon": 1e-6,
+    "num_experts": [1],
+    "params_dtype": torch.bfloat16,
+}
 
 
 def weights(untied=False):
@@ -50,12 +66,17 @@ def model_of(path):
 def ours(tmp_path):
     """A checkpoint as a run leaves it, with an optimizer."""
     tensors = {f"model/{name}": t for name, t in weights().items()} | {"optimizer/step": torch.ones(())}
-    facts = {"config": {"model": MODEL | {"norm_epsilon": 1e-5}, "objective": {"objective": "mdm"}}, "samples": 800,
-             "fingerprints": {"tokenizer": "abc", "train": "def"}, "progress": {}}
+    facts = {
+        "config": {"model": MODEL | {"norm_epsilon": 1e-5}, "objective": {"objective": "mdm"}},
+        "samples": 800,
+        "fingerprints": {"tokenizer": "abc", "train": "def"},
+        "progress": {},
+    }
     return checkpoint.save(tmp_path / "run", 100, whole(tensors), facts).parent
 
 
 # Plain weights
+
 
 @pytest.mark.parametrize("shard_bytes", [2 << 30, 9000])
 def test_plain_weights_and_back(tmp_path, ours, capsys, monkeypatch, shard_bytes):
@@ -92,9 +113,11 @@ def test_a_run_goes_on_from_converted_weights(tmp_path, corpus, capsys):
     from megatron.config import parse
     from megatron.training.pretrain import main
 
-    flags = ("--num-layers 1 --hidden-size 16 --num-attention-heads 2 --seq-length 16 --global-batch-size 4 --lr 1e-3 "
-             "--train-iters 2 --eval-iters 1 --tokenizer-type ByteTokenizer --device cpu --num-threads 1 --split 80,20,0 "
-             "--data-path").split()
+    flags = (
+        "--num-layers 1 --hidden-size 16 --num-attention-heads 2 --seq-length 16 --global-batch-size 4 --lr 1e-3 "
+        "--train-iters 2 --eval-iters 1 --tokenizer-type ByteTokenizer --device cpu --num-threads 1 --split 80,20,0 "
+        "--data-path"
+    ).split()
     train = [*flags, corpus, "--run-dir", str(tmp_path / "run"), "--save", str(tmp_path / "run")]
     assert main(parse(train, "ar")) == 0
     assert run(capsys, tmp_path / "run", tmp_path / "plain")[0] == run(capsys, tmp_path / "plain", tmp_path / "back")[0] == 0
@@ -124,12 +147,21 @@ def cut_short(plain):
     (plain / "model.safetensors").write_bytes((plain / "model.safetensors").read_bytes()[:-8])
 
 
-@pytest.mark.parametrize("spoil, code, sentence", [
-    (break_shape, 78, r"norm.weight has shape \[17\], expected \[16\]"), (index_outside, 77, "names '../run/x.safetensors'"),
-    (cut_short, 65, "model.safetensors cannot be read"),
-    (lambda plain: (plain / "config.json").unlink(), 66, "config.json is not there"),
-    (lambda plain: (plain / "config.json").write_text("{}"), 78, "does not describe a model of this trainer: KeyError 'model'"),
-    (lambda plain: (plain / "config.json").write_text("[]"), 65, "holds no JSON object")])
+@pytest.mark.parametrize(
+    "spoil, code, sentence",
+    [
+        (break_shape, 78, r"norm.weight has shape \[17\], expected \[16\]"),
+        (index_outside, 77, "names '../run/x.safetensors'"),
+        (cut_short, 65, "model.safetensors cannot be read"),
+        (lambda plain: (plain / "config.json").unlink(), 66, "config.json is not there"),
+        (
+            lambda plain: (plain / "config.json").write_text("{}"),
+            78,
+            "does not describe a model of this trainer: KeyError 'model'",
+        ),
+        (lambda plain: (plain / "config.json").write_text("[]"), 65, "holds no JSON object"),
+    ],
+)
 def test_plain_weights_that_are_not_ours_are_refused(tmp_path, ours, capsys, spoil, code, sentence):
     run(capsys, ours, tmp_path / "plain")
     spoil(tmp_path / "plain")
@@ -147,6 +179,7 @@ def test_other_mistakes_get_a_sentence(tmp_path, ours, capsys):
 
 # Megatron-DeepSpeed
 
+
 def part_of(name, t, tp, rank):
     """A rank's part of one of our tensors, in Megatron's order."""
     if name.endswith("mlp.up.weight"):
@@ -157,15 +190,27 @@ def part_of(name, t, tp, rank):
     return t.chunk(tp, dim=1 if name.endswith(("attention.out.weight", "mlp.down.weight")) else 0)[rank].clone()
 
 
-BLOCK = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm", "attention.qkv": "self_attention.query_key_value",
-         "attention.out": "self_attention.dense", "mlp.up": "mlp.dense_h_to_4h", "mlp.down": "mlp.dense_4h_to_h"}
+BLOCK = {
+    "norm1": "input_layernorm",
+    "norm2": "post_attention_layernorm",
+    "attention.qkv": "self_attention.query_key_value",
+    "attention.out": "self_attention.dense",
+    "mlp.up": "mlp.dense_h_to_4h",
+    "mlp.down": "mlp.dense_4h_to_h",
+}
 
 
 def megatron_name(name):
     block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", name)
-    return f"encoder.layers.{block[1]}.{BLOCK[block[2]]}.weight" if block else {
-        "embed.weight": "embedding.word_embeddings.weight", "head.weight": "output_layer.weight",
-        "norm.weight": "encoder.final_layernorm.weight"}[name]
+    return (
+        f"encoder.layers.{block[1]}.{BLOCK[block[2]]}.weight"
+        if block
+        else {
+            "embed.weight": "embedding.word_embeddings.weight",
+            "head.weight": "output_layer.weight",
+            "norm.weight": "encoder.final_layernorm.weight",
+        }[name]
+    )
 
 
 def module_of(tensors, tp, rank):
@@ -187,8 +232,16 @@ def nested(module):
 def beside(tp, args=ARGS, version=3.0):
     """What Megatron-DeepSpeed stores with the weights."""
     states = [{"random_rng_state": random.getstate(), "np_rng_state": np.random.get_state(), "rng_tracker_states": {}}]
-    return {"optimizer": None, "param_shapes": [{"a": torch.Size([2])}], "mp_world_size": tp, "ds_version": "0.14",
-            "iteration": 500, "args": argparse.Namespace(**args), "checkpoint_version": version, "rng_state": states}
+    return {
+        "optimizer": None,
+        "param_shapes": [{"a": torch.Size([2])}],
+        "mp_world_size": tp,
+        "ds_version": "0.14",
+        "iteration": 500,
+        "args": argparse.Namespace(**args),
+        "checkpoint_version": version,
+        "rng_state": states,
+    }
 
 
 def write_parts(folder, tp, shape=dict, tensors=None, **over):
@@ -238,8 +291,15 @@ def test_gate_and_up_keep_their_places(tmp_path, capsys):
     rows = torch.arange(2 * FFN).float()[:, None].expand(-1, H)
     gate, up = rows[:FFN], rows[FFN:]
     by_hand = iter(torch.cat((gate[mine], up[mine])) for mine in (slice(FFN // 2), slice(FFN // 2, None)))
-    run(capsys, write_parts(tmp_path / "global_step1", 2, shape=lambda module: module | {
-        "language_model.encoder.layers.0.mlp.dense_h_to_4h.weight": next(by_hand)}), tmp_path / "out")
+    run(
+        capsys,
+        write_parts(
+            tmp_path / "global_step1",
+            2,
+            shape=lambda module: module | {"language_model.encoder.layers.0.mlp.dense_h_to_4h.weight": next(by_hand)},
+        ),
+        tmp_path / "out",
+    )
     column = model_of(tmp_path / "out")["blocks.0.mlp.up.weight"][:, 0]
     assert column[:4].tolist() == [0, FFN, 1, FFN + 1] and column[-2:].tolist() == [FFN - 1, 2 * FFN - 1]
 
@@ -264,8 +324,11 @@ def test_heads_are_asked_for_where_the_file_does_not_say(tmp_path, capsys):
 
 def test_the_old_format_of_torch_is_read(tmp_path, capsys):
     folder = write_parts(tmp_path / "global_step1", 1)
-    torch.save({"module": module_of(weights(), 1, 0)} | beside(1), folder / "mp_rank_00_model_states.pt",
-               _use_new_zipfile_serialization=False)
+    torch.save(
+        {"module": module_of(weights(), 1, 0)} | beside(1),
+        folder / "mp_rank_00_model_states.pt",
+        _use_new_zipfile_serialization=False,
+    )
     assert run(capsys, folder, tmp_path / "out")[0] == 0
     assert_same(model_of(tmp_path / "out"), weights())
 
@@ -300,17 +363,32 @@ def with_tensor(name, tensor):
     return lambda module: module | {f"language_model.{name}": tensor}
 
 
-@pytest.mark.parametrize("over, code, sentence", [
-    ({"version": 2.0}, 78, "checkpoint_version 2.0, whose rows are in another order"),
-    ({"args": ARGS | {"swiglu": False}}, 78, "swiglu is False, expected True"),
-    ({"args": ARGS | {"num_key_value_heads": 2}}, 78, "no grouped-query attention"),
-    ({"shape": with_tensor("encoder.layers.0.mlp.dense_4h_to_h.bias", torch.ones(H))}, 78, "biases, which this model has not"),
-    ({"shape": with_tensor("embedding.position_embeddings.weight", torch.ones(4, H))}, 78, "position_embeddings"),
-    ({"shape": with_tensor("encoder.layers.0.mlp.dense_h_to_4h.weight", torch.ones(FFN // 2, H))}, 78, "mlp.up.weight has shape"),
-    ({"shape": lambda module: module | {"language_model.encoder.final_layernorm.weight": torch.rand(H)}}, 65,
-     "norm.weight differs between"),
-    ({"shape": lambda module: {}}, 78, "no transformer of this architecture"),
-    ({"shape": lambda module: torch.ones(3)}, 78, "another architecture")])
+@pytest.mark.parametrize(
+    "over, code, sentence",
+    [
+        ({"version": 2.0}, 78, "checkpoint_version 2.0, whose rows are in another order"),
+        ({"args": ARGS | {"swiglu": False}}, 78, "swiglu is False, expected True"),
+        ({"args": ARGS | {"num_key_value_heads": 2}}, 78, "no grouped-query attention"),
+        (
+            {"shape": with_tensor("encoder.layers.0.mlp.dense_4h_to_h.bias", torch.ones(H))},
+            78,
+            "biases, which this model has not",
+        ),
+        ({"shape": with_tensor("embedding.position_embeddings.weight", torch.ones(4, H))}, 78, "position_embeddings"),
+        (
+            {"shape": with_tensor("encoder.layers.0.mlp.dense_h_to_4h.weight", torch.ones(FFN // 2, H))},
+            78,
+            "mlp.up.weight has shape",
+        ),
+        (
+            {"shape": lambda module: module | {"language_model.encoder.final_layernorm.weight": torch.rand(H)}},
+            65,
+            "norm.weight differs between",
+        ),
+        ({"shape": lambda module: {}}, 78, "no transformer of this architecture"),
+        ({"shape": lambda module: torch.ones(3)}, 78, "another architecture"),
+    ],
+)
 def test_other_architectures_are_refused(tmp_path, capsys, over, code, sentence):
     found, said = run(capsys, write_parts(tmp_path / "global_step1", 2, **over), tmp_path / "out")
     assert found == code and sentence in said and not (tmp_path / "out").exists()

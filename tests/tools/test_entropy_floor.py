@@ -49,10 +49,16 @@ def test_below_the_floor_is_an_exit_code_and_a_sentence(trained, monkeypatch, ca
     assert "below the floor" not in describe(fine)
 
 
-@pytest.mark.parametrize("words, code, said", [
-    (["nowhere"], 66, "give the folder of a run"), (["RUN", "--set", "train"], 65, "expected a set that the run scores: valid"),
-    (["RUN", "--rows", "0"], 65, "--rows 0: expected 1 or more"), (["RUN", "--num-mc", "0"], 65, "--num-mc 0"),
-    (["RUN", "--checkpoint", "nowhere"], 66, "there is no checkpoint in it")])
+@pytest.mark.parametrize(
+    "words, code, said",
+    [
+        (["nowhere"], 66, "give the folder of a run"),
+        (["RUN", "--set", "train"], 65, "expected a set that the run scores: valid"),
+        (["RUN", "--rows", "0"], 65, "--rows 0: expected 1 or more"),
+        (["RUN", "--num-mc", "0"], 65, "--num-mc 0"),
+        (["RUN", "--checkpoint", "nowhere"], 66, "there is no checkpoint in it"),
+    ],
+)
 def test_refusals(trained, capsys, words, code, said):
     run, _ = trained
     assert main([str(run) if word == "RUN" else word for word in words]) == code

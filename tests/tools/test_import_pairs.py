@@ -1,4 +1,5 @@
 """Folders of token files and vectors become one corpus, in order, and every file that is not what it should be is named."""
+
 import re
 
 import numpy as np
@@ -35,8 +36,19 @@ def pairs(tmp_path):
 
 
 def run(folder, *more):
-    return import_pairs.main(["--tokens", str(folder / "tokens"), "--vectors", str(folder / "vectors"), "--vocab-size", "1000",
-                              "--output-prefix", str(folder / "out" / "p"), *more])
+    return import_pairs.main(
+        [
+            "--tokens",
+            str(folder / "tokens"),
+            "--vectors",
+            str(folder / "vectors"),
+            "--vocab-size",
+            "1000",
+            "--output-prefix",
+            str(folder / "out" / "p"),
+            *more,
+        ]
+    )
 
 
 def made(folder):
@@ -77,7 +89,7 @@ def cut(path):
 
 
 GOOD = np.append(ids_of("b"), [0, 0, 0])
-BAD = {             # a kind, how a file becomes it, what is said; trailing spaces tell cases of a kind apart
+BAD = {  # a kind, how a file becomes it, what is said; trailing spaces tell cases of a kind apart
     "no vector": (lambda f: (f / "vectors" / "b.npy").unlink(), "b_tokens.npz: has no vector, expected .*b.npy"),
     "no tokens": (lambda f: (f / "tokens" / "b_tokens.npz").unlink(), "b.npy: has no tokens, expected .*b_tokens.npz"),
     "damaged file": (lambda f: (f / "tokens" / "b_tokens.npz").write_bytes(b"PK\x03\x04 cut short"), "b_tokens.npz: cannot be"),
@@ -111,8 +123,12 @@ def test_a_bad_pair_ends_it_by_name_or_is_skipped_and_counted(tmp_path, capsys, 
     assert re.search(said, message) and message.count("\n") == 1 and made(tmp_path) == []
     assert run(tmp_path, "--on-bad", "skip") == 0
     out, err = capsys.readouterr()
-    assert f"5 pairs, {sum(len(ids_of(name)) for name in ORDER if name != 'b'):,} tokens, vectors of 4, 1 pairs skipped (1 " \
-           f"{kind.strip()})" in out and "skipped: " in err
+    assert (
+        f"5 pairs, {sum(len(ids_of(name)) for name in ORDER if name != 'b'):,} tokens, vectors of 4, 1 pairs skipped (1 "
+        f"{kind.strip()})"
+        in out
+        and "skipped: " in err
+    )
     assert np.load(tmp_path / "out" / "p.vectors.npy")[:, 0].tolist() == [0, 2, 3, 4, 5]
 
 

@@ -34,14 +34,40 @@ def test_what_is_said_of_a_corpus(texts, capsys):
     found = json.loads(inspect(capsys, texts, "--json"))
     tokenizer = build_tokenizer("ByteTokenizer")
     assert found == {
-        "prefix": texts, "documents": 4, "sequences": 4, "tokens": 327, "dtype": "uint16", "bytes": 654, "sidecar": True,
-        "largest_id": 256, "extra": {"source": "a.jsonl"}, "fingerprint": IndexedDataset(texts).fingerprint(),
+        "prefix": texts,
+        "documents": 4,
+        "sequences": 4,
+        "tokens": 327,
+        "dtype": "uint16",
+        "bytes": 654,
+        "sidecar": True,
+        "largest_id": 256,
+        "extra": {"source": "a.jsonl"},
+        "fingerprint": IndexedDataset(texts).fingerprint(),
         "tokenizer": {"type": "ByteTokenizer", "fingerprint": tokenizer.fingerprint(), "vocab_size": 257, "eod": 256},
-        "document_lengths": {"mean": 81.75, "min": 1, "5%": 1, "25%": 1, "median": 10, "75%": 15, "95%": 301, "max": 301,
-                             "empty": 0}}
+        "document_lengths": {
+            "mean": 81.75,
+            "min": 1,
+            "5%": 1,
+            "25%": 1,
+            "median": 10,
+            "75%": 15,
+            "95%": 301,
+            "max": 301,
+            "empty": 0,
+        },
+    }
     out = inspect(capsys, texts)
-    for said in ("documents    4", "tokens       327", "uint16, 654 bytes", "largest id   256",
-                 "ByteTokenizer, 257 ids, end of document 256", "sidecar      yes\n", found["fingerprint"], "median 10"):
+    for said in (
+        "documents    4",
+        "tokens       327",
+        "uint16, 654 bytes",
+        "largest id   256",
+        "ByteTokenizer, 257 ids, end of document 256",
+        "sidecar      yes\n",
+        found["fingerprint"],
+        "median 10",
+    ):
         assert said in out
 
 
@@ -54,9 +80,15 @@ def test_several_corpora_by_any_of_their_files(texts, tmp_path, capsys):
     assert lines[1]["document_lengths"]["empty"] == 1 and lines[1]["tokenizer"] is None
 
 
-@pytest.mark.parametrize(("words", "unique", "epochs"), [
-    (["--train-tokens", "3.27e4"], 327, 100.0), (["--train-tokens", "1e3", "--unique-tokens", "100"], 100, 10.0),
-    (["--train-tokens", "164", "--unique-tokens", "0.25"], 82, 2.0), (["--unique-tokens", "50"], 50, None)])
+@pytest.mark.parametrize(
+    ("words", "unique", "epochs"),
+    [
+        (["--train-tokens", "3.27e4"], 327, 100.0),
+        (["--train-tokens", "1e3", "--unique-tokens", "100"], 100, 10.0),
+        (["--train-tokens", "164", "--unique-tokens", "0.25"], 82, 2.0),
+        (["--unique-tokens", "50"], 50, None),
+    ],
+)
 def test_epochs_of_a_plan(texts, capsys, words, unique, epochs):
     found = json.loads(inspect(capsys, texts, "--seq-length", 10, *words, "--json"))["plan"]
     assert found["unique_tokens"] == unique and found["samples_per_epoch"] == unique / 10 and found.get("epochs") == epochs
@@ -66,16 +98,20 @@ def test_epochs_of_a_plan(texts, capsys, words, unique, epochs):
     assert epochs is None or line.endswith(f", {epochs:.2f} epochs")
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["--unique-tokens", "1000"], "--unique-tokens 1000: .*texts has 327 tokens"),
-    (["--train-tokens", "1e6"], "--seq-length 2048 needs at least 2049 tokens, has 327"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--unique-tokens", "1000"], "--unique-tokens 1000: .*texts has 327 tokens"),
+        (["--train-tokens", "1e6"], "--seq-length 2048 needs at least 2049 tokens, has 327"),
+    ],
+)
 def test_a_plan_that_the_corpus_is_too_small_for(texts, capsys, words, said):
     assert re.search(said, inspect(capsys, texts, *words, code=65))
 
 
-@pytest.mark.parametrize("words", [["--train-tokens", "0"], ["--decode", "1.5"], ["--seq-length", "x"],
-                                   ["--unique-tokens", "7.5"]])
+@pytest.mark.parametrize(
+    "words", [["--train-tokens", "0"], ["--decode", "1.5"], ["--seq-length", "x"], ["--unique-tokens", "7.5"]]
+)
 def test_what_is_no_number_is_usage(texts, words):
     with pytest.raises(SystemExit) as error:
         inspect_data.main([texts, *words])

@@ -27,8 +27,32 @@ def test_a_hidden_source_says_its_bounds(tmp_path, capsys):
 
 def test_every_preset_and_flag(tmp_path):
     for name in PRESETS:
-        assert make(name, "--tokens", "2500", "--output", tmp_path / name, "--symbols", 3, "--order", 2, "--states", 2,
-                    "--components", 2, "--document-length", 50, "--sharpness", 1, "--source-seed", 7, "--seed", 2) == 0
+        assert (
+            make(
+                name,
+                "--tokens",
+                "2500",
+                "--output",
+                tmp_path / name,
+                "--symbols",
+                3,
+                "--order",
+                2,
+                "--states",
+                2,
+                "--components",
+                2,
+                "--document-length",
+                50,
+                "--sharpness",
+                1,
+                "--source-seed",
+                7,
+                "--seed",
+                2,
+            )
+            == 0
+        )
     chain = build("markov", symbols=3, order=2, sharpness=1.0, seed=7)
     assert (read_source(str(tmp_path / "markov")).transitions == chain.transitions).all()
 
@@ -45,14 +69,18 @@ def test_a_source_from_a_file(tmp_path):
     assert read_source(str(tmp_path / "c")).start == pytest.approx([0.8, 0.2])
 
 
-@pytest.mark.parametrize("words, code, said", [
-    (["nosuch", "--tokens", "10"], 66, "give a JSON file, or one of the presets coin, golden-mean"),
-    (["coin", "--tokens", "0"], 65, "--tokens 0: expected a whole number, 1 or more"),
-    (["markov", "--tokens", "10", "--symbols", "0"], 65, "--symbols 0: expected 1 or more"),
-    (["markov", "--tokens", "10", "--sharpness", "-1"], 65, "--sharpness -1"),
-    (["mixture", "--tokens", "10", "--document-length", "1"], 65, "more than 1 token"),
-    (["markov", "--tokens", "10", "--order", "9"], 65, "lower --symbols, --order"),
-    (["broken.json", "--tokens", "10"], 65, "is not JSON")])
+@pytest.mark.parametrize(
+    "words, code, said",
+    [
+        (["nosuch", "--tokens", "10"], 66, "give a JSON file, or one of the presets coin, golden-mean"),
+        (["coin", "--tokens", "0"], 65, "--tokens 0: expected a whole number, 1 or more"),
+        (["markov", "--tokens", "10", "--symbols", "0"], 65, "--symbols 0: expected 1 or more"),
+        (["markov", "--tokens", "10", "--sharpness", "-1"], 65, "--sharpness -1"),
+        (["mixture", "--tokens", "10", "--document-length", "1"], 65, "more than 1 token"),
+        (["markov", "--tokens", "10", "--order", "9"], 65, "lower --symbols, --order"),
+        (["broken.json", "--tokens", "10"], 65, "is not JSON"),
+    ],
+)
 def test_refusals_are_one_sentence_and_leave_nothing(tmp_path, monkeypatch, capsys, words, code, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text("{")

@@ -1,4 +1,5 @@
 """The tool as users run it: every corpus from files, the Hub and stores through stand-ins, interruptions, and what it refuses."""
+
 import gzip
 import hashlib
 import json
@@ -74,7 +75,7 @@ def test_a_file_becomes_three_splits_that_share_nothing(tmp_path, source, capsys
     assert names(tmp_path / "o") == sorted([*INDEXED, *ABOUT])
     found = {split: texts(tmp_path / "o", split) for split in ("train", "valid", "test")}
     assert sorted(sum(found.values(), [])) == sorted(TEXTS) and min(map(len, found.values())) >= 2
-    assert found["train"] == [text for text in TEXTS if text in found["train"]]         # in their order
+    assert found["train"] == [text for text in TEXTS if text in found["train"]]  # in their order
     about = known(tmp_path / "o")
     assert {split: part["documents"] for split, part in about["splits"].items()} == {s: len(t) for s, t in found.items()}
     assert about["splits"]["train"]["tokens"] == sum(len(text.encode()) + 1 for text in found["train"])
@@ -99,7 +100,7 @@ def test_a_finished_one_does_nothing_and_another_is_refused(tmp_path, source, ca
     assert run("fineweb", tmp_path / "o", "--from", source, "--max-documents", 5, "--overwrite") == 0
     assert len(texts(tmp_path / "o", "train")) == 5
     jsonl(source, [{"text": "grown"}, *({"text": text} for text in TEXTS)])
-    assert run("fineweb", tmp_path / "o", "--from", source, "--max-documents", 5) == 73     # the file is another
+    assert run("fineweb", tmp_path / "o", "--from", source, "--max-documents", 5) == 73  # the file is another
     (tmp_path / "o" / "corpus.json").unlink()
     assert run("fineweb", tmp_path / "o", "--from", source) == 73
     assert "not from this tool" in capsys.readouterr().err
@@ -114,6 +115,7 @@ def test_another_format_leaves_nothing_of_the_one_before(tmp_path, source):
 def test_a_full_disk_is_one_sentence(tmp_path, source, monkeypatch, capsys):
     def full(path, data):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(prepare_corpus, "replace_file", full)
     assert run("fineweb", tmp_path / "o", "--from", source) == 73
     assert "No space left on device; make room" in capsys.readouterr().err
@@ -121,7 +123,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, source, monkeypatch, capsys):
 
 def test_own_splits_are_kept_and_a_missing_test_is_half_of_validation(tmp_path):
     for split, start in (("train", 0), ("validation", 200)):
-        jsonl(tmp_path / "in" / f"c4-{split}.00000.json", [{"text": text} for text in TEXTS[start:start + 200]])
+        jsonl(tmp_path / "in" / f"c4-{split}.00000.json", [{"text": text} for text in TEXTS[start : start + 200]])
     assert run("c4", tmp_path / "o", "--from", tmp_path / "in") == 0
     assert texts(tmp_path / "o", "train") == TEXTS[:200]
     held = texts(tmp_path / "o", "valid"), texts(tmp_path / "o", "test")
@@ -138,7 +140,7 @@ def test_the_published_subsets_are_prefixes_of_published_lengths(tmp_path, sourc
         assert run("c4", tmp_path / name, "--from", f"train={source}", "--held-out", 0, "--subset", tokens, *more) == 0
     found = {name: texts(tmp_path / name, "train") for name in "abcd"}
     assert found == {"a": TEXTS[:10], "b": TEXTS[:20], "c": TEXTS[:5], "d": TEXTS}
-    assert names(tmp_path / "a") == sorted([*INDEXED[:3], *ABOUT])                # no validation was asked for
+    assert names(tmp_path / "a") == sorted([*INDEXED[:3], *ABOUT])  # no validation was asked for
     said = capsys.readouterr().out
     assert said.count("the corpus ended before") == said.count("the corpus ended before --subset 10,000,000") == 1
 
@@ -154,14 +156,29 @@ def test_epochs_without_a_limit_count_the_documents(tmp_path, source, capsys):
 def test_tokens_are_cut_at_documents(tmp_path, source):
     assert run("fineweb", tmp_path / "o", "--from", source, "--max-tokens", "1k") == 0
     train = IndexedDataset(tmp_path / "o" / "train_text_document")
-    following = next(text for text in TEXTS[train.num_documents:] if text not in texts(tmp_path / "o", "valid"))
+    following = next(text for text in TEXTS[train.num_documents :] if text not in texts(tmp_path / "o", "valid"))
     assert 1000 - len(following.encode()) - 1 < train.num_tokens <= 1000
 
 
 def test_the_seeds_flags(tmp_path, source):
-    code = prepare_corpus.main(["openwebtext", "--output_dir", str(tmp_path / "a_b"), "--from", str(source), "--vocab_size=300",
-                                "--max_seq_len", "64", "--num_workers", "1", "--max_examples_per_split", "50",
-                                "--format", "memmap"])
+    code = prepare_corpus.main(
+        [
+            "openwebtext",
+            "--output_dir",
+            str(tmp_path / "a_b"),
+            "--from",
+            str(source),
+            "--vocab_size=300",
+            "--max_seq_len",
+            "64",
+            "--num_workers",
+            "1",
+            "--max_examples_per_split",
+            "50",
+            "--format",
+            "memmap",
+        ]
+    )
     assert code == 0
     assert names(tmp_path / "a_b") == ["config.json", "corpus.json", "tokenizer.json", "train_tokens.bin", "val_tokens.bin"]
     config = json.loads((tmp_path / "a_b" / "config.json").read_text())
@@ -170,7 +187,7 @@ def test_the_seeds_flags(tmp_path, source):
     tokenizer = build_tokenizer("HFTokenizer", tokenizer_model=str(tmp_path / "a_b"))
     assert tokenizer.eod == config["eos_token_id"] and train.dtype == np.dtype("<i4")
     ids = train.tokens(0, train.num_tokens)
-    assert (ids == tokenizer.eod).sum() == 50 and tokenizer.decode(ids[:ids.tolist().index(tokenizer.eod)]) == TEXTS[0]
+    assert (ids == tokenizer.eod).sum() == 50 and tokenizer.decode(ids[: ids.tolist().index(tokenizer.eod)]) == TEXTS[0]
     more = ["--max_examples_per_split", "50", "--full_dataset"]
     assert run("openwebtext", tmp_path / "full", "--from", source, *more) == 0
     assert sum(len(texts(tmp_path / "full", split)) for split in ("train", "valid", "test")) == 230
@@ -204,14 +221,19 @@ def test_papers_become_the_folder_of_papers(tmp_path):
     assert {split: len(papers) for split, papers in folder.splits.items()} == {"train": 30, "validation": 30, "test": 30}
     paper = folder.split("validation")[12]
     assert (paper.paper_id, paper.cat) == ("validation_12", "cs.CV")
-    assert bytes(folder.tokens(paper).tolist()).decode() == "validation" + rows[12]["text"]         # no end of document
+    assert bytes(folder.tokens(paper).tolist()).decode() == "validation" + rows[12]["text"]  # no end of document
     assert len(texts(tmp_path / "o", "test")) == 30
     assert run("arxiv-classification", tmp_path / "p", "--from", tmp_path / "in", "--format", "papers") == 0
     assert names(tmp_path / "p") == sorted(["index.jsonl", "splits.json", "tokens.bin", *ABOUT])
 
 
-@pytest.mark.parametrize("name, record", [("alpaca", {"instruction": "Say {}", "input": "", "output": "{} it is"}),
-                                          ("dolly", {"instruction": "Say {}", "context": "", "response": "{} it is"})])
+@pytest.mark.parametrize(
+    "name, record",
+    [
+        ("alpaca", {"instruction": "Say {}", "input": "", "output": "{} it is"}),
+        ("dolly", {"instruction": "Say {}", "context": "", "response": "{} it is"}),
+    ],
+)
 def test_instructions_become_prompts_and_responses(tmp_path, name, record):
     rows = [{key: value.format(number % 100) for key, value in record.items()} for number in range(300)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
@@ -219,13 +241,16 @@ def test_instructions_become_prompts_and_responses(tmp_path, name, record):
     found = {}
     for split in ("train", "valid", "test"):
         data = IndexedDataset(tmp_path / "o" / f"{split}_text_document")
-        pairs = [[bytes(ids.tolist()[:-1 if part else None]).decode() for part, ids in enumerate(data.sequences(n))]
-                 for n in range(data.num_documents)]
+        pairs = [
+            [bytes(ids.tolist()[: -1 if part else None]).decode() for part, ids in enumerate(data.sequences(n))]
+            for n in range(data.num_documents)
+        ]
         assert all(prompt.startswith("### Instruction:\nSay ") and prompt.endswith("### Response:\n") for prompt, _ in pairs)
         assert all(prompt.split()[3] == response.split()[0] for prompt, response in pairs)
         found[split] = {prompt for prompt, _ in pairs}
     assert sum(map(len, found.values())) == len(set.union(*found.values())) == 100 and len(found["valid"]) == 1
     import torch
+
     tokens, masks = (torch.load(tmp_path / "o" / f"val_{what}.pt", weights_only=True) for what in ("tokens", "masks"))
     assert tokens.shape == masks.shape == (3, 64) and 0 < masks.sum() < masks.numel()
 
@@ -248,12 +273,20 @@ def test_bad_records_stop_it_or_are_listed(tmp_path, source, capsys):
     assert known(tmp_path / "o")["skipped_records"] == 1 and "1 records skipped" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("args, code, said", [
-    (["nowhere.jsonl"], 66, "no such file"), (["{source}", "--format", "papers"], 2, "--format papers is not for fineweb"),
-    (["{source}", "--train-tokenizer", "100"], 2, "257 ids are the least"),
-    (["{source}", "--max-tokens", "0.5"], 2, "whole number"), (["{source}", "--max-tokens", "3"], 65, "the first document has"),
-    (["valid={source}"], 66, "train=PATH"), (["{source}", "--hub", "a/b"], 2, "--hub"),
-    (["{source}", "--upload-to-s3"], 2, "--s3-bucket"), (["{source}", "--held-out", "0.5"], 2, "--held-out")])
+@pytest.mark.parametrize(
+    "args, code, said",
+    [
+        (["nowhere.jsonl"], 66, "no such file"),
+        (["{source}", "--format", "papers"], 2, "--format papers is not for fineweb"),
+        (["{source}", "--train-tokenizer", "100"], 2, "257 ids are the least"),
+        (["{source}", "--max-tokens", "0.5"], 2, "whole number"),
+        (["{source}", "--max-tokens", "3"], 65, "the first document has"),
+        (["valid={source}"], 66, "train=PATH"),
+        (["{source}", "--hub", "a/b"], 2, "--hub"),
+        (["{source}", "--upload-to-s3"], 2, "--s3-bucket"),
+        (["{source}", "--held-out", "0.5"], 2, "--held-out"),
+    ],
+)
 def test_mistakes_of_the_command_line(tmp_path, source, capsys, args, code, said):
     words = ["--from", *(word.format(source=source) for word in args)]
     if code == 2:
@@ -273,6 +306,7 @@ def test_a_name_without_a_split_beside_others_is_not_guessed(tmp_path, source, c
 
 # ---- interruptions
 
+
 @pytest.mark.parametrize("where", ["gathering", "tokenizing", "publishing"])
 def test_an_interrupted_run_goes_on_and_shows_nothing_before(tmp_path, source, monkeypatch, where):
     monkeypatch.setattr(corpus_text, "SAVE_BYTES", 500)
@@ -280,6 +314,7 @@ def test_an_interrupted_run_goes_on_and_shows_nothing_before(tmp_path, source, m
 
     def stop(*args, **named):
         raise KeyboardInterrupt
+
     add, preprocess, replaced = corpus_text.Gathering.add, prepare_corpus.preprocess_data.main, os.replace
     calls = []
 
@@ -287,7 +322,9 @@ def test_an_interrupted_run_goes_on_and_shows_nothing_before(tmp_path, source, m
         def counted(*args, **named):
             calls.append(args)
             return stop() if len(calls) == {"gathering": 150, "tokenizing": 2, "publishing": 5}[where] else act(*args, **named)
+
         return counted
+
     with monkeypatch.context() as patch:
         if where == "gathering":
             patch.setattr(corpus_text.Gathering, "add", third(add))
@@ -309,24 +346,33 @@ def test_a_killed_run_goes_on(tmp_path):
     pipe, whole = tmp_path / "in.jsonl", tmp_path / "all.jsonl"
     jsonl(whole, [{"text": text} for text in TEXTS])
     os.mkfifo(pipe)
-    command = [sys.executable, str(ROOT / "tools" / "prepare_corpus.py"), "fineweb", "--output", str(tmp_path / "o"),
-               "--from", str(pipe), *BYTES]
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "prepare_corpus.py"),
+        "fineweb",
+        "--output",
+        str(tmp_path / "o"),
+        "--from",
+        str(pipe),
+        *BYTES,
+    ]
     tool = subprocess.Popen(command, stderr=subprocess.PIPE)
     end = time.monotonic() + 60
     try:
         while not (tmp_path / "o" / ".prepare" / "text").exists() and time.monotonic() < end:
             time.sleep(0.05)
         again = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert again.returncode == 73 and "another process" in again.stderr         # and one at a time
+        assert again.returncode == 73 and "another process" in again.stderr  # and one at a time
     finally:
         tool.kill()
         tool.communicate()
     assert names(tmp_path / "o") == [".prepare"]
-    assert run("fineweb", tmp_path / "o", "--from", whole) == 0             # another request: the rest of the first is cleared
+    assert run("fineweb", tmp_path / "o", "--from", whole) == 0  # another request: the rest of the first is cleared
     assert sum(len(texts(tmp_path / "o", split)) for split in ("train", "valid", "test")) == len(TEXTS)
 
 
 # ---- the Hub and stores
+
 
 def test_the_hub_is_streamed_pinned_and_limited(tmp_path, monkeypatch, capsys):
     asked, read = [], []
@@ -334,15 +380,17 @@ def test_the_hub_is_streamed_pinned_and_limited(tmp_path, monkeypatch, capsys):
     def load(name, config, *, split, revision, streaming):
         asked.append((name, config, split, revision, streaming))
         return (read.append(split) or {"text": f"{split} {text}", "url": "u"} for text in TEXTS)
+
     errors = SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load, exceptions=errors))
-    monkeypatch.setitem(sys.modules, "huggingface_hub",
-                        SimpleNamespace(dataset_info=lambda name, revision: SimpleNamespace(sha="c0ffee")))
+    monkeypatch.setitem(
+        sys.modules, "huggingface_hub", SimpleNamespace(dataset_info=lambda name, revision: SimpleNamespace(sha="c0ffee"))
+    )
     assert run("c4", tmp_path / "o", "--max-documents", 20) == 0
     assert asked == [("allenai/c4", "en", split, "c0ffee", True) for split in ("train", "validation")]
     assert texts(tmp_path / "o", "train") == [f"train {text}" for text in TEXTS[:20]]
     assert len(texts(tmp_path / "o", "valid")) + len(texts(tmp_path / "o", "test")) in range(30, 41)
-    assert len(read) < 80                                                   # and no further than needed
+    assert len(read) < 80  # and no further than needed
     assert known(tmp_path / "o")["source"]["revision"] == "c0ffee"
     assert run("c4", tmp_path / "o", "--max-documents", 20) == 0 and "nothing to do" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -384,7 +432,7 @@ def test_what_was_uploaded_is_checked_when_it_comes_back(tmp_path, source, store
     assert run("fineweb", tmp_path / "b", "--download-from", "memory://made/fw") == 65
     assert "train_text_document.bin: its sha256" in capsys.readouterr().err and "corpus.json" not in names(tmp_path / "b")
     assert run("c4", tmp_path / "c", "--download-from", "memory://made/fw") == 78
-    store.rm_file("/made/fw/corpus.json")                                   # as an upload that did not end leaves it
+    store.rm_file("/made/fw/corpus.json")  # as an upload that did not end leaves it
     assert run("fineweb", tmp_path / "b", "--download-from", "memory://made/fw", "--from", source) == 0
     assert "holds no finished corpus" in capsys.readouterr().out and content(tmp_path / "b") == content(tmp_path / "a")
 
@@ -397,12 +445,21 @@ def test_the_seeds_store_flags_name_an_s3_folder(tmp_path, source, monkeypatch, 
 
 # ---- published data
 
-@pytest.mark.parametrize("name, file, train, more", [
-    ("c4", "c4/c4_demo_a.jsonl", 146, []), ("slimpajama", "arxiv/arxiv_fulltext_latex_a.jsonl", 13, []),
-    ("fineweb", "gutenberg", 10, ["--strip-gutenberg"]), ("openwebtext", "speeches/inaugural.jsonl", 57, []),
-    ("wikitext103", "wikitext-2/valid.txt", 58, []), ("tinystories", "tinystories/tinystories_a.txt", 818, []),
-    ("arxiv-classification", "arxiv/arxiv_abstracts_a.jsonl", 1960, []), ("alpaca", "instruct/alpaca_en_demo.json", 979, []),
-    ("dolly", "instruct/litgpt_dolly_fixture.json", 10, [])])
+
+@pytest.mark.parametrize(
+    "name, file, train, more",
+    [
+        ("c4", "c4/c4_demo_a.jsonl", 146, []),
+        ("slimpajama", "arxiv/arxiv_fulltext_latex_a.jsonl", 13, []),
+        ("fineweb", "gutenberg", 10, ["--strip-gutenberg"]),
+        ("openwebtext", "speeches/inaugural.jsonl", 57, []),
+        ("wikitext103", "wikitext-2/valid.txt", 58, []),
+        ("tinystories", "tinystories/tinystories_a.txt", 818, []),
+        ("arxiv-classification", "arxiv/arxiv_abstracts_a.jsonl", 1960, []),
+        ("alpaca", "instruct/alpaca_en_demo.json", 979, []),
+        ("dolly", "instruct/litgpt_dolly_fixture.json", 10, []),
+    ],
+)
 def test_every_corpus_from_published_files(tmp_path, name, file, train, more, capsys):
     if not (SHARED / file).exists():
         pytest.skip(f"{file} of the shared data is not here")

@@ -1,4 +1,5 @@
 """Instruction files become pairs of token sequences, in Megatron's format and as tensors, and no prompt is on both sides."""
+
 import json
 import re
 from pathlib import Path
@@ -27,8 +28,17 @@ def source(tmp_path):
 
 
 def run(tmp_path, source, *more, name="p"):
-    return prepare_instruct.main(["--input", str(source), "--output-prefix", str(tmp_path / "out" / name), "--tokenizer-type",
-                                  "ByteTokenizer", *map(str, more)])
+    return prepare_instruct.main(
+        [
+            "--input",
+            str(source),
+            "--output-prefix",
+            str(tmp_path / "out" / name),
+            "--tokenizer-type",
+            "ByteTokenizer",
+            *map(str, more),
+        ]
+    )
 
 
 def pairs_of(prefix):
@@ -77,11 +87,15 @@ def test_files_of_several_formats_go_together(tmp_path, source):
     assert pairs_of(tmp_path / "out" / "own_train") == [(prompt_of("why", "b"), "so")]
 
 
-@pytest.mark.parametrize(("record", "said"), [
-    ({"instruction": "a", "output": ""}, "record 3: no text: 'output' is blank"),
-    ({"instruction": "a"}, "record 3: missing key"), ({"instruction": 1, "output": "b"}, "record 3: not a string"),
-    (5, "record 3: no object"),
-])
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"instruction": "a", "output": ""}, "record 3: no text: 'output' is blank"),
+        ({"instruction": "a"}, "record 3: missing key"),
+        ({"instruction": 1, "output": "b"}, "record 3: not a string"),
+        (5, "record 3: no object"),
+    ],
+)
 def test_bad_records_end_it_or_are_counted(tmp_path, record, said, capsys):
     (tmp_path / "a.json").write_text(json.dumps([*alpaca(2), record, *alpaca(4)]))
     assert run(tmp_path, tmp_path / "a.json") == 65
@@ -102,11 +116,18 @@ def test_what_cannot_be_split_or_recognized_is_refused(tmp_path, capsys):
 
 # Tensors for other trainers
 
+
 def test_tensors(tmp_path, source):
     length = 50
     assert run(tmp_path, source, "--write-pt", tmp_path / "pt", "--max-seq-len", length, "--valid-fraction", 0.2) == 0
     assert sorted(path.name for path in (tmp_path / "pt").iterdir()) == [
-        "config.json", "tokenizer.json", "train_masks.pt", "train_tokens.pt", "val_masks.pt", "val_tokens.pt"]
+        "config.json",
+        "tokenizer.json",
+        "train_masks.pt",
+        "train_tokens.pt",
+        "val_masks.pt",
+        "val_tokens.pt",
+    ]
     assert build_tokenizer("HFTokenizer", tokenizer_model=str(tmp_path / "pt")).encode("hi").tolist() == [104, 105]
     for split, corpus in (("train", "train"), ("val", "valid")):
         tokens, masks = (torch.load(tmp_path / "pt" / f"{split}_{what}.pt", weights_only=True) for what in ("tokens", "masks"))
@@ -126,14 +147,29 @@ def test_overwrite_leaves_nothing_old(tmp_path, source, capsys):
     assert run(tmp_path, source, *pt) == 0 and run(tmp_path, source, *pt) == 73 and "exists" in capsys.readouterr().err
     assert run(tmp_path, source, *pt, "--overwrite", "--valid-fraction", 0) == 0
     assert {path.name for path in (tmp_path / "pt").iterdir()} == {
-        "config.json", "tokenizer.json", "train_masks.pt", "train_tokens.pt"}
+        "config.json",
+        "tokenizer.json",
+        "train_masks.pt",
+        "train_tokens.pt",
+    }
     assert not list((tmp_path / "out").glob("p_valid*"))
 
 
 def test_tensors_are_read_back(tmp_path, source):
     assert run(tmp_path, source, "--write-pt", tmp_path / "pt", "--max-seq-len", 200) == 0
-    assert prepare_instruct.main(["--from-pt", str(tmp_path / "pt"), "--output-prefix", str(tmp_path / "out" / "q"),
-                                  "--tokenizer-type", "ByteTokenizer"]) == 0
+    assert (
+        prepare_instruct.main(
+            [
+                "--from-pt",
+                str(tmp_path / "pt"),
+                "--output-prefix",
+                str(tmp_path / "out" / "q"),
+                "--tokenizer-type",
+                "ByteTokenizer",
+            ]
+        )
+        == 0
+    )
     for split in ("train", "valid"):
         for end in (".bin", ".idx"):
             assert (tmp_path / "out" / f"q_{split}{end}").read_bytes() == (tmp_path / "out" / f"p_{split}{end}").read_bytes()
@@ -141,6 +177,7 @@ def test_tensors_are_read_back(tmp_path, source):
 
 class Armed:
     """Unpickling it would write a file."""
+
     def __init__(self, path):
         self.path = path
 
@@ -151,15 +188,22 @@ class Armed:
 TOKENS, MASKS = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 0]]), torch.tensor([[0, 0, 1, 1], [0, 1, 1, 0]])
 
 
-@pytest.mark.parametrize(("tokens", "masks", "said"), [
-    (TOKENS, MASKS[:1], r"train_masks.pt: is \[1, 4\]"), (TOKENS, MASKS * 2, "values 0 to 2"),
-    (TOKENS, 1 - MASKS, "row 0 marks 2 places from 0 on"), (TOKENS, torch.zeros_like(MASKS), "row 0 marks 0 places"),
-    (TOKENS, torch.tensor([[0, 1, 1, 1], [0, 1, 0, 1]]), "row 1 marks 2 places from 1 on"),
-    (TOKENS + 250, MASKS, "train_tokens.pt: row 0 has ids 255 to 258, expected 0 or more and below 257"),
-    (TOKENS + 0.5, MASKS, "train_tokens.pt: holds torch.float32"), ({"a": 1}, MASKS, "train_tokens.pt: holds dict"),
-    (None, MASKS, "No such file"), (b"no archive", MASKS, "train_tokens.pt: is not a tensor"),
-    (Armed, MASKS, "is not a tensor that can be read safely"),
-])
+@pytest.mark.parametrize(
+    ("tokens", "masks", "said"),
+    [
+        (TOKENS, MASKS[:1], r"train_masks.pt: is \[1, 4\]"),
+        (TOKENS, MASKS * 2, "values 0 to 2"),
+        (TOKENS, 1 - MASKS, "row 0 marks 2 places from 0 on"),
+        (TOKENS, torch.zeros_like(MASKS), "row 0 marks 0 places"),
+        (TOKENS, torch.tensor([[0, 1, 1, 1], [0, 1, 0, 1]]), "row 1 marks 2 places from 1 on"),
+        (TOKENS + 250, MASKS, "train_tokens.pt: row 0 has ids 255 to 258, expected 0 or more and below 257"),
+        (TOKENS + 0.5, MASKS, "train_tokens.pt: holds torch.float32"),
+        ({"a": 1}, MASKS, "train_tokens.pt: holds dict"),
+        (None, MASKS, "No such file"),
+        (b"no archive", MASKS, "train_tokens.pt: is not a tensor"),
+        (Armed, MASKS, "is not a tensor that can be read safely"),
+    ],
+)
 def test_tensors_that_are_no_pairs(tmp_path, capsys, tokens, masks, said):
     path = tmp_path / "train_tokens.pt"
     if isinstance(tokens, bytes):
@@ -167,14 +211,24 @@ def test_tensors_that_are_no_pairs(tmp_path, capsys, tokens, masks, said):
     elif tokens is not None:
         torch.save(Armed(tmp_path / "ran") if tokens is Armed else tokens, path)
     torch.save(masks, tmp_path / "train_masks.pt")
-    assert prepare_instruct.main(["--from-pt", str(tmp_path), "--output-prefix", str(tmp_path / "out" / "q"),
-                                  "--tokenizer-type", "ByteTokenizer"]) == (66 if tokens is None else 65)
+    assert prepare_instruct.main(
+        ["--from-pt", str(tmp_path), "--output-prefix", str(tmp_path / "out" / "q"), "--tokenizer-type", "ByteTokenizer"]
+    ) == (66 if tokens is None else 65)
     error = capsys.readouterr().err
     assert re.search(said, error) and error.count("\n") == 1 and not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("flags", [["--write-pt", "x"], ["--from-pt", "x"], ["--max-seq-len", 9], ["--keys", "a"],
-                                   ["--valid-fraction", 1], ["--keys", "a", "b", "--format", "dolly"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--write-pt", "x"],
+        ["--from-pt", "x"],
+        ["--max-seq-len", 9],
+        ["--keys", "a"],
+        ["--valid-fraction", 1],
+        ["--keys", "a", "b", "--format", "dolly"],
+    ],
+)
 def test_flags_that_do_not_go_together(tmp_path, source, flags, capsys):
     with pytest.raises(SystemExit) as ended:
         run(tmp_path, source, *flags)
@@ -183,16 +237,25 @@ def test_flags_that_do_not_go_together(tmp_path, source, flags, capsys):
 
 # Published files
 
-@pytest.mark.parametrize(("name", "count"), [
-    ("alpaca_en_demo.json", 999), ("litgpt_alpaca_fixture.json", 23), ("litgpt_dolly_fixture.json", 12),
-    ("dolly_format.jsonl", 500), ("dolly_hhrlhf_prompt_response.jsonl", 500)])
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("alpaca_en_demo.json", 999),
+        ("litgpt_alpaca_fixture.json", 23),
+        ("litgpt_dolly_fixture.json", 12),
+        ("dolly_format.jsonl", 500),
+        ("dolly_hhrlhf_prompt_response.jsonl", 500),
+    ],
+)
 def test_published_files(tmp_path, name, count):
     path = SHARED / "instruct" / name
     vocab, merges = (SHARED / "tokenizers" / f"gpt2-{kind}" for kind in ("vocab.json", "merges.txt"))
     if not all(file.exists() for file in (path, vocab, merges)):
         pytest.skip(f"needs ../shared/data/instruct/{name} and GPT-2's files beside the repository")
-    code = prepare_instruct.main(["--input", str(path), "--output-prefix", str(tmp_path / "p"), "--vocab-file", str(vocab),
-                                  "--merge-file", str(merges)])
+    code = prepare_instruct.main(
+        ["--input", str(path), "--output-prefix", str(tmp_path / "p"), "--vocab-file", str(vocab), "--merge-file", str(merges)]
+    )
     train, valid = (Instruct(str(tmp_path / f"p_{split}"), 512, 1, 50257, 50258) for split in ("train", "valid"))
     assert code == 0 and len(train.lengths) + len(valid.lengths) == count
     numbers = np.arange(len(train.kept))

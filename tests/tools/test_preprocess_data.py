@@ -1,4 +1,5 @@
 """The tool as users run it, against an independent writer of the format."""
+
 import gzip
 import json
 import os
@@ -61,7 +62,7 @@ def test_files_are_megatrons_byte_for_byte(tmp_path, eod):
     assert written(tmp_path / "o") == expected_files(DOCUMENTS, eod)
     assert names(tmp_path / "o") == ["out_text_document.bin", "out_text_document.idx", "out_text_document.meta.json"]
     assert "5 documents" in done.stdout and "MB/s" in done.stdout and str(tmp_path / "o" / "out_text_document") in done.stdout
-    assert done.stdout.count("\n") == 1 and not done.stderr                 # no progress off a terminal
+    assert done.stdout.count("\n") == 1 and not done.stderr  # no progress off a terminal
 
 
 def test_blank_lines_and_byte_order_marks_are_no_text(tmp_path):
@@ -83,7 +84,7 @@ def test_gzip_globs_and_several_inputs_keep_the_order(tmp_path):
 def test_any_number_of_workers_writes_the_same(tmp_path):
     documents = [f"document {i} " * (i % 97 + 1) for i in range(4000)]
     source = jsonl(tmp_path / "a.jsonl", documents)
-    assert source.stat().st_size > 3 * (1 << 19)                            # several chunks
+    assert source.stat().st_size > 3 * (1 << 19)  # several chunks
     for workers in (1, 2):
         to_bytes(tmp_path / str(workers), "--input", source, "--append-eod", "--workers", workers)
     assert written(tmp_path / "1") == written(tmp_path / "2") == expected_files(documents)
@@ -104,9 +105,15 @@ def test_no_key_is_published_when_one_is_empty(tmp_path):
     assert done.returncode == 65 and "'title'" in done.stderr and names(tmp_path / "o") == []
 
 
-BAD_LINES = [(b'{"text": "a"', "bad JSON"), (b'["text"]', "bad JSON"), (b"[" * 100000, "bad JSON"),
-             (b'{"body": "a"}', "missing key"), (b'{"text": 3}', "not a string"),
-             (b'{"text": "\xff"}', "invalid UTF-8"), (b'{"text": "\\ud800"}', "invalid UTF-8")]
+BAD_LINES = [
+    (b'{"text": "a"', "bad JSON"),
+    (b'["text"]', "bad JSON"),
+    (b"[" * 100000, "bad JSON"),
+    (b'{"body": "a"}', "missing key"),
+    (b'{"text": 3}', "not a string"),
+    (b'{"text": "\xff"}', "invalid UTF-8"),
+    (b'{"text": "\\ud800"}', "invalid UTF-8"),
+]
 
 
 @pytest.mark.parametrize("line, kind, workers", [*((*case, 1) for case in BAD_LINES), (*BAD_LINES[4], 2)])
@@ -153,13 +160,16 @@ def test_an_output_is_replaced_only_on_request(tmp_path):
     assert written(tmp_path / "o") == expected_files(["two"], eod=None)
 
 
-@pytest.mark.parametrize("args, code, said", [
-    (["--input", "nowhere.jsonl"], 66, "nowhere.jsonl"),
-    (["--input", "."], 66, "is a folder"),
-    (["--input", str(TOOL), "--workers", "0"], 2, "--workers"),
-    (["--input", str(TOOL), "--dataset-impl", "lazy"], 2, "lazy"),
-    (["--input", str(TOOL), "--tokenizer-type", "HFTokenizer"], 66, "--tokenizer-model"),
-])
+@pytest.mark.parametrize(
+    "args, code, said",
+    [
+        (["--input", "nowhere.jsonl"], 66, "nowhere.jsonl"),
+        (["--input", "."], 66, "is a folder"),
+        (["--input", str(TOOL), "--workers", "0"], 2, "--workers"),
+        (["--input", str(TOOL), "--dataset-impl", "lazy"], 2, "lazy"),
+        (["--input", str(TOOL), "--tokenizer-type", "HFTokenizer"], 66, "--tokenizer-model"),
+    ],
+)
 def test_mistakes_of_the_command_line(tmp_path, args, code, said):
     done = to_bytes(tmp_path / "o", *args, ok=False)
     assert done.returncode == code and said in done.stderr
@@ -173,8 +183,18 @@ def start_endless(tmp_path, workers):
     """A run whose input is a pipe that stays open: it has read something and waits for more."""
     pipe = tmp_path / "endless.jsonl"
     os.mkfifo(pipe)
-    command = [sys.executable, TOOL, "--tokenizer-type", "ByteTokenizer", "--input", pipe, "--workers", str(workers),
-               "--output-prefix", tmp_path / "o" / "out"]
+    command = [
+        sys.executable,
+        TOOL,
+        "--tokenizer-type",
+        "ByteTokenizer",
+        "--input",
+        pipe,
+        "--workers",
+        str(workers),
+        "--output-prefix",
+        tmp_path / "o" / "out",
+    ]
     tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     file = open(pipe, "wb")
     line = json.dumps({"text": "x" * 1000}).encode() + b"\n"
@@ -223,7 +243,7 @@ def test_a_dying_worker_ends_the_run_with_a_sentence(tmp_path):
     worker = next(c for c in children(tool.pid) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes())
     os.kill(worker, signal.SIGKILL)
     try:
-        file.write(line * 20000)                            # wakes the reader; it may be gone already
+        file.write(line * 20000)  # wakes the reader; it may be gone already
         file.close()
     except BrokenPipeError:
         pass
@@ -233,6 +253,7 @@ def test_a_dying_worker_ends_the_run_with_a_sentence(tmp_path):
 
 
 # ---- formats
+
 
 def zstd(data):
     return pytest.importorskip("zstandard").compress(data)
@@ -254,9 +275,14 @@ def test_every_packing_gives_the_same_corpus(tmp_path, workers):
     assert written(tmp_path / "o") == expected_files([*DOCUMENTS * 4, "plain\n"])
 
 
-@pytest.mark.parametrize("name, make, said", [
-    ("a.jsonl.zst", lambda: zstd(b'{"text": "a"}\n' * 999)[:-5], "cut short"),
-    ("a.jsonl.zst", lambda: b"{}" * 99, "zstd stream is damaged"), ("a.parquet", lambda: b"PAR1 and nothing", "no parquet file")])
+@pytest.mark.parametrize(
+    "name, make, said",
+    [
+        ("a.jsonl.zst", lambda: zstd(b'{"text": "a"}\n' * 999)[:-5], "cut short"),
+        ("a.jsonl.zst", lambda: b"{}" * 99, "zstd stream is damaged"),
+        ("a.parquet", lambda: b"PAR1 and nothing", "no parquet file"),
+    ],
+)
 def test_a_damaged_packing_is_refused_even_when_lines_may_be_skipped(tmp_path, name, make, said):
     pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(make())
@@ -287,8 +313,10 @@ def test_a_line_of_absurd_length_is_named_and_skipped_on_request(tmp_path):
 
 # ---- tokenizers and the sidecar
 
+
 def gpt2_like(folder):
     from megatron.data.tokenizer import byte_symbols
+
     pairs = [("t", "e"), ("s", "t"), ("te", "st"), ("<", "|"), ("\u0120", "te")]
     words = [*byte_symbols(), *(a + b for a, b in pairs), "<|endoftext|>"]
     (folder / "v.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
@@ -299,6 +327,7 @@ def gpt2_like(folder):
 def test_both_libraries_write_the_same_files_and_end_of_text_ends_only_documents(tmp_path):
     pytest.importorskip("gigatoken")
     from megatron.data.tokenizer import build_tokenizer
+
     flags = gpt2_like(tmp_path)
     source = jsonl(tmp_path / "a.jsonl", ["test <|endoftext|> test", "<|endoftext|>", "", "a\n<|endoftext|>\n" * 50, "\x00"])
     outputs = []
@@ -306,15 +335,27 @@ def test_both_libraries_write_the_same_files_and_end_of_text_ends_only_documents
         folder = tmp_path / backend
         run(*flags, "--input", source, "--output-prefix", folder / "out", "--append-eod", "--bpe-backend", backend)
         outputs.append(tuple(path.read_bytes() for path in sorted(folder.iterdir())))
-        assert (np.fromfile(folder / "out_text_document.bin", "<u2") == 261).sum() == 4 == len(IndexedDataset(
-            folder / "out_text_document").sizes)
+        assert (
+            (np.fromfile(folder / "out_text_document.bin", "<u2") == 261).sum()
+            == 4
+            == len(IndexedDataset(folder / "out_text_document").sizes)
+        )
     assert outputs[0] == outputs[1] == outputs[2]
     meta = json.loads((folder / "out_text_document.meta.json").read_text())
     tokenizer = build_tokenizer("GPT2BPETokenizer", *map(str, flags[1::2]))
-    assert meta["tokenizer"] == {"type": "GPT2BPETokenizer", "fingerprint": tokenizer.fingerprint(), "vocab_size": 262,
-                                 "eod": 261}
-    assert meta["extra"] == {"inputs": [{"path": str(source), "bytes": source.stat().st_size}], "json_key": "text",
-                             "append_eod": True, "text_bytes": 837, "rejects": {}}
+    assert meta["tokenizer"] == {
+        "type": "GPT2BPETokenizer",
+        "fingerprint": tokenizer.fingerprint(),
+        "vocab_size": 262,
+        "eod": 261,
+    }
+    assert meta["extra"] == {
+        "inputs": [{"path": str(source), "bytes": source.stat().st_size}],
+        "json_key": "text",
+        "append_eod": True,
+        "text_bytes": 837,
+        "rejects": {},
+    }
 
 
 # ---- one process, its memory and its imports
@@ -331,8 +372,7 @@ print(int(peak) >> 10, *sorted({name.split(".")[0] for name in sys.modules}),
 
 def scripted(script, *args, ok=True):
     """A script with the tool inside, in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", script, *map(str, args)], cwd=ROOT,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
 
@@ -343,8 +383,7 @@ def test_one_worker_is_this_process_with_few_imports_and_a_memory_that_the_corpu
     for megabytes in (4, 60):
         source = jsonl(tmp_path / f"{megabytes}.jsonl", [f"document {i} " * 90 for i in range(900 * megabytes)])
         flags = gpt2_like(tmp_path)
-        done = scripted(MEASURED, *flags, "--input", source, "--append-eod",
-                        "--output-prefix", tmp_path / str(megabytes) / "out")
+        done = scripted(MEASURED, *flags, "--input", source, "--append-eod", "--output-prefix", tmp_path / str(megabytes) / "out")
         peak, *modules = done.stderr.split()
         peaks.append(int(peak))
         assert not {"torch", "awkward", "pyarrow", "zstandard", "scipy", "yaml", "POOL"} & set(modules)
@@ -430,8 +469,27 @@ def test_a_refused_run_leaves_the_work_of_the_one_before(tmp_path, corpus):
 
 def test_the_many_core_scripts_flags_are_taken(tmp_path):
     jsonl(tmp_path / "a.jsonl", ["one"])
-    to_bytes(Path("o"), "--root", tmp_path, "--input", "a.jsonl", "--json-keys", "text", "--dataset-impl", "mmap", "--seq-length",
-             "1024", "--make-vocab-size-divisible-by", "128", "--workers", "2", "--log-interval", "100", "--partitions", "1")
+    to_bytes(
+        Path("o"),
+        "--root",
+        tmp_path,
+        "--input",
+        "a.jsonl",
+        "--json-keys",
+        "text",
+        "--dataset-impl",
+        "mmap",
+        "--seq-length",
+        "1024",
+        "--make-vocab-size-divisible-by",
+        "128",
+        "--workers",
+        "2",
+        "--log-interval",
+        "100",
+        "--partitions",
+        "1",
+    )
     assert written(tmp_path / "o") == expected_files(["one"], eod=None)
 
 
@@ -470,8 +528,18 @@ def test_a_second_run_on_the_same_output_is_refused(tmp_path):
 def test_progress_is_shown_on_a_terminal(tmp_path):
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    command = [sys.executable, TOOL, "--tokenizer-type", "ByteTokenizer", "--log-interval", "1",
-               "--output-prefix", tmp_path / "out", "--input", jsonl(tmp_path / "a.jsonl", ["x" * 1000] * 3000)]
+    command = [
+        sys.executable,
+        TOOL,
+        "--tokenizer-type",
+        "ByteTokenizer",
+        "--log-interval",
+        "1",
+        "--output-prefix",
+        tmp_path / "out",
+        "--input",
+        jsonl(tmp_path / "a.jsonl", ["x" * 1000] * 3000),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=60)
     os.close(theirs)
     shown = os.read(ours, 1 << 16).decode()

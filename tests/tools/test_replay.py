@@ -1,4 +1,5 @@
 """A dumped step run again: the first bad tensor is named."""
+
 import json
 import math
 import re
@@ -14,14 +15,17 @@ from megatron.engine.native import NativeEngine
 from megatron.training import pretrain
 from tools import replay
 
-FLAGS = ("--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --micro-batch-size 4 --global-batch-size 8 "
-         "--lr 1e-3 --train-iters 3 --eval-iters 0 --log-interval 1 --tokenizer-type ByteTokenizer --device cpu --num-threads 1 "
-         "--train-data-path").split()
+FLAGS = (
+    "--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --micro-batch-size 4 --global-batch-size 8 "
+    "--lr 1e-3 --train-iters 3 --eval-iters 0 --log-interval 1 --tokenizer-type ByteTokenizer --device cpu --num-threads 1 "
+    "--train-data-path"
+).split()
 
 
 @pytest.fixture
 def bad_step(tmp_path, corpus, monkeypatch, capsys):
     """Train, with `before_step_2(model)` called once; the dump of step 2."""
+
     def train(before_step_2, objective="ar", extra=()):
         step = NativeEngine.step
 
@@ -29,12 +33,14 @@ def bad_step(tmp_path, corpus, monkeypatch, capsys):
             if batches[0].index[0] == 8:
                 before_step_2(self.stages[0])
             return step(self, batches, lr)
+
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         with monkeypatch.context() as patch:
             patch.setattr(NativeEngine, "step", spoiling)
             pretrain.main(parse([*FLAGS, corpus, "--run-dir", str(tmp_path / "run"), *extra], objective))
         capsys.readouterr()
         return tmp_path / "run" / "bad_batches" / "step-00000002"
+
     return train
 
 
@@ -62,12 +68,15 @@ def test_the_first_bad_output_is_named_with_its_sample(bad_step, capsys, objecti
     dump = bad_step(lambda model: spoil(model, "blocks.1.mlp.up.weight", 3e38), objective)
     code, said, _ = run(dump, capsys)
     verdict = said.splitlines()[-1]
-    assert code == 17 and re.match(r"REPRODUCED: micro-batch 0: output of blocks\.1\.mlp\.up is not finite \(.*Inf.* of \d+\), "
-                                   r"first in sample 8 at position \d+; .*its samples are \[8, 9, 10, 11\]", verdict)
+    assert code == 17 and re.match(
+        r"REPRODUCED: micro-batch 0: output of blocks\.1\.mlp\.up is not finite \(.*Inf.* of \d+\), "
+        r"first in sample 8 at position \d+; .*its samples are \[8, 9, 10, 11\]",
+        verdict,
+    )
 
 
 def test_what_arises_between_modules_is_named_by_the_module_that_reads_it(bad_step, capsys):
-    dump = bad_step(lambda model: spoil(model, "blocks.0.mlp.up.weight", 1e25))       # its square overflows in gate * up
+    dump = bad_step(lambda model: spoil(model, "blocks.0.mlp.up.weight", 1e25))  # its square overflows in gate * up
     code, said, _ = run(dump, capsys)
     assert code == 17 and "an input of blocks.0.mlp.down is not finite" in said
 
@@ -80,6 +89,7 @@ def test_one_bad_sample_is_found_in_its_micro_batch(bad_step, capsys):
     def look(self, batch, *given):
         inputs[int(batch.index[0])] = batch.inputs
         return forward(self, batch, *given)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GPT, "forward", look)
         bad_step(lambda model: None, extra=["--untie-embeddings-and-output-weights"])
@@ -93,10 +103,12 @@ def test_one_bad_sample_is_found_in_its_micro_batch(bad_step, capsys):
 
 def test_a_gradient_is_named_when_the_loss_is_finite(bad_step, capsys):
     """Activations of 1e30 that the next weight makes small again: finite forwards, not backwards."""
+
     def explode(model):
         spoil(model, "norm.weight", 1e15)
         spoil(model, "blocks.1.mlp.up.weight", 1e15)
         spoil(model, "blocks.1.mlp.down.weight", 1e-30)
+
     code, said, _ = run(bad_step(explode), capsys)
     assert code == 17 and "micro-batch 0: the loss is finite; gradient of blocks.1.mlp.down.weight is not finite" in said
 
@@ -107,6 +119,7 @@ def test_what_is_finite_here_accuses_the_machine(bad_step, capsys):
     def flaky(self, batch, *given):
         loss, nll, hit = forward(self, batch, *given)
         return (loss * math.nan if batch.index[0] == 12 else loss), nll, hit
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GPT, "forward", flaky)
         dump = bad_step(lambda model: None)
@@ -123,6 +136,7 @@ def test_the_replay_computes_what_the_run_computed(bad_step, capsys, tmp_path):
 
     def only_gradient(model):
         hook["handle"] = model.norm.weight.register_hook(lambda grad: grad * math.nan)
+
     dump = bad_step(only_gradient)
     record = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     _, said, _ = run(dump, capsys)

@@ -1,4 +1,5 @@
 """A list of runs in one process, or in several."""
+
 import json
 import os
 import signal
@@ -12,8 +13,10 @@ from megatron.errors import exits
 from megatron.training import pretrain
 from tools import run_list
 
-FLAGS = ("--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 16 --global-batch-size 2 --micro-batch-size 2 "
-         "--lr 1e-3 --tokenizer-type ByteTokenizer --device cpu --eval-iters 0 --train-data-path PREFIX")
+FLAGS = (
+    "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 16 --global-batch-size 2 --micro-batch-size 2 "
+    "--lr 1e-3 --tokenizer-type ByteTokenizer --device cpu --eval-iters 0 --train-data-path PREFIX"
+)
 
 
 def line(entry, samples, run_dir):
@@ -35,7 +38,8 @@ def started(monkeypatch):
         Path(cfg.log.run_dir).mkdir(parents=True)
         (Path(cfg.log.run_dir) / "result.json").write_text(json.dumps({"loss": 1.5, "bound": "exact"}))
         return 0
-    monkeypatch.setattr(pretrain, "main", exits(main))         # as the real one: a crash is an exit code
+
+    monkeypatch.setattr(pretrain, "main", exits(main))  # as the real one: a crash is an exit code
     return names
 
 
@@ -45,9 +49,13 @@ def run(tmp_path, *lines, processes=1):
 
 
 def test_failed_members_are_reported_and_the_rest_goes_on(tmp_path, started, capsys):
-    code = run(tmp_path, line("pretrain_gpt.py", 6, tmp_path / "bad data"), line("pretrain_gpt.py", 10, tmp_path / "crash"),
-               line("pretrain_gpt.py --no-such-flag", 2, tmp_path / "bad flags"),
-               line("pretrain_diff_gpt.py", 2, tmp_path / "a good one"))
+    code = run(
+        tmp_path,
+        line("pretrain_gpt.py", 6, tmp_path / "bad data"),
+        line("pretrain_gpt.py", 10, tmp_path / "crash"),
+        line("pretrain_gpt.py --no-such-flag", 2, tmp_path / "bad flags"),
+        line("pretrain_diff_gpt.py", 2, tmp_path / "a good one"),
+    )
     said = capsys.readouterr().err
     assert code == 1 and started == ["bad data", "crash", "a good one"]
     assert "bad data FAILED with exit code 65" in said and "RuntimeError: crash" in said
@@ -81,19 +89,28 @@ def test_side_by_side_a_missing_corpus_is_one_failure_a_run(tmp_path, capfd):
     assert run(tmp_path, *lines, processes=2) == 1
     said = capfd.readouterr().err
     assert "one FAILED with exit code 66" in said and "two FAILED with exit code 66" in said
-    recorded = json.loads((tmp_path / "one/exit.json").read_text())                 # although the run never began
+    recorded = json.loads((tmp_path / "one/exit.json").read_text())  # although the run never began
     assert recorded["code"] == 66 and str(tmp_path / "absent") in recorded["reason"] and recorded["reason"].startswith("Missing")
 
 
 def test_side_by_side_a_signal_saves_every_run(tmp_path, corpus):
     lines = [line("pretrain_gpt.py", 10**9, tmp_path / name).replace("PREFIX", corpus).rstrip() for name in ("one", "two")]
-    (tmp_path / "list").write_text("".join(f"{start} --save '{tmp_path / name}' --log-interval 20 --compile off\n"
-                                           for start, name in zip(lines, ("one", "two"), strict=True)))
-    child = os.posix_spawn(sys.executable, [sys.executable, run_list.__file__, str(tmp_path / "list"), "--processes", "2"],
-                           os.environ | {"OMP_NUM_THREADS": "1"})
+    (tmp_path / "list").write_text(
+        "".join(
+            f"{start} --save '{tmp_path / name}' --log-interval 20 --compile off\n"
+            for start, name in zip(lines, ("one", "two"), strict=True)
+        )
+    )
+    child = os.posix_spawn(
+        sys.executable,
+        [sys.executable, run_list.__file__, str(tmp_path / "list"), "--processes", "2"],
+        os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     until = time.monotonic() + 60
-    while time.monotonic() < until and not all((tmp_path / name / "metrics.jsonl").exists() and
-                                               (tmp_path / name / "metrics.jsonl").stat().st_size for name in ("one", "two")):
+    while time.monotonic() < until and not all(
+        (tmp_path / name / "metrics.jsonl").exists() and (tmp_path / name / "metrics.jsonl").stat().st_size
+        for name in ("one", "two")
+    ):
         time.sleep(0.1)
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 85

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "scaling_laws.py"
-CONVENTIONS = {"bound": "exact", "tokenizer": "t", "eval_slice": "s", "params_convention": "total",
-               "flops_convention": "6ND", "lr_decayed": True}
+CONVENTIONS = {
+    "bound": "exact",
+    "tokenizer": "t",
+    "eval_slice": "s",
+    "params_convention": "total",
+    "flops_convention": "6ND",
+    "lr_decayed": True,
+}
 
 
 def run_tool(*arguments):
@@ -22,8 +28,15 @@ def sweep(tmp_path):
             folder = tmp_path / "runs" / f"{flops:.0e}-{params:.0f}"
             folder.mkdir(parents=True)
             tokens = flops / 6 / params
-            result = {"name": folder.name, "objective": "ar", "params": params, "tokens": tokens, "flops": flops,
-                      "loss_se_noise": 0.002, "loss": 1 + 15 / params**0.4 + 60 / tokens**0.3}
+            result = {
+                "name": folder.name,
+                "objective": "ar",
+                "params": params,
+                "tokens": tokens,
+                "flops": flops,
+                "loss_se_noise": 0.002,
+                "loss": 1 + 15 / params**0.4 + 60 / tokens**0.3,
+            }
             (folder / "result.json").write_text(json.dumps(result | CONVENTIONS))
     return tmp_path / "runs"
 
@@ -53,8 +66,10 @@ def test_incomparable_runs_are_78_and_name_the_flag_that_allows_them(sweep, tmp_
     assert run_tool("report", sweep, "--out", tmp_path / "out", "--allow", "tokenizer", "--bootstrap", 0).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [[], ["report"], ["report", "x"], ["report", "x", "--ou", "y"],
-                                       ["report", "x", "--out", "y", "--bootstrap", "-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["report"], ["report", "x"], ["report", "x", "--ou", "y"], ["report", "x", "--out", "y", "--bootstrap", "-1"]],
+)
 def test_bad_flags_are_2(arguments):
     assert run_tool(*arguments).returncode == 2
 

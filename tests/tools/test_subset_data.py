@@ -25,9 +25,18 @@ def documents(prefix):
 
 
 @pytest.mark.parametrize("chunk", [1 << 21, 20, 1])
-@pytest.mark.parametrize(("tokens", "start", "stop"), [
-    ("1", 0, 4500), ("2", 0, 2), ("0.25", 0, 1125), ("1e3", 0, 1000), ("100:2.5k", 100, 2500),
-    ("0.5:1", 2250, 4500), ("45:90", 45, 90)])
+@pytest.mark.parametrize(
+    ("tokens", "start", "stop"),
+    [
+        ("1", 0, 4500),
+        ("2", 0, 2),
+        ("0.25", 0, 1125),
+        ("1e3", 0, 1000),
+        ("100:2.5k", 100, 2500),
+        ("0.5:1", 2250, 4500),
+        ("45:90", 45, 90),
+    ],
+)
 def test_exactly_that_many_tokens_in_their_documents(tmp_path, big, capsys, monkeypatch, tokens, start, stop, chunk):
     monkeypatch.setattr(subset_data, "CHUNK", chunk)
     assert subset(big, tokens, tmp_path / "o" / "small") == 0
@@ -40,7 +49,11 @@ def test_exactly_that_many_tokens_in_their_documents(tmp_path, big, capsys, monk
     assert all(d == list(range(d[0], d[-1] + 1)) for d in inner)
     assert small.meta["tokenizer"] == TOKENIZER and small.dtype == np.int32 and small.verify() == 1
     assert small.meta["extra"]["subset_of"] == {
-        "name": "big", "fingerprint": IndexedDataset(big).fingerprint(), "start": start, "stop": stop}
+        "name": "big",
+        "fingerprint": IndexedDataset(big).fingerprint(),
+        "start": start,
+        "stop": stop,
+    }
     assert f"{stop - start:,} tokens (tokens {start}:{stop} of {big})" in capsys.readouterr().out
 
 
@@ -71,13 +84,16 @@ def test_all_of_it_is_a_copy(tmp_path, big):
             assert (tmp_path / f"copy{end}").read_bytes() == open(f"{prefix}{end}", "rb").read()
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [
-    ("0:9", [[[0, 1, 2], [3]], [[4, 5]], [], [[6, 7, 8]]]),
-    ("0:7", [[[0, 1, 2], [3]], [[4, 5]], [], [[6]]]),
-    ("2:9", [[[2], [3]], [[4, 5]], [], [[6, 7, 8]]]),
-    ("3:10", [[[3]], [[4, 5]], [], [[6, 7, 8], [9]]]),
-    ("0:2", [[[0, 1]]]),
-])
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ("0:9", [[[0, 1, 2], [3]], [[4, 5]], [], [[6, 7, 8]]]),
+        ("0:7", [[[0, 1, 2], [3]], [[4, 5]], [], [[6]]]),
+        ("2:9", [[[2], [3]], [[4, 5]], [], [[6, 7, 8]]]),
+        ("3:10", [[[3]], [[4, 5]], [], [[6, 7, 8], [9]]]),
+        ("0:2", [[[0, 1]]]),
+    ],
+)
 def test_sequences_of_documents_are_kept(tmp_path, tokens, expected):
     with IndexedWriter(tmp_path / "c", np.uint16) as writer:
         for ids, lengths in (([0, 1, 2, 3], [3, 1]), ([4, 5], [2]), ([], []), ([6, 7, 8, 9, 10], [3, 2])):
@@ -87,11 +103,17 @@ def test_sequences_of_documents_are_kept(tmp_path, tokens, expected):
     assert [[part.tolist() for part in data.sequences(number)] for number in range(data.num_documents)] == expected
 
 
-@pytest.mark.parametrize(("tokens", "code", "said"), [
-    ("5k", 65, "the range 0:5000 ends behind the last of 4500 tokens"),
-    ("0", 65, "is not two shares"), ("x", 65, "is not two shares"), ("1:2:3", 65, "--tokens 1:2:3 is no count such as 100M"),
-    ("1e-9", 65, "which has 4500 tokens, is none: ask for more"), ("2.5", 65, "is not two shares"),
-])
+@pytest.mark.parametrize(
+    ("tokens", "code", "said"),
+    [
+        ("5k", 65, "the range 0:5000 ends behind the last of 4500 tokens"),
+        ("0", 65, "is not two shares"),
+        ("x", 65, "is not two shares"),
+        ("1:2:3", 65, "--tokens 1:2:3 is no count such as 100M"),
+        ("1e-9", 65, "which has 4500 tokens, is none: ask for more"),
+        ("2.5", 65, "is not two shares"),
+    ],
+)
 def test_what_cannot_be_taken_is_one_sentence(tmp_path, big, capsys, tokens, code, said):
     assert subset(big, tokens, tmp_path / "small") == code
     err = capsys.readouterr().err

@@ -1,4 +1,5 @@
 """A small training for every test of the trainer: in this process, or as a child to break."""
+
 import json
 import os
 import socket
@@ -41,9 +42,23 @@ def run():
     return train
 
 
-BASE = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "seq_length": 32, "micro_batch_size": 4,
-        "global_batch_size": 8, "lr": 1e-3, "train_iters": 12, "eval_iters": 1, "eval_interval": 5, "log_interval": 1,
-        "save_interval": 4, "tokenizer_type": "ByteTokenizer", "device": "cpu", "num_threads": 1}
+BASE = {
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "seq_length": 32,
+    "micro_batch_size": 4,
+    "global_batch_size": 8,
+    "lr": 1e-3,
+    "train_iters": 12,
+    "eval_iters": 1,
+    "eval_interval": 5,
+    "log_interval": 1,
+    "save_interval": 4,
+    "tokenizer_type": "ByteTokenizer",
+    "device": "cpu",
+    "num_threads": 1,
+}
 
 
 class Trainer:
@@ -67,16 +82,22 @@ class Trainer:
 
     def start(self, folder: Path, **over) -> subprocess.Popen:
         """Train in a child whose lines can be read as they come."""
-        return subprocess.Popen([sys.executable, str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over)], text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def ranks(self, folder: Path, world_size: int = 2, each: dict[int, dict] | None = None, **over) -> "Ranks":
         """Train in that many children that meet at a port of this machine; `each` has flags of single ranks, None: no child."""
         each, port = each or {}, free_port()
         here = [rank for rank in range(world_size) if each.get(rank, {}) is not None]
-        return Ranks({rank: [str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over | each.get(rank, {}))] for rank in here},
-                     world_size, port)
+        return Ranks(
+            {rank: [str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over | each.get(rank, {}))] for rank in here},
+            world_size,
+            port,
+        )
 
 
 class Ranks:
@@ -84,9 +105,17 @@ class Ranks:
 
     def __init__(self, words: dict[int, list[str]], world_size: int, port: int):
         meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
-        self.children = {rank: subprocess.Popen(
-            [sys.executable, *command], env=os.environ | meet | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for rank, command in words.items()}
+        self.children = {
+            rank: subprocess.Popen(
+                [sys.executable, *command],
+                env=os.environ | meet | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            for rank, command in words.items()
+        }
 
     def __enter__(self):
         return self
@@ -135,6 +164,7 @@ def main():
         ranks = Ranks({rank: ["-c", code, str(seconds)] for rank in range(world_size)}, world_size, free_port())
         started.append(ranks)
         return ranks
+
     yield start
     for ranks in started:
         ranks.__exit__()
@@ -153,8 +183,10 @@ def trainer(corpus):
 @pytest.fixture
 def hashes():
     """{tensor name: sha256} of the newest checkpoint, or of the one at a step; every byte verified."""
+
     def read(folder: Path, step: int | None = None) -> dict[str, str]:
         path = next(p for p in checkpoint.find(folder) if step in (None, checkpoint.step_and_attempt(p.name)[0]))
         checkpoint.verify(path)
         return {t["name"]: t["sha256"] for t in json.loads((path / "manifest.json").read_text())["tensors"]}
+
     return read

@@ -1,4 +1,5 @@
 """Where a run computes, and when it compiles."""
+
 import pytest
 import torch
 
@@ -39,6 +40,7 @@ def test_compiling_is_chosen_where_it_repays_itself(tmp_path, trainer, monkeypat
     def chosen(peak, **over):
         cfg = parse(trainer.argv(tmp_path, **over)).with_vocabulary(257)
         return device.choose_compile(cfg, kind, peak)
+
     kind = "cpu"
     assert chosen(1e3) == (False, "on a CPU the eager step is as fast (tools/benchmark.py step step-compiled)")
     kind = "cuda"

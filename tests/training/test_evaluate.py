@@ -13,8 +13,18 @@ from megatron.engine.native import NativeEngine
 from megatron.objectives import build_reference
 from megatron.training.evaluate import Slice, bytes_per_token, cleans, data_error, evaluate, noise_error
 
-MODEL = Model(num_layers=1, hidden_size=32, num_attention_heads=2, kv_channels=16, ffn_hidden_size=64, seq_length=16,
-              vocab_size=257, padded_vocab_size=384, attention_dropout=0.0, hidden_dropout=0.0)
+MODEL = Model(
+    num_layers=1,
+    hidden_size=32,
+    num_attention_heads=2,
+    kv_channels=16,
+    ffn_hidden_size=64,
+    seq_length=16,
+    vocab_size=257,
+    padded_vocab_size=384,
+    attention_dropout=0.0,
+    hidden_dropout=0.0,
+)
 
 
 @pytest.fixture
@@ -67,7 +77,7 @@ def test_an_untrained_bound_is_the_log_of_the_vocabulary_within_its_error(data):
 
 def test_noise_error_predicts_the_scatter_of_independent_draws(data):
     mdm = engine(False)
-    with torch.no_grad():                              # losses that differ between tokens, so that the masks matter
+    with torch.no_grad():  # losses that differ between tokens, so that the masks matter
         mdm.stages[0].embed.weight.mul_(60)
     found = [evaluate(mdm, objective("mdm"), replace(data, seed=s)) for s in range(60)]
     scatter = np.std([f["loss"] for f in found], ddof=1)

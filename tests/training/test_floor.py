@@ -1,4 +1,5 @@
 """Model against oracle, on one pinned corpus: an order-1 chain over 8 symbols with 1.326024 nats per token."""
+
 import json
 import math
 from dataclasses import replace
@@ -26,8 +27,18 @@ FLAGS = """--hidden-size 64 --num-attention-heads 2 --seq-length 64 --micro-batc
     --min-lr 3e-5 --lr-decay-style cosine --lr-warmup-samples 320 --tokenizer-type ByteTokenizer --split 90,10,0
     --eval-iters 16 --hidden-dropout 0 --attention-dropout 0 --log-interval 1000 --num-threads 1 --device cpu""".split()
 
-MODEL = Model(num_layers=1, hidden_size=32, num_attention_heads=2, kv_channels=16, ffn_hidden_size=64, seq_length=16,
-              vocab_size=257, padded_vocab_size=384, attention_dropout=0.0, hidden_dropout=0.0)
+MODEL = Model(
+    num_layers=1,
+    hidden_size=32,
+    num_attention_heads=2,
+    kv_channels=16,
+    ffn_hidden_size=64,
+    seq_length=16,
+    vocab_size=257,
+    padded_vocab_size=384,
+    attention_dropout=0.0,
+    hidden_dropout=0.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +68,19 @@ def test_a_small_mdm_model_is_above_the_same_floor(chain, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective, name, most", [
-    ("ar", "markov", 0.005), ("ar", "noisy-golden-mean", 0.005), ("ar", "even", 0.15), ("ar", "mixture", 0.2),
-    ("mdm", "markov", 0.1), ("mdm", "noisy-golden-mean", 0.05), ("mdm", "even", 0.3), ("mdm", "mixture", 0.8)])
+@pytest.mark.parametrize(
+    "objective, name, most",
+    [
+        ("ar", "markov", 0.005),
+        ("ar", "noisy-golden-mean", 0.005),
+        ("ar", "even", 0.15),
+        ("ar", "mixture", 0.2),
+        ("mdm", "markov", 0.1),
+        ("mdm", "noisy-golden-mean", 0.05),
+        ("mdm", "even", 0.3),
+        ("mdm", "mixture", 0.8),
+    ],
+)
 def test_models_of_every_kind_of_source_stay_above_the_floor(objective, name, most, tmp_path):
     """Parity and parts are hard for models this small; chains and short memories are not."""
     write_corpus(tmp_path / "c", build(name, symbols=8), 1_000_000, 5)
@@ -73,9 +94,41 @@ def test_a_sweeps_law_holds_the_floor_or_says_that_it_is_not_identified(tmp_path
     c, plan, runs = str(tmp_path / "c"), str(tmp_path / "plan.json"), tmp_path / "runs"
     write_corpus(c, build("markov", symbols=8), 2_000_000, 1234)
     sizes = [f"CPU_{size}" for size in ("5K", "8K", "12K", "16K", "25K")]
-    assert scaling(["plan", "--scale", "cpu", "--objectives", "ar", "--sizes", *sizes, "--tokens", "1e5,2e5,4e5,8e5",
-                    "--seq-length", "64", "--lr", "fixed:5e-3", "--train-data", "1", "0:0.9", c, "--valid-data", "1", "0.9:1", c,
-                    "--out", plan, "--", "--eval-iters", "64", "--eval-interval", "100000"]) == 0
+    assert (
+        scaling(
+            [
+                "plan",
+                "--scale",
+                "cpu",
+                "--objectives",
+                "ar",
+                "--sizes",
+                *sizes,
+                "--tokens",
+                "1e5,2e5,4e5,8e5",
+                "--seq-length",
+                "64",
+                "--lr",
+                "fixed:5e-3",
+                "--train-data",
+                "1",
+                "0:0.9",
+                c,
+                "--valid-data",
+                "1",
+                "0.9:1",
+                c,
+                "--out",
+                plan,
+                "--",
+                "--eval-iters",
+                "64",
+                "--eval-interval",
+                "100000",
+            ]
+        )
+        == 0
+    )
     assert scaling(["run", plan, "--runs-dir", str(runs), "--processes", "2"]) == 0
     assert scaling(["fit", str(runs), "--form", "chinchilla", "--out", str(tmp_path / "fit")]) == 0
     fitted = json.loads((tmp_path / "fit" / "fit.json").read_text())
@@ -88,6 +141,7 @@ def test_a_sweeps_law_holds_the_floor_or_says_that_it_is_not_identified(tmp_path
 
 
 # What is compared
+
 
 @pytest.fixture
 def data(chain):
@@ -104,8 +158,10 @@ def reference(name):
     return build_reference(Objective(objective=name), 257)
 
 
-@pytest.mark.parametrize("name, first, picked", [("ar", False, slice(1, 16)), ("mdm", False, slice(1, 16)),
-                                                 ("ar", True, slice(1, 17)), ("mdm", True, slice(0, 16))])
+@pytest.mark.parametrize(
+    "name, first, picked",
+    [("ar", False, slice(1, 16)), ("mdm", False, slice(1, 16)), ("ar", True, slice(1, 17)), ("mdm", True, slice(0, 16))],
+)
 def test_the_oracle_scores_the_tokens_that_validation_scores(data, name, first, picked):
     nll = np.random.default_rng(0).random((5, 17))
     data = replace(data, score_first_token=first)

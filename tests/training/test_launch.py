@@ -1,4 +1,5 @@
 """Meeting: where, who is missing, who was told something else; and what several processes leave behind together."""
+
 import json
 import os
 import socket
@@ -24,16 +25,27 @@ def scontrol(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(fake.parent), prepend=os.pathsep)
 
 
-@pytest.mark.parametrize("environ, where", [
-    ({"MASTER_ADDR": "head", "MASTER_PORT": "29500"}, ("head", 29500)),
-    ({"SLURM_JOB_ID": "123456", "SLURM_STEP_NODELIST": "n[1-2]"}, ("n1", 23456)),
-    ({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "MASTER_PORT": "1234"}, ("n1", 1234))])
+@pytest.mark.parametrize(
+    "environ, where",
+    [
+        ({"MASTER_ADDR": "head", "MASTER_PORT": "29500"}, ("head", 29500)),
+        ({"SLURM_JOB_ID": "123456", "SLURM_STEP_NODELIST": "n[1-2]"}, ("n1", 23456)),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "MASTER_PORT": "1234"}, ("n1", 1234)),
+    ],
+)
 def test_where_they_meet(scontrol, environ, where):
     assert launch.endpoint(environ) == where
 
 
-@pytest.mark.parametrize("environ", [{}, {"MASTER_ADDR": "head"}, {"MASTER_ADDR": "head", "MASTER_PORT": "http"},
-                                     {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "unknown"}])
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"MASTER_ADDR": "head"},
+        {"MASTER_ADDR": "head", "MASTER_PORT": "http"},
+        {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "unknown"},
+    ],
+)
 def test_no_place_to_meet_gets_a_sentence(scontrol, environ):
     with pytest.raises(ConfigError, match="MASTER_ADDR=.* MASTER_PORT=.*torchrun.*examples/launch.sh"):
         launch.endpoint(environ)
@@ -47,7 +59,12 @@ def test_a_host_that_does_not_exist(monkeypatch):
 def test_one_process_alone_joins_nothing(tmp_path, trainer):
     assert trainer.run(tmp_path / "run") == 0
     assert json.loads((tmp_path / "run" / "exit.json").read_text()) == {
-        "code": 0, "reason": "finished", "step": 12, "rank": 0, "requeue": False}
+        "code": 0,
+        "reason": "finished",
+        "step": 12,
+        "rank": 0,
+        "requeue": False,
+    }
 
 
 def test_two_ranks_train_and_one_writes(tmp_path, trainer, records):
@@ -101,7 +118,16 @@ def test_a_refusal_of_the_first_rank_ends_all(tmp_path, trainer):
 
 @pytest.mark.slow
 def test_torchrun_and_its_store(tmp_path, trainer, records):
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
-             str(ROOT / "pretrain_gpt.py"), *trainer.argv(tmp_path / "run")]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+        str(ROOT / "pretrain_gpt.py"),
+        *trainer.argv(tmp_path / "run"),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and records(tmp_path / "run")[0]["world_size"] == 2, done.stderr

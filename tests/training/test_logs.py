@@ -1,4 +1,5 @@
 """One record, many views; none of them may stop a run."""
+
 import csv
 import importlib.util
 import json
@@ -36,18 +37,57 @@ def no_wandb_environment(monkeypatch):
 
 
 def train_record(step, loss=3.25, **other):
-    record = dict(kind="train", step=step, samples=16 * step, tokens=1024 * step, epoch=step / 8, flops=6e6 * step,
-                  loss=loss, accuracy=0.25, perplexity=math.exp(min(700.0, loss)), lr=2e-4, grad_norm=1.234,
-                  clipped_norm=1.0, params_norm=30.5, batch_size=16, seq_length=64, step_seconds=0.5, tokens_per_sec=2048.0,
-                  tokens_per_gpu_per_sec=1024.0, world_size=2, tflops=0.125, mfu=0.3, memory_bytes=1 << 20,
-                  utilization=None, skipped=0, skipped_in_interval=0, time=1.8e9 + step)
+    record = dict(
+        kind="train",
+        step=step,
+        samples=16 * step,
+        tokens=1024 * step,
+        epoch=step / 8,
+        flops=6e6 * step,
+        loss=loss,
+        accuracy=0.25,
+        perplexity=math.exp(min(700.0, loss)),
+        lr=2e-4,
+        grad_norm=1.234,
+        clipped_norm=1.0,
+        params_norm=30.5,
+        batch_size=16,
+        seq_length=64,
+        step_seconds=0.5,
+        tokens_per_sec=2048.0,
+        tokens_per_gpu_per_sec=1024.0,
+        world_size=2,
+        tflops=0.125,
+        mfu=0.3,
+        memory_bytes=1 << 20,
+        utilization=None,
+        skipped=0,
+        skipped_in_interval=0,
+        time=1.8e9 + step,
+    )
     return record | other
 
 
 def val_record(step, kind="val", loss=3.123456):
-    return dict(kind=kind, step=step, samples=16 * step, tokens=1024 * step, epoch=step / 8, flops=6e6 * step, loss=loss,
-                loss_se_noise=0.0125, loss_se_data=0.05, bits_per_byte=1.5, perplexity=math.exp(loss),
-                accuracy=0.375, bound="bound", rows=32, num_mc=2, convention={"eps": 0.0}, time=1.8e9 + step)
+    return dict(
+        kind=kind,
+        step=step,
+        samples=16 * step,
+        tokens=1024 * step,
+        epoch=step / 8,
+        flops=6e6 * step,
+        loss=loss,
+        loss_se_noise=0.0125,
+        loss_se_data=0.05,
+        bits_per_byte=1.5,
+        perplexity=math.exp(loss),
+        accuracy=0.375,
+        bound="bound",
+        rows=32,
+        num_mc=2,
+        convention={"eps": 0.0},
+        time=1.8e9 + step,
+    )
 
 
 def open_log(run_dir, resumed_step=0, total_steps=100, **flags):
@@ -63,16 +103,19 @@ def parse(line):
 
 # The lines
 
+
 def test_training_line_is_megatrons_field_for_field(tmp_path, capsys):
     with open_log(tmp_path) as log:
         log.record(train_record(10))
     line = capsys.readouterr().out.splitlines()[0]
-    assert line == (" iteration       10/     100 | consumed samples:          160 | consumed tokens:        10240 | "
-                    "epoch: 1.250 | elapsed time per iteration (ms): 500.0 | "
-                    "learning rate: 2.000E-04 | global batch size:    16 | "
-                    "lm loss: 3.250000E+00 | loss scale: 1.0 | grad norm: 1.234 | params norm: 30.500 | actual seqlen:    64 | "
-                    "number of skipped iterations:   0 | number of nan iterations:   0 | samples per second: 32.000 | "
-                    "tokens per gpu per second (tgs): 1024.000 | TFLOPs: 0.12 |")
+    assert line == (
+        " iteration       10/     100 | consumed samples:          160 | consumed tokens:        10240 | "
+        "epoch: 1.250 | elapsed time per iteration (ms): 500.0 | "
+        "learning rate: 2.000E-04 | global batch size:    16 | "
+        "lm loss: 3.250000E+00 | loss scale: 1.0 | grad norm: 1.234 | params norm: 30.500 | actual seqlen:    64 | "
+        "number of skipped iterations:   0 | number of nan iterations:   0 | samples per second: 32.000 | "
+        "tokens per gpu per second (tgs): 1024.000 | TFLOPs: 0.12 |"
+    )
     assert re.search(r"iteration\s+(\d+)/\s+(\d+) \|.*lm loss: (\S+) \|", line).groups() == ("10", "100", "3.250000E+00")
     assert float(parse(line)["consumed tokens"]) == 10240
 
@@ -120,15 +163,17 @@ def test_events_are_lines_and_records(tmp_path, capsys):
 
 # metrics.jsonl and metrics.csv
 
+
 def test_metrics_round_trip_as_strict_json(tmp_path):
     written = [train_record(1, math.nan, grad_norm=math.inf), val_record(1), train_record(2, -math.inf)]
     with open_log(tmp_path) as log:
         for count, record in enumerate(written, 1):
             log.record(record)
-            assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == count      # on disk before the next step
+            assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == count  # on disk before the next step
 
     def refuse(token):
         raise AssertionError(token)
+
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0], parse_constant=refuse)
     assert (first["loss"], first["grad_norm"]) == ("nan", "inf")
     read = read_metrics(tmp_path / "metrics.jsonl")
@@ -159,7 +204,7 @@ def test_resumed_records_equal_those_of_an_uninterrupted_run(tmp_path, capsys):
     run_steps(tmp_path / "whole", range(1, 11), 0)
     run_steps(tmp_path / "cut", range(1, 8), 0)
     with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
-        file.write('{"kind": "train", "ste')                                            # killed within a write
+        file.write('{"kind": "train", "ste')  # killed within a write
     run_steps(tmp_path / "cut", range(5, 11), 4)
     assert "metrics.jsonl: 5 lines later than step 4, or cut short moved" in capsys.readouterr().out
     for name in ("metrics.jsonl", "metrics.csv"):
@@ -189,6 +234,7 @@ def test_table_has_fixed_columns_and_blank_cells(tmp_path):
 
 # Sinks that fail
 
+
 def test_a_full_disk_stops_nothing(tmp_path):
     """A real limit on file size, in a process of its own."""
     script = textwrap.dedent("""
@@ -208,7 +254,7 @@ def test_a_full_disk_stops_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path), str(ROOT)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 21))      # nothing lost, nothing torn
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 21))  # nothing lost, nothing torn
     said = done.stdout.splitlines()
     assert sum(line.startswith("metrics.jsonl failed") for line in said) == 1
     assert "metrics.jsonl is written again" in said
@@ -253,10 +299,13 @@ def test_a_damaged_record_costs_one_line_only(tmp_path, capsys):
 
 
 def test_a_closed_pipe_stops_nothing(tmp_path):
-    script = ("import sys; sys.path.insert(0, sys.argv[2])\nfrom tests.training.test_logs import open_log, train_record, Path\n"
-              "log = open_log(Path(sys.argv[1]))\nfor i in range(5000): log.record(train_record(i))\nlog.close()")
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(ROOT)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[2])\nfrom tests.training.test_logs import open_log, train_record, Path\n"
+        "log = open_log(Path(sys.argv[1]))\nfor i in range(5000): log.record(train_record(i))\nlog.close()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), str(ROOT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     process.stdout.readline()
     process.stdout.close()
     assert (process.wait(60), process.stderr.read()) == (0, b"")
@@ -280,19 +329,41 @@ def test_a_missing_library_is_named_once(tmp_path, capsys, monkeypatch, library,
 
 # TensorBoard
 
+
 def read_events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     found.Reload()
     return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
-SIMPLE = {"train/loss", "train/accuracy", "train/perplexity", "train/lr", "train/tokens_per_sec",
-          "train/tokens_per_gpu_per_sec", "train/mfu", "train/memory_bytes", "val/loss", "val/accuracy", "val/perplexity",
-          "val/bits_per_byte", "val/loss_se_noise", "val/loss_se_data"}
-REFERENCE = {"lm-loss-training/lm loss", "learning-rate/learning-rate", "grad-norm/grad-norm", "params-norm/params-norm",
-             "seqlen/actual_seq_length", "world-size/world-size", "lm-loss-validation/lm loss validation",
-             "lm-loss-validation/lm loss test"}
+SIMPLE = {
+    "train/loss",
+    "train/accuracy",
+    "train/perplexity",
+    "train/lr",
+    "train/tokens_per_sec",
+    "train/tokens_per_gpu_per_sec",
+    "train/mfu",
+    "train/memory_bytes",
+    "val/loss",
+    "val/accuracy",
+    "val/perplexity",
+    "val/bits_per_byte",
+    "val/loss_se_noise",
+    "val/loss_se_data",
+}
+REFERENCE = {
+    "lm-loss-training/lm loss",
+    "learning-rate/learning-rate",
+    "grad-norm/grad-norm",
+    "params-norm/params-norm",
+    "seqlen/actual_seq_length",
+    "world-size/world-size",
+    "lm-loss-validation/lm loss validation",
+    "lm-loss-validation/lm loss test",
+}
 
 
 def write_events(tmp_path, **flags):
@@ -322,11 +393,17 @@ def test_tensorboard_tags(tmp_path, names):
 
 
 @needs_tensorboard
-@pytest.mark.parametrize("flag,tags", [
-    ("log_timers_to_tensorboard", {"iteration-time/iteration-time", "throughput/tflops"}),
-    ("log_batch_size_to_tensorboard", {"batch-size/batch-size", "batch-size/batch-size vs samples"}),
-    ("log_validation_ppl_to_tensorboard",
-     {"lm-loss-validation/lm loss validation ppl", "lm-loss-validation/lm loss test ppl vs tokens"})])
+@pytest.mark.parametrize(
+    "flag,tags",
+    [
+        ("log_timers_to_tensorboard", {"iteration-time/iteration-time", "throughput/tflops"}),
+        ("log_batch_size_to_tensorboard", {"batch-size/batch-size", "batch-size/batch-size vs samples"}),
+        (
+            "log_validation_ppl_to_tensorboard",
+            {"lm-loss-validation/lm loss validation ppl", "lm-loss-validation/lm loss test ppl vs tokens"},
+        ),
+    ],
+)
 def test_tensorboard_flags_add_their_tags(tmp_path, flag, tags):
     assert tags <= set(write_events(tmp_path, log_names="megatron", **{flag: True}))
 
@@ -357,6 +434,7 @@ def test_logs_need_neither_torch_nor_a_tracker():
 
 # W&B
 
+
 class FakeWandb(types.ModuleType):
     """Remembers what it is asked; refuses as the real one does."""
 
@@ -381,8 +459,11 @@ class FakeWandb(types.ModuleType):
         if given["mode"] == "online" and not self.reachable:
             self.held = True
             raise ConnectionError("no route to host")
-        return types.SimpleNamespace(define_metric=lambda *a, **k: self.defined.append((*a, k)), log=self.rows.append,
-                                     finish=lambda exit_code: self.exit_codes.append(exit_code))
+        return types.SimpleNamespace(
+            define_metric=lambda *a, **k: self.defined.append((*a, k)),
+            log=self.rows.append,
+            finish=lambda exit_code: self.exit_codes.append(exit_code),
+        )
 
 
 def install(monkeypatch, **given):
@@ -417,7 +498,7 @@ def test_wandb_environment_and_flags_win(tmp_path, monkeypatch):
         assert log.wandb_id == "chosen"
     start = fake.starts[0]
     assert (start["mode"], start["name"], start["dir"], start["id"]) == ("disabled", "mine", str(tmp_path / "else"), "chosen")
-    assert start["group"] is None                           # so that wandb itself reads WANDB_RUN_GROUP
+    assert start["group"] is None  # so that wandb itself reads WANDB_RUN_GROUP
 
 
 def test_wandb_takes_the_id_of_a_checkpoint_in_a_new_folder(tmp_path, monkeypatch):
@@ -455,15 +536,23 @@ def test_no_wandb_means_none(tmp_path, monkeypatch):
     assert not fake.starts and not (tmp_path / "wandb_id.txt").exists()
 
 
-WANDB_RUN = ("import sys; sys.path.insert(0, sys.argv[2])\nfrom tests.training.test_logs import open_log, train_record, Path\n"
-             "with open_log(Path(sys.argv[1]), wandb_project='p') as log:\n    log.record(train_record(1))")
+WANDB_RUN = (
+    "import sys; sys.path.insert(0, sys.argv[2])\nfrom tests.training.test_logs import open_log, train_record, Path\n"
+    "with open_log(Path(sys.argv[1]), wandb_project='p') as log:\n    log.record(train_record(1))"
+)
 
 
 def run_wandb(tmp_path, **environment):
     """A process that logs one record to the real W&B, with no settings of this machine; its stdout and the runs it left."""
     environment |= {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", WANDB_RUN, str(tmp_path), str(ROOT)], env=environment, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB_RUN, str(tmp_path), str(ROOT)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert "wandb is off:" not in done.stdout
     identity = (tmp_path / "wandb_id.txt").read_text().strip()
@@ -488,18 +577,20 @@ def test_wandb_itself_writes_an_offline_run_without_a_key(tmp_path):
 
 # The terminal
 
+
 def on_a_terminal(script, *arguments):
     """Run a script whose stdout is a pseudo-terminal; what it showed."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
-    process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], stdout=theirs,
-                               stdin=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)], stdout=theirs, stdin=subprocess.DEVNULL, env=environment
+    )
     os.close(theirs)
     shown = b""
     try:
         while block := os.read(ours, 65536):
             shown += block
-    except OSError:                                         # the other end is closed
+    except OSError:  # the other end is closed
         pass
     os.close(ours)
     assert process.wait(60) == 0
@@ -507,12 +598,14 @@ def on_a_terminal(script, *arguments):
 
 
 def test_a_terminal_has_one_progress_line_and_whole_log_lines(tmp_path):
-    script = ("import sys, time; sys.path.insert(0, sys.argv[2])\n"
-              "from tests.training.test_logs import open_log, train_record, Path\n"
-              "with open_log(Path(sys.argv[1]), total_steps=20) as log:\n"
-              "    log.say('[bold]a line with [brackets] :smile:')\n"
-              "    for step in range(1, 21):\n        log.advance(step)\n        time.sleep(0.05)\n"
-              "        if step % 10 == 0: log.record(train_record(step))")
+    script = (
+        "import sys, time; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.training.test_logs import open_log, train_record, Path\n"
+        "with open_log(Path(sys.argv[1]), total_steps=20) as log:\n"
+        "    log.say('[bold]a line with [brackets] :smile:')\n"
+        "    for step in range(1, 21):\n        log.advance(step)\n        time.sleep(0.05)\n"
+        "        if step % 10 == 0: log.record(train_record(step))"
+    )
     shown = on_a_terminal(script, tmp_path, ROOT)
     assert "eta" in shown and "20/20" in shown and "loss 3.2500" in shown
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "\n").split("\n")

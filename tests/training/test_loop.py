@@ -1,4 +1,5 @@
 """Layout: the same experiment whatever the micro-batch. (More layouts come with parallelism.)"""
+
 import pytest
 
 from megatron.batch import Progress, Step
@@ -9,8 +10,19 @@ from megatron.training.loop import Interval, after, due
 def test_micro_batches_do_not_change_the_experiment(run, corpus, tmp_path, objective):
     curves = {}
     for micro in (1, 2, 8):
-        _, found = run(corpus, tmp_path / f"micro{micro}", objective, "--micro-batch-size", str(micro), "--train-iters", "6",
-                       "--clip-grad", "0.5", "--eval-interval", "3")
+        _, found = run(
+            corpus,
+            tmp_path / f"micro{micro}",
+            objective,
+            "--micro-batch-size",
+            str(micro),
+            "--train-iters",
+            "6",
+            "--clip-grad",
+            "0.5",
+            "--eval-interval",
+            "3",
+        )
         curves[micro] = [(r["loss"], r.get("grad_norm", 1.0)) for r in found]
     for micro in (1, 2):
         for (loss, norm), (other_loss, other_norm) in zip(curves[8], curves[micro], strict=True):

@@ -1,4 +1,5 @@
 """Everything known wrong before the first step; and passing means that the first step is reached."""
+
 import os
 import shutil
 
@@ -11,10 +12,20 @@ from megatron.data.indexed import IndexedWriter
 from megatron.training import preflight
 from megatron.training.device import Where
 
-LINES = ("environment: megatron ", "device: cpu, torch.float32, 1 threads", "output: ", "tokenizer: ", "model: ",
-         "memory: about ", "data: train: ", "data: Tokens per epoch: 6554 | 3072 tokens to train on = 0.469 epochs",
-         "data: valid slice: 8 rows of 32 tokens", "batch: step 0 has 2 micro-batches, 256 asked of 256 scored tokens",
-         "dropout: attention 0.1, hidden 0.1", "compile: off")
+LINES = (
+    "environment: megatron ",
+    "device: cpu, torch.float32, 1 threads",
+    "output: ",
+    "tokenizer: ",
+    "model: ",
+    "memory: about ",
+    "data: train: ",
+    "data: Tokens per epoch: 6554 | 3072 tokens to train on = 0.469 epochs",
+    "data: valid slice: 8 rows of 32 tokens",
+    "batch: step 0 has 2 micro-batches, 256 asked of 256 scored tokens",
+    "dropout: attention 0.1, hidden 0.1",
+    "compile: off",
+)
 
 
 @pytest.mark.parametrize("objective", ["ar", "mdm"])
@@ -103,8 +114,9 @@ def test_a_missing_corpus_and_a_missing_vocabulary_are_named(tmp_path, trainer, 
 
 
 def test_tight_memory_is_said_and_not_refused(tmp_path, trainer):
-    where = Where(device=torch.device("cpu"), dtype=torch.float32, peak_flops=1e9, peak_source="",
-                  compile=False, compile_reason="")
+    where = Where(
+        device=torch.device("cpu"), dtype=torch.float32, peak_flops=1e9, peak_source="", compile=False, compile_reason=""
+    )
     argv = trainer.argv(tmp_path, micro_batch_size=4096, global_batch_size=4096, train_iters=1, seq_length=8192)
     cfg = parse(argv).with_vocabulary(257)
     assert "this may not fit: lower --micro-batch-size" in preflight.memory(cfg, where)

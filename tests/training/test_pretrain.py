@@ -1,4 +1,5 @@
 """Two of the four tests that carry the project: resume and golden. (Layout is in test_loop, bound in objectives/test_masked.)"""
+
 import json
 import math
 from pathlib import Path
@@ -64,8 +65,20 @@ def test_mdm_is_above_ar_on_text_that_can_be_learned(run, tmp_path):
     prefix = str(tmp_path / "cycle")
     with IndexedWriter(prefix, np.uint16) as writer:
         writer.add_document(np.tile(np.arange(4) * 3, 2400))
-    flags = ("--train-iters", "400", "--lr", "5e-3", "--lr-warmup-samples", "100",
-             "--hidden-dropout", "0", "--attention-dropout", "0", "--log-interval", "400")
+    flags = (
+        "--train-iters",
+        "400",
+        "--lr",
+        "5e-3",
+        "--lr-warmup-samples",
+        "100",
+        "--hidden-dropout",
+        "0",
+        "--attention-dropout",
+        "0",
+        "--log-interval",
+        "400",
+    )
     last = {objective: run(prefix, tmp_path / objective, objective, *flags)[1][-1] for objective in ("ar", "mdm")}
     assert last["ar"]["loss"] < 0.01 < last["mdm"]["loss"] < 0.5 * math.log(4)
     assert last["ar"]["bound"] == "exact" and last["mdm"]["bound"] == "bound"
@@ -96,13 +109,25 @@ def test_result_says_what_was_done(run, corpus, tmp_path):
 
 
 def test_keeps_the_best_checkpoint(run, corpus, tmp_path):
-    code, found = run(corpus, tmp_path / "run", "ar", "--save", str(tmp_path / "run"), "--save-interval", "2",
-                      "--eval-interval", "2", "--keep-last", "1")
+    code, found = run(
+        corpus,
+        tmp_path / "run",
+        "ar",
+        "--save",
+        str(tmp_path / "run"),
+        "--save-interval",
+        "2",
+        "--eval-interval",
+        "2",
+        "--keep-last",
+        "1",
+    )
     best = min((r for r in found if r["kind"] == "val"), key=lambda r: r["loss"])["step"]
     assert {p.name for p in (tmp_path / "run").glob("step-*")} == {f"step-{best:08d}", "step-00000020"}
 
 
 # Other kinds of data, through the flags
+
 
 @pytest.fixture
 def kinds(tmp_path):
@@ -117,12 +142,22 @@ def kinds(tmp_path):
         with IndexedWriter(tmp_path / f"stream_{split}", np.uint16) as writer:
             for length in rng.integers(1, 200, 60):
                 writer.add_document(rng.integers(0, 250, length))
+
     def apart(name):
         return {f"{split}_data_path": tmp_path / f"{name}_{split}" for split in ("train", "valid")}
-    return {"random-window": {"data_kind": "random-window", "data_path": tmp_path / "papers", "categories": ["a"],
-                              "tokens_per_category": 300, "train_data_path": None, "valid_data_path": None},
-            "instruct": {"data_kind": "instruct", **apart("chat")},
-            "reference": {"epoch_order": "reference", **apart("stream")}}
+
+    return {
+        "random-window": {
+            "data_kind": "random-window",
+            "data_path": tmp_path / "papers",
+            "categories": ["a"],
+            "tokens_per_category": 300,
+            "train_data_path": None,
+            "valid_data_path": None,
+        },
+        "instruct": {"data_kind": "instruct", **apart("chat")},
+        "reference": {"epoch_order": "reference", **apart("stream")},
+    }
 
 
 @pytest.mark.parametrize("objective", ["ar", "mdm"])

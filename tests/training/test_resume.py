@@ -1,4 +1,5 @@
 """What a run may go on from, what must agree, and what is said about it."""
+
 import json
 import os
 import resource
@@ -49,11 +50,13 @@ def other_corpus(tmp_path):
     return prefix
 
 
-FATAL = {"architecture": ({"num_layers": 3, "hidden_size": 64}, ["--num-layers was 2, is 3", "--hidden-size was 32, is 64"]),
-         "seed": ({"seed": 7}, ["--seed was 1234, is 7", "the train data was"]),
-         "batch": ({"global_batch_size": 4}, ["--global-batch-size was 8, is 4"]),
-         "objective": ({"objective": "mdm"}, ["--objective was ar, is mdm"]),
-         "length": ({"seq_length": 16}, ["--seq-length was 32, is 16"])}
+FATAL = {
+    "architecture": ({"num_layers": 3, "hidden_size": 64}, ["--num-layers was 2, is 3", "--hidden-size was 32, is 64"]),
+    "seed": ({"seed": 7}, ["--seed was 1234, is 7", "the train data was"]),
+    "batch": ({"global_batch_size": 4}, ["--global-batch-size was 8, is 4"]),
+    "objective": ({"objective": "mdm"}, ["--objective was ar, is mdm"]),
+    "length": ({"seq_length": 16}, ["--seq-length was 32, is 16"]),
+}
 
 
 @pytest.mark.parametrize("what", FATAL)
@@ -112,8 +115,12 @@ def test_the_layout_may_change_silently(trainer, half):
 
 def test_finetune_takes_the_weights_and_starts_at_step_0(tmp_path, trainer, half, capsys):
     new = tmp_path / "new"
-    assert trainer.run(new, load=half, finetune=True, seed=7, lr=1e-4, train_data_path=["1", "0:0.8", other_corpus(tmp_path)],
-                       train_iters=3) == 0
+    assert (
+        trainer.run(
+            new, load=half, finetune=True, seed=7, lr=1e-4, train_data_path=["1", "0:0.8", other_corpus(tmp_path)], train_iters=3
+        )
+        == 0
+    )
     trained = [r for r in read_metrics(new / "metrics.jsonl") if r["kind"] == "train"]
     fresh = [r for r in read_metrics(half / "metrics.jsonl") if r["kind"] == "train"]
     assert [r["step"] for r in trained] == [1, 2, 3] and trained[0]["samples"] == 8
@@ -157,7 +164,7 @@ def test_a_damaged_newest_checkpoint_falls_back(tmp_path, trainer, hashes, recor
     assert "checkpoint step-00000008 is refused" in said and "shard-00000-00001.safetensors: tensor" in said
     assert f"going on from {before}, the newest good checkpoint" in said
     assert records(parts) == records(whole) and hashes(parts, 12) == hashes(whole, 12)
-    assert trainer.run(tmp_path / "new", load=parts / "step-00000008") == 65            # no other will do for one that is named
+    assert trainer.run(tmp_path / "new", load=parts / "step-00000008") == 65  # no other will do for one that is named
 
 
 def test_only_damaged_checkpoints_are_no_fresh_start(trainer, half, capsys):

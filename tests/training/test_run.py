@@ -1,4 +1,5 @@
 """Steps that are not finite, and what a run leaves in its directory."""
+
 import json
 import math
 
@@ -26,16 +27,18 @@ def poison(monkeypatch):
                 else:
                     loss = loss + {"nan loss": math.nan, "inf loss": math.inf}[what]
             return loss, nll, hit
+
         monkeypatch.setattr(GPT, "forward", spoiled)
+
     return spoil
 
 
 @pytest.mark.parametrize("what", ["gradient", "nan loss", "inf loss"])
 def test_a_step_that_is_not_finite_touches_nothing(tmp_path, trainer, poison, hashes, records, capsys, what):
-    poison([8 * 5 + 6], what)                               # the second micro-batch of step 6
+    poison([8 * 5 + 6], what)  # the second micro-batch of step 6
     assert trainer.run(tmp_path / "run", save_interval=1) == 0
     said = capsys.readouterr().out
-    assert hashes(tmp_path / "run", 6) == hashes(tmp_path / "run", 5)      # weights, both moments, the update count
+    assert hashes(tmp_path / "run", 6) == hashes(tmp_path / "run", 5)  # weights, both moments, the update count
     assert hashes(tmp_path / "run", 7) != hashes(tmp_path / "run", 6)
     trained = [r for r in records(tmp_path / "run") if r["kind"] == "train"]
     assert [r["step"] for r in trained] == list(range(1, 13)) and [r["skipped"] for r in trained] == [0] * 5 + [1] * 7
@@ -54,13 +57,15 @@ def test_the_dump_holds_the_batch_and_the_weights(tmp_path, trainer, poison, has
     tensors = dump.tensors()
     assert [tensors[f"batch/{i}/index"].tolist() for i in range(2)] == [[40, 41, 42, 43], [44, 45, 46, 47]]
     assert dump.facts["samples"] == 40 and dump.facts["loss"] == "nan" and dump.facts["config"]["train"]["seed"] == 1234
-    kept, before = ({name: digest for name, digest in found.items() if name.startswith("model/")}
-                    for found in (hashes(tmp_path / "run" / "bad_batches", 6), hashes(tmp_path / "run", 5)))
+    kept, before = (
+        {name: digest for name, digest in found.items() if name.startswith("model/")}
+        for found in (hashes(tmp_path / "run" / "bad_batches", 6), hashes(tmp_path / "run", 5))
+    )
     assert kept == before
 
 
 def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path, trainer, poison, capsys):
-    poison(range(40, 80), "nan loss")                       # steps 6 to 10
+    poison(range(40, 80), "nan loss")  # steps 6 to 10
     assert trainer.run(tmp_path / "run", max_skipped_steps=2) == 87
     said = capsys.readouterr()
     assert "step 7 is not finite" in said.out and "step 8 is not finite" not in said.out
@@ -70,7 +75,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path, trainer, poison, caps
 
 
 def test_scattered_bad_steps_do_not_end_the_run(tmp_path, trainer, poison, capsys):
-    poison([8, 24, 40, 56, 72], "gradient")                 # steps 2, 4, 6, 8, 10
+    poison([8, 24, 40, 56, 72], "gradient")  # steps 2, 4, 6, 8, 10
     assert trainer.run(tmp_path / "run", max_skipped_steps=2) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped"] == 5
     assert len(checkpoint.find(tmp_path / "run" / "bad_batches")) == 2
@@ -78,7 +83,7 @@ def test_scattered_bad_steps_do_not_end_the_run(tmp_path, trainer, poison, capsy
 
 
 def test_skipped_steps_survive_a_restart(tmp_path, trainer, poison, hashes, records):
-    poison([24, 56], "gradient")                            # steps 4 and 8
+    poison([24, 56], "gradient")  # steps 4 and 8
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert trainer.run(whole, log_interval=3) == 0
     assert trainer.run(parts, log_interval=3, exit_interval=5) == 85
@@ -104,6 +109,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, trainer, monkeypa
             with torch.no_grad():
                 self.stages[0].norm.weight[3] = math.inf
         return done
+
     monkeypatch.setattr(NativeEngine, "step", spoiling)
     assert trainer.run(tmp_path / "run", eval_iters=0) == 65
     assert "model/norm.weight holds NaN or Inf: step 8 was not saved" in capsys.readouterr().err
@@ -126,7 +132,7 @@ def test_an_evaluation_adds_what_is_new_to_the_record_and_starts_no_run(tmp_path
     before = records(tmp_path / "run")
     assert trainer.run(tmp_path / "run", skip_train=True, load=tmp_path / "run") == 0
     after, found = records(tmp_path / "run"), json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert after == before and found["valid"]["loss"] == before[-1]["loss"]                 # this number was there
+    assert after == before and found["valid"]["loss"] == before[-1]["loss"]  # this number was there
     trainer.run(tmp_path / "run", skip_train=True, load=tmp_path / "run", eval_iters=2)
     assert records(tmp_path / "run")[:-1] == before and records(tmp_path / "run")[-1]["rows"] == 16
     assert (tmp_path / "run" / "result.json").exists()

@@ -7,8 +7,14 @@ from megatron.training.schedule import decayed, learning_rate
 
 
 def optim(style="cosine", **changes):
-    flags = {"lr": 2e-4, "min_lr": 2e-5, "lr_decay_style": style, "lr_warmup_samples": 100, "lr_decay_samples": 1100,
-             "lr_wsd_decay_samples": 200}
+    flags = {
+        "lr": 2e-4,
+        "min_lr": 2e-5,
+        "lr_decay_style": style,
+        "lr_warmup_samples": 100,
+        "lr_decay_samples": 1100,
+        "lr_wsd_decay_samples": 200,
+    }
     return Optim(**flags | changes)
 
 
@@ -27,8 +33,9 @@ def test_megatrons_cosine_at_a_quarter():
     assert learning_rate(optim(), 350) == pytest.approx(2e-5 + 1.8e-4 * 0.5 * (1 + math.cos(math.pi / 4)))
 
 
-@pytest.mark.parametrize("shape, left", [("linear", 0.5), ("cosine", 0.5), ("exponential", 2 * 0.5**0.5 - 1),
-                                         ("minus_sqrt", 1 - 0.5**0.5)])
+@pytest.mark.parametrize(
+    "shape, left", [("linear", 0.5), ("cosine", 0.5), ("exponential", 2 * 0.5**0.5 - 1), ("minus_sqrt", 1 - 0.5**0.5)]
+)
 def test_wsd_decays_only_at_the_end(shape, left):
     cfg = optim("WSD", lr_wsd_decay_style=shape)
     assert learning_rate(cfg, 899) == pytest.approx(2e-4) and learning_rate(cfg, 1000) == pytest.approx(2e-5 + 1.8e-4 * left)

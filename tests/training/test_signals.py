@@ -1,4 +1,5 @@
 """Being asked to stop, at any moment: a complete checkpoint, the right code, and a restart that is bit-exact."""
+
 import json
 import os
 import random
@@ -23,12 +24,17 @@ def once(function, number, at_call):
         if len(calls) == at_call:
             os.kill(os.getpid(), number)
         return function(*given, **named)
+
     return signalled
 
 
-MOMENTS = {"data build": (pretrain, "build_datasets", 1, 0), "preflight": (pretrain.preflight, "check", 1, 0),
-           "mid-step": (NativeEngine, "step", 3, 3), "save": (checkpoint, "write_shard", 1, 4),
-           "evaluation": (run, "evaluate", 1, 5)}
+MOMENTS = {
+    "data build": (pretrain, "build_datasets", 1, 0),
+    "preflight": (pretrain.preflight, "check", 1, 0),
+    "mid-step": (NativeEngine, "step", 3, 3),
+    "save": (checkpoint, "write_shard", 1, 4),
+    "evaluation": (run, "evaluate", 1, 5),
+}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -79,6 +85,7 @@ def test_kill_switch_in_mid_run_saves(tmp_path, trainer, monkeypatch, hashes, re
         if batches[0].index[0] == 8 * 6:
             kill.touch()
         return step(self, batches, lr)
+
     with monkeypatch.context() as patch:
         patch.setattr(NativeEngine, "step", touching)
         assert trainer.run(parts, kill_switch_file=kill) == 86
@@ -103,6 +110,7 @@ def test_exit_duration_counts_from_the_start_of_the_process(tmp_path, trainer, m
     def slow(self, batches, lr):
         time.sleep(0.05)
         return step(self, batches, lr)
+
     monkeypatch.setattr(NativeEngine, "step", slow)
     assert trainer.run(tmp_path / "run", exit_duration_in_mins=0.3 / 60) == 85
     assert "reached --exit-duration-in-mins 0.005; saved" in capsys.readouterr().out
@@ -129,10 +137,18 @@ def test_a_real_process_saves_on_sigterm_and_dies_at_the_second(tmp_path, traine
     assert child.returncode == 85 and "received SIGTERM; saved" in said and "Traceback" not in said
     checkpoint.verify(checkpoint.find(tmp_path / "run")[0])
 
-    slow = trainer.start(tmp_path / "slow", train_iters=10, seq_length=1024, hidden_size=256, micro_batch_size=4,
-                         global_batch_size=512, train_data_path=trainer.flags["train_data_path"], eval_iters=0)
+    slow = trainer.start(
+        tmp_path / "slow",
+        train_iters=10,
+        seq_length=1024,
+        hidden_size=256,
+        micro_batch_size=4,
+        global_batch_size=512,
+        train_data_path=trainer.flags["train_data_path"],
+        eval_iters=0,
+    )
     assert read_until(slow, "preflight ok | compile")
-    time.sleep(2)                                           # in the first step, which takes far longer than this test waits
+    time.sleep(2)  # in the first step, which takes far longer than this test waits
     slow.send_signal(signal.SIGINT)
     time.sleep(2)
     slow.send_signal(signal.SIGINT)
@@ -172,7 +188,7 @@ def test_a_signal_at_one_rank_stops_all_at_the_same_step(tmp_path, trainer, hash
         assert ranks.end()[0] == [0, 0]
     with trainer.ranks(tmp_path / "parts", **flags) as ranks:
         assert ranks.until(" iteration ")
-        for _ in range(3):                                  # as when a scheduler signals all and a launcher passes it on
+        for _ in range(3):  # as when a scheduler signals all and a launcher passes it on
             ranks.children[rank].send_signal(signal.SIGTERM)
             time.sleep(0.01)
         codes, (said, silent) = ranks.end()

@@ -1,4 +1,5 @@
 """Ranks that die, hang, fail or do not come: the others end soon, with one message that names rank, step and phase."""
+
 import json
 import signal
 import time
@@ -19,15 +20,33 @@ def test_nothing_is_wrong_while_all_beat():
     assert judge([heard(0, state="broken", unchanged=1), heard(1)], limit_seconds=10) is None
 
 
-@pytest.mark.parametrize("ranks, code, rank, words", [
-    ([heard(0), heard(1, silent=11)], 75, 1, "rank 1 on n1 at step 7, training, heard 11 s ago"),
-    ([heard(0, state="broken"), heard(1, silent=3), heard(2, state="broken")], 75, 1, "1 of the run's processes died or hung"),
-    ([heard(0), heard(1, silent=11, number=0)], 75, 1, "rank 1, which did not start in 11 s"),
-    ([heard(0, state="broken", unchanged=6), heard(1, at="core/head.py:9 f")], 75, 1,
-     "did not come where the others wait: rank 1 on n1 at step 7, training in core/head.py:9 f"),
-    ([heard(0, state="broken", unchanged=6), heard(1, state="broken")], 75, 0, "2 of the run's processes waited for each other"),
-    ([heard(0, state="broken"), heard(1, state="ended", code=65, reason="BadData: no")], 65, 1, "training: BadData: no"),
-    ([heard(r, silent=11) for r in range(10)], 75, 0, " and 2 more. Start the run again")])
+@pytest.mark.parametrize(
+    "ranks, code, rank, words",
+    [
+        ([heard(0), heard(1, silent=11)], 75, 1, "rank 1 on n1 at step 7, training, heard 11 s ago"),
+        (
+            [heard(0, state="broken"), heard(1, silent=3), heard(2, state="broken")],
+            75,
+            1,
+            "1 of the run's processes died or hung",
+        ),
+        ([heard(0), heard(1, silent=11, number=0)], 75, 1, "rank 1, which did not start in 11 s"),
+        (
+            [heard(0, state="broken", unchanged=6), heard(1, at="core/head.py:9 f")],
+            75,
+            1,
+            "did not come where the others wait: rank 1 on n1 at step 7, training in core/head.py:9 f",
+        ),
+        (
+            [heard(0, state="broken", unchanged=6), heard(1, state="broken")],
+            75,
+            0,
+            "2 of the run's processes waited for each other",
+        ),
+        ([heard(0, state="broken"), heard(1, state="ended", code=65, reason="BadData: no")], 65, 1, "training: BadData: no"),
+        ([heard(r, silent=11) for r in range(10)], 75, 0, " and 2 more. Start the run again"),
+    ],
+)
 def test_what_beats_mean(ranks, code, rank, words):
     ending = judge(ranks, limit_seconds=10)
     assert (ending.code, ending.rank, ending.step) == (code, rank, 7) and words in ending.reason
@@ -52,17 +71,24 @@ def test_a_process_alone_only_records_its_exit(tmp_path):
         error = ValueError("no")
         assert watch.settle(error) is error
     assert json.loads((tmp_path / "exit.json").read_text()) == {
-        "code": 70, "reason": "ValueError: no", "step": 0, "rank": 0, "requeue": False}
+        "code": 70,
+        "reason": "ValueError: no",
+        "step": 0,
+        "rank": 0,
+        "requeue": False,
+    }
 
 
-@pytest.mark.parametrize("number, victim", [(signal.SIGKILL, 1), (signal.SIGSTOP, 1), (signal.SIGKILL, 0),
-                                            pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number, victim",
+    [(signal.SIGKILL, 1), (signal.SIGSTOP, 1), (signal.SIGKILL, 0), pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow)],
+)
 def test_a_killed_or_hung_rank_ends_the_others(tmp_path, trainer, number, victim):
     run = tmp_path / "run"
     flags = {"train_iters": 1_000_000, "distributed_timeout": 5, "eval_iters": 0, "log_interval": 5, "save_interval": None}
     with trainer.ranks(run, **flags) as ranks:
         assert ranks.until(" iteration ")
-        time.sleep(2.5)                                     # for a beat from within the training
+        time.sleep(2.5)  # for a beat from within the training
         ranks.children[victim].send_signal(number)
         start = time.monotonic()
         codes, (said,) = ranks.end(1 - victim)

@@ -1,4 +1,5 @@
 """The tables as a shell reads them."""
+
 import re
 import subprocess
 from pathlib import Path

@@ -7,6 +7,7 @@ A mixture's documents end with its last symbol. Other sources have no documents,
 What the oracle scores exactly is a contiguous window of the stream, begun anywhere. PackedDataset gives those, but for the
 sample on the border of two epochs and one that runs over the end of its range to the beginning: `contiguous` tells.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from megatron.data.synthetic.presets import uniforms
 from megatron.data.synthetic.process import Process, entropy_rate, hidden_markov, markov, mixture
 from megatron.errors import BadData, CannotWrite, MissingInput
 
-BLOCK = 2048                # tokens
-LANES = 1 << 20             # blocks times possible states that are walked side by side
+BLOCK = 2048  # tokens
+LANES = 1 << 20  # blocks times possible states that are walked side by side
 STREAM, FIRST = 0x53, 0x46  # what a random number is for
 
 
 # Generation
+
 
 class Outcomes:
     """What may follow each state, as one sorted table: a uniform number finds the next symbol and state by bisection.
@@ -74,13 +76,18 @@ def stream(source: Process, seed: int, num_tokens: int) -> Iterator[np.ndarray]:
         for place in range(BLOCK):
             drawn = outcomes.draw(state, uniforms(seed, STREAM, blocks, place))
             ids[:, place], state = outcomes.symbol[drawn], outcomes.next[drawn]
-        yield ids.reshape(-1)[:num_tokens - at * BLOCK]
+        yield ids.reshape(-1)[: num_tokens - at * BLOCK]
 
 
 def write_corpus(prefix: str | Path, source: Process, num_tokens: int, seed: int) -> dict:
     """Write the corpus; what its sidecar holds of the source is returned.  Raises CannotWrite, BadData."""
-    said = {"spec": source.spec, "seed": seed, "symbols": source.num_symbols, "entropy_rate": entropy_rate(source),
-            "unit": "nats per token"}
+    said = {
+        "spec": source.spec,
+        "seed": seed,
+        "symbols": source.num_symbols,
+        "entropy_rate": entropy_rate(source),
+        "unit": "nats per token",
+    }
     try:
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -106,6 +113,7 @@ def documents(source: Process, parts: Iterator[np.ndarray]) -> Iterator[tuple[np
 
 # Back from files
 
+
 def from_spec(spec: dict) -> Process:
     """The source that a JSON description names.  Raises BadData."""
     try:
@@ -119,25 +127,31 @@ def from_spec(spec: dict) -> Process:
             case kind:
                 raise BadData(f"a source of the kind {kind!r} is not known, expected hmm, markov or mixture")
     except (KeyError, TypeError, ValueError) as error:
-        raise BadData(f"the source's description is not complete ({type(error).__name__}: {error}): expected "
-                      'kind "hmm" with transitions [symbols, states, states], "markov" with order and conditionals, '
-                      'or "mixture" with parts, weights and document_length') from None
+        raise BadData(
+            f"the source's description is not complete ({type(error).__name__}: {error}): expected "
+            'kind "hmm" with transitions [symbols, states, states], "markov" with order and conditionals, '
+            'or "mixture" with parts, weights and document_length'
+        ) from None
 
 
 def read_source(prefix: str) -> Process:
     """The source that a corpus was drawn from, by the word of its sidecar.  Raises MissingInput, BadData."""
     said = ((IndexedDataset(prefix).meta or {}).get("extra") or {}).get("entropy")
     if not said:
-        raise MissingInput(f"{prefix}.meta.json names no source, so there is no oracle; "
-                           "make a corpus of known entropy with tools/make_entropy_corpus.py")
+        raise MissingInput(
+            f"{prefix}.meta.json names no source, so there is no oracle; "
+            "make a corpus of known entropy with tools/make_entropy_corpus.py"
+        )
     return from_spec(said["spec"])
 
 
 def contiguous(data: PackedDataset, rows: np.ndarray) -> np.ndarray:
     """Which samples are one stretch of one corpus.  int64 [b] -> bool [b]  Raises BadData for another order than the circle's."""
     if not all(type(walk) is Circle for walk in data.walks):
-        raise BadData("in Megatron's order a sample joins documents from anywhere, and no oracle knows their law; "
-                      "leave out --epoch-order reference")
+        raise BadData(
+            "in Megatron's order a sample joins documents from anywhere, and no oracle knows their law; "
+            "leave out --epoch-order reference"
+        )
     found = np.zeros(len(rows), bool)
     dataset_ids, positions = data.blend.locate(rows)
     for d, walk in enumerate(data.walks):

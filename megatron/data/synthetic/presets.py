@@ -1,4 +1,5 @@
 """Sources by name: textbook ones, and random ones of a given shape that a seed makes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,19 +10,20 @@ import numpy as np
 from megatron.data.samples import hash64
 from megatron.data.synthetic.process import Process, check_size, hidden_markov, markov, mixture
 
-SOURCE = 0x50               # what these random numbers are for
+SOURCE = 0x50  # what these random numbers are for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """What a preset may be told; each takes what concerns it."""
+
     symbols: int = 16
     order: int = 1
     states: int = 3
     components: int = 4
     document_length: float = 512.0
-    sharpness: float = 2.0          # powers of exponential variates: 0 is the uniform law, 1 is Dirichlet(1), above is peaked
-    zipf: float = 0.0               # symbol r of a random law weighs (r + 1) ** -zipf as much as it would
+    sharpness: float = 2.0  # powers of exponential variates: 0 is the uniform law, 1 is Dirichlet(1), above is peaked
+    zipf: float = 0.0  # symbol r of a random law weighs (r + 1) ** -zipf as much as it would
     seed: int = 1234
 
 
@@ -83,8 +85,15 @@ def noisy_golden_mean(shape: Shape) -> Process:
 
 
 PRESETS: dict[str, Callable[[Shape], Process]] = {
-    "coin": coin, "golden-mean": golden_mean, "even": even, "simple-nonunifilar": simple_nonunifilar,
-    "noisy-golden-mean": noisy_golden_mean, "markov": random_chain, "hidden": random_hidden, "mixture": random_mixture}
+    "coin": coin,
+    "golden-mean": golden_mean,
+    "even": even,
+    "simple-nonunifilar": simple_nonunifilar,
+    "noisy-golden-mean": noisy_golden_mean,
+    "markov": random_chain,
+    "hidden": random_hidden,
+    "mixture": random_mixture,
+}
 
 
 def build(name: str, shape: Shape | None = None, **over) -> Process:

@@ -5,6 +5,7 @@ begins. A Markov chain has its last symbols for a state. A mixture of sources, o
 states side by side, and its documents end with a symbol of their own, so that the packed stream is stationary as well and
 the forward algorithm is Bayes' rule over parts too.
 """
+
 from __future__ import annotations
 
 import math
@@ -15,13 +16,14 @@ import numpy as np
 
 from megatron.errors import BadData
 
-LARGEST = 1 << 24           # numbers in a table: transitions, or the matrices of a suffix tree
-TOLERANCE = 1e-4            # nats between the two bounds of an entropy rate
+LARGEST = 1 << 24  # numbers in a table: transitions, or the matrices of a suffix tree
+TOLERANCE = 1e-4  # nats between the two bounds of an entropy rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
     """transitions [symbols, states, states], start [states]; `spec` is what corpus.from_spec makes it from again."""
+
     spec: dict
     transitions: np.ndarray
     start: np.ndarray
@@ -45,16 +47,21 @@ class Process:
 
 # Making one
 
+
 def hidden_markov(transitions: Sequence, spec: dict | None = None) -> Process:
     """A source from its labelled transitions [symbols, states, states].  Raises BadData unless they are a law with one class."""
     t = np.asarray(transitions, np.float64)
     if t.ndim != 3 or t.shape[1] != t.shape[2] or not t.size or t.size > LARGEST:
-        raise BadData(f"the source's transitions have the shape {list(t.shape)}, expected [symbols, states, states] "
-                      f"with at most {LARGEST} numbers")
+        raise BadData(
+            f"the source's transitions have the shape {list(t.shape)}, expected [symbols, states, states] "
+            f"with at most {LARGEST} numbers"
+        )
     sums = t.sum((0, 2))
     if not np.isfinite(t).all() or t.min() < 0 or abs(sums - 1).max() > 1e-9:
-        raise BadData(f"the source's transitions are no law: the smallest is {t.min():g} and the states sum to "
-                      f"{sums.min():g}..{sums.max():g}, expected 0 or more, and 1 for every state")
+        raise BadData(
+            f"the source's transitions are no law: the smallest is {t.min():g} and the states sum to "
+            f"{sums.min():g}..{sums.max():g}, expected 0 or more, and 1 for every state"
+        )
     said, t = spec or {"kind": "hmm", "transitions": t.tolist()}, t / sums[:, None]
     return Process(spec=said, transitions=t, start=stationary(t.sum(0)))
 
@@ -84,8 +91,10 @@ def markov(conditionals: Sequence, order: int = 1) -> Process:
 
 def check_size(symbols: int, states: int) -> None:
     if symbols * states**2 > LARGEST:
-        raise BadData(f"{symbols} symbols and {states} states need {symbols * states**2} transitions, at most {LARGEST}: "
-                      "lower --symbols, --order, --states or --components")
+        raise BadData(
+            f"{symbols} symbols and {states} states need {symbols * states**2} transitions, at most {LARGEST}: "
+            "lower --symbols, --order, --states or --components"
+        )
 
 
 def mixture(parts: Sequence[Process], weights: Sequence[float], document_length: float) -> Process:
@@ -95,8 +104,10 @@ def mixture(parts: Sequence[Process], weights: Sequence[float], document_length:
     """
     w = np.asarray(weights, np.float64)
     if not len(parts) or w.shape != (len(parts),) or not (w > 0).all() or abs(w.sum() - 1) > 1e-9 or not document_length > 1:
-        raise BadData(f"a mixture of {len(parts)} parts has the weights {w.tolist()} and documents of {document_length:g} "
-                      "tokens, expected a positive weight a part, 1 in all, and more than 1 token")
+        raise BadData(
+            f"a mixture of {len(parts)} parts has the weights {w.tolist()} and documents of {document_length:g} "
+            "tokens, expected a positive weight a part, 1 in all, and more than 1 token"
+        )
     inside = side_by_side(parts, w)
     end = 1 / document_length
     m, n, _ = inside.transitions.shape
@@ -115,12 +126,13 @@ def side_by_side(parts: Sequence[Process], weights: np.ndarray) -> Process:
     check_size(m + 1, int(edges[-1]))
     t = np.zeros((m, edges[-1], edges[-1]))
     for p, at, end in zip(parts, edges, edges[1:]):
-        t[:p.num_symbols, at:end, at:end] = p.transitions
+        t[: p.num_symbols, at:end, at:end] = p.transitions
     start = np.concatenate([w * p.start for w, p in zip(weights, parts)])
     return Process(spec={}, transitions=t, start=start / start.sum())
 
 
 # What is known of one
+
 
 def entropy(law: np.ndarray) -> float:
     """Of a law [n], in nats."""
@@ -154,7 +166,7 @@ def entropy_rate(source: Process, tolerance: float = TOLERANCE) -> tuple[float, 
 def mixture_rate(source: Process, tolerance: float) -> tuple[float, float]:
     """A document of part k with n symbols costs n h_k at least (its part is told), and at most H(part, first state) more."""
     q, weights = source.end_of_document, source.spec["weights"]
-    rates = np.array([entropy_rate(part, tolerance) for part in source.parts])                  # [parts, 2]
+    rates = np.array([entropy_rate(part, tolerance) for part in source.parts])  # [parts, 2]
     low, high = entropy([q, 1 - q]) + (1 - q) * (np.array(weights) @ rates)
     return float(low), float(high + q * entropy(source.start))
 
@@ -165,18 +177,20 @@ def bounded_rate(source: Process, tolerance: float) -> tuple[float, float]:
     Cover and Thomas, theorem 4.5.1, has all suffixes of one length; here those whose bounds differ most grow by a symbol.
     """
     t, pi, emissions, n = source.transitions, source.start, source.emissions, len(source.start)
-    words = np.eye(n)[None]                                                                     # [leaves, s, s]
+    words = np.eye(n)[None]  # [leaves, s, s]
     while True:
-        high = surprise(pi @ words @ emissions)                                                 # [leaves]
+        high = surprise(pi @ words @ emissions)  # [leaves]
         gap = (high - surprise(words @ emissions) @ pi).clip(0)
         width, bound = float(gap.sum()), float(high.sum())
         if width <= tolerance:
             return bound - width, bound
         grow = gap > tolerance / (2 * len(gap))
         if (len(gap) + len(t) * int(grow.sum())) * n * n > LARGEST:
-            raise BadData(f"the entropy rate of this hidden Markov source is only known to lie in {bound - width:.6f}.."
-                          f"{bound:.6f} nats after {len(gap)} pasts, expected bounds within {tolerance:g}: "
-                          "it forgets its state too slowly; take fewer states, or sharper emissions")
+            raise BadData(
+                f"the entropy rate of this hidden Markov source is only known to lie in {bound - width:.6f}.."
+                f"{bound:.6f} nats after {len(gap)} pasts, expected bounds within {tolerance:g}: "
+                "it forgets its state too slowly; take fewer states, or sharper emissions"
+            )
         longer = (t[None] @ words[grow][:, None]).reshape(-1, n, n)
         words = np.concatenate([words[~grow], longer[longer.any((1, 2))]])
 
@@ -189,15 +203,17 @@ def token_nll(source: Process, rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows)
     if rows.size and (rows.min() < 0 or rows.max() >= source.num_symbols):
         wrong = rows[(rows < 0) | (rows >= source.num_symbols)][0]
-        raise BadData(f"a window holds id {wrong}, expected a symbol of the source, 0 to {source.num_symbols - 1}; "
-                      "the oracle belongs to another corpus")
+        raise BadData(
+            f"a window holds id {wrong}, expected a symbol of the source, 0 to {source.num_symbols - 1}; "
+            "the oracle belongs to another corpus"
+        )
     found, belief = np.empty(rows.shape), np.broadcast_to(source.start, (len(rows), len(source.start)))
     for i, column in enumerate(rows.T):
         after = np.empty(belief.shape)
         for x in np.unique(column):
             here = column == x
             after[here] = belief[here] @ source.transitions[x]
-        p = after.sum(1)                                                                        # [b]
+        p = after.sum(1)  # [b]
         found[:, i] = -np.log(p, where=p > 0, out=np.full(len(p), -math.inf))
         belief = after / np.where(p > 0, p, 1.0)[:, None]
     return found

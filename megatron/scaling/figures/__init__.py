@@ -1,4 +1,5 @@
 """The figures of a report: `draw_*` gives a matplotlib Figure of 1600 pixels or more at its dpi, `save` writes PNG and PDF."""
+
 from megatron.scaling.figures.crossover import draw_crossover
 from megatron.scaling.figures.curves import draw_curves
 from megatron.scaling.figures.data_value import draw_data_value

@@ -1,4 +1,5 @@
 """The compute at which masked diffusion passes AR, over unique data."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -70,31 +71,82 @@ def _draw_points(axes: Axes, result: dict) -> None:
     """
     low, high = min(result["flops"]), max(result["flops"])
     for point in (point for point in result["critical"] if not point.get("flops")):
-        axes.plot(point["unique_tokens"], low if "MDM leads" in (point.get("reason") or "") else high, marker="x", color="black",
-                  markersize=10, markeredgewidth=2, clip_on=False, zorder=5)
+        axes.plot(
+            point["unique_tokens"],
+            low if "MDM leads" in (point.get("reason") or "") else high,
+            marker="x",
+            color="black",
+            markersize=10,
+            markeredgewidth=2,
+            clip_on=False,
+            zorder=5,
+        )
     for point in (point for point in result["critical"] if point.get("flops")):
         ends = [max(low, point.get("low") or low), min(high, point.get("high") or high)]
         axes.plot([point["unique_tokens"]] * 2, ends, color="white", linewidth=3.5, zorder=3, clip_on=False)
         axes.plot([point["unique_tokens"]] * 2, ends, color="black", linewidth=1.4, zorder=4, clip_on=False)
         for end, edge, arrow in zip(ends, (low, high), "v^"):
-            axes.plot(point["unique_tokens"], end, marker=arrow if end == edge else "_", color="black", markersize=8, zorder=4,
-                      clip_on=False)
-        axes.plot(point["unique_tokens"], point["flops"], marker="D", color="white", markeredgecolor="black",
-                  markeredgewidth=1.4, markersize=7, zorder=5, clip_on=False)
+            axes.plot(
+                point["unique_tokens"],
+                end,
+                marker=arrow if end == edge else "_",
+                color="black",
+                markersize=8,
+                zorder=4,
+                clip_on=False,
+            )
+        axes.plot(
+            point["unique_tokens"],
+            point["flops"],
+            marker="D",
+            color="white",
+            markeredgecolor="black",
+            markeredgewidth=1.4,
+            markersize=7,
+            zorder=5,
+            clip_on=False,
+        )
 
 
 def _legend(result: dict) -> list:
-    handles = [Line2D([], [], color="black", linewidth=1.8, label="equal loss"),
-               Patch(facecolor="white", edgecolor="black", hatch=LOWER_HATCH, label="MDM lower"),
-               Line2D([], [], color="black", marker="D", markerfacecolor="white", markeredgewidth=1.4, linewidth=1.4,
-                      label="critical compute, 95 % interval (arrow: open, or beyond)")]
+    handles = [
+        Line2D([], [], color="black", linewidth=1.8, label="equal loss"),
+        Patch(facecolor="white", edgecolor="black", hatch=LOWER_HATCH, label="MDM lower"),
+        Line2D(
+            [],
+            [],
+            color="black",
+            marker="D",
+            markerfacecolor="white",
+            markeredgewidth=1.4,
+            linewidth=1.4,
+            label="critical compute, 95 % interval (arrow: open, or beyond)",
+        ),
+    ]
     if any(not point.get("flops") for point in result["critical"]):
-        handles.append(Line2D([], [], color="black", marker="x", markersize=10, markeredgewidth=2, linestyle="none",
-                              label="no crossing in range: MDM leads (below), AR leads (above)"))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="black",
+                marker="x",
+                markersize=10,
+                markeredgewidth=2,
+                linestyle="none",
+                label="no crossing in range: MDM leads (below), AR leads (above)",
+            )
+        )
     law = result.get("power_law")
     if law:
         ci = law.get("ci") or {}
-        handles.append(Line2D([], [], color=INK, linestyle="--", linewidth=1.6,
-                              label=f"C = e^k U^p: p = {law['p']:.3g} {interval(ci.get('p'))}, "
-                                    f"k = {law['k']:.3g} {interval(ci.get('k'))}"))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=INK,
+                linestyle="--",
+                linewidth=1.6,
+                label=f"C = e^k U^p: p = {law['p']:.3g} {interval(ci.get('p'))}, k = {law['k']:.3g} {interval(ci.get('k'))}",
+            )
+        )
     return handles

@@ -1,4 +1,5 @@
 """Loss curves: training loss on the way, validation loss with its errors at the end."""
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -25,7 +26,7 @@ from megatron.scaling.figures.style import (
 )
 from megatron.scaling.runs import training_curve
 
-SMOOTHED_SHARE = 0.05           # of a run's records, for the thin training curves
+SMOOTHED_SHARE = 0.05  # of a run's records, for the thin training curves
 MOST_LABELS = 5
 
 
@@ -40,19 +41,28 @@ def draw_curves(runs: list[dict], unit: str = "nats") -> Figure:
     ends = []
     for number, (axes, objective) in enumerate(zip(panels, objectives)):
         own = sorted((run for run in runs if run["objective"] == objective), key=lambda run: run["params"])
-        frame(axes, f"Loss curves: {NAMES.get(objective, objective)}", "training compute (FLOPs)",
-              f"loss ({UNITS[unit]})")
+        frame(axes, f"Loss curves: {NAMES.get(objective, objective)}", "training compute (FLOPs)", f"loss ({UNITS[unit]})")
         ends += _draw_runs(axes, own, number, unit)
-        axes.legend(handles=_legend(own, number), title=f"final loss: {label_of(objective, own[0].get('bound'))}",
-                    loc="upper center", bbox_to_anchor=(0.5, -0.085), ncols=MOST_LABELS, **LEGEND)
-    for axes in panels[:len(objectives)]:
+        axes.legend(
+            handles=_legend(own, number),
+            title=f"final loss: {label_of(objective, own[0].get('bound'))}",
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.085),
+            ncols=MOST_LABELS,
+            **LEGEND,
+        )
+    for axes in panels[: len(objectives)]:
         axes.set_ylim(min(ends) * 0.96, max(ends) * 1.04)
         loss_ticks(axes)
         log_ticks(axes.xaxis)
     if not runs:
         say(panels[0], "no runs")
-    explain(figure, [], f"Lines: training loss, mean over {100 * SMOOTHED_SHARE:.0f} % of a run's records.  Markers: final "
-            "validation loss with two standard errors of noise and evaluation rows together.")
+    explain(
+        figure,
+        [],
+        f"Lines: training loss, mean over {100 * SMOOTHED_SHARE:.0f} % of a run's records.  Markers: final "
+        "validation loss with two standard errors of noise and evaluation rows together.",
+    )
     return figure
 
 
@@ -67,8 +77,9 @@ def _draw_runs(axes: Axes, runs: list[dict], number: int, unit: str) -> list[flo
         flops, loss = smooth_curve(run, unit)
         axes.plot(flops, loss, color=style["color"], linestyle=style["linestyle"], linewidth=0.9)
         error = 2 * np.hypot(run.get("loss_se_noise") or 0.0, run.get("loss_se_data") or 0.0)
-        axes.errorbar([run["flops"]], [run["loss"]], yerr=[error] if error else None, capsize=3, zorder=3,
-                      **{**style, "linestyle": "none"})
+        axes.errorbar(
+            [run["flops"]], [run["loss"]], yerr=[error] if error else None, capsize=3, zorder=3, **{**style, "linestyle": "none"}
+        )
         drawn += loss.tolist()
     return [min(drawn), max(drawn)]
 
@@ -77,9 +88,16 @@ def _legend(runs: list[dict], number: int) -> list[Line2D]:
     """Some of the sizes, from the smallest to the largest, in their colours."""
     sizes = sorted({run["params"] for run in runs})
     shown = sorted({round(place) for place in np.linspace(0, len(sizes) - 1, min(len(sizes), MOST_LABELS))})
-    return [Line2D([], [], **style_of(runs[0]["objective"], depth_of(place, len(sizes)), number), linewidth=1.6,
-                   label=f"N = {power(sizes[place])}")
-            for place in shown]
+    return [
+        Line2D(
+            [],
+            [],
+            **style_of(runs[0]["objective"], depth_of(place, len(sizes)), number),
+            linewidth=1.6,
+            label=f"N = {power(sizes[place])}",
+        )
+        for place in shown
+    ]
 
 
 def smooth_curve(run: dict, unit: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +106,7 @@ def smooth_curve(run: dict, unit: str) -> tuple[np.ndarray, np.ndarray]:
     if unit != "nats" or not file.is_file():
         return np.empty(0), np.empty(0)
     flops, loss = _read_smooth(file.parent, file.stat().st_mtime_ns)
-    keep = flops > run["flops"] * 1e-3              # the first thousandth would take half of the axis
+    keep = flops > run["flops"] * 1e-3  # the first thousandth would take half of the axis
     return flops[keep], loss[keep]
 
 

@@ -1,4 +1,5 @@
 """What a law leaves unexplained."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,7 +12,7 @@ from megatron.layout import split_evenly
 from megatron.scaling.figures.style import INK, UNITS, explain, frame, interval, log_ticks, new_figure, say, style_of
 from megatron.scaling.fitted import Fit
 
-A_LINE = 8                      # parameters of a caption
+A_LINE = 8  # parameters of a caption
 
 
 def draw_residuals(fit: Fit, label: str = "", unit: str | None = None) -> Figure:
@@ -21,8 +22,10 @@ def draw_residuals(fit: Fit, label: str = "", unit: str | None = None) -> Figure
     `fit.residuals`, the bars the 95 % interval of their prediction.
     """
     figure, panels = new_figure(3)
-    rows = {name: np.array([row[name] for row in fit.residuals], np.float64)
-            for name in ("params", "tokens", "unique_tokens", "loss", "predicted")}
+    rows = {
+        name: np.array([row[name] for row in fit.residuals], np.float64)
+        for name in ("params", "tokens", "unique_tokens", "loss", "predicted")
+    }
     rows |= dict(zip(("low", "high"), _intervals(fit, rows)))
     held = np.array([row["held_out"] for row in fit.residuals], bool)
     unit = UNITS[unit or fit.choices.get("unit") or "nats"]
@@ -80,12 +83,15 @@ def _legend(rows: dict, held, label: str) -> list:
         handles.append(Line2D([], [], **{**_style(True), "linestyle": "none"}, label="held out"))
     if np.isfinite(rows["low"]).any():
         handles.append(Line2D([], [], color="#888888", linewidth=1.2, label="95 % interval of the prediction"))
-    return [*handles, Line2D([], [], color=INK, linewidth=1.2, linestyle="--", label="measured = predicted"),
-            Patch(color="#bbbbbb", alpha=0.5, label="|residual of ln L| < delta")]
+    return [
+        *handles,
+        Line2D([], [], color=INK, linewidth=1.2, linestyle="--", label="measured = predicted"),
+        Patch(color="#bbbbbb", alpha=0.5, label="|residual of ln L| < delta"),
+    ]
 
 
 def _caption(fit: Fit) -> str:
     """Every parameter with its interval, in lines that fit below three panels."""
     words = [f"{name} {value:.4g} {interval(fit.ci.get(name), '.4g')}" for name, value in fit.params.items()]
     lines = -(-len(words) // A_LINE)
-    return "\n".join("   ".join(words[part.start:part.stop]) for part in split_evenly(len(words), lines))
+    return "\n".join("   ".join(words[part.start : part.stop]) for part in split_evenly(len(words), lines))

@@ -2,6 +2,7 @@
 
 Objectives differ in luminance, line and marker at once, so that they stay apart in greyscale and for any eye.
 """
+
 from __future__ import annotations
 
 import io
@@ -16,7 +17,7 @@ from megatron.files import staged
 
 DPI = 130
 NAMES = {"ar": "AR", "mdm": "MDM"}
-UNITS = {"nats": "nats/token", "bits-per-byte": "bits/byte"}      # of a loss, by the choice of --unit
+UNITS = {"nats": "nats/token", "bits-per-byte": "bits/byte"}  # of a loss, by the choice of --unit
 BOUNDS = {"exact": "exact NLL", "bound": "upper bound"}
 # base colour, line, marker, filled
 STYLES = {"ar": ("#0b2f55", "-", "o", True), "mdm": ("#d97a1f", "--", "s", False)}
@@ -38,8 +39,15 @@ def style_of(objective: str, depth: float = 1.0, number: int = 0) -> dict:
     base, line, marker, filled = STYLES.get(objective, OTHER_STYLES[number % len(OTHER_STYLES)])
     rgb = np.array(matplotlib.colors.to_rgb(base))
     colour = tuple(1 - (1 - rgb) * (0.5 + 0.5 * depth))
-    return {"color": colour, "linestyle": line, "marker": marker, "markerfacecolor": colour if filled else "white",
-            "markeredgecolor": colour, "markersize": 7, "markeredgewidth": 1.6}
+    return {
+        "color": colour,
+        "linestyle": line,
+        "marker": marker,
+        "markerfacecolor": colour if filled else "white",
+        "markeredgecolor": colour,
+        "markersize": 7,
+        "markeredgewidth": 1.6,
+    }
 
 
 def styles_of(curves: list[dict]) -> list[dict]:
@@ -62,8 +70,9 @@ def new_figure(columns: int, width: float = 18, height: float = 7.8) -> tuple[Fi
     """A figure with `columns` panels side by side and room for a legend and a caption below."""
     figure = Figure(figsize=(width, height), dpi=DPI)
     axes = figure.subplots(1, columns, squeeze=False)[0]
-    figure.subplots_adjust(left=0.82 / width, right=1 - 0.25 / width, top=0.935, bottom=0.185,
-                           wspace=0.16 if columns > 2 else 0.13)
+    figure.subplots_adjust(
+        left=0.82 / width, right=1 - 0.25 / width, top=0.935, bottom=0.185, wspace=0.16 if columns > 2 else 0.13
+    )
     return figure, list(axes)
 
 
@@ -104,7 +113,7 @@ def log_ticks(axis) -> None:
         ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
         if len(ticks) <= (6 if len(steps) == 5 else 8):
             break
-    ticks = ticks[::-(-len(ticks) // 8)]            # more than 8 decades
+    ticks = ticks[:: -(-len(ticks) // 8)]  # more than 8 decades
     axis.set_ticks(ticks, [power(tick) for tick in ticks])
     axis.set_ticks([], minor=True)
 
@@ -128,7 +137,7 @@ def interval(ends, spec: str = ".3g") -> str:
 def encode(figure: Figure, suffix: str) -> bytes:
     """The picture as `png` or `pdf`, without a date: equal figures have equal bytes."""
     picture = io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42}):           # letters stay letters, for search and for editors
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # letters stay letters, for search and for editors
         figure.savefig(picture, format=suffix, metadata={"CreationDate": None} if suffix == "pdf" else None)
     return picture.getvalue()
 

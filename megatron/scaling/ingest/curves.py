@@ -1,4 +1,5 @@
 """The curves of one run, whatever logged them: a step counts once, as it was last written, and has its tokens."""
+
 from __future__ import annotations
 
 import re
@@ -45,8 +46,9 @@ def find_one(names: Iterable[str], wanted: str, column: str, where: str | Path) 
     names = list(names)
     found = find(names, wanted)
     if not found:
-        found = [name for quantity, synonyms in SYNONYMS.items() if slug(wanted) in synonyms
-                 if (name := find_synonym(names, quantity))]
+        found = [
+            name for quantity, synonyms in SYNONYMS.items() if slug(wanted) in synonyms if (name := find_synonym(names, quantity))
+        ]
     if len(found) != 1:
         said = f"{wanted!r} may be {_some(found)}" if found else f"there is no {wanted!r}; it has {_some(names)}"
         raise BadData(f"{where}: {said}; name one in --map {column}=...")
@@ -64,13 +66,14 @@ def find_synonym(names: Iterable[str], quantity: str) -> str | None:
 class Curves:
     """Metrics of one run by step. `key`: sources with the same key are the same run. `facts`: columns that hold for the whole
     run; `arguments`: what the trainer was called with, as it logged it."""
+
     run: str
     path: Path
     files: list[Path]
     key: str = ""
     facts: dict = field(default_factory=dict)
     arguments: dict = field(default_factory=dict)
-    chunks: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)     # name -> (steps, values) as written
+    chunks: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)  # name -> (steps, values) as written
     num_overwritten: int = 0
 
     def __post_init__(self):

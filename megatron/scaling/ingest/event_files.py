@@ -3,6 +3,7 @@
 A file is a row of TFRecords (length, CRC, payload, CRC), each an Event. A record cut short at the end is how a killed run ends;
 damage before that is refused.
 """
+
 from __future__ import annotations
 
 import os
@@ -21,11 +22,11 @@ from megatron.scaling.ingest.protobuf import fields, varint
 EVENTS = "events.out.tfevents."
 LENGTH = struct.Struct("<Q")
 HEADER, FOOTER = 12, 4
-LARGEST_SCALARS = 1 << 16       # bytes of a record; larger ones are images, graphs and histograms, and are passed over
-NUMBERS = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8"}              # TensorFlow's dtypes in a tensor's raw content
-PACKED = {5: "<f4", 6: "<f8"}                                   # and its float_val and double_val fields
+LARGEST_SCALARS = 1 << 16  # bytes of a record; larger ones are images, graphs and histograms, and are passed over
+NUMBERS = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8"}  # TensorFlow's dtypes in a tensor's raw content
+PACKED = {5: "<f4", 6: "<f8"}  # and its float_val and double_val fields
 STRING = 7
-STARTED = 1                     # a SessionLog with this status: what was written from its step on is void
+STARTED = 1  # a SessionLog with this status: what was written from its step on is void
 AXES = re.compile(r"(.+) vs (samples|tokens)")
 
 
@@ -42,12 +43,13 @@ CRC32C = _crc_table()
 @dataclass
 class Series:
     steps: list[int] = field(default_factory=list)
-    values: list[bytes | float] = field(default_factory=list)   # float32 as its four bytes
+    values: list[bytes | float] = field(default_factory=list)  # float32 as its four bytes
 
 
 @dataclass
 class EventFile:
     """What one process wrote: its curves in the order of writing, its texts, and the step it started over from."""
+
     series: dict[str, Series] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     restart: int | None = None
@@ -58,8 +60,10 @@ def read_tensorboard(folders: Iterable[Path]) -> Iterator[Curves]:
     for top in folders:
         found = sorted(Path(folder) for folder, _, files in os.walk(top) if any(EVENTS in file for file in files))
         if not found:
-            raise MissingInput(f"{top}: no event file in this folder or below it (events.out.tfevents.*); "
-                               "give the folder that --tensorboard-dir named.")
+            raise MissingInput(
+                f"{top}: no event file in this folder or below it (events.out.tfevents.*); "
+                "give the folder that --tensorboard-dir named."
+            )
         for folder in found:
             yield _read_folder(folder)
 
@@ -77,7 +81,7 @@ def _read_folder(folder: Path) -> Curves:
             axis = AXES.fullmatch(tag)
             if axis is None:
                 curves.add(tag, steps, values)
-            elif axis[1] in wrote.series:       # a copy of the curve, in the same order: its steps are the other axis
+            elif axis[1] in wrote.series:  # a copy of the curve, in the same order: its steps are the other axis
                 by_step = _arrays(wrote.series[axis[1]])[0]
                 n = min(len(steps), len(by_step))
                 curves.add(axis[2], by_step[:n], steps[:n].astype(np.float64))
@@ -107,12 +111,12 @@ def _read_event(data: bytes, start: int, end: int, found: EventFile, known: dict
     """Add one event. One float alone, as add_scalar writes it, is its last four bytes once the bytes before are known."""
     at = start + 9
     timed = end - start > 10 and data[start] == 0x09
-    if timed and data[at] == 0x10:                              # wall_time, step
+    if timed and data[at] == 0x10:  # wall_time, step
         step, at = varint(data, at + 1)
-        series = known.get(data[at:end - 4])
+        series = known.get(data[at : end - 4])
         if series is not None:
             series.steps.append(step)
-            series.values.append(data[end - 4:end])
+            series.values.append(data[end - 4 : end])
             return
     step, values = _parse(data[start:end], found)
     for tag, value in values:
@@ -121,8 +125,8 @@ def _read_event(data: bytes, start: int, end: int, found: EventFile, known: dict
             raise ValueError(f"{tag} is a float here and a tensor before")
         series.steps.append(step)
         series.values.append(value)
-        if timed and len(values) == 1 and isinstance(value, bytes) and data[end - 5] == 0x15 and data[end - 4:end] == value:
-            known[data[at:end - 4]] = series
+        if timed and len(values) == 1 and isinstance(value, bytes) and data[end - 5] == 0x15 and data[end - 4 : end] == value:
+            known[data[at : end - 4]] = series
 
 
 def _parse(event: bytes, found: EventFile) -> tuple[int, list]:
@@ -179,12 +183,12 @@ def _checked_records(path: Path, data: bytes) -> tuple[list[int], list[int]]:
         starts.append(start)
         ends.append(at - FOOTER)
     content, heads = np.frombuffer(data, np.uint8), np.array(starts, np.int64)
-    _check(path, content, heads - HEADER, heads - FOOTER)       # the length that cut the last record short is no damage
+    _check(path, content, heads - HEADER, heads - FOOTER)  # the length that cut the last record short is no damage
     if at > size and starts:
         starts.pop()
         ends.pop()
     small = np.array([end - start <= LARGEST_SCALARS for start, end in zip(starts, ends)], bool)
-    _check(path, content, heads[:len(starts)][small], np.array(ends, np.int64)[small])
+    _check(path, content, heads[: len(starts)][small], np.array(ends, np.int64)[small])
     return [s for s, is_small in zip(starts, small) if is_small], [e for e, is_small in zip(ends, small) if is_small]
 
 
@@ -194,8 +198,10 @@ def _check(path: Path, data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -
     expected = (crc >> 15 | crc << 17) + np.uint32(0xA282EAD8)
     stored = data[ends[:, None] + np.arange(4)].astype(np.uint8).view("<u4").ravel() if len(ends) else expected
     if (stored != expected).any():
-        raise BadData(f"{path}, byte {starts[np.argmax(stored != expected)]}: the checksum is wrong, the file is damaged; "
-                      "remove it, or restore it.")
+        raise BadData(
+            f"{path}, byte {starts[np.argmax(stored != expected)]}: the checksum is wrong, the file is damaged; "
+            "remove it, or restore it."
+        )
 
 
 def crc32c(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

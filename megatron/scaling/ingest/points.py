@@ -1,4 +1,5 @@
 """One table of points out of everything that was read: which runs there are, and the columns of each."""
+
 from __future__ import annotations
 
 import csv
@@ -23,18 +24,24 @@ from megatron.scaling.ingest.stdout_logs import read_logs
 from megatron.scaling.ingest.tables import number, read_rows, read_wandb_export, renamed
 from megatron.scaling.ingest.wandb_files import read_wandb
 
-HEAD = ("run", "objective", "step", "params", "tokens", "unique_tokens", "flops", "loss")     # columns that are always there
+HEAD = ("run", "objective", "step", "params", "tokens", "unique_tokens", "flops", "loss")  # columns that are always there
 NUMBERS = ("step", "params", "tokens", "samples", "unique_tokens", "flops", "loss")
 UNNAMED = ("tensorboard", "tb", "wandb", "files", "logs", "log", "train", "stdout", "output")  # they name no run: its folder does
-BESIDE = ("loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy")                       # logged with the loss
-ARGUMENTS = {"seq_length": "seq_length", "seed": "seed", "global_batch_size": "batch_size", "lr": "lr",
-             "objective": "objective"}                          # what a trainer was called with -> the column
+BESIDE = ("loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy")  # logged with the loss
+ARGUMENTS = {
+    "seq_length": "seq_length",
+    "seed": "seed",
+    "global_batch_size": "batch_size",
+    "lr": "lr",
+    "objective": "objective",
+}  # what a trainer was called with -> the column
 INTERNAL = ("last_step", "lr_decayed_at_end", "tokens_per_epoch")
 
 
 @dataclass(frozen=True)
 class Sources:
     """What to read: folders, folders, folders or files, files, files, files."""
+
     metrics: list[Path] = field(default_factory=list)
     tensorboard: list[Path] = field(default_factory=list)
     wandb: list[Path] = field(default_factory=list)
@@ -47,6 +54,7 @@ class Sources:
 class Choices:
     """`mapping`: column -> (its name in the source, a factor). `constants`: (pattern of names or paths of runs, column, value).
     `last_k`: a loss is the mean of so many validations up to its step. `only_final`: the last point of every run."""
+
     mapping: dict[str, tuple[str, float]] = field(default_factory=dict)
     constants: list[tuple[str, str, str | float]] = field(default_factory=list)
     last_k: int = 1
@@ -54,13 +62,17 @@ class Choices:
 
     def given(self, run: str, path: Path) -> dict:
         """The constants of a run, by its name or its path."""
-        return {column: value for pattern, column, value in self.constants
-                if fnmatchcase(run, pattern) or fnmatchcase(path.as_posix(), pattern)}
+        return {
+            column: value
+            for pattern, column, value in self.constants
+            if fnmatchcase(run, pattern) or fnmatchcase(path.as_posix(), pattern)
+        }
 
 
 @dataclass
 class Points:
     """The rows of one run: columns as lists [n], or one value for all. `loss_metric`: what the loss was called."""
+
     run: str
     path: Path
     files: list[Path]
@@ -79,8 +91,11 @@ class Points:
 def ingest(sources: Sources, choices: Choices) -> tuple[list[Points], list[str]]:
     """(the points of every run, sentences on what is missing). Raises MissingInput, BadData."""
     curves, tables = _read(sources, choices)
-    notes = [f"{one.run}: no loss in {one.path}; it has {', '.join(one.names[:8]) or 'nothing'}."
-             for one in curves if one.metric("loss", choices.mapping)[0] is None]
+    notes = [
+        f"{one.run}: no loss in {one.path}; it has {', '.join(one.names[:8]) or 'nothing'}."
+        for one in curves
+        if one.metric("loss", choices.mapping)[0] is None
+    ]
     runs = [_points(one, choices) for one in _whole_runs(curves, choices) if one.metric("loss", choices.mapping)[0]]
     runs += [points for path, rows in tables for points in _table_points(path, rows, choices)]
     if not runs:
@@ -96,9 +111,12 @@ def _read(sources: Sources, choices: Choices) -> tuple[list[Curves], list[tuple[
     for path in (path for paths in vars(sources).values() for path in paths):
         if not path.exists():
             raise MissingInput(f"{path}: no such file or folder; check the path.")
-    curves = [*read_runs(sources.metrics, [name for name, _ in choices.mapping.values()]),
-              *read_tensorboard(sources.tensorboard), *read_wandb(p for p in sources.wandb if p.suffix != ".csv"),
-              *read_logs(sources.logs)]
+    curves = [
+        *read_runs(sources.metrics, [name for name, _ in choices.mapping.values()]),
+        *read_tensorboard(sources.tensorboard),
+        *read_wandb(p for p in sources.wandb if p.suffix != ".csv"),
+        *read_logs(sources.logs),
+    ]
     tables = [(path, read_rows(path)) for path in (*sources.csv, *sources.jsonl)]
     for path in (path for path in sources.wandb if path.suffix == ".csv"):
         exported = read_wandb_export(path)
@@ -134,8 +152,12 @@ def _points(curves: Curves, choices: Choices) -> Points:
     metric, factor = curves.metric("loss", choices.mapping)
     steps, loss = curves.curve(metric)
     facts = {ARGUMENTS[name]: _typed(value) for name, value in curves.arguments.items() if name in ARGUMENTS} | curves.facts
-    columns = {"run": curves.run, "step": steps.tolist(), "loss": trailing_mean(loss * factor, choices.last_k).tolist(),
-               "loss_metric": metric}
+    columns = {
+        "run": curves.run,
+        "step": steps.tolist(),
+        "loss": trailing_mean(loss * factor, choices.last_k).tolist(),
+        "loss_metric": metric,
+    }
     columns |= _progress(curves, steps, facts, choices)
     for name in BESIDE:
         beside = f"{metric.rpartition('/')[0]}/{name}"
@@ -200,6 +222,7 @@ def _typed(text):
 
 # Tables: rows that others made
 
+
 def _table_points(path: Path, rows: list, choices: Choices) -> Iterator[Points]:
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     old = {new: find_one(names, wanted, new, path) for new, (wanted, _) in choices.mapping.items()}
@@ -248,10 +271,13 @@ def _joined(run: str, path: Path, rows: list[dict], choices: Choices, metric: st
 
 # What comes out
 
+
 def _missing(runs: list[Points]) -> list[str]:
     """What no law can do without and these runs do not say."""
-    hints = {"params": "give --set params=124e6, or --set 'RUN:params=124e6' for runs of different sizes",
-             "tokens": "give --set seq_length=2048 where samples were logged, or --map tokens=..."}
+    hints = {
+        "params": "give --set params=124e6, or --set 'RUN:params=124e6' for runs of different sizes",
+        "tokens": "give --set seq_length=2048 where samples were logged, or --map tokens=...",
+    }
     notes = []
     for column, hint in hints.items():
         lacking = [points.run for points in runs if points.last(column) is None]
@@ -269,13 +295,23 @@ def write_points(path: Path, runs: list[Points], choices: Choices) -> None:
 
     Raises CannotWrite.
     """
-    found = dict.fromkeys(name for points in runs for name, value in points.columns.items()
-                          if any(cell is not None for cell in (value if isinstance(value, list) else [value])))
+    found = dict.fromkeys(
+        name
+        for points in runs
+        for name, value in points.columns.items()
+        if any(cell is not None for cell in (value if isinstance(value, list) else [value]))
+    )
     names = [*HEAD, *(name for name in found if name not in HEAD)]
     rows = (row for points in runs for row in _rows(points, names))
-    record = {"table": path.name, "rows": sum(map(len, runs)), "map": {new: list(old) for new, old in choices.mapping.items()},
-              "set": choices.constants, "last_k": choices.last_k, "only_final": choices.only_final,
-              "runs": [_provenance(points) for points in runs]}
+    record = {
+        "table": path.name,
+        "rows": sum(map(len, runs)),
+        "map": {new: list(old) for new, old in choices.mapping.items()},
+        "set": choices.constants,
+        "last_k": choices.last_k,
+        "only_final": choices.only_final,
+        "runs": [_provenance(points) for points in runs],
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path.with_name(f"{path.name}.sources.json"), json.dumps(record, indent=1).encode())
@@ -303,5 +339,10 @@ def _json_text(names: list[str], rows: Iterable[tuple]) -> bytes:
 
 
 def _provenance(points: Points) -> dict:
-    return {"run": points.run, "rows": len(points), "loss_metric": points.loss_metric, "overwritten": points.num_overwritten,
-            "files": [{"path": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in points.files]}
+    return {
+        "run": points.run,
+        "rows": len(points),
+        "loss_metric": points.loss_metric,
+        "overwritten": points.num_overwritten,
+        "files": [{"path": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in points.files],
+    }

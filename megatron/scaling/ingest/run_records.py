@@ -1,4 +1,5 @@
 """Our own run directories: metrics.jsonl, with what result.json, run.json and config.json say of the whole run."""
+
 from __future__ import annotations
 
 import json
@@ -11,14 +12,32 @@ from megatron.errors import BadData
 from megatron.scaling.ingest.curves import Curves, slug
 from megatron.scaling.runs import read_json, read_result, run_directories
 
-FACTS = ("objective", "params", "params_non_embedding", "params_with_head", "params_published", "params_convention",
-         "flops_convention", "bound", "tokenizer", "eval_slice", "seed", "seq_length", "batch_size", "lr", "lr_decay_style",
-         "vocab_size", "trunk")
+FACTS = (
+    "objective",
+    "params",
+    "params_non_embedding",
+    "params_with_head",
+    "params_published",
+    "params_convention",
+    "flops_convention",
+    "bound",
+    "tokenizer",
+    "eval_slice",
+    "seed",
+    "seq_length",
+    "batch_size",
+    "lr",
+    "lr_decay_style",
+    "vocab_size",
+    "trunk",
+)
 AXES = ("samples", "tokens", "flops")
 # The beginning of a train record as we write it: 100 runs of 10,000 records must not need a million whole objects.
 TRAIN_START = b'{"kind": "train", '
-TRAIN = re.compile(rb'\{"kind": "train", "step": (\d+), "samples": (\d+), "tokens": (\d+), "flops": ([^,]+), '
-                   rb'"epoch": [^,]+, "time": [^,]+, "loss": ([^,}]+)[,}]')
+TRAIN = re.compile(
+    rb'\{"kind": "train", "step": (\d+), "samples": (\d+), "tokens": (\d+), "flops": ([^,]+), '
+    rb'"epoch": [^,]+, "time": [^,]+, "loss": ([^,}]+)[,}]'
+)
 NON_FINITE = {"nan", "inf", "-inf"}
 
 
@@ -43,7 +62,7 @@ def read_run(directory: Path, wanted: Iterable[str] = ()) -> Curves:
     data = _whole_lines(file.read_bytes())
     wants_train = bool(of_train) or b'"kind": "val"' not in data
     heads = TRAIN.findall(data) if wants_train and of_train <= {"train-loss"} else []
-    in_full = wants_train and data.count(TRAIN_START) != len(heads)         # or not as we write them today
+    in_full = wants_train and data.count(TRAIN_START) != len(heads)  # or not as we write them today
     for number, line in enumerate(data.split(b"\n"), 1):
         if in_full or not line.startswith(TRAIN_START):
             _add(_record(file, number, line), columns, curves)
@@ -58,7 +77,7 @@ def read_run(directory: Path, wanted: Iterable[str] = ()) -> Curves:
 
 def _whole_lines(data: bytes) -> bytes:
     """Without the last line where it was cut short: the run is being written, or was killed."""
-    rest, tail = data[:data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1:]
+    rest, tail = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
     try:
         json.loads(tail)
     except ValueError:
@@ -94,8 +113,12 @@ def _facts(directory: Path) -> dict:
     """Columns of the whole run, as far as its files know them yet."""
     config, known, result = (read_json(directory / name) for name in ("config.json", "run.json", "result.json"))
     flags = {name: value for section in config.values() if isinstance(section, dict) for name, value in section.items()}
-    found = {"batch_size": flags.get("global_batch_size"), **flags, **known,
-             "tokenizer": known.get("fingerprints", {}).get("tokenizer")}
+    found = {
+        "batch_size": flags.get("global_batch_size"),
+        **flags,
+        **known,
+        "tokenizer": known.get("fingerprints", {}).get("tokenizer"),
+    }
     if result:
         found |= read_result(directory)
     facts = {name: found[name] for name in FACTS if found.get(name) is not None}

@@ -1,4 +1,5 @@
 """What Megatron, Megatron-DeepSpeed and we print: the iteration lines, the validation lines, the arguments."""
+
 from __future__ import annotations
 
 import re
@@ -23,8 +24,10 @@ def read_logs(files: Iterable[Path]) -> Iterator[Curves]:
     for path in files:
         curves = read_log(path)
         if not curves.names:
-            raise BadData(f"{path}: no line of a training (` iteration 100/ 1000 | ... lm loss: ... |`); give the log of "
-                          "the rank that prints them, Megatron's last or ours first.")
+            raise BadData(
+                f"{path}: no line of a training (` iteration 100/ 1000 | ... lm loss: ... |`); give the log of "
+                "the rank that prints them, Megatron's last or ours first."
+            )
         yield curves
 
 
@@ -59,7 +62,7 @@ def _numbers(text: str) -> dict[str, float]:
         try:
             found[name.strip()] = float(value)
         except ValueError:
-            continue                    # another rank wrote into the line
+            continue  # another rank wrote into the line
     return found
 
 

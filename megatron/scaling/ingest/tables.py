@@ -1,4 +1,5 @@
 """CSV and JSONL tables, W&B's three CSV exports among them."""
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -11,8 +12,8 @@ from megatron.errors import BadData
 from megatron.scaling.ingest.curves import Curves, find_synonym
 from megatron.scaling.runs import table_lines
 
-OWN_STEP = "_step"              # W&B's, in the history of a run
-SPREAD = ("__MIN", "__MAX")     # columns that a W&B chart adds to every run's
+OWN_STEP = "_step"  # W&B's, in the history of a run
+SPREAD = ("__MIN", "__MAX")  # columns that a W&B chart adds to every run's
 
 
 def read_rows(path: Path) -> list[tuple[int, dict]]:
@@ -58,8 +59,11 @@ def _history(path: Path, rows: list, names: list[str]) -> Curves:
 
 def _points(path: Path, rows: list, x: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps int64 [n] and values float64 [n] of the rows that have a number in this column."""
-    pairs = [(number(row[x], f"{path}, line {line}", x), float(row[name])) for line, row in rows
-             if row[x] is not None and _is_number(row[name])]
+    pairs = [
+        (number(row[x], f"{path}, line {line}", x), float(row[name]))
+        for line, row in rows
+        if row[x] is not None and _is_number(row[name])
+    ]
     points = np.array(pairs, np.float64).reshape(-1, 2)
     return points[:, 0].astype(np.int64), points[:, 1]
 

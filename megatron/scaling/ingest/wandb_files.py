@@ -1,4 +1,5 @@
 """W&B's offline runs, read without W&B: a .wandb file is a LevelDB log of protocol buffers."""
+
 from __future__ import annotations
 
 import json
@@ -13,13 +14,13 @@ from megatron.scaling.ingest.curves import Curves, find_synonym
 from megatron.scaling.ingest.protobuf import fields, float64
 
 MAGIC = b":W&B\xe1\xbe"
-FILE_HEADER = 7                 # the magic and a version
+FILE_HEADER = 7  # the magic and a version
 BLOCK = 32768
 HEADER = struct.Struct("<IHB")  # CRC-32, length, kind
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-HISTORY, CONFIG, RUN = 2, 5, 17                                 # fields of a Record
-RUN_ID, RUN_CONFIG, DISPLAY_NAME = 1, 4, 8                      # of its run
-KEY, NESTED_KEY, INTEGER, NUMBER, VALUE_JSON = 1, 2, 5, 6, 16   # of an item of its history or config
+HISTORY, CONFIG, RUN = 2, 5, 17  # fields of a Record
+RUN_ID, RUN_CONFIG, DISPLAY_NAME = 1, 4, 8  # of its run
+KEY, NESTED_KEY, INTEGER, NUMBER, VALUE_JSON = 1, 2, 5, 6, 16  # of an item of its history or config
 
 
 def read_wandb(paths: Iterable[Path]) -> Iterator[Curves]:
@@ -63,7 +64,7 @@ def _records(path: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
         raise BadData(f"{path}: not a .wandb file (it begins with {data[:4]!r}, expected {MAGIC[:4]!r}); give an offline run.")
     at, parts = FILE_HEADER, []
     while at + HEADER.size <= len(data):
-        if BLOCK - at % BLOCK < HEADER.size:                    # padding
+        if BLOCK - at % BLOCK < HEADER.size:  # padding
             at += BLOCK - at % BLOCK
             continue
         crc, length, kind = HEADER.unpack_from(data, at)
@@ -72,7 +73,7 @@ def _records(path: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         if zlib.crc32(data[start:end], zlib.crc32(bytes([kind]))) != crc:
             if end == len(data):
-                return                                          # the write that a kill cut short
+                return  # the write that a kill cut short
             raise BadData(f"{path}, byte {at}: the checksum is wrong, the file is damaged; remove it, or restore it.")
         parts = [*parts, data[start:end]] if kind in (MIDDLE, LAST) else [data[start:end]]
         if kind in (FULL, LAST):
@@ -91,7 +92,7 @@ def _item(message: bytes) -> tuple[str, bytes | float | None]:
         elif number == NUMBER:
             value = float64(content)
         elif number == INTEGER:
-            value = float(content >> 1 ^ -(content & 1))        # zigzag
+            value = float(content >> 1 ^ -(content & 1))  # zigzag
     return ".".join(names), value
 
 
@@ -103,7 +104,7 @@ def _history(message: bytes) -> dict[str, float]:
             try:
                 found[name] = float(value.strip(b'"') if isinstance(value, bytes) else value)
             except (ValueError, TypeError):
-                continue                # text, a table, an image
+                continue  # text, a table, an image
     return found
 
 

@@ -1,4 +1,5 @@
 """What other verbs wrote, read again for the report: fits, data-value curves, the crossover."""
+
 from __future__ import annotations
 
 import json

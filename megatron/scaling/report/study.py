@@ -1,4 +1,5 @@
 """One objective: its runs with what was fitted to them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -11,13 +12,14 @@ from megatron.scaling.fit import fit_chinchilla
 from megatron.scaling.fitted import Fit
 from megatron.scaling.isoflop import IsoFlop, fit_isoflop, group_budgets
 
-FRESH = 1.05                    # epochs that are not yet a repetition
+FRESH = 1.05  # epochs that are not yet a repetition
 
 
 @dataclass(frozen=True)
 class Study:
     """One objective: its runs (rows of a Table, by rising budget and size), their isoFLOP minima and, where there are runs
     enough, their law."""
+
     objective: str
     runs: list[dict]
     isoflop: IsoFlop
@@ -38,6 +40,7 @@ class Study:
         """A column of the runs as float64, NaN where a run does not have it."""
         return np.array([np.nan if run.get(name) is None else run[name] for run in self.runs], np.float64)
 
+
 def budget_of(run: dict) -> float:
     """The nominal budget where a table states it, else the compute that was spent."""
     return run.get("budget") or run["flops"]
@@ -55,12 +58,27 @@ def study_runs(objective: str, runs: list[dict], num_resamples: int = 400, seed:
     columns = {name: np.array([run.get(name) or 0.0 for run in runs]) for name in ("params", "tokens", "loss", "loss_se_noise")}
     budgets = np.array([budget_of(run) for run in runs])
     # each objective draws its own noise: the ratio of two objectives pairs independent draws
-    isoflop = fit_isoflop(budgets, columns["params"], columns["tokens"], columns["loss"], columns["loss_se_noise"],
-                          num_resamples, [seed, *objective.encode()])
+    isoflop = fit_isoflop(
+        budgets,
+        columns["params"],
+        columns["tokens"],
+        columns["loss"],
+        columns["loss_se_noise"],
+        num_resamples,
+        [seed, *objective.encode()],
+    )
     try:
-        law, warnings = fit_chinchilla(columns["params"], columns["tokens"], columns["loss"], seed=seed,
-                                       run=[run.get("cluster") or run["run"] for run in runs],
-                                       num_resamples=num_resamples), []
+        law, warnings = (
+            fit_chinchilla(
+                columns["params"],
+                columns["tokens"],
+                columns["loss"],
+                seed=seed,
+                run=[run.get("cluster") or run["run"] for run in runs],
+                num_resamples=num_resamples,
+            ),
+            [],
+        )
     except Refusal as refusal:
         law, warnings = None, [f"no L(N, D): {refusal}"]
     return Study(objective, runs, isoflop, law, [*warnings, *_repeating(runs)])
@@ -70,6 +88,11 @@ def _repeating(runs: list[dict]) -> list[str]:
     """What neither the minima nor L(N, D) know of."""
     epochs = [run["tokens"] / run["unique_tokens"] for run in runs if run.get("unique_tokens")]
     repeating = sum(number > FRESH for number in epochs)
-    return [f"{repeating} of {len(runs)} runs repeat their data, up to {max(epochs):.3g} epochs, which isoFLOP minima and "
+    return (
+        [
+            f"{repeating} of {len(runs)} runs repeat their data, up to {max(epochs):.3g} epochs, which isoFLOP minima and "
             "L(N, D) take for fresh: use fit --form data-constrained, or leave them out (--drop 'epochs>1')."
-            ] if repeating else []
+        ]
+        if repeating
+        else []
+    )

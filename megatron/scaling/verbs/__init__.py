@@ -1,4 +1,5 @@
 """The verbs of tools/scaling_laws.py, and the flags that every verb which reads tables shares."""
+
 from __future__ import annotations
 
 import argparse
@@ -24,30 +25,69 @@ def table_arguments(parser: argparse.ArgumentParser, paths: bool = True) -> None
     if paths:
         parser.add_argument("tables", nargs="+", metavar="TABLE", help="CSV or JSONL tables, run directories, folders of them")
     group = parser.add_argument_group("the table")
-    group.add_argument("--map", type=_mapping, action="append", default=[], metavar="NEW=OLD,...",
-                       help="columns under other names, as params=N,tokens=D; params=size*1e6 also scales")
-    group.add_argument("--drop", action="append", default=[], metavar="X",
-                       help="leave out rows where column X is true, or where a condition as loss>3.4 or run=abc holds")
+    group.add_argument(
+        "--map",
+        type=_mapping,
+        action="append",
+        default=[],
+        metavar="NEW=OLD,...",
+        help="columns under other names, as params=N,tokens=D; params=size*1e6 also scales",
+    )
+    group.add_argument(
+        "--drop",
+        action="append",
+        default=[],
+        metavar="X",
+        help="leave out rows where column X is true, or where a condition as loss>3.4 or run=abc holds",
+    )
     group.add_argument("--drop-unfinished", action="store_true", help="leave out rows whose loss is 0, NaN or empty")
-    group.add_argument("--loss", default="final", metavar="final|best|last-k:N",
-                       help="of every run: rows as they stand, its best, or the mean of its last N validations")
+    group.add_argument(
+        "--loss",
+        default="final",
+        metavar="final|best|last-k:N",
+        help="of every run: rows as they stand, its best, or the mean of its last N validations",
+    )
     group.add_argument("--unit", choices=("nats", "bits-per-byte"), default="nats", help="of the loss")
-    group.add_argument("--params", default="params", metavar="total|non-embedding|with-head|published|COLUMN",
-                       help="what N counts (default: the column params as it stands)")
-    group.add_argument("--flops", default="column", metavar="6nd|exact|exact-skipped-head|column|COLUMN",
-                       help="what C counts (default: the column flops, 6ND where there is none)")
+    group.add_argument(
+        "--params",
+        default="params",
+        metavar="total|non-embedding|with-head|published|COLUMN",
+        help="what N counts (default: the column params as it stands)",
+    )
+    group.add_argument(
+        "--flops",
+        default="column",
+        metavar="6nd|exact|exact-skipped-head|column|COLUMN",
+        help="what C counts (default: the column flops, 6ND where there is none)",
+    )
     group.add_argument("--group-by", default="run", metavar="COLUMN", help="rows of equal value are resampled together")
-    group.add_argument("--allow", type=_lints, action="append", default=[], metavar="X,...",
-                       help="differences to fit across: " + ", ".join(LINTS))
+    group.add_argument(
+        "--allow",
+        type=_lints,
+        action="append",
+        default=[],
+        metavar="X,...",
+        help="differences to fit across: " + ", ".join(LINTS),
+    )
 
 
 def load_table(args: argparse.Namespace, paths: Iterable[str | Path] | None = None, lint: bool = True) -> Table:
     """The Table that the flags of `table_arguments` describe. Raises as `read_table`."""
     mapping = {new: old for item in args.map for new, old in item.items()}
     allow = [name for item in args.allow for name in item]
-    return read_table(args.tables if paths is None else paths, mapping=mapping, drop=args.drop, loss=args.loss, unit=args.unit,
-                      drop_unfinished=args.drop_unfinished, params=args.params, flops=args.flops, allow=allow, lint=lint,
-                      group_by=args.group_by)
+    return read_table(
+        args.tables if paths is None else paths,
+        mapping=mapping,
+        drop=args.drop,
+        loss=args.loss,
+        unit=args.unit,
+        drop_unfinished=args.drop_unfinished,
+        params=args.params,
+        flops=args.flops,
+        allow=allow,
+        lint=lint,
+        group_by=args.group_by,
+    )
 
 
 def _mapping(text: str) -> dict[str, str]:
@@ -81,9 +121,15 @@ def write_record(path: Path, record: dict, table: Table, args: dict) -> None:
 
     JSON has no NaN: numbers that are not finite become null. Raises CannotWrite.
     """
-    whole = {"schema_version": 1, **record, "sources": table.sources, "choices": table.choices,
-             "conventions": {name: table.rows[0].get(name) for name in SAME_FOR_ALL}, "flags": args,
-             "versions": {"megatron": megatron.__version__, "python": platform.python_version(), "numpy": np.__version__}}
+    whole = {
+        "schema_version": 1,
+        **record,
+        "sources": table.sources,
+        "choices": table.choices,
+        "conventions": {name: table.rows[0].get(name) for name in SAME_FOR_ALL},
+        "flags": args,
+        "versions": {"megatron": megatron.__version__, "python": platform.python_version(), "numpy": np.__version__},
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(plain(whole), indent=1, allow_nan=False).encode())

@@ -1,4 +1,5 @@
 """Pack tables, configurations, fits and figures into one citable zip with a manifest; --check verifies one."""
+
 from __future__ import annotations
 
 import argparse

@@ -4,6 +4,7 @@ Each argument is a table, a run directory or a folder of them (objectives in it 
 its folder). Prints what differs, the compute ratio at equal loss and the ratio of optimal parameters at equal compute with
 95 % intervals, and whether losses are exact or bounds. Writes compare.json into --out.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -64,19 +65,37 @@ def _run_sides(path: str, args: argparse.Namespace, tables: list[Table]) -> list
     table = load_table(args, [path], lint=False)
     tables.append(table)
     stem, several = Path(path).stem, len(table.objectives) > 1
-    return [Side(f"{stem} {objective}" if several else stem,
-                 [row | {"unit": args.unit} for row in table.only(objective).rows], isoflop=isoflop)
-            for objective, isoflop in fit_from(args, table).items()]
+    return [
+        Side(
+            f"{stem} {objective}" if several else stem,
+            [row | {"unit": args.unit} for row in table.only(objective).rows],
+            isoflop=isoflop,
+        )
+        for objective, isoflop in fit_from(args, table).items()
+    ]
 
 
 def _show(pair: dict) -> None:
-    show(f"compute of {pair['other']} over {pair['reference']} at equal loss (*: extrapolated)",
-         ["loss", "ratio", "95 % interval"],
-         [(f"{row['loss']:.4f}", f"{row['ratio']:.4g}{'*' * row['extrapolated']}", interval(row["ci"], ".4g"))
-          for row in pair["compute"]])
-    show(f"optimal parameters of {pair['reference']} over {pair['other']} at equal compute (*: extrapolated)",
-         ["C (FLOPs)", "ratio", "95 % interval", "parameters"],
-         [(f"{row['flops']:.3g}", f"{row['ratio']:.4g}{'*' * row['extrapolated']}", interval(row["ci"], ".4g"),
-           " / ".join(f"{size:.4g}" for size in row["params"])) for row in pair["params"]])
+    show(
+        f"compute of {pair['other']} over {pair['reference']} at equal loss (*: extrapolated)",
+        ["loss", "ratio", "95 % interval"],
+        [
+            (f"{row['loss']:.4f}", f"{row['ratio']:.4g}{'*' * row['extrapolated']}", interval(row["ci"], ".4g"))
+            for row in pair["compute"]
+        ],
+    )
+    show(
+        f"optimal parameters of {pair['reference']} over {pair['other']} at equal compute (*: extrapolated)",
+        ["C (FLOPs)", "ratio", "95 % interval", "parameters"],
+        [
+            (
+                f"{row['flops']:.3g}",
+                f"{row['ratio']:.4g}{'*' * row['extrapolated']}",
+                interval(row["ci"], ".4g"),
+                " / ".join(f"{size:.4g}" for size in row["params"]),
+            )
+            for row in pair["params"]
+        ],
+    )
     if not pair["compute"] and not pair["params"]:
         say(f"{pair['reference']} and {pair['other']}: no ratio; both need two budgets with their minimum inside the data.")

@@ -3,6 +3,7 @@
 From a fit of each (`fit --form data-constrained`): C_crit(U) with 95 % intervals from paired draws, the epochs there, and the
 power law ln C_crit = k + p ln U. Writes critical_compute.json and the figure (crossover.png, crossover.pdf) into --out.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,12 +26,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
     parser.add_argument("--ar", required=True, metavar="FIT", help="fit.json of the autoregressive runs, or its folder")
     parser.add_argument("--diffusion", required=True, metavar="FIT", help="fit.json of the masked-diffusion runs, or its folder")
-    parser.add_argument("--unique-tokens", required=True, type=span, metavar="LOW:HIGH[:COUNT]|U,U,...",
-                        help=f"unique tokens U, as 1e8:1e12 ({POINTS_A_DECADE} a decade unless COUNT says)")
-    parser.add_argument("--flops", type=span, metavar="LOW:HIGH",
-                        help="compute searched (default: 1/100 to 10^8 of what spends U in one epoch)")
-    parser.add_argument("--allow", action="extend", type=_names, default=[], metavar="X,...",
-                        help="differences between the two fits to accept: " + ", ".join(LINTS))
+    parser.add_argument(
+        "--unique-tokens",
+        required=True,
+        type=span,
+        metavar="LOW:HIGH[:COUNT]|U,U,...",
+        help=f"unique tokens U, as 1e8:1e12 ({POINTS_A_DECADE} a decade unless COUNT says)",
+    )
+    parser.add_argument(
+        "--flops", type=span, metavar="LOW:HIGH", help="compute searched (default: 1/100 to 10^8 of what spends U in one epoch)"
+    )
+    parser.add_argument(
+        "--allow",
+        action="extend",
+        type=_names,
+        default=[],
+        metavar="X,...",
+        help="differences between the two fits to accept: " + ", ".join(LINTS),
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for critical_compute.json and the figure")
 
 
@@ -72,16 +85,29 @@ def _show(found: dict) -> None:
 
     rows = []
     for point in found["critical"]:
-        models = [f"{point[name]['epochs']:.4g} ({ends(point[name]['epochs_ci'], '.3g')})" if point["flops"] else "-"
-                  for name in ("ar", "mdm")]
-        rows.append((f"{point['unique_tokens']:.3g}", f"{point['flops']:.4g}" if point["flops"] else point["reason"],
-                     ends([point["low"], point["high"]], ".3g"), *models,
-                     f"{point['mdm']['params']:.3g}" if point["flops"] else "-"))
-    show("Critical compute: MDM passes AR (95 % intervals; open: draws without a crossing in the range)",
-         ["U", "C_crit (FLOPs)", "interval", "epochs of AR", "epochs of MDM", "N of MDM"], rows)
+        models = [
+            f"{point[name]['epochs']:.4g} ({ends(point[name]['epochs_ci'], '.3g')})" if point["flops"] else "-"
+            for name in ("ar", "mdm")
+        ]
+        rows.append(
+            (
+                f"{point['unique_tokens']:.3g}",
+                f"{point['flops']:.4g}" if point["flops"] else point["reason"],
+                ends([point["low"], point["high"]], ".3g"),
+                *models,
+                f"{point['mdm']['params']:.3g}" if point["flops"] else "-",
+            )
+        )
+    show(
+        "Critical compute: MDM passes AR (95 % intervals; open: draws without a crossing in the range)",
+        ["U", "C_crit (FLOPs)", "interval", "epochs of AR", "epochs of MDM", "N of MDM"],
+        rows,
+    )
     if law := found["power_law"]:
-        say(f"ln C_crit = k + p ln U: p = {law['p']:.4f} ({ends(law['ci']['p'], '.4f')}), "
-            f"k = {law['k']:.4f} ({ends(law['ci']['k'], '.4f')}), over {law['num_points']} values of U")
+        say(
+            f"ln C_crit = k + p ln U: p = {law['p']:.4f} ({ends(law['ci']['p'], '.4f')}), "
+            f"k = {law['k']:.4f} ({ends(law['ci']['k'], '.4f')}), over {law['num_points']} values of U"
+        )
     say(found["label"])
     for warning in found["warnings"]:
         say(f"warning: {warning}")

@@ -4,6 +4,7 @@ From fits (`--fit`, of `fit --form data-constrained`), from tables of runs at se
 repeating run is a point beside the curve. A table alone is fitted here; where it is too small for L(N, D), its fresh runs of
 equal size are interpolated instead. Writes data_value.json and data_value.png, .pdf into --out.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,7 +21,7 @@ from megatron.scaling.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
 
 SHOWN_EPOCHS = (2, 4, 8, 16, 40, 100, 500)
-LEAST_SIZES, LEAST_FRESH = 3, 8         # for L(N, D) of fresh data: otherwise runs are compared with runs
+LEAST_SIZES, LEAST_FRESH = 3, 8  # for L(N, D) of fresh data: otherwise runs are compared with runs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +49,10 @@ def command(args: argparse.Namespace) -> None:
         _show(curve)
     whole = Table(table.rows, table.dropped, [*table.sources, *sources], table.choices, table.warnings)
     path = Path(args.out) / "data_value.json"
-    record = {"curves": [as_record(curve) | {"objective": objective} for objective, curve in curves.items()],
-              "warnings": [warning for curve in curves.values() for warning in curve.warnings]}
+    record = {
+        "curves": [as_record(curve) | {"objective": objective} for objective, curve in curves.items()],
+        "warnings": [warning for curve in curves.values() for warning in curve.warnings],
+    }
     write_record(path, record, whole, vars(args))
     for picture in save(draw_data_value(read_data_value(str(path), path.parent)), path.parent / "data_value"):
         say(f"wrote {picture}")
@@ -76,8 +79,10 @@ def _curve_of_runs(args: argparse.Namespace, table: Table, epochs, objective: st
     label = _label(objective, table.rows[0].get("bound"))
     fresh = table.column("tokens") <= FRESH * table.column("unique_tokens")
     if fresh.all():
-        raise BadData(f"{label}: none of the {len(table)} runs repeats its data (tokens above unique_tokens); "
-                      "add runs of several epochs, or name the column with --map unique_tokens=...")
+        raise BadData(
+            f"{label}: none of the {len(table)} runs repeats its data (tokens above unique_tokens); "
+            "add runs of several epochs, or name the column with --map unique_tokens=..."
+        )
     if fresh.sum() < LEAST_FRESH or len(set(table.column("params")[fresh])) < LEAST_SIZES:
         return curve_from_runs(table, epochs, label, args.bootstrap, args.seed)
     fit = fit_law(table, "data-constrained", num_resamples=args.bootstrap, seed=args.seed)
@@ -93,13 +98,26 @@ def _label(objective: str, bound: str | None) -> str:
 def _show(curve: DataValue) -> None:
     at = curve_at(SHOWN_EPOCHS, curve.label, curve.R_D, curve.R_D_ci)
     bands = ["-"] * len(at.value) if at.low is None else [interval(ends, ".4f") for ends in zip(at.low, at.high)]
-    show(f"{curve.label}: value of a token D'/D, R_D* = {curve.R_D:.4g} ({interval(curve.R_D_ci, '.4g')})",
-         ["epochs", "D'/D", "95 % interval"],
-         [(str(epochs), f"{value:.4f}", band) for epochs, value, band in zip(SHOWN_EPOCHS, at.value, bands)])
-    show(f"{curve.label}: fresh tokens that a run's loss equals, over the tokens it saw",
-         ["run", "epochs", "N", "U", "loss", "D'/D", "95 % interval"],
-         [(point["run"], f"{point['epochs']:.4g}", f"{point['params']:.3g}", f"{point['unique_tokens']:.3g}",
-           f"{point['loss']:.4f}", "none" if point["value"] is None else f"{point['value']:.4f}", interval(point["ci"], ".4f"))
-          for point in curve.points])
+    show(
+        f"{curve.label}: value of a token D'/D, R_D* = {curve.R_D:.4g} ({interval(curve.R_D_ci, '.4g')})",
+        ["epochs", "D'/D", "95 % interval"],
+        [(str(epochs), f"{value:.4f}", band) for epochs, value, band in zip(SHOWN_EPOCHS, at.value, bands)],
+    )
+    show(
+        f"{curve.label}: fresh tokens that a run's loss equals, over the tokens it saw",
+        ["run", "epochs", "N", "U", "loss", "D'/D", "95 % interval"],
+        [
+            (
+                point["run"],
+                f"{point['epochs']:.4g}",
+                f"{point['params']:.3g}",
+                f"{point['unique_tokens']:.3g}",
+                f"{point['loss']:.4f}",
+                "none" if point["value"] is None else f"{point['value']:.4f}",
+                interval(point["ci"], ".4f"),
+            )
+            for point in curve.points
+        ],
+    )
     for warning in curve.warnings:
         say(f"warning: {curve.label}: {warning}")

@@ -3,6 +3,7 @@
 Takes tables with several rows a run, or run directories (metrics.jsonl). Writes envelope.json into --out. Leaves with 65 when
 no exponent can be had.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,8 +19,12 @@ from megatron.scaling.verbs import load_table, table_arguments, write_record
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
     table_arguments(parser)
-    parser.add_argument("--curve", choices=("auto", "val", "train"), default="auto",
-                        help="which losses of a run directory (auto: validation where every run has two, else training)")
+    parser.add_argument(
+        "--curve",
+        choices=("auto", "val", "train"),
+        default="auto",
+        help="which losses of a run directory (auto: validation where every run has two, else training)",
+    )
     parser.add_argument("--bootstrap", type=int, default=400, metavar="N", help="number of resamples of whole runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", metavar="DIR", help="folder for envelope.json")
@@ -42,8 +47,10 @@ def command(args: argparse.Namespace) -> None:
         write_record(Path(args.out) / "envelope.json", whole, table, vars(args))
     lacking = [objective for objective, envelope in found.items() if envelope.exponents["a"] is None]
     if lacking:
-        raise BadData(f"no exponent for {', '.join(lacking)}: fewer than two sizes are best with a smaller and a larger model "
-                      "beside them; add sizes, or longer runs of the small and shorter records of the large.")
+        raise BadData(
+            f"no exponent for {', '.join(lacking)}: fewer than two sizes are best with a smaller and a larger model "
+            "beside them; add sizes, or longer runs of the small and shorter records of the large."
+        )
 
 
 def as_record(envelope: Envelope, table: Table) -> dict:
@@ -51,17 +58,36 @@ def as_record(envelope: Envelope, table: Table) -> dict:
     columns = ("flops", "params", "tokens", "loss", "bracketed")
     points = {name: getattr(envelope, name).tolist() for name in columns}
     rest = {name: value for name, value in vars(envelope).items() if name not in columns}
-    return {"objective": table.rows[0]["objective"], "bound": table.rows[0].get("bound"), **rest, "points": points,
-            "ci_method": "bootstrap by cluster", "rows_used": len(table), "rows_dropped": table.dropped}
+    return {
+        "objective": table.rows[0]["objective"],
+        "bound": table.rows[0].get("bound"),
+        **rest,
+        "points": points,
+        "ci_method": "bootstrap by cluster",
+        "rows_used": len(table),
+        "rows_dropped": table.dropped,
+    }
 
 
 def _show(objective: str, envelope: Envelope) -> None:
     used = envelope.bracketed
-    show(f"{objective}: sizes on the envelope of {envelope.num_runs} runs", ["N", "best from C (FLOPs)", "to C", "loss there"],
-         [(f"{size:.4g}", f"{part[0]:.3g}", f"{part[-1]:.3g}", f"{loss[0]:.4f} .. {loss[-1]:.4f}") for size, part, loss in
-          ((size, envelope.flops[used & (envelope.params == size)], envelope.loss[used & (envelope.params == size)])
-           for size in sorted(set(envelope.params[used])))])
-    show(f"{objective}: exponents", ["exponent", "value", "95 % interval"],
-         [(meaning, f"{envelope.exponents[name]:.4f}", interval(envelope.ci[name], ".4f"))
-          for name, meaning in (("a", "a: N ~ C^a"), ("b", "b: D ~ C^b"), ("g", "g: L ~ C^-g"))
-          if envelope.exponents[name] is not None])
+    show(
+        f"{objective}: sizes on the envelope of {envelope.num_runs} runs",
+        ["N", "best from C (FLOPs)", "to C", "loss there"],
+        [
+            (f"{size:.4g}", f"{part[0]:.3g}", f"{part[-1]:.3g}", f"{loss[0]:.4f} .. {loss[-1]:.4f}")
+            for size, part, loss in (
+                (size, envelope.flops[used & (envelope.params == size)], envelope.loss[used & (envelope.params == size)])
+                for size in sorted(set(envelope.params[used]))
+            )
+        ],
+    )
+    show(
+        f"{objective}: exponents",
+        ["exponent", "value", "95 % interval"],
+        [
+            (meaning, f"{envelope.exponents[name]:.4f}", interval(envelope.ci[name], ".4f"))
+            for name, meaning in (("a", "a: N ~ C^a"), ("b", "b: D ~ C^b"), ("g", "g: L ~ C^-g"))
+            if envelope.exponents[name] is not None
+        ],
+    )

@@ -3,6 +3,7 @@
 `fit TABLE.csv --form chinchilla --out DIR` writes DIR/fit.json, residuals.csv and table.txt. It leaves with 70 when no start
 converges. A table of several objectives is fitted apart, each into DIR/OBJECTIVE.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,13 +32,22 @@ def fit_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--form", choices=FORMS, default="chinchilla", metavar="FORM", help=", ".join(FORMS))
     group.add_argument("--delta", type=positive, default=1e-3, help="of the Huber loss, in units of ln L")
     group.add_argument("--reduction", choices=("sum", "mean"), default="sum", help="on record; the optimum is the same")
-    group.add_argument("--starts", type=_starts, default="default", metavar="default|grid|N",
-                       help="grid: the 4500 of Hoffmann et al.; N: that many, drawn at random")
+    group.add_argument(
+        "--starts",
+        type=_starts,
+        default="default",
+        metavar="default|grid|N",
+        help="grid: the 4500 of Hoffmann et al.; N: that many, drawn at random",
+    )
     group.add_argument("--bootstrap", type=_count, default=1000, metavar="N", help="resamples of whole clusters (see --group-by)")
     group.add_argument("--ci", choices=METHODS, default="percentile", help="which 95 %% intervals stand in `ci`")
     group.add_argument("--holdout", metavar="CONDITION", help="rows to predict instead of fit, as flops>=1e21")
-    group.add_argument("--chinchilla", type=_chinchilla, metavar="fit.json|single-epoch|E=..,A=..,..",
-                       help="two stages: hold this part of a data-constrained form (default: fit everything jointly)")
+    group.add_argument(
+        "--chinchilla",
+        type=_chinchilla,
+        metavar="fit.json|single-epoch|E=..,A=..,..",
+        help="two stages: hold this part of a data-constrained form (default: fit everything jointly)",
+    )
     group.add_argument("--seed", type=int, default=0)
 
 
@@ -46,8 +56,18 @@ def fit_from(args: argparse.Namespace, table) -> Fit:
     chinchilla = args.chinchilla
     if isinstance(chinchilla, str) and chinchilla != "single-epoch":
         chinchilla = load_fit(chinchilla)
-    return fit_law(table, args.form, delta=args.delta, reduction=args.reduction, starts=args.starts, num_resamples=args.bootstrap,
-                   ci=args.ci, holdout=args.holdout, seed=args.seed, chinchilla=chinchilla)
+    return fit_law(
+        table,
+        args.form,
+        delta=args.delta,
+        reduction=args.reduction,
+        starts=args.starts,
+        num_resamples=args.bootstrap,
+        ci=args.ci,
+        holdout=args.holdout,
+        seed=args.seed,
+        chinchilla=chinchilla,
+    )
 
 
 def command(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 Writes isoflop.json (exponents a, b, g of N* ~ C^a, D* ~ C^b, L* ~ C^-g with their intervals, minima, rows used and dropped,
 warnings) and isoflop.png and .pdf into --out. Leaves with 65 when no exponent can be had.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,23 +28,40 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def isoflop_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how minima are fitted."""
-    parser.add_argument("--budgets", default="auto", metavar="auto|column|COLUMN",
-                        help="auto: by gaps in the column budget or in the compute; else equal values of the column budget, "
-                             "or of another, are one budget")
-    parser.add_argument("--window", type=positive, metavar="DECADES",
-                        help="use sizes within this many decades of a budget's lowest loss")
+    parser.add_argument(
+        "--budgets",
+        default="auto",
+        metavar="auto|column|COLUMN",
+        help="auto: by gaps in the column budget or in the compute; else equal values of the column budget, "
+        "or of another, are one budget",
+    )
+    parser.add_argument(
+        "--window", type=positive, metavar="DECADES", help="use sizes within this many decades of a budget's lowest loss"
+    )
     parser.add_argument("--x", choices=("params", "tokens"), default="params", help="the parabola's axis")
     parser.add_argument("--optima", action="store_true", help="every row is an optimum already: one a budget")
-    parser.add_argument("--ci", choices=("parametric", "cluster"), default="parametric",
-                        help="losses drawn around the curves, or clusters of rows drawn with replacement")
+    parser.add_argument(
+        "--ci",
+        choices=("parametric", "cluster"),
+        default="parametric",
+        help="losses drawn around the curves, or clusters of rows drawn with replacement",
+    )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="number of resamples")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def fit_from(args: argparse.Namespace, table: Table) -> dict[str, IsoFlop]:
     """objective -> IsoFlop, as the flags of `isoflop_arguments` say."""
-    return fit_table(table, budgets=args.budgets, window=args.window, x=args.x, ci=args.ci, optima=args.optima,
-                     num_resamples=args.bootstrap, seed=args.seed)
+    return fit_table(
+        table,
+        budgets=args.budgets,
+        window=args.window,
+        x=args.x,
+        ci=args.ci,
+        optima=args.optima,
+        num_resamples=args.bootstrap,
+        seed=args.seed,
+    )
 
 
 def command(args: argparse.Namespace) -> None:
@@ -63,20 +81,32 @@ def command(args: argparse.Namespace) -> None:
             say("no figure: it is drawn over parameters, for --x params.")
     lacking = [objective for objective, isoflop in found.items() if isoflop.exponents["a"] is None]
     if lacking:
-        raise BadData(f"no exponent for {', '.join(lacking)}: two budgets with their minimum inside the data are needed, found "
-                      f"{len(found[lacking[0]].interior)} of {len(found[lacking[0]].minima)}; add sizes, or give --budgets.")
+        raise BadData(
+            f"no exponent for {', '.join(lacking)}: two budgets with their minimum inside the data are needed, found "
+            f"{len(found[lacking[0]].interior)} of {len(found[lacking[0]].minima)}; add sizes, or give --budgets."
+        )
 
 
 def as_record(isoflop: IsoFlop, table: Table) -> dict:
     """What isoflop.json says of one objective."""
-    left_out = [{"run": table.rows[row]["run"], "line": table.rows[row]["line"], "reason": reason}
-                for row, reason in isoflop.left_out]
-    return {"objective": table.rows[0]["objective"], "bound": table.rows[0].get("bound"), "exponents": isoflop.exponents,
-            "ci": isoflop.ci, "ci_method": isoflop.ci_method, "minima": [asdict(minimum) for minimum in isoflop.minima],
-            "scatter": isoflop.scatter, "degrees_of_freedom": isoflop.degrees_of_freedom,
-            "num_resamples": isoflop.num_resamples, "failed_resamples": isoflop.failed_resamples,
-            "rows_used": len(table) - len(left_out), "rows_dropped": [*table.dropped, *left_out],
-            "warnings": [*table.warnings, *isoflop.warnings]}
+    left_out = [
+        {"run": table.rows[row]["run"], "line": table.rows[row]["line"], "reason": reason} for row, reason in isoflop.left_out
+    ]
+    return {
+        "objective": table.rows[0]["objective"],
+        "bound": table.rows[0].get("bound"),
+        "exponents": isoflop.exponents,
+        "ci": isoflop.ci,
+        "ci_method": isoflop.ci_method,
+        "minima": [asdict(minimum) for minimum in isoflop.minima],
+        "scatter": isoflop.scatter,
+        "degrees_of_freedom": isoflop.degrees_of_freedom,
+        "num_resamples": isoflop.num_resamples,
+        "failed_resamples": isoflop.failed_resamples,
+        "rows_used": len(table) - len(left_out),
+        "rows_dropped": [*table.dropped, *left_out],
+        "warnings": [*table.warnings, *isoflop.warnings],
+    }
 
 
 def _by_objective(records: dict[str, dict]) -> dict:
@@ -86,13 +116,32 @@ def _by_objective(records: dict[str, dict]) -> dict:
 
 
 def _show(objective: str, isoflop: IsoFlop) -> None:
-    show(f"{objective}: isoFLOP minima (95 % intervals; open: the data do not bound it)",
-         ["C (FLOPs)", "N*", "interval", "D*", "loss", "interval", "runs", "used"],
-         [(f"{m.flops:.3g}", f"{m.params:.4g}", interval(m.params_ci, ".4g"), f"{m.tokens:.4g}", f"{m.loss:.4f}",
-           interval(m.loss_ci, ".4f"), str(m.num_runs), m.reason or "yes") for m in isoflop.minima])
-    show(f"{objective}: exponents ({isoflop.ci_method}, {isoflop.num_resamples} resamples)",
-         ["exponent", "value", "95 % interval"], [(MEANING[name], f"{value:.4f}", interval(isoflop.ci[name], ".4f"))
-                                                  for name, value in isoflop.exponents.items() if value is not None])
+    show(
+        f"{objective}: isoFLOP minima (95 % intervals; open: the data do not bound it)",
+        ["C (FLOPs)", "N*", "interval", "D*", "loss", "interval", "runs", "used"],
+        [
+            (
+                f"{m.flops:.3g}",
+                f"{m.params:.4g}",
+                interval(m.params_ci, ".4g"),
+                f"{m.tokens:.4g}",
+                f"{m.loss:.4f}",
+                interval(m.loss_ci, ".4f"),
+                str(m.num_runs),
+                m.reason or "yes",
+            )
+            for m in isoflop.minima
+        ],
+    )
+    show(
+        f"{objective}: exponents ({isoflop.ci_method}, {isoflop.num_resamples} resamples)",
+        ["exponent", "value", "95 % interval"],
+        [
+            (MEANING[name], f"{value:.4f}", interval(isoflop.ci[name], ".4f"))
+            for name, value in isoflop.exponents.items()
+            if value is not None
+        ],
+    )
 
 
 def _draw(found: dict[str, IsoFlop], table: Table, folder: Path) -> None:

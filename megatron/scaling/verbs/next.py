@@ -5,6 +5,7 @@ alpha, beta, E, R_D, ...), and N*, D*, epochs and loss at a budget, as `N*@1e21`
 Costs are 6 N D over --flops-per-second of one GPU. `next --score LEDGER RUNS` scores what `predict --ledger` wrote down.
 Writes next.json or score.json into --out.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,15 +34,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
     parser.add_argument("paths", nargs="*", metavar="FIT|RUNS", help="fits (fit.json or folder); with --score, tables or runs")
     parser.add_argument("--quantity", metavar="Q", help="what the run should tell, as alpha, R_D, 'N*@1e21', loss@1e21,U=1e9")
-    parser.add_argument("--flops-per-second", type=positive, default=4e14, metavar="F",
-                        help="6ND throughput of one GPU behind the costs [4e14]")
+    parser.add_argument(
+        "--flops-per-second", type=positive, default=4e14, metavar="F", help="6ND throughput of one GPU behind the costs [4e14]"
+    )
     parser.add_argument("--max-flops", type=positive, metavar="C", help="of one run (default: the largest of the data)")
-    parser.add_argument("--reach", type=positive, default=2.0, metavar="X",
-                        help="offer sizes and tokens up to X times beyond the data [2]")
-    parser.add_argument("--epochs", type=positive, nargs="+", default=EPOCHS, metavar="E",
-                        help="epoch counts to offer where the law has R_D [1, 2, 4 .. 512]")
-    parser.add_argument("--least", type=positive, default=0.05, metavar="SHARE",
-                        help="prefer runs that shrink the interval by this share or more [0.05]")
+    parser.add_argument(
+        "--reach", type=positive, default=2.0, metavar="X", help="offer sizes and tokens up to X times beyond the data [2]"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=positive,
+        nargs="+",
+        default=EPOCHS,
+        metavar="E",
+        help="epoch counts to offer where the law has R_D [1, 2, 4 .. 512]",
+    )
+    parser.add_argument(
+        "--least",
+        type=positive,
+        default=0.05,
+        metavar="SHARE",
+        help="prefer runs that shrink the interval by this share or more [0.05]",
+    )
     parser.add_argument("--top", type=int, default=5, metavar="N", help="runs to print for each fit [5]")
     parser.add_argument("--score", metavar="LEDGER", help="score this ledger's predictions by finished runs")
     parser.add_argument("--runs", action="append", default=[], metavar="RUNS", help="with --score: more tables or runs")
@@ -61,8 +75,12 @@ def command(args: argparse.Namespace) -> None:
     for proposal in found:
         _show_proposal(proposal, args)
     if args.out:
-        write_record(Path(args.out) / "next.json", {"quantity": args.quantity, "proposals": found},
-                     Table([fits[0].conventions], sources=sources), vars(args))
+        write_record(
+            Path(args.out) / "next.json",
+            {"quantity": args.quantity, "proposals": found},
+            Table([fits[0].conventions], sources=sources),
+            vars(args),
+        )
 
 
 def _propose(args: argparse.Namespace, fit, path: str, quantity) -> dict:
@@ -70,21 +88,39 @@ def _propose(args: argparse.Namespace, fit, path: str, quantity) -> dict:
     value, error = standard_error(known, quantity)
     candidates = candidate_runs(known, args.max_flops or fit.range["flops"][1], args.reach, args.epochs)
     ranked = rank_runs(known, quantity, *candidates, 3600 * args.flops_per_second)
-    return {"fit": path, "objective": fit.conventions.get("objective"), "value": value, "ci_now": interval_around(value, error),
-            "ci_of_fit": fit.ci.get(quantity.name) if quantity.flops is None else None, "scatter": known.scatter,
-            "num_candidates": len(ranked), "runs": choose_runs(ranked, args.least, args.top),
-            "strongest": max(ranked, key=lambda run: run["shrinkage"])}
+    return {
+        "fit": path,
+        "objective": fit.conventions.get("objective"),
+        "value": value,
+        "ci_now": interval_around(value, error),
+        "ci_of_fit": fit.ci.get(quantity.name) if quantity.flops is None else None,
+        "scatter": known.scatter,
+        "num_candidates": len(ranked),
+        "runs": choose_runs(ranked, args.least, args.top),
+        "strongest": max(ranked, key=lambda run: run["shrinkage"]),
+    }
 
 
 def _show_proposal(proposal: dict, args: argparse.Namespace) -> None:
     name = proposal["objective"] or proposal["fit"]
-    say(f"{name}: {args.quantity} = {proposal['value']:.5g}, linearised 95 % interval {interval(proposal['ci_now'], '.5g')}"
-        + (f", resampled {interval(proposal['ci_of_fit'], '.5g')}" if proposal["ci_of_fit"] else ""))
+    say(
+        f"{name}: {args.quantity} = {proposal['value']:.5g}, linearised 95 % interval {interval(proposal['ci_now'], '.5g')}"
+        + (f", resampled {interval(proposal['ci_of_fit'], '.5g')}" if proposal["ci_of_fit"] else "")
+    )
     runs = [("per GPU-hour", run) for run in proposal["runs"]] + [("at any cost", proposal["strongest"])]
-    show(f"{name}: the next run ({args.flops_per_second:.3g} FLOP/s a GPU)",
-         ["best", "N", "D", "epochs", "C (FLOPs)", "GPU-hours", "interval shrinks by", "to"],
-         [(how, *(f"{run[column]:.3g}" for column in ("params", "tokens", "epochs", "flops", "gpu_hours")),
-           f"{run['shrinkage']:.1%}", interval(run["ci_after"], ".5g")) for how, run in runs])
+    show(
+        f"{name}: the next run ({args.flops_per_second:.3g} FLOP/s a GPU)",
+        ["best", "N", "D", "epochs", "C (FLOPs)", "GPU-hours", "interval shrinks by", "to"],
+        [
+            (
+                how,
+                *(f"{run[column]:.3g}" for column in ("params", "tokens", "epochs", "flops", "gpu_hours")),
+                f"{run['shrinkage']:.1%}",
+                interval(run["ci_after"], ".5g"),
+            )
+            for how, run in runs
+        ],
+    )
     if proposal["runs"][0]["shrinkage"] < args.least:
         say(f"warning: no single run of this budget shrinks the interval by {args.least:.0%}; these shrink it most.")
 
@@ -95,12 +131,27 @@ def _score(args: argparse.Namespace) -> None:
         raise ConfigError(["next --score needs the runs to score by: tables or folders of runs."])
     entries, table = read_ledger(args.score), load_table(args, paths, lint=False)
     found = score(entries, table)
-    show("Predictions and what came of them", ["run", "label", "predicted", "95 % interval", "loss", "inside", "z", "made"],
-         [(row["run"], row["label"], f"{row['predicted']:.4f}", interval(row["run_ci"], ".4f"), f"{row['loss']:.4f}",
-           "yes" if row["inside"] else "no", f"{row['z']:+.2f}",
-           row["made"] + (" (after the run: not counted)" if row["late"] else "")) for row in found["scored"]])
+    show(
+        "Predictions and what came of them",
+        ["run", "label", "predicted", "95 % interval", "loss", "inside", "z", "made"],
+        [
+            (
+                row["run"],
+                row["label"],
+                f"{row['predicted']:.4f}",
+                interval(row["run_ci"], ".4f"),
+                f"{row['loss']:.4f}",
+                "yes" if row["inside"] else "no",
+                f"{row['z']:+.2f}",
+                row["made"] + (" (after the run: not counted)" if row["late"] else ""),
+            )
+            for row in found["scored"]
+        ],
+    )
     said = found["calibration"]
-    say(f"{said['inside']} of {said['num_scored']} inside (expected {said['expected']:.1f}); {said['verdict']}; "
-        f"{len(found['pending'])} predictions wait for their run.")
+    say(
+        f"{said['inside']} of {said['num_scored']} inside (expected {said['expected']:.1f}); {said['verdict']}; "
+        f"{len(found['pending'])} predictions wait for their run."
+    )
     if args.out:
         write_record(Path(args.out) / "score.json", found, table, vars(args))

@@ -6,6 +6,7 @@
   plan --kind critical-compute --flops 1e18,1e19 --unique-tokens 25M,100M --train-data PREFIX
 Flags of pretrain_*.py behind -- go to every run:   plan --flops 1e18 -- --eval-iters 50 --zero-stage 1
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,13 +29,15 @@ from megatron.scaling.plan_sizes import KNOWN
 
 VOCABULARIES = {"ByteTokenizer": 257, "GPT2BPETokenizer": GPT2_VOCAB}
 GIB = 2**30
-CHECKPOINT_BYTES = 12               # a parameter: weight and two moments in fp32
+CHECKPOINT_BYTES = 12  # a parameter: weight and two moments in fp32
 
 
 def listed(read: Callable) -> Callable:
     """A type for argparse: values with commas between them."""
+
     def read_all(text: str) -> tuple:
         return tuple(read(word) for word in text.split(",") if word)
+
     read_all.__name__ = f"list of {read.__name__.removeprefix('_').replace('_', ' ')}s"
     return read_all
 
@@ -74,11 +77,21 @@ def grid_arguments(group: argparse._ArgumentGroup) -> None:
     add("--flops", type=listed(positive(float)), default=(), metavar="C,...", help="budgets: D = C / (6 N) tokens")
     add("--tokens", type=listed(whole_number), default=(), metavar="D,...", help="or: training tokens")
     add("--unique-tokens", metavar="U,...", help="the first U tokens of the data: 5e5; 25M,100M (scale gpu: published subsets)")
-    add("--epochs", type=listed(whole_number), default=(), metavar="E,...",
-        help="passes: with --flops over D / E tokens, with --unique-tokens over those [data-value: 1 to 500]")
+    add(
+        "--epochs",
+        type=listed(whole_number),
+        default=(),
+        metavar="E,...",
+        help="passes: with --flops over D / E tokens, with --unique-tokens over those [data-value: 1 to 500]",
+    )
     add("--objectives", type=listed(objective), default=("ar", "mdm"), metavar="ar,mdm")
-    add("--sizes", nargs="+", default=["auto"], metavar="SIZE",
-        help="names of utils/model_params.sh (57M,117M), a shape as d_model,ffw,kv,heads,layers, or auto: around N* [auto]")
+    add(
+        "--sizes",
+        nargs="+",
+        default=["auto"],
+        metavar="SIZE",
+        help="names of utils/model_params.sh (57M,117M), a shape as d_model,ffw,kv,heads,layers, or auto: around N* [auto]",
+    )
     add("--optimum", default="published", metavar="RULE", help=f"what auto expects: {KNOWN} [published]")
     add("--num-sizes", type=positive(int), metavar="N", help="of auto [5; data-value 1]")
     add("--span", type=positive(float), default=3.0, metavar="X", help="of auto: from N* / X to N* x X [3]")
@@ -91,12 +104,21 @@ def run_arguments(group: argparse._ArgumentGroup) -> None:
     add("--scale", choices=SCALES, default="gpu", help="the recipes' settings: gpu, as published; cpu, for a laptop [gpu]")
     add("--lr", metavar="fixed:X|grid:X,Y|rule:NAME", help="peak rate [the scale's]; " + described(LEARNING_RATES))
     add("--batch-size", metavar="fixed:B|grid:B,C|rule:NAME", help="samples a step [the scale's]; " + described(BATCH_SIZES))
-    add("--schedule", choices=["cosine", "wsd"], default="cosine",
-        help="wsd: runs that differ in length alone share a trunk at constant rate, and each has a cooldown [cosine]")
+    add(
+        "--schedule",
+        choices=["cosine", "wsd"],
+        default="cosine",
+        help="wsd: runs that differ in length alone share a trunk at constant rate, and each has a cooldown [cosine]",
+    )
     add("--decay-share", type=float, default=0.2, metavar="X", help="wsd: the cooldown's share of a run [0.2]")
     add("--seq-length", type=positive(int), metavar="N", help="tokens a sample [the scale's]")
-    add("--train-data", nargs="+", metavar="WORD", help="PREFIX, FILE.txt, or WEIGHT [START:END] PREFIX ...; {subset} in a "
-        "prefix stands for the prepared subset of that many unique tokens")
+    add(
+        "--train-data",
+        nargs="+",
+        metavar="WORD",
+        help="PREFIX, FILE.txt, or WEIGHT [START:END] PREFIX ...; {subset} in a "
+        "prefix stands for the prepared subset of that many unique tokens",
+    )
     add("--valid-data", nargs="+", metavar="WORD", help="likewise")
     add("--tokenizer-type", metavar="NAME", help="[GPT2BPETokenizer; scale cpu: ByteTokenizer]")
     for name in ("--tokenizer-model", "--vocab-file", "--merge-file"):
@@ -137,22 +159,50 @@ def command(args: argparse.Namespace) -> None:
 
 def request_of(args: argparse.Namespace) -> Request:
     """Raises ConfigError."""
-    same = ("kind", "scale", "objectives", "flops", "tokens", "epochs", "optimum", "num_sizes", "span", "params", "seeds", "lr",
-            "batch_size", "schedule", "decay_share", "seq_length", "name")
+    same = (
+        "kind",
+        "scale",
+        "objectives",
+        "flops",
+        "tokens",
+        "epochs",
+        "optimum",
+        "num_sizes",
+        "span",
+        "params",
+        "seeds",
+        "lr",
+        "batch_size",
+        "schedule",
+        "decay_share",
+        "seq_length",
+        "name",
+    )
     try:
         unique = tuple(read_unique(word, args.scale) for word in (args.unique_tokens or "").split(",") if word)
     except ValueError as error:
         raise ConfigError([str(error)]) from None
     tokenizer, vocab_size = tokenizer_of(args)
-    return Request(**{name: getattr(args, name) for name in same}, unique_tokens=unique, sizes=sizes_of(args.sizes),
-                   tokenizer=tokenizer, vocab_size=vocab_size, flags=tuple(args.flags),
-                   train_data=tuple(args.train_data or ()) or None, valid_data=tuple(args.valid_data or ()) or None)
+    return Request(
+        **{name: getattr(args, name) for name in same},
+        unique_tokens=unique,
+        sizes=sizes_of(args.sizes),
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        flags=tuple(args.flags),
+        train_data=tuple(args.train_data or ()) or None,
+        valid_data=tuple(args.valid_data or ()) or None,
+    )
 
 
 def sizes_of(words: list[str]) -> tuple[str, ...]:
     """`57M,117M 640,2560,64,10,11` -> three sizes: five numbers are one."""
-    return tuple(size for word in words
-                 for size in ([word] if all(part.isdigit() for part in word.split(",")) else word.split(",")) if size)
+    return tuple(
+        size
+        for word in words
+        for size in ([word] if all(part.isdigit() for part in word.split(",")) else word.split(","))
+        if size
+    )
 
 
 def tokenizer_of(args: argparse.Namespace) -> tuple[tuple[str, ...] | None, int | None]:
@@ -162,8 +212,13 @@ def tokenizer_of(args: argparse.Namespace) -> tuple[tuple[str, ...] | None, int 
     known = VOCABULARIES.get(args.tokenizer_type)
     if not (known or args.vocab_size):
         raise ConfigError([f"--tokenizer-type {args.tokenizer_type} needs --vocab-size: sizes are counted before it is opened"])
-    named = {"--tokenizer-type": args.tokenizer_type, "--tokenizer-model": args.tokenizer_model, "--vocab-file": args.vocab_file,
-             "--merge-file": args.merge_file, "--vocab-size": args.vocab_size}
+    named = {
+        "--tokenizer-type": args.tokenizer_type,
+        "--tokenizer-model": args.tokenizer_model,
+        "--vocab-file": args.vocab_file,
+        "--merge-file": args.merge_file,
+        "--vocab-size": args.vocab_size,
+    }
     return tuple(str(word) for flag, value in named.items() if value for word in (flag, value)), args.vocab_size or known
 
 
@@ -224,8 +279,14 @@ def show(plan: Plan, measured: list[dict], written: list[str]) -> None:
         console = Console(width=200)
     table = Table(show_footer=True, box=SIMPLE_HEAD)
     totals = plan.totals()
-    sums = {"run": f"{len(plan.runs)} runs", "tokens": spell(float(f"{totals['tokens']:.4g}")), "hours": rounded(totals["hours"]),
-            "GPU-hours": rounded(totals["gpu_hours"]), "cost": rounded(totals["cost"]), "kWh": rounded(totals["energy_kwh"])}
+    sums = {
+        "run": f"{len(plan.runs)} runs",
+        "tokens": spell(float(f"{totals['tokens']:.4g}")),
+        "hours": rounded(totals["hours"]),
+        "GPU-hours": rounded(totals["gpu_hours"]),
+        "cost": rounded(totals["cost"]),
+        "kWh": rounded(totals["energy_kwh"]),
+    }
     columns = {name: [cell(run) for run in plan.runs] for name, cell in COLUMNS.items()}
     columns = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
     for name in columns:
@@ -245,11 +306,15 @@ def lines_below(plan: Plan, measured: list[dict]) -> list[str]:
     if branches := [run for run in plan.runs if run["trunk"]]:
         lines.append(f"{len(branches)} cooldowns begin at checkpoints of trunks: hours and sums are of what each run does itself")
         kept = math.fsum(run.get("checkpoints", 0) * CHECKPOINT_BYTES * run["params"] for run in plan.runs)
-        lines.append(f"trunks keep {sum(run.get('checkpoints', 0) for run in plan.runs)} checkpoints, {kept / GIB:.3g} GiB, "
-                     "until their cooldowns have begun")
+        lines.append(
+            f"trunks keep {sum(run.get('checkpoints', 0) for run in plan.runs)} checkpoints, {kept / GIB:.3g} GiB, "
+            "until their cooldowns have begun"
+        )
     for one in measured:
-        lines.append(f"measured: {one['objective']} {one['size']}: {one['tokens_per_second']:,.0f} tokens/s, "
-                     f"{one['startup']:.1f} s to start, {one['memory_bytes'] / GIB:.2f} GiB")
+        lines.append(
+            f"measured: {one['objective']} {one['size']}: {one['tokens_per_second']:,.0f} tokens/s, "
+            f"{one['startup']:.1f} s to start, {one['memory_bytes'] / GIB:.2f} GiB"
+        )
     bases = dict.fromkeys(run["forecast"]["basis"] for run in plan.runs)
     if None in bases:
         lines.append("hours, cost and energy need a speed: give --probe, --mfu with --peak, or --tokens-per-second")

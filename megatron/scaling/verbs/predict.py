@@ -3,6 +3,7 @@
 `--flops` asks for the optimum; two of --flops, --params and --tokens ask for one run. `--ledger FILE` writes the prediction down
 before the run ends (`next --score FILE` scores it). Writes predict.json into --out.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,8 +26,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", type=positive, metavar="N")
     parser.add_argument("--tokens", type=positive, metavar="D", help="tokens seen")
     parser.add_argument("--unique-tokens", type=positive, metavar="U", help="default: no token is seen twice")
-    parser.add_argument("--allow", nargs="+", choices=LINTS, default=[], metavar="X",
-                        help="differences between fits to compare across: " + ", ".join(LINTS))
+    parser.add_argument(
+        "--allow",
+        nargs="+",
+        choices=LINTS,
+        default=[],
+        metavar="X",
+        help="differences between fits to compare across: " + ", ".join(LINTS),
+    )
     parser.add_argument("--ledger", metavar="FILE", help="append the predictions, with intervals, to this file")
     parser.add_argument("--run", metavar="NAME", help="the run that the ledger's prediction is about (default: by N, D and U)")
     parser.add_argument("--out", metavar="DIR", help="folder for predict.json")
@@ -59,16 +66,30 @@ def command(args: argparse.Namespace) -> None:
 def _named(fits: list, paths: list[str]) -> dict:
     """label -> fit: its objective, or its path where fits share one or do not state it."""
     objectives = [fit.conventions.get("objective") for fit in fits]
-    return {objective if objective and objectives.count(objective) == 1 else path: fit
-            for fit, path, objective in zip(fits, paths, objectives)}
+    return {
+        objective if objective and objectives.count(objective) == 1 else path: fit
+        for fit, path, objective in zip(fits, paths, objectives)
+    }
 
 
 def _show(found: list[dict], answer: str) -> None:
-    rows = [(one["label"], *(cell for name, form in (("params", ".4g"), ("tokens", ".4g"), ("epochs", ".4g"), ("loss", ".4f"))
-                             for cell in (f"{one[name]:{form}}", interval(one.get(f"{name}_ci"), form))),
-             interval(one["run_ci"] if one["ln_sd"] else None, ".4f")) for one in found]
-    show("Predictions (95 % intervals: of the law, and of the loss of one run)",
-         ["fit", "N", "interval", "D", "interval", "epochs", "interval", "loss", "law", "one run"], rows)
+    rows = [
+        (
+            one["label"],
+            *(
+                cell
+                for name, form in (("params", ".4g"), ("tokens", ".4g"), ("epochs", ".4g"), ("loss", ".4f"))
+                for cell in (f"{one[name]:{form}}", interval(one.get(f"{name}_ci"), form))
+            ),
+            interval(one["run_ci"] if one["ln_sd"] else None, ".4f"),
+        )
+        for one in found
+    ]
+    show(
+        "Predictions (95 % intervals: of the law, and of the loss of one run)",
+        ["fit", "N", "interval", "D", "interval", "epochs", "interval", "loss", "law", "one run"],
+        rows,
+    )
     say(answer)
     for warning in (warning for one in found for warning in one["warnings"]):
         say(f"warning: {warning}")

@@ -1,4 +1,5 @@
 """Fit isoFLOP minima and L(N, D) per objective; print the tables; write fit.json, figures (PNG and PDF) and report.html."""
+
 from __future__ import annotations
 
 import argparse
@@ -16,11 +17,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for fit.json, figures and report.html")
     parser.add_argument("--bootstrap", type=_count, default=400, metavar="N", help="resamples behind every interval [400]")
     parser.add_argument("--seed", type=_count, default=0, help="of the bootstrap [0]")
-    parser.add_argument("--fit", action="append", default=[], metavar="FIT",
-                        help="a fit.json of the verb fit to show too [DIR/*/fit.json]")
+    parser.add_argument(
+        "--fit", action="append", default=[], metavar="FIT", help="a fit.json of the verb fit to show too [DIR/*/fit.json]"
+    )
     parser.add_argument("--data-value", metavar="FILE", help="what the verb data-value wrote [DIR/data_value.json]")
-    parser.add_argument("--critical", metavar="FILE",
-                        help="what the verb critical-compute wrote [DIR/critical_compute.json]")
+    parser.add_argument("--critical", metavar="FILE", help="what the verb critical-compute wrote [DIR/critical_compute.json]")
 
 
 def command(args: argparse.Namespace) -> None:
@@ -30,9 +31,15 @@ def command(args: argparse.Namespace) -> None:
     from megatron.scaling.report.listing import print_report
 
     folder, words = Path(args.out), shlex.join(["scaling_laws.py", *sys.argv[1:]])
-    found = build_report(load_table(args), args.bootstrap, args.seed, fits=read_fits(args.fit, folder),
-                         data_value=read_data_value(args.data_value, folder), crossover=read_critical(args.critical, folder),
-                         command=words)
+    found = build_report(
+        load_table(args),
+        args.bootstrap,
+        args.seed,
+        fits=read_fits(args.fit, folder),
+        data_value=read_data_value(args.data_value, folder),
+        crossover=read_critical(args.critical, folder),
+        command=words,
+    )
     print_report(found)
     for path in write_report(found, folder):
         say(f"wrote {path}")

@@ -5,6 +5,7 @@ one that failed is reported, the rest goes on, and it is left alone from then on
 SIGTERM, SIGINT and SIGUSR1 save and stop (exit code 85), a run's kill switch (RUNS_DIR/NAME/kill) too (86); 0: all is done;
 1: a run failed, could not start, or runs in another process.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,12 +21,17 @@ from megatron.scaling.plan import Plan, load_plan, save_plan
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN", help="plan.json of the verb plan")
-    parser.add_argument("--commands", type=Path, metavar="LIST",
-                        help="first write PLAN from a file with a command a line, as the recipes do")
+    parser.add_argument(
+        "--commands", type=Path, metavar="LIST", help="first write PLAN from a file with a command a line, as the recipes do"
+    )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs [runs]")
-    parser.add_argument("--how", choices=HOW, default="auto",
-                        help="in-process: small runs in few processes; one-by-one: a process each; torchrun: each over --nproc "
-                             "ranks; slurm: submit job arrays; auto: in-process on a CPU, torchrun on several GPUs")
+    parser.add_argument(
+        "--how",
+        choices=HOW,
+        default="auto",
+        help="in-process: small runs in few processes; one-by-one: a process each; torchrun: each over --nproc "
+        "ranks; slurm: submit job arrays; auto: in-process on a CPU, torchrun on several GPUs",
+    )
     parser.add_argument("--processes", type=_count, metavar="N", help="in-process: runs at a time [one a core]")
     parser.add_argument("--nproc", type=_count, metavar="N", help="torchrun, slurm: ranks a node [its GPUs]")
     parser.add_argument("--nodes", type=_count, default=1, metavar="N", help="torchrun in a Slurm job, slurm: nodes a run [1]")
@@ -36,8 +42,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the commands, or the Slurm scripts, and stop")
     slurm = parser.add_argument_group("--how slurm")
     slurm.add_argument("--throttle", type=_count, metavar="K", help="at most so many tasks at a time")
-    slurm.add_argument("--sbatch", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-                       help="lines of the header, as partition=gpu time=24:00:00 cpus-per-task=8")
+    slurm.add_argument(
+        "--sbatch",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="lines of the header, as partition=gpu time=24:00:00 cpus-per-task=8",
+    )
 
 
 def command(args: argparse.Namespace) -> int | None:
@@ -66,10 +78,19 @@ def submit(plan: Plan, args: argparse.Namespace, only: list[str] | None, start: 
     places = {run["name"]: index for index, run in enumerate(plan.runs)}
     todo, _ = pending(choose(plan, only), args.runs_dir, args.retry_failed)
     cpu = all(on_cpu(run["flags"]) for run in plan.runs)
-    scripts = [slurm_array.array_script(
-        args.plan, args.runs_dir, [places[run["name"]] for run in level], start, gpus=0 if cpu else start.nproc,
-        at_a_time=args.throttle, sbatch=["--" + word.lstrip("-") for word in args.sbatch], retry_failed=args.retry_failed)
-        for level in slurm_array.levels(todo)]
+    scripts = [
+        slurm_array.array_script(
+            args.plan,
+            args.runs_dir,
+            [places[run["name"]] for run in level],
+            start,
+            gpus=0 if cpu else start.nproc,
+            at_a_time=args.throttle,
+            sbatch=["--" + word.lstrip("-") for word in args.sbatch],
+            retry_failed=args.retry_failed,
+        )
+        for level in slurm_array.levels(todo)
+    ]
     if args.dry_run:
         print("\n".join(scripts), end="")
         return 0

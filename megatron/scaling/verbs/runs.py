@@ -1,4 +1,5 @@
 """The registry of run directories: `ls [DIR...]` lists them, `show RUN` tells all of one, `diff A B` what sets two apart."""
+
 from __future__ import annotations
 
 import argparse
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from megatron.scaling.registry import compare, describe, error_of, find_runs, flat, summary
 
-WIDE = 1000                     # columns, where the output is no terminal
+WIDE = 1000  # columns, where the output is no terminal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,27 +64,47 @@ def _print_list(console: Console, runs: list[dict]) -> None:
     for run in runs:
         loss = _with_error(run["loss"], run["error"]) + (" (bound)" if run["bound"] == "bound" else "")
         name = run["run"] if named[run["run"]] == 1 else run["path"]
-        _row(table, name, *(run[column] for column in columns[1:6]), loss,
-             *(run[column] for column in ("seed", "config_hash", "code", "resumes", "reason")))
+        _row(
+            table,
+            name,
+            *(run[column] for column in columns[1:6]),
+            loss,
+            *(run[column] for column in ("seed", "config_hash", "code", "resumes", "reason")),
+        )
     console.print(table)
     counts = Counter(run["status"] for run in runs)
     console.print(", ".join([f"{len(runs)} runs", *(f"{n} {state}" for state, n in counts.items())]), highlight=False)
 
 
 def _print_run(console: Console, run: dict) -> None:
-    console.print(f"{run['run']}: {run['status']}{f', {reason}' if (reason := run['reason']) else ''}", highlight=False,
-                  markup=False, soft_wrap=True)
+    console.print(
+        f"{run['run']}: {run['status']}{f', {reason}' if (reason := run['reason']) else ''}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     facts = {name: value for name, value in run["facts"].items() if name != "resumes"}
     for title, values in (("result", run["result"]), ("facts", facts), ("config", run["config"])):
         table = _table("", "", title=f"{title}, hash {run['config_hash']}" if title == "config" else title)
         for name, value in flat(values).items():
-            _row(table, name, _with_error(value, error_of(run["result"])) if (title, name) == ("result", "loss") else
-                 _date(value) if name == "created" else value)
+            _row(
+                table,
+                name,
+                _with_error(value, error_of(run["result"]))
+                if (title, name) == ("result", "loss")
+                else _date(value)
+                if name == "created"
+                else value,
+            )
         console.print(table)
     for resume in run["facts"].get("resumes", []):
         changed = f"; {'; '.join(resume.get('changed', []))}" if resume.get("changed") else ""
-        console.print(f"resumed at step {resume.get('step')} on {_date(resume.get('time'))} from {resume.get('from')}{changed}",
-                      highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"resumed at step {resume.get('step')} on {_date(resume.get('time'))} from {resume.get('from')}{changed}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     for line in run["skips"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

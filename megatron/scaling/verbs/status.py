@@ -2,6 +2,7 @@
 
 Exit code 0 when all is done or nothing failed yet (the last line says `unfinished`), 1 when a run failed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -49,8 +50,17 @@ def as_table(runs: list[Standing]) -> Table:
     for run in runs:
         losses = [number(run.loss), *([number(run.forecast_loss)] if has_loss(runs) else [])]
         left = "" if run.state == "done" else clock(run.remaining_seconds)
-        table.add_row(run.run, f"[{COLORS[run.state]}]{run.state}", f"{run.share:.0%}", str(run.step or ""), clock(run.seconds),
-                      clock(run.forecast_seconds), left, *losses, run.reason)
+        table.add_row(
+            run.run,
+            f"[{COLORS[run.state]}]{run.state}",
+            f"{run.share:.0%}",
+            str(run.step or ""),
+            clock(run.seconds),
+            clock(run.forecast_seconds),
+            left,
+            *losses,
+            run.reason,
+        )
     return table
 
 
@@ -69,8 +79,10 @@ def sentences(whole: dict, runs: list[Standing]) -> list[str]:
     if whole["done"] < whole["runs"]:
         left = "its length is not known before a run has begun"
         if whole["hours_left"] is not None:
-            left = (f"{clock(3600 * whole['run_hours_left'])} of run time left, "
-                    f"about {clock(3600 * whole['hours_left'])} with {whole['at_a_time']} at a time")
+            left = (
+                f"{clock(3600 * whole['run_hours_left'])} of run time left, "
+                f"about {clock(3600 * whole['hours_left'])} with {whole['at_a_time']} at a time"
+            )
         found.append(f"unfinished: {left}")
     return found
 

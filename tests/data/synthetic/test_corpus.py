@@ -42,8 +42,8 @@ def test_the_stream_is_that_of_a_walk_token_by_token(name):
 def test_a_stream_is_the_beginning_of_a_longer_one_whatever_is_walked_at_once(monkeypatch):
     source = build("mixture", symbols=3, components=2)
     long = tokens(source, 3, 7 * BLOCK)
-    monkeypatch.setattr(corpus, "LANES", 16)            # two blocks at once
-    assert (tokens(source, 3, 3 * BLOCK + 5) == long[:3 * BLOCK + 5]).all()
+    monkeypatch.setattr(corpus, "LANES", 16)  # two blocks at once
+    assert (tokens(source, 3, 3 * BLOCK + 5) == long[: 3 * BLOCK + 5]).all()
     assert (tokens(source, 4, BLOCK) != long[:BLOCK]).any()
 
 
@@ -96,7 +96,7 @@ def test_samples_that_are_one_stretch_are_told_from_those_that_are_not(tmp_path)
     data = PackedDataset([Source(1.0, 100, 1143, str(tmp_path / "c"))], 16, seed=5)
     stretch = IndexedDataset(tmp_path / "c").tokens(100, 1143)
     windows = {bytes(w) for w in np.lib.stride_tricks.sliding_window_view(stretch.astype(np.int64), 17)}
-    numbers = np.arange(400)                            # six epochs of 65.2 samples
+    numbers = np.arange(400)  # six epochs of 65.2 samples
     expected = [bytes(row) in windows for row in data.rows(numbers)]
     assert contiguous(data, numbers).tolist() == expected and 6 <= expected.count(False) <= 12
 
@@ -114,10 +114,19 @@ def test_a_corpus_of_text_has_no_oracle(corpus):
         read_source(corpus)
 
 
-@pytest.mark.parametrize("spec", [{}, {"kind": "hmm"}, {"kind": "gas"}, [1],
-                                  {"kind": "markov", "order": "x", "conditionals": [[1]]},
-                                  {"kind": "hmm", "transitions": [[["a"]]]}, {"kind": "hmm", "transitions": [[[1], [1, 2]]]},
-                                  {"kind": "mixture", "parts": [], "weights": [], "document_length": 9}])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"kind": "hmm"},
+        {"kind": "gas"},
+        [1],
+        {"kind": "markov", "order": "x", "conditionals": [[1]]},
+        {"kind": "hmm", "transitions": [[["a"]]]},
+        {"kind": "hmm", "transitions": [[[1], [1, 2]]]},
+        {"kind": "mixture", "parts": [], "weights": [], "document_length": 9},
+    ],
+)
 def test_a_description_that_is_none_is_refused(spec):
     with pytest.raises(BadData):
         from_spec(spec)

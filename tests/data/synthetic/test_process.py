@@ -31,8 +31,9 @@ def probability(source, rows):
     return np.exp(-token_nll(source, rows).sum(1))
 
 
-@pytest.mark.parametrize("name, expected", [("coin", -0.3 * math.log(0.3) - 0.7 * math.log(0.7)),
-                                            ("golden-mean", 2 / 3 * LN2), ("even", 2 / 3 * LN2)])
+@pytest.mark.parametrize(
+    "name, expected", [("coin", -0.3 * math.log(0.3) - 0.7 * math.log(0.7)), ("golden-mean", 2 / 3 * LN2), ("even", 2 / 3 * LN2)]
+)
 def test_closed_forms(name, expected):
     assert entropy_rate(build(name)) == pytest.approx((expected, expected), rel=1e-12)
 
@@ -41,7 +42,7 @@ def test_closed_forms(name, expected):
 def test_a_chain_has_the_entropy_of_its_rows_by_how_often_they_come(order):
     law = np.random.default_rng(order).dirichlet(np.ones(4), 4**order)
     context = np.full(4**order, 4.0**-order)
-    for _ in range(300):                                # the contexts' own chain, walked until it stands
+    for _ in range(300):  # the contexts' own chain, walked until it stands
         context = (context[:, None] * law).reshape(4, -1).sum(0) if order == 2 else context @ law
     expected = -float(context @ (law * np.log(law)).sum(1))
     assert entropy_rate(markov(law, order)) == pytest.approx((expected, expected), rel=1e-9)
@@ -80,8 +81,8 @@ def test_bounds_of_hidden_sources_are_narrow_and_hold_those_of_plain_enumeration
     n = 12 if source.num_symbols == 2 else 7
     rows = words(source.num_symbols, n)
     nll, p = token_nll(source, rows), probability(source, rows)
-    above = float(p[p > 0] @ nll[p > 0, -1])                                            # H(X_n | X^{n-1})
-    below = 0.0                                                                         # H(X_n | X^{n-1}, S_0)
+    above = float(p[p > 0] @ nll[p > 0, -1])  # H(X_n | X^{n-1})
+    below = 0.0  # H(X_n | X^{n-1}, S_0)
     for s, weight in enumerate(source.start):
         known = type(source)(spec={}, transitions=source.transitions, start=np.eye(len(source.start))[s])
         nll, p = token_nll(known, rows), probability(known, rows)
@@ -103,19 +104,31 @@ def test_a_source_that_forgets_too_slowly_is_refused_with_what_is_known():
         entropy_rate(hidden_markov(slow))
 
 
-@pytest.mark.parametrize("transitions, said", [
-    ([[[0.5, 0.4], [0.0, 1.0]]], "sum to 0.9..1"), ([[[1.5]], [[-0.5]]], "the smallest is -0.5"),
-    ([[[math.nan]]], "no law"), ([[0.5, 0.5]], r"shape \[1, 2\]"),
-    ([[[1.0, 0.0], [0.0, 1.0]]], "2 classes of states that never meet")])
+@pytest.mark.parametrize(
+    "transitions, said",
+    [
+        ([[[0.5, 0.4], [0.0, 1.0]]], "sum to 0.9..1"),
+        ([[[1.5]], [[-0.5]]], "the smallest is -0.5"),
+        ([[[math.nan]]], "no law"),
+        ([[0.5, 0.5]], r"shape \[1, 2\]"),
+        ([[[1.0, 0.0], [0.0, 1.0]]], "2 classes of states that never meet"),
+    ],
+)
 def test_what_is_no_source_is_refused(transitions, said):
     with pytest.raises(BadData, match=said):
         hidden_markov(transitions)
 
 
-@pytest.mark.parametrize("make, said", [
-    (lambda: markov([[0.5, 0.5]], 1), r"shape \[1, 2\]"), (lambda: build("markov", symbols=64, order=2), "4096 states need"),
-    (lambda: build("mixture", symbols=64, components=64), "65 symbols and 4096 states need 1090519040 transitions"),
-    (lambda: mixture([build("coin")], [0.5], 10), "1 in all"), (lambda: mixture([build("coin")], [1.0], 1), "more than 1 token")])
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: markov([[0.5, 0.5]], 1), r"shape \[1, 2\]"),
+        (lambda: build("markov", symbols=64, order=2), "4096 states need"),
+        (lambda: build("mixture", symbols=64, components=64), "65 symbols and 4096 states need 1090519040 transitions"),
+        (lambda: mixture([build("coin")], [0.5], 10), "1 in all"),
+        (lambda: mixture([build("coin")], [1.0], 1), "more than 1 token"),
+    ],
+)
 def test_shapes_that_are_too_large_or_make_no_sense(make, said):
     with pytest.raises(BadData, match=said):
         make()

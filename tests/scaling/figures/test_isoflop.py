@@ -14,9 +14,18 @@ def draw(table):
     return studies, draw_isoflop(studies, ratios)
 
 
-@pytest.mark.parametrize("shape", [{}, {"objectives": ("ar",)}, {"objectives": ("mdm",), "budgets": (6e11,)}, {"largest": 2.5e4},
-                                   {"budgets": tuple(np.geomspace(1e11, 1e13, 9))}, {"sizes": 2}],
-                         ids=["quickstart", "one objective", "one budget", "outside", "nine budgets", "no parabola"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"objectives": ("ar",)},
+        {"objectives": ("mdm",), "budgets": (6e11,)},
+        {"largest": 2.5e4},
+        {"budgets": tuple(np.geomspace(1e11, 1e13, 9))},
+        {"sizes": 2},
+    ],
+    ids=["quickstart", "one objective", "one budget", "outside", "nine budgets", "no parabola"],
+)
 def test_no_text_overlaps_or_leaves_the_picture(shape, sweep, legible):
     legible(draw(sweep(**shape))[1])
 
@@ -30,8 +39,15 @@ def test_objectives_that_are_alike_stay_legible(shift, sweep, legible):
 
 def test_it_says_exact_and_bound_and_has_units(sweep, legible):
     texts = legible(draw(sweep())[1])
-    for expected in ("AR (exact NLL)", "MDM (upper bound)", "(nats/token)", "training compute (FLOPs)", "parameters",
-                     "C = 2e11", "95 %"):
+    for expected in (
+        "AR (exact NLL)",
+        "MDM (upper bound)",
+        "(nats/token)",
+        "training compute (FLOPs)",
+        "parameters",
+        "C = 2e11",
+        "95 %",
+    ):
         assert expected in texts
 
 

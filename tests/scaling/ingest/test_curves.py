@@ -34,34 +34,56 @@ def test_progress_lies_even_between_records_and_is_unknown_beyond():
     np.testing.assert_array_equal(made.at("lr", np.array([5, 10, 20, 30])), [np.nan, 1, 2, np.nan])
 
 
-REFERENCE = ["lm-loss-training/lm loss", "lm-loss-validation/lm loss validation", "lm-loss-validation/lm loss validation ppl",
-             "learning-rate/learning-rate", "steps-vs-tokens/y=tokens,x=steps"]
+REFERENCE = [
+    "lm-loss-training/lm loss",
+    "lm-loss-validation/lm loss validation",
+    "lm-loss-validation/lm loss validation ppl",
+    "learning-rate/learning-rate",
+    "steps-vs-tokens/y=tokens,x=steps",
+]
 
 
-@pytest.mark.parametrize("names, quantity, found", [
-    (REFERENCE, "loss", "lm-loss-validation/lm loss validation"), (REFERENCE[:1], "loss", "lm-loss-training/lm loss"),
-    (REFERENCE, "tokens", "steps-vs-tokens/y=tokens,x=steps"), (["lm loss", "lm loss validation"], "loss", "lm loss validation"),
-    (["train/loss", "val/loss"], "loss", "val/loss"), (["eval_loss", "train_loss"], "loss", "eval_loss"),
-    (["consumed samples"], "samples", "consumed samples"), (["lr"], "loss", None),
-])
+@pytest.mark.parametrize(
+    "names, quantity, found",
+    [
+        (REFERENCE, "loss", "lm-loss-validation/lm loss validation"),
+        (REFERENCE[:1], "loss", "lm-loss-training/lm loss"),
+        (REFERENCE, "tokens", "steps-vs-tokens/y=tokens,x=steps"),
+        (["lm loss", "lm loss validation"], "loss", "lm loss validation"),
+        (["train/loss", "val/loss"], "loss", "val/loss"),
+        (["eval_loss", "train_loss"], "loss", "eval_loss"),
+        (["consumed samples"], "samples", "consumed samples"),
+        (["lr"], "loss", None),
+    ],
+)
 def test_every_trainers_name_of_a_quantity_is_known(names, quantity, found):
     assert find_synonym(names, quantity) == found
 
 
-@pytest.mark.parametrize("wanted, found", [
-    ("lm-loss-validation", "lm-loss-validation/lm loss validation"), ("lm loss", "lm-loss-training/lm loss"),
-    ("lm-loss-validation/lm loss validation ppl", "lm-loss-validation/lm loss validation ppl"), ("val/loss", None),
-    ("learning_rate", "learning-rate/learning-rate"), ("consumed-tokens", "steps-vs-tokens/y=tokens,x=steps"),
-])
+@pytest.mark.parametrize(
+    "wanted, found",
+    [
+        ("lm-loss-validation", "lm-loss-validation/lm loss validation"),
+        ("lm loss", "lm-loss-training/lm loss"),
+        ("lm-loss-validation/lm loss validation ppl", "lm-loss-validation/lm loss validation ppl"),
+        ("val/loss", None),
+        ("learning_rate", "learning-rate/learning-rate"),
+        ("consumed-tokens", "steps-vs-tokens/y=tokens,x=steps"),
+    ],
+)
 def test_a_mapping_means_one_metric(wanted, found):
     made = curves(**{name: ([1], [1]) for name in REFERENCE})
     if found:
         assert made.metric("x", {"x": (wanted, 2.0)}) == (found, 2.0)
 
 
-@pytest.mark.parametrize("wanted, sentence", [
-    ("speed", "r: there is no 'speed'; it has train/loss, val/loss; name one in --map x"),
-    ("Loss", "'Loss' may be train/loss, val/loss; name one in --map x")])
+@pytest.mark.parametrize(
+    "wanted, sentence",
+    [
+        ("speed", "r: there is no 'speed'; it has train/loss, val/loss; name one in --map x"),
+        ("Loss", "'Loss' may be train/loss, val/loss; name one in --map x"),
+    ],
+)
 def test_a_mapping_to_nothing_or_to_several_is_refused(wanted, sentence):
     made = curves(**{name: ([1], [1]) for name in ("train/loss", "val/loss")})
     with pytest.raises(BadData, match=sentence):

@@ -31,8 +31,13 @@ def block(field, content):
 def event(step, *tags, restart=False):
     """A TensorBoard event by hand: (tag, value) pairs, or a restart mark."""
     values = b"".join(block(1, block(1, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in tags)
-    return (b"\x09" + struct.pack("<d", time.time()) + (b"\x10" + varint(step) if step else b"")
-            + (block(5, values) if tags else b"") + (block(7, b"\x08\x01") if restart else b""))
+    return (
+        b"\x09"
+        + struct.pack("<d", time.time())
+        + (b"\x10" + varint(step) if step else b"")
+        + (block(5, values) if tags else b"")
+        + (block(7, b"\x08\x01") if restart else b"")
+    )
 
 
 def write(folder, number, *events):
@@ -54,12 +59,15 @@ def test_crc32c_of_the_known_vectors():
 
 def test_every_point_is_read_with_samples_and_tokens(tmp_path):
     tag = "lm-loss-training/lm loss"
-    events = [event(x, (name, 4 - step / 5000)) for step in range(1, 12001)
-              for x, name in ((step, tag), (8 * step, f"{tag} vs samples"), (1024 * step, f"{tag} vs tokens"))]
+    events = [
+        event(x, (name, 4 - step / 5000))
+        for step in range(1, 12001)
+        for x, name in ((step, tag), (8 * step, f"{tag} vs samples"), (1024 * step, f"{tag} vs tokens"))
+    ]
     write(tmp_path, 1, *events)
     curves = only(tmp_path)
     steps, loss = curves.curve(tag)
-    np.testing.assert_array_equal(steps, np.arange(1, 12001))           # TensorBoard's own reader keeps 10,000
+    np.testing.assert_array_equal(steps, np.arange(1, 12001))  # TensorBoard's own reader keeps 10,000
     np.testing.assert_array_equal(loss, np.float32(4 - steps / 5000).astype(float))
     np.testing.assert_array_equal(curves.curve("samples")[1], 8.0 * steps)
     np.testing.assert_array_equal(curves.curve("tokens")[1], 1024.0 * steps)
@@ -91,10 +99,10 @@ def test_a_last_record_cut_short_is_the_end_and_damage_is_refused(tmp_path):
     for cut in (1, 3, 20, size - 13, size - 1):
         path.write_bytes(whole[:-cut])
         assert read_events(path).series["loss"].steps == [1, 2, 3]
-    path.write_bytes(whole[:size + 30] + b"?" + whole[size + 31:])
+    path.write_bytes(whole[: size + 30] + b"?" + whole[size + 31 :])
     with pytest.raises(BadData, match=f"byte {size + 12}: the checksum is wrong"):
         read_events(path)
-    path.write_bytes(whole[:size + 1] + b"?" + whole[size + 2:])
+    path.write_bytes(whole[: size + 1] + b"?" + whole[size + 2 :])
     with pytest.raises(BadData, match=f"byte {size}: the checksum is wrong"):
         read_events(path)
     path.write_bytes(framed([b"no event at all"]))
@@ -110,6 +118,7 @@ def test_reads_what_tensorboards_own_writers_write(tmp_path):
     summary = pytest.importorskip("tensorboard.summary")
     from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
+
     writer = summary.Writer(str(tmp_path / "tensors"))
     for step in range(3):
         writer.add_scalar("val/loss", 3.0 - step, step)
@@ -119,8 +128,11 @@ def test_reads_what_tensorboards_own_writers_write(tmp_path):
     with open(tmp_path / "text" / "events.out.tfevents.1", "xb") as file:
         text = tensor_pb2.TensorProto(dtype=7, string_val=[b"2048"])
         value = summary_pb2.Summary.Value
-        values = [value(tag="seq_length/text_summary", tensor=text), value(tag="lm loss", simple_value=2.5),
-                  value(tag="histogram", tensor=tensor_pb2.TensorProto(dtype=1, float_val=[1, 2]))]
+        values = [
+            value(tag="seq_length/text_summary", tensor=text),
+            value(tag="lm loss", simple_value=2.5),
+            value(tag="histogram", tensor=tensor_pb2.TensorProto(dtype=1, float_val=[1, 2])),
+        ]
         RecordWriter(file).write(event_pb2.Event(step=2**40, summary=summary_pb2.Summary(value=values)).SerializeToString())
     curves = only(tmp_path / "text")
     assert curves.arguments == {"seq_length": "2048"} and curves.names == ["lm loss"]
@@ -134,4 +146,4 @@ def test_a_hundred_runs_of_ten_thousand_points_take_seconds(tmp_path):
         (tmp_path / str(n) / path.name).hardlink_to(path)
     began = time.process_time()
     assert sum(len(curves.curve("lm loss")[0]) for curves in read_tensorboard([tmp_path])) == 1_000_000
-    assert time.process_time() - began < 5                      # 0.9 s where it was written
+    assert time.process_time() - began < 5  # 0.9 s where it was written

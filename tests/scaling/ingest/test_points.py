@@ -13,8 +13,15 @@ def of(choices=None, **sources):
 
 
 def test_our_runs_carry_their_facts_and_only_their_end_is_decayed(tmp_path):
-    result = {"steps": 3, "lr_decayed": True, "params": 4000, "objective": "mdm", "flops_convention": "6ND, N = all parameters",
-              "bound": "bound", "seed": 1}
+    result = {
+        "steps": 3,
+        "lr_decayed": True,
+        "params": 4000,
+        "objective": "mdm",
+        "flops_convention": "6ND, N = all parameters",
+        "bound": "bound",
+        "seed": 1,
+    }
     write_run(tmp_path / "a", [val(1), val(3, loss=2.5)], run={"tokens_per_epoch": 2000}, result=result)
     (run,), notes = of(metrics=[tmp_path, tmp_path / "a"])
     assert notes == [] and run.run == "a" and len(run) == 2
@@ -25,8 +32,15 @@ def test_our_runs_carry_their_facts_and_only_their_end_is_decayed(tmp_path):
 
 
 def test_tokens_come_from_samples_and_never_from_steps(tmp_path):
-    write(tmp_path / "tb", 1, *(event(x, (name, 3.0)) for step, samples in ((1, 8), (2, 24))        # the batch size ramps up
-                                for x, name in ((step, "lm loss validation"), (samples, "lm loss validation vs samples"))))
+    write(
+        tmp_path / "tb",
+        1,
+        *(
+            event(x, (name, 3.0))
+            for step, samples in ((1, 8), (2, 24))  # the batch size ramps up
+            for x, name in ((step, "lm loss validation"), (samples, "lm loss validation vs samples"))
+        ),
+    )
     (run,), notes = of(tensorboard=[tmp_path / "tb"])
     assert run.run == tmp_path.name and run.columns["samples"] == [8, 24] and "tokens" not in run.columns
     assert [note.split(" is not known")[0] for note in notes] == ["params", "tokens"]
@@ -76,8 +90,13 @@ def test_rows_without_a_name_are_runs_of_their_own(tmp_path):
     assert [(run.run, run.columns["tokens"]) for run in runs] == [("t:1", [2]), ("t:2", [32])]
 
 
-@pytest.mark.parametrize("text, sentence", [("params,tokens\n1,2\n", "no column for the loss; it has params, tokens"),
-                                            ("params,tokens,loss\n1,many,3\n", "line 2, column tokens: found 'many'")])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("params,tokens\n1,2\n", "no column for the loss; it has params, tokens"),
+        ("params,tokens,loss\n1,many,3\n", "line 2, column tokens: found 'many'"),
+    ],
+)
 def test_tables_that_say_nothing_are_refused(tmp_path, text, sentence):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(BadData, match=sentence):

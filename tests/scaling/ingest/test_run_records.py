@@ -6,8 +6,20 @@ import pytest
 from megatron.errors import BadData, MissingInput
 from megatron.scaling.ingest.run_records import read_run, read_runs
 
-RECORD = {"kind": "train", "step": 1, "samples": 8, "tokens": 1024, "flops": 6e9, "epoch": 0.1, "time": 1.5, "loss": 3.0,
-          "accuracy": 0.1, "perplexity": 20.1, "lr": 1e-3, "grad_norm": 0.5}
+RECORD = {
+    "kind": "train",
+    "step": 1,
+    "samples": 8,
+    "tokens": 1024,
+    "flops": 6e9,
+    "epoch": 0.1,
+    "time": 1.5,
+    "loss": 3.0,
+    "accuracy": 0.1,
+    "perplexity": 20.1,
+    "lr": 1e-3,
+    "grad_norm": 0.5,
+}
 
 
 def train(step, **changes):
@@ -36,8 +48,21 @@ def test_train_records_count_only_where_there_is_no_validation(tmp_path):
     assert steps == [1, 2] and loss[0] == 3.0 and loss[1] != loss[1]
     assert points(plain, "tokens") == [[1, 2], [1024, 2048]]
     both = write_run(tmp_path / "b", [train(1), train(2), val(2, loss=2.5), train(3)])
-    assert sorted(read_run(both).names) == sorted(["val/loss", "val/loss_se_noise", "val/accuracy", "val/perplexity", "val/lr",
-                                                   "val/grad_norm", "val/epoch", "val/time", "samples", "tokens", "flops"])
+    assert sorted(read_run(both).names) == sorted(
+        [
+            "val/loss",
+            "val/loss_se_noise",
+            "val/accuracy",
+            "val/perplexity",
+            "val/lr",
+            "val/grad_norm",
+            "val/epoch",
+            "val/time",
+            "samples",
+            "tokens",
+            "flops",
+        ]
+    )
     assert points(read_run(both, ["train/loss"]), "train/loss") == [[1, 2, 3], [3, 3, 3]]
     assert points(read_run(both, ["train/grad_norm"]), "train/grad_norm") == [[1, 2, 3], [0.5] * 3]
 
@@ -51,8 +76,16 @@ def test_the_files_of_the_run_say_the_rest(tmp_path):
     known = {"params": 4000, "tokens_per_epoch": 1500, "fingerprints": {"tokenizer": "t"}, "resumes": []}
     config = {"model": {"seq_length": 128}, "objective": {"objective": "mdm"}, "train": {"seed": 7, "global_batch_size": 8}}
     going = read_run(write_run(tmp_path / "going", [val(1)], run=known, config=config))
-    assert going.facts == {"objective": "mdm", "params": 4000, "tokenizer": "t", "seed": 7, "seq_length": 128, "batch_size": 8,
-                           "tokens_per_epoch": 1500, "bound": "bound"}
+    assert going.facts == {
+        "objective": "mdm",
+        "params": 4000,
+        "tokenizer": "t",
+        "seed": 7,
+        "seq_length": 128,
+        "batch_size": 8,
+        "tokens_per_epoch": 1500,
+        "bound": "bound",
+    }
     result = {"steps": 1, "lr_decayed": True, "eval_slice": "s", "params_convention": "total", "bound": "bound"}
     done = read_run(write_run(tmp_path / "done", [val(1)], run=known, config=config, result=result))
     assert done.facts["eval_slice"] == "s" and done.facts["last_step"] == 1 and done.facts["lr_decayed_at_end"] is True
@@ -76,4 +109,4 @@ def test_a_hundred_runs_of_ten_thousand_points_take_seconds(tmp_path):
         (tmp_path / str(n) / "metrics.jsonl").hardlink_to(run / "metrics.jsonl")
     began = time.process_time()
     assert sum(len(curves.curve("train/loss")[0]) for curves in read_runs([tmp_path])) == 1_000_000
-    assert time.process_time() - began < 5                      # 2 s where it was written
+    assert time.process_time() - began < 5  # 2 s where it was written

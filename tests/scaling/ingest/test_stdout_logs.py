@@ -39,7 +39,7 @@ def points(curves, name):
 def test_reads_megatron_deepspeed(tmp_path):
     found = read_log(write(tmp_path / "run.log", DEEPSPEED))
     assert found.run == "run" and found.facts == {"params": 124439808} and found.arguments["seq_length"] == "2048"
-    assert points(found, "lm loss") == [[10, 20], [9.0, 7.0]]           # 10 was written again, 30 was cut short
+    assert points(found, "lm loss") == [[10, 20], [9.0, 7.0]]  # 10 was written again, 30 was cut short
     assert points(found, "consumed samples") == [[10, 20, 30], [2560, 5120, 7680]]
     assert points(found, "lm loss validation") == [[10, 20], [8.5, 7.5]]
     assert points(found, "lm loss test") == [[20], [7.6]]

@@ -17,8 +17,10 @@ def test_empty_cells_are_none_and_an_empty_table_is_refused(tmp_path):
 
 
 def test_an_exported_chart_has_a_column_for_each_run(tmp_path):
-    chart = '"Step","small - val/loss","small - val/loss__MIN","small - val/loss__MAX","large - val/loss"\n' \
-            '10,3.5,3.4,3.6,\n20,3.0,2.9,3.1,2.5\n'
+    chart = (
+        '"Step","small - val/loss","small - val/loss__MIN","small - val/loss__MAX","large - val/loss"\n'
+        "10,3.5,3.4,3.6,\n20,3.0,2.9,3.1,2.5\n"
+    )
     small, large = read_wandb_export(write(tmp_path / "chart.csv", chart))
     assert (small.run, large.run) == ("small", "large")
     assert [c.tolist() for c in small.curve("val/loss")] == [[10, 20], [3.5, 3.0]]

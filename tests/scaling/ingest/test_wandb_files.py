@@ -35,7 +35,7 @@ def log(path, *records):
             if room < 7:
                 out += b"\0" * room
                 continue
-            part, record = record[:room - 7], record[room - 7:]
+            part, record = record[: room - 7], record[room - 7 :]
             kind = (1 if first else 4) if not record else (2 if first else 3)
             out += struct.pack("<IHB", zlib.crc32(part, zlib.crc32(bytes([kind]))), len(part), kind) + part
             first = False
@@ -95,8 +95,15 @@ def test_what_is_no_run_is_refused(tmp_path):
 def test_reads_what_wandb_itself_writes(tmp_path):
     wandb = pytest.importorskip("wandb")
     quiet = wandb.Settings(silent=True, console="off")
-    run = wandb.init(project="p", name="small", id="abc", dir=str(tmp_path), mode="offline",
-                     config={"model": {"seq_length": 64}}, settings=quiet)
+    run = wandb.init(
+        project="p",
+        name="small",
+        id="abc",
+        dir=str(tmp_path),
+        mode="offline",
+        config={"model": {"seq_length": 64}},
+        settings=quiet,
+    )
     for step in range(1, 301):
         run.log({"iteration": step, "val/loss": 4 - step / 100, "samples": 8 * step})
     run.finish()

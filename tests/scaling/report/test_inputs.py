@@ -21,8 +21,15 @@ def test_what_lies_in_the_folder_is_found(tmp_path):
     assert read_critical(None, tmp_path) == whole
 
 
-@pytest.mark.parametrize("content, error, words", [(None, MissingInput, "no such file"), ("{", BadData, "not JSON"),
-                                                   ("[]", BadData, "no curves"), ("{}", BadData, "no curves")])
+@pytest.mark.parametrize(
+    "content, error, words",
+    [
+        (None, MissingInput, "no such file"),
+        ("{", BadData, "not JSON"),
+        ("[]", BadData, "no curves"),
+        ("{}", BadData, "no curves"),
+    ],
+)
 def test_a_file_that_is_asked_for_must_hold_it(tmp_path, content, error, words):
     if content is not None:
         (tmp_path / "given.json").write_text(content)

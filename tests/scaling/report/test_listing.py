@@ -8,8 +8,14 @@ from megatron.scaling.table import read_table
 def test_what_is_printed(sweep, capsys):
     print_report(build_report(sweep(), num_resamples=20))
     printed = capsys.readouterr().out
-    for expected in ("AR (exact NLL)", "isoFLOP minima", "a: N* ~ C^a", "alpha of L(N, D)", "equal loss",
-                     "not used: lost: unfinished: no <result.json>"):
+    for expected in (
+        "AR (exact NLL)",
+        "isoFLOP minima",
+        "a: N* ~ C^a",
+        "alpha of L(N, D)",
+        "equal loss",
+        "not used: lost: unfinished: no <result.json>",
+    ):
         assert expected in printed
 
 
@@ -28,11 +34,14 @@ def test_run_directories_state_code_seeds_and_resumes(run_folders):
 
 
 def test_data_value_and_crossover(sweep):
-    report = replace(build_report(sweep(objectives=("ar",), budgets=(6e11,)), num_resamples=0),
-                     data_value=[{"label": "AR", "R_D": 15.39, "R_D_ci": [6.5, None], "points": [(4, 0.9, 0.8, 1.0)]}],
-                     crossover={"critical": [{"unique_tokens": 1e6, "flops": None},
-                                             {"unique_tokens": 1e7, "flops": 2e12, "low": 1e12}],
-                                "power_law": {"k": 1.0, "p": 2.17, "ci": {"p": [1.9, 2.4]}}})
+    report = replace(
+        build_report(sweep(objectives=("ar",), budgets=(6e11,)), num_resamples=0),
+        data_value=[{"label": "AR", "R_D": 15.39, "R_D_ci": [6.5, None], "points": [(4, 0.9, 0.8, 1.0)]}],
+        crossover={
+            "critical": [{"unique_tokens": 1e6, "flops": None}, {"unique_tokens": 1e7, "flops": 2e12, "low": 1e12}],
+            "power_law": {"k": 1.0, "p": 2.17, "ci": {"p": [1.9, 2.4]}},
+        },
+    )
     assert ["AR", "R_D*", "", "15.39", "6.5 .. open"] in listing.list_data_value(report).rows
     rows = listing.list_crossover(report).rows
     assert rows[0][1] == "none in range" and rows[1] == ["1e+07", "2e+12", "1e+12 .. open"]

@@ -61,18 +61,43 @@ def test_words_are_escaped(page):
 
 def test_it_holds_what_it_takes_to_reproduce(report, page):
     texts = "".join(Structure(page).texts)
-    for expected in ("AR (exact NLL)", "MDM (upper bound)", "bytes 1f", "slice 2e", "total", "6ND", "se noise", "se data", "seed",
-                     "starts", "other optima", "ab" * 32, "numpy", "scipy", "matplotlib", "lost", *report.warnings):
+    for expected in (
+        "AR (exact NLL)",
+        "MDM (upper bound)",
+        "bytes 1f",
+        "slice 2e",
+        "total",
+        "6ND",
+        "se noise",
+        "se data",
+        "seed",
+        "starts",
+        "other optima",
+        "ab" * 32,
+        "numpy",
+        "scipy",
+        "matplotlib",
+        "lost",
+        *report.warnings,
+    ):
         assert expected in texts, expected
     assert all(run["run"] in texts for study in report.studies for run in study.runs)
 
 
 def test_it_says_what_was_found(report):
-    whole = replace(report, data_value=[{"label": "AR (exact NLL)", "R_D": 15.39, "R_D_ci": [6.5, None], "points": []}],
-                    crossover={"critical": [], "power_law": {"k": -4.1, "p": 2.412, "ci": {"k": [-6, -2], "p": [2.265, 2.543]}}})
+    whole = replace(
+        report,
+        data_value=[{"label": "AR (exact NLL)", "R_D": 15.39, "R_D_ci": [6.5, None], "points": []}],
+        crossover={"critical": [], "power_law": {"k": -4.1, "p": 2.412, "ci": {"k": [-6, -2], "p": [2.265, 2.543]}}},
+    )
     texts = "".join(Structure(render(whole, {})).texts)
-    for expected in ("AR (exact NLL): the compute-optimal size grows as C^a, a = 0.4", "on 15 rows gives E = ",
-                     "times the compute of AR", "R_D* = 15.39 (6.5 .. open)", "p = 2.412 (2.265 .. 2.543)"):
+    for expected in (
+        "AR (exact NLL): the compute-optimal size grows as C^a, a = 0.4",
+        "on 15 rows gives E = ",
+        "times the compute of AR",
+        "R_D* = 15.39 (6.5 .. open)",
+        "p = 2.412 (2.265 .. 2.543)",
+    ):
         assert expected in texts, expected
 
 

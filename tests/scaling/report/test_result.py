@@ -68,8 +68,13 @@ def test_other_fits_and_results_are_drawn_where_they_are_given(sweep, tmp_path):
     table = sweep(objectives=("ar",), budgets=(6e11,), sizes=4)
     fit = build_report(sweep(objectives=("ar",)), num_resamples=10).studies[0].law
     curve = {"label": "AR (exact NLL)", "epochs": [1, 4], "value": [1, 0.9], "points": [], "warnings": ["R_D* is open"]}
-    crossover = {"unique_tokens": [1e6, 1e7], "flops": [1e12, 1e13], "difference": [[0.1, -0.1], [0.2, 0.1]],
-                 "critical": [{"unique_tokens": 1e6, "flops": 5e12, "low": 3e12, "high": None}], "warnings": ["far"]}
+    crossover = {
+        "unique_tokens": [1e6, 1e7],
+        "flops": [1e12, 1e13],
+        "difference": [[0.1, -0.1], [0.2, 0.1]],
+        "critical": [{"unique_tokens": 1e6, "flops": 5e12, "low": 3e12, "high": None}],
+        "warnings": ["far"],
+    }
     report = build_report(table, num_resamples=0, fits={"c4": fit}, data_value=[curve], crossover=crossover)
     names = {path.name for path in write_report(report, tmp_path)}
     assert {"residuals_fit1.png", "data_value.png", "data_value.pdf", "crossover.png"} <= names

@@ -41,9 +41,16 @@ def test_fits(tmp_path, capsys):
     for name, grow in (("ar", 1), ("mdm", 2**0.15)):
         (tmp_path / name).mkdir()
         params = {"E": 1e-9, "A": 400 * grow, "B": 400 * grow, "alpha": 0.3, "beta": 0.3}
-        (tmp_path / name / "fit.json").write_text(json.dumps({
-            "form": "chinchilla", "params": params, "range": {"flops": [1e18, 1e20]},
-            "conventions": {"objective": name, "bound": "exact"}}))
+        (tmp_path / name / "fit.json").write_text(
+            json.dumps(
+                {
+                    "form": "chinchilla",
+                    "params": params,
+                    "range": {"flops": [1e18, 1e20]},
+                    "conventions": {"objective": name, "bound": "exact"},
+                }
+            )
+        )
     assert main(["compare", str(tmp_path / "ar"), str(tmp_path / "mdm" / "fit.json")]) == 0
     assert " 2 " in capsys.readouterr().out
 
@@ -52,9 +59,27 @@ def test_fits(tmp_path, capsys):
 def test_published_optima(tmp_path):
     """Nie et al., arXiv:2410.18514: 16 times the compute at equal loss, half the size."""
     table = str(PUBLISHED / "smdm_isoflop_optima_digitised.csv")
-    assert main(["compare", table, "--optima", "--params", "non-embedding", "--allow", "bound", "--at-loss", "2.76",
-                 "--at-flops", "2.2e20", "--out", str(tmp_path)]) == 0
-    pair, = json.loads((tmp_path / "compare.json").read_text())["pairs"]
+    assert (
+        main(
+            [
+                "compare",
+                table,
+                "--optima",
+                "--params",
+                "non-embedding",
+                "--allow",
+                "bound",
+                "--at-loss",
+                "2.76",
+                "--at-flops",
+                "2.2e20",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    (pair,) = json.loads((tmp_path / "compare.json").read_text())["pairs"]
     assert pair["compute"][0]["ratio"] == pytest.approx(15.48, abs=0.3)
     assert pair["params"][0]["ratio"] == pytest.approx(1.97, abs=0.03)
     assert pair["compute"][0]["ci"][0] < 15.48 < pair["compute"][0]["ci"][1]

@@ -13,10 +13,12 @@ from tests.scaling.test_critical import AR, MDM, stated_fit
 @pytest.fixture
 def fits(tmp_path):
     """Folders of an AR and an MDM fit, the latter with the bound stated or not."""
+
     def save(bound="bound"):
         save_fit(stated_fit(AR, 0.002, num_draws=40), tmp_path / "ar")
         save_fit(stated_fit(MDM, 0.002, bound, seed=1, num_draws=40), tmp_path / "mdm")
         return ["--ar", str(tmp_path / "ar" / "fit.json"), "--diffusion", str(tmp_path / "mdm"), "--out", str(tmp_path / "out")]
+
     return save
 
 

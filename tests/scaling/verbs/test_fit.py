@@ -42,8 +42,24 @@ def test_rows_are_dropped_only_by_a_flag_and_listed(table, tmp_path, capsys):
 
 
 def test_every_flag_is_on_record(table, tmp_path):
-    flags = ["--delta", "1e-4", "--reduction", "mean", "--starts", "40", "--bootstrap", "30", "--ci", "profile", "--holdout",
-             "flops>=9e20", "--seed", "5", "--form", "chinchilla-tied"]
+    flags = [
+        "--delta",
+        "1e-4",
+        "--reduction",
+        "mean",
+        "--starts",
+        "40",
+        "--bootstrap",
+        "30",
+        "--ci",
+        "profile",
+        "--holdout",
+        "flops>=9e20",
+        "--seed",
+        "5",
+        "--form",
+        "chinchilla-tied",
+    ]
     assert main(["fit", table, *flags, "--out", str(tmp_path / "out")]) == 0
     found = read(tmp_path / "out")
     assert (found["delta"], found["reduction"], found["num_starts"], found["num_resamples"]) == (1e-4, "mean", 40, 30)
@@ -76,8 +92,17 @@ def test_objectives_are_fitted_apart(tmp_path):
     assert read(tmp_path / "out" / "ar")["params"]["E"] == pytest.approx(1.7, rel=1e-3)
 
 
-@pytest.mark.parametrize("flags", [["--form", "cubic"], ["--starts", "0"], ["--bootstrap", "-1"], ["--delta", "0"],
-                                   ["--ci", "guess"], ["--chinchilla", "E=1,A"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--form", "cubic"],
+        ["--starts", "0"],
+        ["--bootstrap", "-1"],
+        ["--delta", "0"],
+        ["--ci", "guess"],
+        ["--chinchilla", "E=1,A"],
+    ],
+)
 def test_wrong_flags_leave_with_2(table, flags):
     with pytest.raises(SystemExit) as left:
         main(["fit", table, *flags])

@@ -11,16 +11,39 @@ def ingest(*words):
 
 
 def test_a_log_and_a_table_become_rows(tmp_path, capsys):
-    (tmp_path / "small.log").write_text(" iteration 10/ 20 | consumed samples: 80 | lm loss: 3.5 |\n"
-                                        " iteration 20/ 20 | consumed samples: 160 | lm loss: 3.0 |\n")
+    (tmp_path / "small.log").write_text(
+        " iteration 10/ 20 | consumed samples: 80 | lm loss: 3.5 |\n iteration 20/ 20 | consumed samples: 160 | lm loss: 3.0 |\n"
+    )
     write(tmp_path / "tb" / "large", 1, event(5, ("lm loss", 2.0)))
     (tmp_path / "t.csv").write_text("N,D,L\n0.5,100,3.1\n")
     out = tmp_path / "runs.csv"
-    assert ingest("--log", tmp_path / "small.log", "--set", "small:params=1e3", "--set", "seq_length=16", "--rows", "final",
-                  "--smooth", "last-k:2", "--out", out) == 0
+    assert (
+        ingest(
+            "--log",
+            tmp_path / "small.log",
+            "--set",
+            "small:params=1e3",
+            "--set",
+            "seq_length=16",
+            "--rows",
+            "final",
+            "--smooth",
+            "last-k:2",
+            "--out",
+            out,
+        )
+        == 0
+    )
     (row,) = csv.DictReader(out.read_text().splitlines())
     assert [row[name] for name in ("run", "step", "params", "tokens", "flops", "loss", "loss_metric")] == [
-        "small", "20", "1000", "2560", "15360000", "3.25", "lm loss"]
+        "small",
+        "20",
+        "1000",
+        "2560",
+        "15360000",
+        "3.25",
+        "lm loss",
+    ]
     assert ingest("--csv", tmp_path / "t.csv", "--map", "params=N*1e9,tokens=D,loss=L", "--out", out) == 0
     (row,) = csv.DictReader(out.read_text().splitlines())
     assert (row["run"], float(row["params"]), float(row["tokens"]), row["loss"]) == ("t:2", 5e8, 100, "3.1")
@@ -31,6 +54,7 @@ def test_a_log_and_a_table_become_rows(tmp_path, capsys):
 
 def test_what_was_ingested_can_be_fitted(tmp_path):
     from megatron.scaling.table import read_table
+
     lines = (f" iteration {n}/ 9 | consumed samples: {n} | lm loss: {9 / n} |\n" for n in range(1, 10))
     (tmp_path / "a.log").write_text("".join(lines))
     constants = ("--set", "params=5000", "--set", "seq_length=16")
@@ -40,9 +64,15 @@ def test_what_was_ingested_can_be_fitted(tmp_path):
     assert len(read_table([tmp_path / "runs.csv"], loss="last-k:1")) == 1
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (("--map", "loss"), "expected NEW=OLD"), (("--set", "params"), "expected COLUMN=VALUE"),
-    (("--smooth", "5"), "expected last-k:N"), ((), "the following arguments are required: --out")])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (("--map", "loss"), "expected NEW=OLD"),
+        (("--set", "params"), "expected COLUMN=VALUE"),
+        (("--smooth", "5"), "expected last-k:N"),
+        ((), "the following arguments are required: --out"),
+    ],
+)
 def test_flags_that_say_nothing_are_refused(words, sentence, capsys):
     with pytest.raises(SystemExit) as left:
         ingest(*words)

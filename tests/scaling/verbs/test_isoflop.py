@@ -68,8 +68,15 @@ def test_flags_that_do_not_exist(tmp_path, flags):
 @published
 def test_published_optima(tmp_path):
     """Nie et al., arXiv:2410.18514, figures 2 and 3, digitised."""
-    found = run(tmp_path, str(PUBLISHED / "smdm_isoflop_optima_digitised.csv"), "--optima", "--params", "non-embedding",
-                "--allow", "bound")
+    found = run(
+        tmp_path,
+        str(PUBLISHED / "smdm_isoflop_optima_digitised.csv"),
+        "--optima",
+        "--params",
+        "non-embedding",
+        "--allow",
+        "bound",
+    )
     for objective, g, a in (("ar", 0.0642, 0.6417), ("mdm", 0.0625, 0.6294)):
         assert found["exponents"][objective]["g"] == pytest.approx(g, abs=5e-4)
         assert found["exponents"][objective]["a"] == pytest.approx(a, abs=3e-3)

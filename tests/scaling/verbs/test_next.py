@@ -19,7 +19,7 @@ def fitted(tmp_path_factory):
 def test_it_proposes_runs(fitted, tmp_path, capsys):
     words = ["next", fitted, "--quantity", "R_D", "--out", str(tmp_path), "--max-flops", "1e20", "--flops-per-second", "1e14"]
     assert main(words) == 0
-    proposal, = json.loads((tmp_path / "next.json").read_text())["proposals"]
+    (proposal,) = json.loads((tmp_path / "next.json").read_text())["proposals"]
     assert proposal["runs"] and proposal["ci_now"][0] < proposal["value"] < proposal["ci_now"][1]
     for run in (*proposal["runs"], proposal["strongest"]):
         assert run["flops"] <= 1e20 and run["gpu_hours"] == pytest.approx(run["flops"] / 3.6e17) and 0 < run["shrinkage"] < 1
@@ -45,8 +45,13 @@ def test_a_ledger_is_scored_by_the_runs(fitted, tmp_path, capsys):
     for N in ("1e8", "2e8", "4e8"):
         assert main(["predict", fitted, "--params", N, "--tokens", "1e10", "--unique-tokens", "1e9", "--ledger", ledger]) == 0
     with open(table, "w", newline="") as file:
-        csv.writer(file).writerows([["params", "tokens", "unique_tokens", "loss"], [1e8, 1e10, 1e9, AR.loss(1e8, 1e10, 1e9)],
-                                    [2e8, 1e10, 1e9, 1.5 * AR.loss(2e8, 1e10, 1e9)]])
+        csv.writer(file).writerows(
+            [
+                ["params", "tokens", "unique_tokens", "loss"],
+                [1e8, 1e10, 1e9, AR.loss(1e8, 1e10, 1e9)],
+                [2e8, 1e10, 1e9, 1.5 * AR.loss(2e8, 1e10, 1e9)],
+            ]
+        )
     capsys.readouterr()
     assert main(["next", "--score", ledger, "--runs", table, "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "score.json").read_text())

@@ -1,4 +1,5 @@
 """`plan` on the command line: its table, its files, its refusals."""
+
 import argparse
 import json
 
@@ -18,8 +19,26 @@ def run(tmp_path, *words):
 
 
 def test_a_table_and_a_file(tmp_path, capsys):
-    code, plan = run(tmp_path, "--flops", "6e18,1e19", "--sizes", "57M,117M", "640,2560,64,10,11", "--mfu", "0.4",
-                     "--peak", "989e12", "--gpus", "8", "--price", "2", "--watts", "700", "--csv", str(tmp_path / "plan.csv"))
+    code, plan = run(
+        tmp_path,
+        "--flops",
+        "6e18,1e19",
+        "--sizes",
+        "57M,117M",
+        "640,2560,64,10,11",
+        "--mfu",
+        "0.4",
+        "--peak",
+        "989e12",
+        "--gpus",
+        "8",
+        "--price",
+        "2",
+        "--watts",
+        "700",
+        "--csv",
+        str(tmp_path / "plan.csv"),
+    )
     said = capsys.readouterr().out
     assert code == 0 and len(plan["runs"]) == 12 and (tmp_path / "plan.csv").exists()
     assert "12 runs" in said and "ar_chinchilla_6e18_11x640" in said and f"{find_size('57M')[1].total():,}" in said
@@ -27,9 +46,29 @@ def test_a_table_and_a_file(tmp_path, capsys):
 
 
 def test_data_tokenizer_and_other_flags_reach_every_run(tmp_path):
-    _, plan = run(tmp_path, "--flops", "1e18", "--sizes", "57M", "--train-data", "0.5", "a", "0.5", "b",
-                  "--valid-data", "v.txt", "--tokenizer-type", "HFTokenizer", "--tokenizer-model", "t.json",
-                  "--vocab-size", "32000", "--", "--eval-iters", "7")
+    _, plan = run(
+        tmp_path,
+        "--flops",
+        "1e18",
+        "--sizes",
+        "57M",
+        "--train-data",
+        "0.5",
+        "a",
+        "0.5",
+        "b",
+        "--valid-data",
+        "v.txt",
+        "--tokenizer-type",
+        "HFTokenizer",
+        "--tokenizer-model",
+        "t.json",
+        "--vocab-size",
+        "32000",
+        "--",
+        "--eval-iters",
+        "7",
+    )
     for one in plan["runs"]:
         said = " ".join(one["flags"])
         assert "--train-data-path 0.5 a 0.5 b" in said and "--valid-data-path-file v.txt" in said and "--eval-iters 7" in said
@@ -38,8 +77,24 @@ def test_data_tokenizer_and_other_flags_reach_every_run(tmp_path):
 
 def test_stated_speeds(tmp_path):
     def hours(text):
-        return [one["forecast"]["hours"] for one in run(tmp_path, "--flops", "1e18", "--sizes", "57M,217M", "--objectives", "ar",
-                                                        "--tokens-per-second", text, "--", "--eval-iters", "0")[1]["runs"]]
+        return [
+            one["forecast"]["hours"]
+            for one in run(
+                tmp_path,
+                "--flops",
+                "1e18",
+                "--sizes",
+                "57M,217M",
+                "--objectives",
+                "ar",
+                "--tokens-per-second",
+                text,
+                "--",
+                "--eval-iters",
+                "0",
+            )[1]["runs"]
+        ]
+
     one, other = hours("1e6")
     _, plan = run(tmp_path, "--flops", "1e18", "--sizes", "57M,217M", "--objectives", "ar")
     small, large = (each["tokens"] for each in plan["runs"])
@@ -47,16 +102,19 @@ def test_stated_speeds(tmp_path):
     assert hours("57M=2e6,217M=5e5") == pytest.approx([one / 2, 2 * other])
 
 
-@pytest.mark.parametrize("words, code, sentence", [
-    (["--flops", "1e18", "--mfu", "0.4"], 2, "--mfu and --peak belong together"),
-    (["--flops", "1e18", "--mfu", "0.4", "--peak", "1e15", "--probe"], 2, "exclude each other"),
-    (["--flops", "1e18", "--tokens-per-second", "57M=x"], 2, "expected X or SIZE=X"),
-    (["--flops", "1e18", "--tokens-per-second", "58M=1"], 2, "did you mean 57M"),
-    (["--flops", "1e18", "--tokenizer-type", "HFTokenizer"], 2, "needs --vocab-size"),
-    (["--flops", "1e18", "--unique-tokens", "x"], 2, "x"),
-    (["--flops", "1e18", "--optimum", "none.json"], 66, "none.json"),
-    (["--flops", "1e18", "--sizes", "57M", "--", "--eval-itres", "4"], 2, "did you mean --eval-iters?"),
-])
+@pytest.mark.parametrize(
+    "words, code, sentence",
+    [
+        (["--flops", "1e18", "--mfu", "0.4"], 2, "--mfu and --peak belong together"),
+        (["--flops", "1e18", "--mfu", "0.4", "--peak", "1e15", "--probe"], 2, "exclude each other"),
+        (["--flops", "1e18", "--tokens-per-second", "57M=x"], 2, "expected X or SIZE=X"),
+        (["--flops", "1e18", "--tokens-per-second", "58M=1"], 2, "did you mean 57M"),
+        (["--flops", "1e18", "--tokenizer-type", "HFTokenizer"], 2, "needs --vocab-size"),
+        (["--flops", "1e18", "--unique-tokens", "x"], 2, "x"),
+        (["--flops", "1e18", "--optimum", "none.json"], 66, "none.json"),
+        (["--flops", "1e18", "--sizes", "57M", "--", "--eval-itres", "4"], 2, "did you mean --eval-iters?"),
+    ],
+)
 def test_refusals_write_nothing(words, code, sentence, tmp_path, capsys):
     assert run(tmp_path, *words) == (code, None)
     assert sentence in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_one_run_goes_into_the_ledger(fits, tmp_path, capsys):
     ledger = tmp_path / "ledger.jsonl"
     words = ["predict", fits[0], "--params", "1e9", "--tokens", "1e11", "--unique-tokens", "1e10"]
     assert main([*words, "--ledger", str(ledger), "--run", "big"]) == 0
-    entry, = read_ledger(ledger)
+    (entry,) = read_ledger(ledger)
     assert entry["run"] == "big" and entry["loss"] == pytest.approx(AR.loss(1e9, 1e11, 1e10)) and entry["unit"] == "nats"
     assert main([*words, "--run", "big"]) == 2 and "--ledger" in capsys.readouterr().err
 

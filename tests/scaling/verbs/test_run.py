@@ -1,4 +1,5 @@
 """The verb: two real runs and a trunk with branches, small enough for seconds; scripts and commands dry."""
+
 import json
 import shlex
 
@@ -12,10 +13,22 @@ from megatron.scaling.plan import Request, make_plan, save_plan
 def planned(corpus, tmp_path):
     def plan(*flags, valid=corpus, **asked):
         asked = {"objectives": ("ar", "mdm"), "tokens": (6400,)} | asked
-        save_plan(make_plan(Request(scale="cpu", sizes=("CPU_5K",), seq_length=32, train_data=("1.0", "0:0.8", corpus),
-                                    valid_data=("1.0", "0.8:1", valid), flags=("--eval-iters", "2", *flags), **asked)),
-                  tmp_path / "plan.json")
+        save_plan(
+            make_plan(
+                Request(
+                    scale="cpu",
+                    sizes=("CPU_5K",),
+                    seq_length=32,
+                    train_data=("1.0", "0:0.8", corpus),
+                    valid_data=("1.0", "0.8:1", valid),
+                    flags=("--eval-iters", "2", *flags),
+                    **asked,
+                )
+            ),
+            tmp_path / "plan.json",
+        )
         return str(tmp_path / "plan.json"), "--runs-dir", str(tmp_path / "runs")
+
     return plan
 
 
@@ -26,7 +39,8 @@ def test_a_plan_of_two_runs(planned, tmp_path, capfd):
     for run in json.loads((tmp_path / "plan.json").read_text())["runs"]:
         result = json.loads((tmp_path / "runs" / run["name"] / "result.json").read_text())
         assert {name: result[name] for name in ("params", "tokens", "steps", "objective", "unique_tokens")} == {
-            name: run[name] for name in ("params", "tokens", "steps", "objective", "unique_tokens")}
+            name: run[name] for name in ("params", "tokens", "steps", "objective", "unique_tokens")
+        }
     assert main(["run", *words]) == 0
     assert f"{names[0]} is finished: skipped" in capfd.readouterr().err
     assert main(["status", *words, "--json"]) == 0
@@ -63,8 +77,10 @@ def test_dry(planned, tmp_path, capfd):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("flags, code, sentence", [
-    (["--only-index", "2"], 2, "the plan has runs 0 to 1"), (["--only", "x"], 2, "the plan has no such run")])
+@pytest.mark.parametrize(
+    "flags, code, sentence",
+    [(["--only-index", "2"], 2, "the plan has runs 0 to 1"), (["--only", "x"], 2, "the plan has no such run")],
+)
 def test_refusals(flags, code, sentence, planned, capfd):
     assert main(["run", *planned(), *flags]) == code and sentence in capfd.readouterr().err
 

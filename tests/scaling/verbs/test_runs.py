@@ -27,15 +27,22 @@ def test_ls_lists_every_run_with_status_and_error(two, capsys):
     assert [(row["run"], row["status"]) for row in rows] == [("a", "finished"), ("b", "finished"), ("c", "failed")]
     write_run(two / "sweep" / "a")
     text = said(capsys, "ls", two)
-    assert str(two / "a") in text and str(two / "sweep" / "a") in text      # namesakes are told apart
+    assert str(two / "a") in text and str(two / "sweep" / "a") in text  # namesakes are told apart
     (two / "none").mkdir()
     assert said(capsys, "ls", two / "none").splitlines()[-1] == "0 runs"
 
 
 def test_show_tells_all_of_one(two, capsys):
     text = said(capsys, "show", two / "a")
-    for part in ("a: finished", "config, hash", "optim.lr", "fingerprints.tokenizer", "eval_seed",
-                 "resumed at step 5 on ", "from /a/step-5; --bf16 was False, is True"):
+    for part in (
+        "a: finished",
+        "config, hash",
+        "optim.lr",
+        "fingerprints.tokenizer",
+        "eval_seed",
+        "resumed at step 5 on ",
+        "from /a/step-5; --bf16 was False, is True",
+    ):
         assert part in text
     assert json.loads(said(capsys, "show", two / "a", "--json"))["result"]["loss"] == 2.5
 
