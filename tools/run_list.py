@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 from megatron.config import Config, ConfigError, parse  # noqa: E402
 from megatron.errors import KILLED, PREEMPTED, BadData, MissingInput, exits  # noqa: E402
 from megatron.layout import find_place  # noqa: E402
-from megatron.scaling.execute import record_failure  # noqa: E402
-from megatron.scaling.progress import is_claimed  # noqa: E402
+from megatron.scaling.run.execute import record_failure  # noqa: E402
+from megatron.scaling.run.progress import is_claimed  # noqa: E402
 
 OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 

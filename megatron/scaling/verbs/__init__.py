@@ -14,10 +14,10 @@ import numpy as np
 import megatron
 from megatron.errors import CannotWrite
 from megatron.files import replace_file
-from megatron.scaling.fitted import plain
-from megatron.scaling.runs import LINTS, SAME_FOR_ALL
-from megatron.scaling.screen import say
-from megatron.scaling.table import MAPPING, Table, read_table
+from megatron.scaling.law.fitted import plain
+from megatron.scaling.show.screen import say
+from megatron.scaling.table.runs import LINTS, SAME_FOR_ALL
+from megatron.scaling.table.table import MAPPING, Table, read_table
 
 
 def table_arguments(parser: argparse.ArgumentParser, paths: bool = True) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from megatron.flags import ConfigError
-from megatron.scaling.archive import check, pack
+from megatron.scaling.table.archive import check, pack
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from megatron.errors import BadData
-from megatron.scaling.compare import Side, compare, findings
-from megatron.scaling.screen import interval, say, show
-from megatron.scaling.table import Table
+from megatron.scaling.answers.compare import Side, compare, findings
+from megatron.scaling.show.screen import interval, say, show
+from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
 from megatron.scaling.verbs.isoflop import fit_from, isoflop_arguments
 
@@ -53,7 +53,7 @@ def _is_fit(path: Path) -> bool:
 
 
 def _fit_side(path: Path) -> list[Side]:
-    from megatron.scaling.fit import load_fit
+    from megatron.scaling.law.fit import load_fit
 
     fit = load_fit(path)
     name = (path.resolve().parent if path.name == "fit.json" else path.resolve()).name

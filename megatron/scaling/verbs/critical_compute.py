@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from megatron.flags import ConfigError
-from megatron.scaling.critical import find_crossover
-from megatron.scaling.predict import read_fits
-from megatron.scaling.runs import LINTS
-from megatron.scaling.screen import interval, say, show
-from megatron.scaling.table import Table
+from megatron.scaling.answers.critical import find_crossover
+from megatron.scaling.answers.predict import read_fits
+from megatron.scaling.show.screen import interval, say, show
+from megatron.scaling.table.runs import LINTS
+from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import positive, write_record
 
 POINTS_A_DECADE = 3
@@ -49,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> None:
     """Find the crossing, print, draw, write."""
-    from megatron.scaling.figures import draw_crossover, save
+    from megatron.scaling.show.figures import draw_crossover, save
 
     unknown = sorted(set(args.allow) - set(LINTS))
     if unknown:

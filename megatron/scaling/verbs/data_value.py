@@ -14,10 +14,10 @@ import numpy as np
 
 from megatron.errors import BadData
 from megatron.flags import ConfigError
-from megatron.scaling.data_value import FRESH, DataValue, as_record, curve_at, curve_from_fit, curve_from_runs
-from megatron.scaling.predict import read_fits
-from megatron.scaling.screen import interval, say, show
-from megatron.scaling.table import Table
+from megatron.scaling.answers.data_value import FRESH, DataValue, as_record, curve_at, curve_from_fit, curve_from_runs
+from megatron.scaling.answers.predict import read_fits
+from megatron.scaling.show.screen import interval, say, show
+from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
 
 SHOWN_EPOCHS = (2, 4, 8, 16, 40, 100, 500)
@@ -37,8 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> None:
     """Fit what is not fitted, print, draw, write."""
-    from megatron.scaling.figures import draw_data_value, save
-    from megatron.scaling.report.inputs import read_data_value
+    from megatron.scaling.show.figures import draw_data_value, save
+    from megatron.scaling.show.report.inputs import read_data_value
 
     if not (args.tables or args.fit):
         raise ConfigError(["data-value needs a table of runs, or --fit with the fit.json of a data-constrained fit."])
@@ -74,7 +74,7 @@ def _curves(args: argparse.Namespace, fits: list, table: Table) -> dict[str, Dat
 
 
 def _curve_of_runs(args: argparse.Namespace, table: Table, epochs, objective: str) -> DataValue:
-    from megatron.scaling.fit import fit_law
+    from megatron.scaling.law.fit import fit_law
 
     label = _label(objective, table.rows[0].get("bound"))
     fresh = table.column("tokens") <= FRESH * table.column("unique_tokens")
@@ -90,7 +90,7 @@ def _curve_of_runs(args: argparse.Namespace, table: Table, epochs, objective: st
 
 
 def _label(objective: str, bound: str | None) -> str:
-    from megatron.scaling.figures.style import label_of
+    from megatron.scaling.show.figures.style import label_of
 
     return label_of(objective, bound)
 

@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from megatron.errors import BadData
-from megatron.scaling.envelope import Envelope, fit_envelope, read_curves
-from megatron.scaling.screen import interval, show, show_record
-from megatron.scaling.table import Table
+from megatron.scaling.answers.envelope import Envelope, fit_envelope, read_curves
+from megatron.scaling.show.screen import interval, show, show_record
+from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, table_arguments, write_record
 
 

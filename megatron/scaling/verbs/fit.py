@@ -10,10 +10,10 @@ import argparse
 import re
 from pathlib import Path
 
-from megatron.scaling.fit import METHODS, Fit, fit_law, load_fit, save_fit
-from megatron.scaling.fitted import parameter_lines, setting_lines
-from megatron.scaling.forms import FORMS
-from megatron.scaling.screen import say, show, show_record
+from megatron.scaling.law.fit import METHODS, Fit, fit_law, load_fit, save_fit
+from megatron.scaling.law.fitted import parameter_lines, setting_lines
+from megatron.scaling.law.forms import FORMS
+from megatron.scaling.show.screen import say, show, show_record
 from megatron.scaling.verbs import load_table, positive, table_arguments
 
 GIVEN = re.compile(r"\s*(\w+)\s*=\s*([-+.\deE]+)\s*")

@@ -13,8 +13,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from megatron.scaling.ingest.points import Choices, Points, Sources, ingest, write_points
-from megatron.scaling.table import MAPPING
+from megatron.scaling.table.ingest.points import Choices, Points, Sources, ingest, write_points
+from megatron.scaling.table.table import MAPPING
 from megatron.scaling.verbs.runs import wide_console
 
 SETTING = re.compile(r"(?:(.+):)?(\w+)=(.*)")

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron.errors import BadData
-from megatron.scaling.isoflop import IsoFlop, fit_table
-from megatron.scaling.screen import interval, say, show, show_record
-from megatron.scaling.table import Table
+from megatron.scaling.answers.isoflop import IsoFlop, fit_table
+from megatron.scaling.show.screen import interval, say, show, show_record
+from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
 
 MEANING = {"a": "a: N* ~ C^a", "b": "b: D* ~ C^b", "g": "g: L* ~ C^-g"}
@@ -145,9 +145,9 @@ def _show(objective: str, isoflop: IsoFlop) -> None:
 
 
 def _draw(found: dict[str, IsoFlop], table: Table, folder: Path) -> None:
-    from megatron.scaling.figures import draw_isoflop, save
-    from megatron.scaling.isoflop import equal_loss_ratios
-    from megatron.scaling.report.study import Study, by_budget
+    from megatron.scaling.answers.isoflop import equal_loss_ratios
+    from megatron.scaling.show.figures import draw_isoflop, save
+    from megatron.scaling.show.report.study import Study, by_budget
 
     studies = [Study(objective, by_budget(table.only(objective).rows), isoflop) for objective, isoflop in found.items()]
     ratios = equal_loss_ratios(found["ar"], found["mdm"]) if {"ar", "mdm"} <= set(found) else []

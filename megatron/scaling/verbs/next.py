@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from megatron.flags import ConfigError
-from megatron.scaling.design import (
+from megatron.scaling.answers.design import (
     candidate_runs,
     choose_runs,
     interval_around,
@@ -21,10 +21,10 @@ from megatron.scaling.design import (
     standard_error,
     weigh_evidence,
 )
-from megatron.scaling.ledger import read_ledger, score
-from megatron.scaling.predict import read_fits
-from megatron.scaling.screen import interval, say, show
-from megatron.scaling.table import Table
+from megatron.scaling.answers.ledger import read_ledger, score
+from megatron.scaling.answers.predict import read_fits
+from megatron.scaling.show.screen import interval, say, show
+from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
 
 EPOCHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

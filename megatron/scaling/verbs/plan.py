@@ -19,13 +19,13 @@ from rich.table import Table
 
 from megatron.budget import GPT2_VOCAB, find_size, positive, spell
 from megatron.flags import ConfigError, parse_count
-from megatron.scaling.hyperparameters import BATCH_SIZES, LEARNING_RATES
-from megatron.scaling.plan import Plan, make_plan, save_csv, save_plan
-from megatron.scaling.plan_cost import Rates, Speed, speed_of_peak, speed_of_points
-from megatron.scaling.plan_flags import SCALES
-from megatron.scaling.plan_grid import KINDS, SEED, Request, read_unique
-from megatron.scaling.plan_probe import probe_plan
-from megatron.scaling.plan_sizes import KNOWN
+from megatron.scaling.plan.cost import Rates, Speed, speed_of_peak, speed_of_points
+from megatron.scaling.plan.flags import SCALES
+from megatron.scaling.plan.grid import KINDS, SEED, Request, read_unique
+from megatron.scaling.plan.hyperparameters import BATCH_SIZES, LEARNING_RATES
+from megatron.scaling.plan.plan import Plan, make_plan, save_csv, save_plan
+from megatron.scaling.plan.probe import probe_plan
+from megatron.scaling.plan.sizes import KNOWN
 
 VOCABULARIES = {"ByteTokenizer": 257, "GPT2BPETokenizer": GPT2_VOCAB}
 GIB = 2**30

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from megatron.scaling.screen import say
+from megatron.scaling.show.screen import say
 from megatron.scaling.verbs import load_table, table_arguments
 
 
@@ -26,9 +26,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> None:
     """Do it; matplotlib is imported here."""
-    from megatron.scaling.report import build_report, write_report
-    from megatron.scaling.report.inputs import read_critical, read_data_value, read_fits
-    from megatron.scaling.report.listing import print_report
+    from megatron.scaling.show.report import build_report, write_report
+    from megatron.scaling.show.report.inputs import read_critical, read_data_value, read_fits
+    from megatron.scaling.show.report.listing import print_report
 
     folder, words = Path(args.out), shlex.join(["scaling_laws.py", *sys.argv[1:]])
     found = build_report(

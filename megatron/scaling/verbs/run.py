@@ -13,10 +13,10 @@ import shlex
 from pathlib import Path
 
 from megatron.flags import ConfigError
-from megatron.scaling import slurm_array
-from megatron.scaling.commands import plan_of_commands
-from megatron.scaling.execute import HOW, Start, choose, choose_start, command_line, on_cpu, pending, run_plan
-from megatron.scaling.plan import Plan, load_plan, save_plan
+from megatron.scaling.plan.commands import plan_of_commands
+from megatron.scaling.plan.plan import Plan, load_plan, save_plan
+from megatron.scaling.run import slurm_array
+from megatron.scaling.run.execute import HOW, Start, choose, choose_start, command_line, on_cpu, pending, run_plan
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

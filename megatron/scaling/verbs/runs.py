@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megatron.scaling.registry import compare, describe, error_of, find_runs, flat, summary
+from megatron.scaling.table.registry import compare, describe, error_of, find_runs, flat, summary
 
 WIDE = 1000  # columns, where the output is no terminal
 

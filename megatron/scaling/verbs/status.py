@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from megatron.scaling.plan import load_plan
-from megatron.scaling.progress import STATES, Standing, status, total
+from megatron.scaling.plan.plan import load_plan
+from megatron.scaling.run.progress import STATES, Standing, status, total
 
 COLORS = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "waiting": "default"}
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from megatron.scaling.__main__ import main
-from megatron.scaling.fit import save_fit
+from megatron.scaling.law.fit import save_fit
 from megatron.scaling.verbs.critical_compute import span
-from tests.scaling.test_critical import AR, MDM, stated_fit
+from tests.scaling.answers.test_critical import AR, MDM, stated_fit
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from megatron.scaling.__main__ import main
-from megatron.scaling.fit import save_fit
-from megatron.scaling.laws import DataConstrained
-from tests.scaling.test_critical import AR, MDM, stated_fit
+from megatron.scaling.law.fit import save_fit
+from megatron.scaling.law.laws import DataConstrained
+from tests.scaling.answers.test_critical import AR, MDM, stated_fit
 
 LAWS = {"ar": (AR, "exact"), "mdm": (MDM, "bound")}
 

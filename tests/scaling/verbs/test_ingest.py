@@ -3,7 +3,7 @@ import csv
 import pytest
 
 from megatron.scaling.__main__ import main
-from tests.scaling.ingest.test_event_files import event, write
+from tests.scaling.table.ingest.test_event_files import event, write
 
 
 def ingest(*words):
@@ -53,7 +53,7 @@ def test_a_log_and_a_table_become_rows(tmp_path, capsys):
 
 
 def test_what_was_ingested_can_be_fitted(tmp_path):
-    from megatron.scaling.table import read_table
+    from megatron.scaling.table.table import read_table
 
     lines = (f" iteration {n}/ 9 | consumed samples: {n} | lm loss: {9 / n} |\n" for n in range(1, 10))
     (tmp_path / "a.log").write_text("".join(lines))

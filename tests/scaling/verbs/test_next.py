@@ -4,9 +4,9 @@ import json
 import pytest
 
 from megatron.scaling.__main__ import main
-from megatron.scaling.fit import fit_law, save_fit
-from tests.scaling.test_critical import AR
-from tests.scaling.test_design import observations
+from megatron.scaling.law.fit import fit_law, save_fit
+from tests.scaling.answers.test_critical import AR
+from tests.scaling.answers.test_design import observations
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from megatron.scaling.__main__ import main
-from megatron.scaling.fit import save_fit
-from megatron.scaling.ledger import read_ledger
-from tests.scaling.test_critical import AR, MDM, stated_fit
+from megatron.scaling.answers.ledger import read_ledger
+from megatron.scaling.law.fit import save_fit
+from tests.scaling.answers.test_critical import AR, MDM, stated_fit
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from megatron.scaling.__main__ import main
-from tests.scaling.test_registry import CONFIG, RESULT, write_run
+from tests.scaling.table.test_registry import CONFIG, RESULT, write_run
 
 
 @pytest.fixture

@@ -1,0 +1,136 @@
+"""Sets of runs and fits side by side: whether they may be compared at all, and if so, how much compute and size lie between.
+
+Two sets of runs are compared through the power laws of their isoFLOP minima, two fits through the optimal losses of their
+laws, both with intervals that pair independent draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron.errors import Mismatch
+from megatron.scaling.answers.critical import KINDS, drawn_law
+from megatron.scaling.answers.isoflop import IsoFlop, compute_ratio, equal_loss_ratios, params_ratio, percentile_interval
+from megatron.scaling.table.runs import differences
+
+REACH = 3.0  # decades beyond the compute of both within which equal losses are looked for
+NUM_BUDGETS = 5  # compared where fits have no budgets of their own
+
+
+@dataclass(frozen=True)
+class Side:
+    """One objective of one set of runs with its minima, or one fit; `rows` carry the conventions."""
+
+    name: str
+    rows: list[dict]
+    isoflop: IsoFlop | None = None
+    fit: object | None = None
+
+    @property
+    def label(self) -> str:
+        """'sweep mdm (upper bound)'; where a side does not say which, it says so."""
+        return f"{self.name} ({KINDS.get(self.rows[0].get('bound'), 'exact or bound is not stated')})"
+
+
+def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
+    """What differs between and within the sides, a sentence each, and what a bound means for the ratios.
+
+    Raises Mismatch for differences that `allow` does not name (a unit cannot be allowed).
+    """
+    rows = [row for side in sides for row in side.rows]
+    found = differences(rows)
+    units = {row.get("unit") or "nats" for row in rows}
+    refused = [f"{sentence}, or give --allow {name}." for name, sentence in found.items() if name not in allow]
+    if len(units) > 1:
+        refused.append(f"losses are in {' and in '.join(sorted(units))}: fit again with the same --unit.")
+    if refused:
+        raise Mismatch(" ".join(refused))
+    said = [f"allowed: {sentence}." for sentence in found.values()]
+    kinds = {row.get("bound") for row in rows}
+    if len(kinds) > 1:
+        said.append(
+            "an upper bound lies above the negative log-likelihood that it bounds: ratios of an exact loss and a bound "
+            "overstate what the bounded model needs."
+        )
+    elif kinds == {None}:
+        said.append("no side says whether its losses are exact or bounds: give the column bound.")
+    return said
+
+
+def compare(reference: Side, other: Side, at_loss: Iterable[float] = (), at_flops: Iterable[float] = ()) -> dict:
+    """Compute of `other` over that of `reference` at equal loss, and optimal parameters of `reference` over those of `other`
+    at equal compute, each with its 95 % interval: {"compute": [...], "params": [...]}. Raises Mismatch for a fit and runs."""
+    if (reference.fit is None) != (other.fit is None):
+        raise Mismatch(f"{reference.name} and {other.name}: one is a fit and one is a set of runs; fit the runs first.")
+    pair = _compare_runs if reference.fit is None else _compare_fits
+    compute, params = pair(reference, other, list(at_loss), list(at_flops))
+    return {"reference": reference.label, "other": other.label, "compute": compute, "params": params}
+
+
+def _compare_runs(reference: Side, other: Side, at_loss, at_flops):
+    one, two = reference.isoflop, other.isoflop
+    common = equal_loss_ratios(one, two)
+    compute = common if not at_loss else [compute_ratio(one, two, loss) for loss in at_loss]
+    params = [params_ratio(one, two, flops) for flops in (at_flops or [row["flops"] for row in common])]
+    return [row for row in compute if row], [row for row in params if row]
+
+
+def _compare_fits(reference: Side, other: Side, at_loss, at_flops):
+    """At the budgets that both fits' data cover, and the losses that `other` has there."""
+    ranges = np.log([side.fit.range["flops"] for side in (reference, other)])
+    low, high = ranges[:, 0].max(), ranges[:, 1].min()
+    if low > high:
+        low, high = ranges.min(), ranges.max()
+    flops = np.array(at_flops or np.exp(np.linspace(low, high, NUM_BUDGETS)))
+    ln_grid = np.linspace(ranges.min() - REACH * np.log(10), ranges.max() + REACH * np.log(10), 2000)
+    curves = [_optimal_losses(side.fit, ln_grid) for side in (reference, other)]  # [1 + draws, grid] each
+    pairs = min(len(curve) for curve in curves)
+    losses = at_loss or [float(np.interp(np.log(c), ln_grid, curves[1][0])) for c in flops]
+    compute = [_equal_loss([curve[:pairs] for curve in curves], ln_grid, loss, ranges) for loss in losses]
+    return [row for row in compute if row], [_params(reference.fit, other.fit, c, ranges, pairs) for c in flops]
+
+
+def _optimal_losses(fit, ln_flops) -> np.ndarray:
+    """Loss at the optimum over ln C, [1 + draws, grid], the fitted law first."""
+    point = fit.law.optimal_loss(np.exp(ln_flops))[None]
+    if fit.draws is None or not len(fit.draws):
+        return point
+    return np.concatenate([point, drawn_law(fit, len(fit.draws), 1).optimal_loss(np.exp(ln_flops))])
+
+
+def _equal_loss(curves, ln_grid, loss, ranges) -> dict | None:
+    """The ratio of compute at which both curves have this loss; None where one does not reach it."""
+    ln_flops = np.array([[np.interp(-loss, -row, ln_grid, left=np.nan, right=np.nan) for row in curve] for curve in curves])
+    if np.isnan(ln_flops[:, 0]).any():
+        return None
+    ratio = np.exp(ln_flops[1] - ln_flops[0])
+    inside = all(low <= place <= high for (low, high), place in zip(ranges, ln_flops[:, 0]))
+    return {
+        "loss": float(loss),
+        "flops": np.exp(ln_flops[:, 0]).tolist(),
+        "ratio": float(ratio[0]),
+        "extrapolated": not inside,
+        "ci": list(percentile_interval(np.where(np.isnan(ratio[1:]), np.inf, ratio[1:]))),
+    }  # NaN: never that loss
+
+
+def _params(one, two, flops, ranges, pairs) -> dict:
+    sizes = [np.concatenate([[fit.law.optimum(flops)[0]], _drawn_sizes(fit, flops)])[:pairs] for fit in (one, two)]
+    ratio = sizes[0] / sizes[1]
+    inside = all(low <= np.log(flops) <= high for low, high in ranges)
+    return {
+        "flops": float(flops),
+        "params": [float(size[0]) for size in sizes],
+        "ratio": float(ratio[0]),
+        "extrapolated": not inside,
+        "ci": list(percentile_interval(ratio[1:])),
+    }
+
+
+def _drawn_sizes(fit, flops) -> np.ndarray:
+    if fit.draws is None or not len(fit.draws):
+        return np.zeros(0)
+    return np.ravel(fit.optimum_draws(flops)[0])

@@ -1,0 +1,107 @@
+"""What a law says of a run that does not exist yet: size, tokens, epochs and loss for a budget, with intervals."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from megatron.scaling.answers.critical import drawn_law, interval_of, num_paired_draws
+from megatron.scaling.law.fit import Fit, load_fit
+
+LABELS = {"ar": "AR", "mdm": "MDM"}
+NORMAL_975 = 1.959963984540054
+
+
+def read_fits(paths) -> tuple[list[Fit], list[dict]]:
+    """(fits, their files as {"path", "sha256"}), in the order of `paths`, files or folders. Raises as `load_fit`."""
+    fits = [load_fit(path) for path in paths]
+    files = [path / "fit.json" if path.is_dir() else path for path in map(Path, paths)]
+    return fits, [{"path": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in files]
+
+
+def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, unique_tokens=None) -> dict:
+    """N, D, epochs and loss of one run with 95 % intervals; `flops` alone leaves the split to the law's optimum.
+
+    `loss_ci` is where the law lies; `run_ci` is where a run's loss lies, with the scatter of the runs around the law, and
+    `ln_sd` its standard deviation in ln loss.
+    """
+    N, D = _split(fit.law, flops, params, tokens, unique_tokens)
+    found = {
+        "label": label,
+        "form": fit.form,
+        "flops": float(6 * N * D),
+        "unique_tokens": unique_tokens,
+        **_named(fit.law, N, D, unique_tokens),
+    }
+    if count := num_paired_draws({label: fit}):
+        drawn = drawn_law(fit, count, 0)
+        draws = _named(drawn, *_split(drawn, flops, params, tokens, unique_tokens), unique_tokens)
+        found |= {f"{name}_ci": interval_of(np.broadcast_to(draw, count)) for name, draw in draws.items()}
+    low, high = found.get("loss_ci", [found["loss"]] * 2)
+    ln_sd = float(np.hypot(np.log(high / low) / 2 / NORMAL_975, np.nan_to_num(fit.residual_rms)))
+    run_ci = [float(found["loss"] * np.exp(sign * NORMAL_975 * ln_sd)) for sign in (-1, 1)]
+    beyond = fit.extrapolation(found["params"], found["tokens"], unique_tokens, found["flops"])
+    unknown = ["the fit states no scatter of its runs: the interval of one run is only that of the law."]
+    scatter = [] if np.isfinite(fit.residual_rms) else unknown
+    said = [f"{label}: {sentence}" for sentence in [*beyond, *scatter, *fit.warnings]]
+    return found | {"run_ci": run_ci, "ln_sd": ln_sd, "warnings": said}
+
+
+def compare_at_budget(fits: dict[str, Fit], flops: float, unique_tokens=None) -> dict:
+    """Which law has the lowest loss at a budget, and in what share of the draws, paired, it has."""
+    count = num_paired_draws(fits)
+    loss = {label: fit.law.optimal_loss(flops, unique_tokens) for label, fit in fits.items()}
+    best = min(loss, key=loss.get)
+    if not count:
+        return {"best": best, "share_of_draws": None, "num_draws": 0}
+    drawn = {label: drawn_law(fit, count, 0).optimal_loss(flops, unique_tokens) for label, fit in fits.items()}
+    others = np.min([draws for label, draws in drawn.items() if label != best], axis=0)
+    return {"best": best, "share_of_draws": float(np.mean(drawn[best] < others)), "num_draws": count}
+
+
+def in_words(predictions: list[dict], verdict: dict | None) -> str:
+    """The answer as a sentence: which objective, how large, for how many epochs, at which loss."""
+    first = predictions[0]
+    data = "fresh data" if first["unique_tokens"] is None else f"{first['unique_tokens']:.3g} unique tokens"
+    start = f"With {first['flops']:.3g} FLOPs and {data}: "
+    if verdict is None:
+        return start + "; ".join(map(_describe, predictions)) + "."
+    best = next(prediction for prediction in predictions if prediction["label"] == verdict["best"])
+    rest = "; ".join(f"against {_describe(one)}" for one in predictions if one is not best)
+    share = (
+        ""
+        if verdict["share_of_draws"] is None
+        else f". {LABELS.get(best['label'], best['label'])} leads in "
+        f"{verdict['share_of_draws']:.0%} of {verdict['num_draws']} paired draws"
+    )
+    return f"{start}{_describe(best)}; {rest}{share}."
+
+
+def _describe(one: dict) -> str:
+    def with_ends(name, form):
+        ends = one.get(f"{name}_ci") or [None, None]
+        shown = " .. ".join("open" if end is None else f"{end:{form}}" for end in ends)
+        return f"{one[name]:{form}}" + ("" if ends[0] is None is ends[1] or ends[0] == ends[1] else f" [{shown}]")
+
+    return (
+        f"{LABELS.get(one['label'], one['label'])} with {with_ends('params', '.3g')} parameters for "
+        f"{with_ends('epochs', '.3g')} epochs ({with_ends('tokens', '.3g')} tokens), loss {with_ends('loss', '.4f')}"
+    )
+
+
+def _split(law, flops, params, tokens, unique_tokens):
+    """(N, D) of the run that is asked for."""
+    if flops is None:
+        return np.float64(params), np.float64(tokens)
+    product = np.float64(flops) / 6
+    if params is not None:
+        return np.float64(params), product / params
+    return law.optimum(flops, unique_tokens) if tokens is None else (product / tokens, np.float64(tokens))
+
+
+def _named(law, N, D, unique_tokens) -> dict:
+    unique = D if unique_tokens is None else np.minimum(unique_tokens, D)
+    found = {"params": N, "tokens": D, "epochs": D / unique, "loss": law.loss(N, D, unique)}
+    return {name: value if np.ndim(value) else float(value) for name, value in found.items()}

@@ -1,0 +1,1 @@
+"""Forms of loss laws, and fits of them with intervals."""

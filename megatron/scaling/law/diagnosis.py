@@ -1,0 +1,125 @@
+"""What a reader must know before using a fitted law, a sentence each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megatron.scaling.law.fitted import Fit
+from megatron.scaling.law.forms import Form, Rows
+
+VANISHED = 1e-3  # of the smallest loss: an E below that is none
+CLOSE = 1.01  # objectives within this ratio are equally good
+LEVEL_BIAS = 3.0  # standard errors, and
+LEAST_BIAS = 2e-3  # of the loss: less than another seed changes
+
+
+def diagnose(fit: Fit, law: Form, rows: Rows, theta, low, high, residual) -> list[str]:
+    """The warnings of a fit; theta [p] with its bounds, residual [n] = ln L - ln loss."""
+    free = low < high
+    found = _few(fit, law, rows, int(free.sum()))
+    found += _at_bounds(law, theta, low, high, free)
+    if vanished(fit, rows) and not any("E tends" in w for w in found):
+        found.append("E tends to 0: the irreducible loss is not identified.")
+    if fit.condition > 1e4:
+        found.append(f"condition number {fit.condition:.1e}: some combination of the parameters is not identified.")
+    found += _optima(fit)
+    found += _open_intervals(fit)
+    if fit.failed_resamples > 0.05 * fit.num_resamples:
+        effect = "the intervals are too narrow" if fit.ci else "there are no intervals"
+        found.append(f"{fit.failed_resamples} of {fit.num_resamples} resamples could not be fitted: {effect}.")
+    if fit.held and fit.draws is not None and "alpha" not in fit.ci:
+        found.append("the held Chinchilla part came without draws: the intervals take it as exact.")
+    return found + _misfit(fit, law, rows, residual)
+
+
+def vanished(fit: Fit, rows: Rows) -> bool:
+    """Whether the law has an irreducible loss, and the fit of it is none."""
+    return "E" in fit.params and fit.params["E"] < VANISHED * np.exp(rows.loss.min())
+
+
+def _few(fit: Fit, law: Form, rows: Rows, num_free: int) -> list[str]:
+    """Too little of anything to show what is asked."""
+    found = []
+    if fit.num_runs <= num_free:
+        found.append(f"{fit.num_runs} runs for {num_free} parameters: the law interpolates, its residuals say nothing.")
+    elif fit.num_runs < 3 * num_free:
+        found.append(f"only {fit.num_runs} runs for {num_free} parameters: the 95 % intervals cover less than that.")
+    if fit.num_runs < fit.rows_used:
+        found.append(f"{fit.rows_used} rows are {fit.num_runs} clusters: intervals count clusters.")
+    for name, axis in (("N", "params"), ("D", "tokens"), ("C", "flops")):
+        values = len(np.unique(np.round(getattr(rows, axis), 6)))
+        if axis in law.axes and values < 3:
+            found.append(f"only {values} values of {name}: its exponent is not identified.")
+    if "R_D" in law.names and not rows.repeated.any():
+        found.append("no row repeats data: R_D and R_N are not identified.")
+    if "E" in law.names and len(law.axes) == 2 and _rise_together(rows):
+        found.append("N and D rise together in all rows: which of them lowers the loss is not identified.")
+    return found
+
+
+def _rise_together(rows: Rows) -> bool:
+    """Whether ln N and ln D lie on one line, neither of them constant."""
+    axes = np.stack([rows.centred("params"), rows.centred("tokens")])
+    spread = axes.std(axis=1)
+    return bool(np.all(spread > 0.01)) and abs(np.mean(axes[0] * axes[1])) > 0.999 * np.prod(spread)
+
+
+def _at_bounds(law: Form, theta, low, high, free) -> list[str]:
+    found = []
+    for i, name in enumerate(law.solved):
+        side = "low" if theta[i] <= low[i] + 1e-9 else "high" if theta[i] >= high[i] - 1e-9 else None
+        if side and free[i]:
+            found.append(
+                "E tends to 0: the irreducible loss is not identified."
+                if (name, side) == ("E", "low")
+                else f"{name} stopped at a bound ({side}): it is not identified."
+            )
+    return found
+
+
+def _optima(fit: Fit) -> list[str]:
+    found = []
+    if fit.basins and fit.basins[0]["objective"] < CLOSE * fit.objective:
+        found.append("another optimum is within 1 % of this one: see basins.")
+    if fit.share_at_optimum < 0.1:
+        found.append(f"only {fit.share_at_optimum:.1%} of {fit.num_starts} starts reached the optimum.")
+    return found
+
+
+def _open_intervals(fit: Fit) -> list[str]:
+    """Ends that the data do not bound, by the intervals and by the profile."""
+    found = []
+    for method, intervals in (("95 % interval", fit.ci), ("profile interval", fit.profile)):
+        for name, (low, high) in intervals.items():
+            if None in (low, high) and (method, name) not in {("profile interval", same) for same in _open_in(fit.ci)}:
+                end = "below" if high is not None else "above" if low is not None else "on either side"
+                found.append(f"the {method} of {name} is unbounded {end}.")
+    return found
+
+
+def _open_in(intervals: dict) -> list[str]:
+    return [name for name, ends in intervals.items() if None in ends]
+
+
+def _misfit(fit: Fit, law: Form, rows: Rows, residual) -> list[str]:
+    """Residuals that are more than noise."""
+    found = []
+    floor = fit.noise_floor
+    if floor and floor["rms"] < 1e-9:
+        found.append(f"{floor['groups']} groups of runs agree in N, D, U and every digit of the loss: copies, not replicates.")
+    elif floor and floor["degrees_of_freedom"] >= 3 and fit.residual_rms > 2 * floor["rms"]:
+        found.append(
+            f"the residuals (rms {fit.residual_rms:.2g} of ln L) are {fit.residual_rms / floor['rms']:.2g} times the "
+            f"scatter of replicates ({floor['rms']:.2g}): the form does not describe these runs."
+        )
+    single = ~rows.repeated
+    if "R_D" in law.names and single.sum() >= 5 and rows.repeated.any():
+        mean, error = residual[single].mean(), residual[single].std(ddof=1) / np.sqrt(single.sum())
+        if abs(mean) > max(LEVEL_BIAS * error, LEAST_BIAS):
+            found.append(f"level bias: single-epoch losses are predicted {100 * np.expm1(mean):+.2g} % off on average.")
+    if fit.holdout and fit.holdout["rms"] > 3 * fit.residual_rms:
+        found.append(
+            f"the hold-out error (rms {fit.holdout['rms']:.2g} of ln L) is {fit.holdout['rms'] / fit.residual_rms:.2g} "
+            "times the residuals of the fit: do not extrapolate that way."
+        )
+    return found

@@ -1,0 +1,360 @@
+"""Fit a law to observations: Huber loss on log residuals, many starts, resampled clusters, profiles, and what to distrust."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from megatron.errors import BadData, Refusal
+from megatron.scaling.law.diagnosis import diagnose, vanished
+from megatron.scaling.law.fitted import Fit, load_fit, save_fit
+from megatron.scaling.law.forms import FORMS, LINEAR, Form, Rows
+from megatron.scaling.law.intervals import (
+    OVERSAMPLING,
+    bootstrap,
+    delta_method,
+    percentiles,
+    profiles,
+    replicate_scatter,
+    resample,
+    rescale,
+    sandwich,
+)
+from megatron.scaling.law.observations import AXES, Observations, held_out, observe, relabelled
+from megatron.scaling.law.solver import Ends, Problem, minimise, persist
+
+__all__ = ["Fit", "fit_chinchilla", "fit_law", "load_fit", "save_fit"]
+METHODS = ("percentile", "delta", "profile")
+PROFILED = ("E", "alpha", "beta", "alpha_N", "alpha_D", "R_D", "R_N", "phi", "psi")
+SAME_BASIN = 0.02  # largest distance, in centred parameters, of two descriptions of one optimum
+NUM_BASINS = 5
+RIVAL = 1.05  # objectives up to this multiple of the least also start every resample
+
+
+def fit_law(
+    table,
+    form: str = "chinchilla",
+    *,
+    delta: float = 1e-3,
+    reduction: str = "sum",
+    starts="default",
+    num_resamples: int = 1000,
+    ci: str = "percentile",
+    holdout=None,
+    seed: int = 0,
+    cluster=None,
+    chinchilla=None,
+) -> Fit:
+    """Minimise the sum over rows of Huber_delta(ln L - ln loss) (Hoffmann et al., arXiv:2203.15556, approach 3).
+
+    table: a Table, rows as dicts, or columns {params, tokens, loss, unique_tokens?, flops?, run?, cluster?} of [n]; `cluster`
+    [n] overrides its column. `starts`: "default", "grid" (as published), how many to draw, or theta [m, p] with
+    terms at N = D = 1. `reduction` mean reports the same optimum: the solver does not depend on it. `holdout`: a condition
+    such as "flops>=1e21", whose rows are predicted instead of fitted. `chinchilla`: a Fit or {E, A, B, alpha, beta} whose part
+    of a data-constrained law is held, resample by resample where it has draws; "single-epoch" fits it on rows that repeat
+    nothing; None fits everything jointly. Intervals are 95 %.
+
+    Raises BadData for values that no law can have or too few rows, Refusal when no start converges.
+    """
+    law, observed = _form(form), observe(table, cluster)
+    left_out, condition = held_out(holdout, observed)
+    rows, clusters = observed.rows(~left_out), relabelled(observed.cluster[~left_out])
+    _check(law, rows, ci, reduction, observed.record["sources"])
+    problem = Problem(lambda theta: law.log_loss(theta, rows), rows.loss, delta)
+    chinchilla = _first_stage(chinchilla, law, observed, ~left_out, delta, num_resamples, seed)
+    low, high = _hold(law.bounds(rows).T, chinchilla, rows)
+    first = _starts(law, rows, starts, seed)
+    if law.simpler and starts == "default":
+        first = np.concatenate([first, _from_simpler(law, rows, low, high, delta)])
+    ends = _descend(problem, first, low, high, law.name)
+    theta = ends.theta[0]
+    basins, share = _basins(law, rows, ends, len(first))
+    trust = _intervals(problem, law, rows, ends, first[0], low, high, clusters, num_resamples, ci, seed, chinchilla)
+    residual, gradient = (part[0] for part in problem.residuals(theta[None]))
+    values = law.values(theta, rows)
+    found = {
+        "params": dict(zip(law.names, values.tolist())),
+        "objective": float(ends.objective[0]),
+        "num_starts": len(first),
+        "share_at_optimum": share,
+        "basins": basins,
+        "condition": _condition(gradient[low < high]),
+        "residual_rms": float(np.sqrt(np.mean(residual**2))),
+        "residuals": _residual_table(observed, law.from_values(values), left_out),
+        **trust,
+    }
+    asked = {"form": law.name, "delta": delta, "reduction": reduction, "seed": seed, "held": _held_params(chinchilla)}
+    fit = _record(asked, found, rows, clusters, observed, left_out, condition)
+    if vanished(fit, rows):  # resamples that agree on no E at all say nothing of how large it may be
+        for intervals in (fit.ci, fit.profile):
+            intervals |= {"E": [None, None]} if intervals else {}
+        fit.se.pop("E", None)
+    fit.warnings.extend(diagnose(fit, law, rows, theta, low, high, residual))
+    return fit
+
+
+def fit_chinchilla(N, D, loss, delta=1e-3, starts=None, seed=0, run=None, num_resamples=1000) -> Fit:
+    """`fit_law` of the form chinchilla on columns [n]: checkpoints of one `run` [n] are one cluster.
+
+    `starts` [m, 5] as (ln A, ln B, ln E, alpha, beta) replaces the default ones.
+    """
+    columns = {"params": N, "tokens": D, "loss": loss} | ({} if run is None else {"run": run})
+    return fit_law(columns, delta=delta, starts="default" if starts is None else starts, seed=seed, num_resamples=num_resamples)
+
+
+def _record(asked: dict, found: dict, rows: Rows, clusters, observed: Observations, left_out, condition) -> Fit:
+    """What was asked and found, with what the rows themselves say."""
+    return Fit(
+        **asked,
+        **found,
+        rows_used=len(rows),
+        num_runs=int(clusters.max()) + 1,
+        noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique),
+        holdout=_holdout_error(found["residuals"], condition),
+        range=observed.range(~left_out),
+        **observed.record,
+    )
+
+
+# ---- what is fitted
+
+
+def _form(name: str) -> Form:
+    if name not in FORMS:
+        raise BadData(f"--form {name}: expected one of {', '.join(FORMS)}.")
+    return FORMS[name]
+
+
+def _check(law: Form, rows: Rows, ci: str, reduction: str, sources: list[dict]) -> None:
+    if len(rows) < len(law.solved):
+        of = f" of {sources[0]['path']}{' and others' * (len(sources) > 1)}" if sources else ""
+        raise BadData(
+            f"{law.name} has {len(law.solved)} parameters and there are {len(rows)} runs{of}: "
+            "add runs (15 or more, over 3 budgets)."
+        )
+    if ci not in METHODS or reduction not in ("sum", "mean"):
+        raise BadData(f"found ci {ci} and reduction {reduction}, expected one of {', '.join(METHODS)}, and sum or mean.")
+
+
+# ---- the two-stage fit
+
+
+def _first_stage(chinchilla, law: Form, observed: Observations, chosen, delta, num_resamples, seed):
+    """The Fit (or plain parameters) that a two-stage fit holds, None for a joint one."""
+    if chinchilla is None:
+        return None
+    if "R_D" not in law.solved:
+        raise BadData(f"--chinchilla holds a part of the data-constrained forms, not of {law.name}: leave it out.")
+    if chinchilla == "single-epoch":
+        single = chosen & (observed.columns["tokens"] <= observed.columns["unique_tokens"] * (1 + 1e-6))
+        columns = {name: column[single] for name, column in observed.columns.items()}
+        return fit_law(columns, delta=delta, num_resamples=num_resamples, seed=seed, cluster=observed.cluster[single])
+    found = chinchilla if isinstance(chinchilla, Fit) else Fit(form="chinchilla", params=dict(chinchilla))
+    missing = [name for name in ("E", "A", "B", "alpha", "beta") if name not in found.params]
+    if missing:
+        raise BadData(f"--chinchilla: its params lack {', '.join(missing)}; give a fit of the form chinchilla.")
+    return found
+
+
+def _hold(bounds, chinchilla, rows: Rows):
+    """Bounds (low, high) [p], equal where the first stage holds a parameter."""
+    low, high = (np.array(bound) for bound in bounds)
+    if chinchilla is not None:
+        low[:5] = high[:5] = FORMS["chinchilla"].theta(chinchilla.params, rows)
+    return low, high
+
+
+def _hold_draws(low, high, chinchilla, rows: Rows, num_resamples: int, seed):
+    """Bounds [r, p] of the resamples: each holds another draw of the first stage, so that its error is passed on."""
+    low, high = (np.repeat(bound[None], num_resamples, axis=0) for bound in (low, high))
+    if chinchilla is not None and chinchilla.draws is not None and len(chinchilla.draws):
+        chosen = np.random.default_rng([seed, 1]).integers(len(chinchilla.draws), size=num_resamples)
+        named = dict(zip(chinchilla.names, chinchilla.draws[chosen].T))
+        low[:, :5] = high[:, :5] = FORMS["chinchilla"].theta(named, rows)
+    return low, high
+
+
+def _held_params(chinchilla) -> dict:
+    return {} if chinchilla is None else {name: chinchilla.params[name] for name in ("E", "A", "B", "alpha", "beta")}
+
+
+# ---- the optimum
+
+
+def _starts(law: Form, rows: Rows, starts, seed) -> np.ndarray:
+    if isinstance(starts, str) and starts not in ("default", "grid"):
+        raise BadData(f"starts {starts!r}: expected default, grid, or how many.")
+    if isinstance(starts, str):
+        return law.starts(rows) if starts == "default" else law.published_grid(rows)
+    if isinstance(starts, (int, np.integer)):
+        first = law.starts(rows)
+        drawn = np.random.default_rng(seed).uniform(first.min(axis=0), first.max(axis=0), (max(starts - 1, 0), first.shape[1]))
+        return np.concatenate([first[:1], drawn])
+    return law.centred(np.asarray(starts, np.float64), rows)
+
+
+def _from_simpler(law: Form, rows: Rows, low, high, delta: float) -> np.ndarray:
+    """Starts at the optimum of the form that this one extends, so that it is never worse, [m, p]."""
+    log_loss, own = law.simpler.log_loss, slice(len(law.simpler.solved))
+    problem = Problem(lambda theta: log_loss(theta, rows), rows.loss, delta)
+    ends = minimise(problem, law.simpler.starts(rows), low[own], high[own])
+    return law.extended(ends.theta[ends.objective.argmin()][None], rows)
+
+
+def _descend(problem: Problem, first, low, high, name: str) -> Ends:
+    """The converged ends, best first."""
+    ends = minimise(problem, first, low, high)
+    ends = persist(problem, ends, ends.objective < RIVAL * ends.objective.min(), low, high)
+    good = np.flatnonzero(ends.converged)
+    if not len(good):
+        raise Refusal(
+            f"{name} did not converge from any of {len(first)} starts on {len(problem.ln_loss)} rows: "
+            "give other starts or more runs."
+        )
+    order = good[np.argsort(ends.objective[good], kind="stable")]
+    return Ends(ends.theta[order], ends.objective[order], ends.converged[order])
+
+
+def _basins(law: Form, rows: Rows, ends: Ends, num_starts: int) -> tuple[list[dict], float]:
+    """The other optima that starts ended in, with their objective, parameters and number of starts; the share at the best."""
+    theta, objective, found = ends.theta, ends.objective, []
+    while len(theta) and len(found) <= NUM_BASINS:
+        same = np.max(np.abs(theta - theta[0]), axis=1) < SAME_BASIN
+        found.append(
+            {
+                "objective": float(objective[0]),
+                "starts": int(same.sum()),
+                "params": dict(zip(law.names, law.values(theta[0], rows).tolist())),
+            }
+        )
+        theta, objective = theta[~same], objective[~same]
+    return found[1:], found[0]["starts"] / num_starts
+
+
+def _condition(gradient) -> float:
+    size = np.linalg.norm(gradient, axis=1, keepdims=True)
+    return float(np.linalg.cond(gradient / np.where(size > 0, size, 1)))
+
+
+# ---- intervals
+
+
+def _intervals(problem, law, rows, ends: Ends, first, low, high, clusters, num_resamples, method, seed, chinchilla) -> dict:
+    """What a Fit says about its errors: ci, se, draws, profile and how they were made."""
+    theta, objective = ends.theta[0], ends.objective[0]
+    if not num_resamples and method == "percentile":
+        return {}
+    dof = max(int(clusters.max()) + 1 - int(np.sum(low < high)), 1)
+    covariance, inverse = sandwich(problem, theta, low, high, clusters)
+    wanted = [index for index, name in enumerate(law.solved) if name in PROFILED and low[index] < high[index]]
+    found = profiles(problem, theta, objective, wanted, low, high, covariance, inverse, dof)
+    profiled = {law.solved[index]: _exponentiated(law.solved[index], pair) for index, pair in zip(wanted, found)}
+    made = _resampled(problem, law, rows, ends, first, low, high, clusters, num_resamples, seed, chinchilla)
+    if method != "percentile":
+        ci, se = _by_delta(law, rows, theta, covariance, dof, _held_params(chinchilla))
+        instead = {name for name, pair in profiled.items() if method == "profile" or _at_bound(law, theta, low, high, name)}
+        ci |= {name: profiled[name] for name in instead}
+        made |= {"ci": ci, "se": {name: error for name, error in se.items() if None not in ci[name]}}
+    return made | {"profile": profiled, "ci_method": method}
+
+
+def _at_bound(law: Form, theta, low, high, name: str) -> bool:
+    index = law.solved.index(name)
+    return not low[index] < theta[index] < high[index]
+
+
+def _exponentiated(name: str, ends: list) -> list:
+    return [end if end is None or name in LINEAR else float(np.exp(end)) for end in ends]
+
+
+def _by_delta(law: Form, rows: Rows, theta, covariance, dof: int, held) -> tuple[dict, dict]:
+    """(ci, se) of the published parameters that were fitted, from the covariance of theta."""
+    step = 1e-6 * np.eye(len(theta))
+    values, logarithmic = law.values(theta, rows), np.array([name not in LINEAR for name in law.names])
+    slopes = (law.values(theta + step, rows) - law.values(theta - step, rows)).T / 2e-6
+    slopes = slopes / np.where(logarithmic, values, 1)[:, None]
+    intervals, errors = delta_method(values, slopes, covariance, dof, logarithmic)
+    fitted = [(name, *rest) for name, *rest in zip(law.names, intervals, errors) if name not in held]
+    return (
+        {name: [float(end) if np.isfinite(end) and end else None for end in ends] for name, ends, _ in fitted},
+        {name: float(error) for name, _, error in fitted},
+    )
+
+
+def _resampled(problem, law, rows, ends, first, low, high, clusters, num_resamples, seed, chinchilla) -> dict:
+    """Percentile intervals, standard errors and draws of resampled clusters, and how many resamples failed."""
+    if not num_resamples or clusters.max() < np.sum(low < high):  # an interpolation has no scatter
+        return {"num_resamples": num_resamples, "failed_resamples": num_resamples}
+    optimum = ends.theta[0]
+    rival = (ends.objective < RIVAL * ends.objective[0]) & (np.max(np.abs(ends.theta - optimum), axis=1) > SAME_BASIN)
+    starts = np.concatenate([optimum[None], first[None], ends.theta[rival][:1]])
+    # scaling supposes a scatter about one optimum: R_D and R_N have several, and one at infinity
+    single = "R_D" not in law.solved and np.all((optimum > low) & (optimum < high))
+    oversampling = OVERSAMPLING if single else 1
+    weights = resample(clusters, num_resamples, seed, oversampling)
+    found = bootstrap(problem, starts, *_hold_draws(low, high, chinchilla, rows, num_resamples, seed), weights)
+    theta = found.theta[found.converged]
+    if single:
+        theta = rescale(theta, optimum, low, high)
+    failed = num_resamples - len(theta)
+    made = {"num_resamples": num_resamples, "failed_resamples": failed, "ci": {}}
+    if failed >= num_resamples / 2:
+        return made
+    draws = law.values(theta, rows)
+    varies = draws.std(axis=0) > 1e-9 * np.abs(draws).mean(axis=0)  # a held parameter without draws does not
+    pairs = percentiles(draws, _outside(law, theta, low, high))
+    ci = {
+        name: [float(end) if np.isfinite(end) else None for end in pair]
+        for name, pair, wanted in zip(law.names, pairs, varies)
+        if wanted
+    }
+    errors = zip(law.names, draws.std(axis=0, ddof=1).tolist())
+    return made | {"draws": draws, "ci": ci, "se": {name: error for name, error in errors if None not in ci.get(name, [None])}}
+
+
+def _outside(law: Form, theta, low, high) -> np.ndarray:
+    """For each draw and published parameter the end (-1, 1) at which it only met a bound of ours, else 0, [r, names].
+
+    A term follows its exponent: A is not known where alpha is not.
+    """
+    free = low < high
+    sides = {
+        name: np.where(theta[:, i] >= high[i] - 1e-9, 1, np.where(theta[:, i] <= low[i] + 1e-9, -1, 0)) * free[i]
+        for i, name in enumerate(law.solved)
+    }
+    for term, exponent in (("A", "alpha"), ("B", "beta"), ("N_c", "alpha_N"), ("D_c", "alpha_D"), ("P", "phi")):
+        if term in sides and exponent in sides:
+            sides[term] = np.where(sides[term] == 0, sides[exponent], sides[term])
+    return np.stack([sides.get(name, np.zeros(len(theta))) for name in law.names], axis=1)
+
+
+# ---- what else is reported
+
+
+def _residual_table(observed: Observations, law, left_out) -> list[dict]:
+    columns = observed.columns
+    axis = getattr(law, "axis", None)  # C is what the table says, which need not be 6ND
+    predicted = law.at(columns[axis]) if axis else law.loss(*(columns[name] for name in ("params", "tokens", "unique_tokens")))
+    return [
+        {
+            "run": name,
+            "cluster": str(observed.cluster[i]),
+            **{axis: float(columns[axis][i]) for axis in AXES},
+            "predicted": float(predicted[i]),
+            "residual": float(np.log(columns["loss"][i] / predicted[i])),
+            "held_out": bool(left_out[i]),
+        }
+        for i, name in enumerate(observed.names)
+    ]
+
+
+def _holdout_error(residuals: list[dict], condition: str | None) -> dict | None:
+    if condition is None:
+        return None
+    error = np.array([row["residual"] for row in residuals if row["held_out"]])
+    return {
+        "condition": condition,
+        "rows": len(error),
+        "rms": float(np.sqrt(np.mean(error**2))),
+        "mean": float(error.mean()),
+        "largest": float(np.max(np.abs(error))),
+    }

@@ -1,0 +1,263 @@
+"""A fitted law and how far to trust it; its file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import scipy
+
+import megatron
+from megatron.errors import BadData, MissingInput
+from megatron.files import staged
+from megatron.scaling.law.forms import FORMS
+
+SCHEMA_VERSION = 2
+FAR = 10.0  # times beyond the data: a prediction there says so
+RESIDUALS = ("run", "cluster", "params", "tokens", "unique_tokens", "flops", "loss", "predicted", "residual", "held_out")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law. `ci` and `se` are empty where nothing was resampled; None in `ci` is an end that the data do not bound."""
+
+    form: str
+    params: dict[str, float]  # published parameters, and compute exponents a and b where the form has them
+    objective: float = math.nan  # the sum over rows, not scaled, whatever the reduction
+    delta: float = 1e-3
+    reduction: str = "sum"
+    rows_used: int = 0
+    num_runs: int = 0  # clusters
+    num_starts: int = 0
+    share_at_optimum: float = math.nan
+    basins: list[dict] = field(default_factory=list)  # other optima, best first
+    condition: float = math.nan  # of the Jacobian with unit columns, centred parameters
+    residual_rms: float = math.nan  # of ln L
+    seed: int = 0
+    ci_method: str = "none"
+    ci: dict[str, list] = field(default_factory=dict)
+    se: dict[str, float] = field(default_factory=dict)
+    profile: dict[str, list] = field(default_factory=dict)  # 95 % intervals of the profile
+    draws: np.ndarray | None = field(default=None, repr=False)  # [resamples, len(names)], columns `names`
+    num_resamples: int = 0
+    failed_resamples: int = 0
+    noise_floor: dict | None = None  # rms of ln L among replicates
+    holdout: dict | None = None  # error on rows that were not fitted
+    held: dict[str, float] = field(default_factory=dict)  # parameters that were given, not fitted
+    range: dict[str, list] = field(default_factory=dict)  # least and largest value of each axis
+    conventions: dict = field(default_factory=dict)
+    choices: dict = field(default_factory=dict)
+    sources: list[dict] = field(default_factory=list)
+    rows_dropped: list[dict] = field(default_factory=list)
+    residuals: list[dict] = field(default_factory=list, repr=False)  # a row each: RESIDUALS
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The published parameters, in the order of the columns of `draws`."""
+        return FORMS[self.form].names
+
+    @property
+    def law(self):
+        """The law with these parameters."""
+        return FORMS[self.form].from_values([self.params[name] for name in self.names])
+
+    def predict(self, params, tokens, unique=None):
+        """L(N, D) or L(N, D, U); without U no token is seen twice."""
+        return self.law.loss(params, tokens, unique)
+
+    def optimum(self, flops, unique=None):
+        """(N*, D*) of least loss under 6 N D = C."""
+        return self.law.optimum(flops, unique)
+
+    def predict_draws(self, params, tokens, unique=None):
+        """`predict` of every resample, [resamples, ...]."""
+        shape = np.broadcast_shapes(*(np.shape(axis) for axis in (params, tokens, unique) if axis is not None))
+        return self._drawn(shape).loss(params, tokens, unique)
+
+    def optimum_draws(self, flops, unique=None):
+        """`optimum` of every resample, [resamples, ...] each."""
+        shape = np.broadcast_shapes(np.shape(flops), np.shape(unique) if unique is not None else ())
+        return self._drawn(shape).optimum(flops, unique)
+
+    def _drawn(self, shape):
+        if self.draws is None:
+            raise BadData(f"the fit of the form {self.form} has no resamples: fit again with --bootstrap 1000.")
+        return FORMS[self.form].from_values(self.draws.reshape(len(self.draws), *[1] * len(shape), -1))
+
+    def extrapolation(self, params=None, tokens=None, unique=None, flops=None) -> list[str]:
+        """A sentence for each quantity, numbers or arrays, that lies more than 10x beyond what was fitted."""
+        asked = {"params": params, "tokens": tokens, "unique_tokens": unique, "flops": flops}
+        found = []
+        for name, (low, high) in self.range.items():
+            beyond = 1.0 if asked.get(name) is None else max(np.max(asked[name]) / high, low / np.min(asked[name]))
+            if beyond > FAR:
+                found.append(f"{name} lies {beyond:.3g}x beyond the {low:.3g} to {high:.3g} of the data: extrapolated.")
+        return found
+
+
+def save_fit(fit: Fit, folder: str | Path) -> None:
+    """Write fit.json, residuals.csv and table.txt into a folder, all or none. Raises CannotWrite."""
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        **vars(fit),
+        "equation": FORMS[fit.form].equation,
+        "names": list(fit.names),
+        "num_parameters": len(FORMS[fit.form].solved) - len(fit.held),
+        "residual": "ln loss - ln L",
+        "draws": None if fit.draws is None else fit.draws.tolist(),
+        "versions": {
+            "megatron": megatron.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+    }
+    del record["residuals"]
+    with staged(Path(folder)) as stage:
+        (stage / "fit.json").write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
+        (stage / "table.txt").write_text(as_text(fit))
+        with open(stage / "residuals.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, RESIDUALS)
+            writer.writeheader()
+            writer.writerows(fit.residuals)
+
+
+def load_fit(path: str | Path) -> Fit:
+    """A fit from its fit.json or its folder. Only `params` must be there; the form defaults to what they name.
+
+    Raises MissingInput, BadData.
+    """
+    path = Path(path)
+    path = path / "fit.json" if path.is_dir() else path
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingInput(f"{path}: {error.strerror}; give a fit.json or the folder that `fit --out` wrote.") from None
+    except ValueError as error:
+        raise BadData(f"{path}: not JSON ({error}); fit again.") from None
+    params = _params(record, path)
+    form = record.get("form") if record.get("form") in FORMS else _form_of(params, path)
+    missing = [name for name in FORMS[form].names if name not in params]
+    if missing:
+        raise BadData(f"{path}: params of the form {form} lack {', '.join(missing)}; fit again.")
+    known = {name: record[name] for name in Fit.__dataclass_fields__ if record.get(name) is not None}
+    draws = _draws(record, form, path)
+    return Fit(**{**known, "form": form, "params": params, "draws": draws, "residuals": _read_residuals(path.parent)})
+
+
+def _params(record, path) -> dict[str, float]:
+    params = record.get("params") if isinstance(record, dict) else None
+    if not isinstance(params, dict):
+        raise BadData(f"{path}: no params; expected the fit.json of `fit --out`.")
+    bad = [name for name, value in params.items() if not isinstance(value, (int, float))]
+    if bad:
+        raise BadData(f"{path}: params has {bad[0]} = {params[bad[0]]!r}, expected a number; fit again.")
+    params = {name: float(value) for name, value in params.items()}
+    if {"alpha", "beta"} <= set(params):
+        total = params["alpha"] + params["beta"]
+        params = {"a": params["beta"] / total, "b": params["alpha"] / total} | params
+    return params
+
+
+def _form_of(params: dict, path: Path) -> str:
+    """The form with the most parameters of those that are all there."""
+    fitting = [form for form in FORMS.values() if set(form.names) <= set(params)]
+    if not fitting:
+        raise BadData(f"{path}: params ({', '.join(params)}) are those of no form ({', '.join(FORMS)}).")
+    return max(fitting, key=lambda form: len(form.names)).name
+
+
+def _draws(record: dict, form: str, path: Path):
+    if record.get("draws") is None:
+        return None
+    draws = np.asarray(record["draws"], np.float64)
+    if draws.ndim != 2 or draws.shape[1] != len(FORMS[form].names):
+        raise BadData(f"{path}: draws have the shape {draws.shape}, expected [resamples, {len(FORMS[form].names)}]; fit again.")
+    return draws
+
+
+def _read_residuals(folder: Path) -> list[dict]:
+    path = folder / "residuals.csv"
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: _residual_field(name, value) for name, value in row.items()} for row in rows]
+
+
+def _residual_field(name: str, value: str):
+    return value if name in ("run", "cluster") else value == "True" if name == "held_out" else float(value)
+
+
+def plain(value):
+    """As JSON takes it: no numpy, and null for what is not finite."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---- the table a person reads
+
+
+def parameter_lines(fit: Fit) -> list[tuple[str, str, str, str, str]]:
+    """(name, value, standard error, interval, profile interval) of every parameter."""
+    return [
+        (
+            name,
+            f"{fit.params[name]:.6g}",
+            "held" if name in fit.held else f"{fit.se[name]:.3g}" if name in fit.se else "-",
+            _ends(fit.ci.get(name)),
+            _ends(fit.profile.get(name)),
+        )
+        for name in fit.names
+    ]
+
+
+def setting_lines(fit: Fit) -> list[tuple[str, str]]:
+    """(what, value) of everything else that a reader needs."""
+    lines = [
+        ("form", FORMS[fit.form].equation),
+        ("objective", f"{fit.objective:.9g}, the sum of Huber terms, delta {fit.delta:g} on ln L"),
+        ("rows", f"{fit.rows_used} used in {fit.num_runs} clusters, {len(fit.rows_dropped)} left out"),
+        ("starts", f"{fit.num_starts}, {fit.share_at_optimum:.1%} of them at this optimum"),
+        ("residual rms of ln L", f"{fit.residual_rms:.4g}"),
+        ("condition number", f"{fit.condition:.4g}"),
+        ("intervals", f"95 %, {fit.ci_method}, {fit.num_resamples} resamples ({fit.failed_resamples} failed), seed {fit.seed}"),
+    ]
+    if fit.noise_floor:
+        lines.append(("replicate scatter of ln L", f"{fit.noise_floor['rms']:.4g} ({fit.noise_floor['groups']} groups)"))
+    if fit.holdout:
+        lines.append(
+            (
+                "hold-out",
+                f"{fit.holdout['condition']}: {fit.holdout['rows']} rows, "
+                f"rms of ln L {fit.holdout['rms']:.4g}, mean {fit.holdout['mean']:+.4g}",
+            )
+        )
+    for basin in fit.basins:
+        inside = ", ".join(f"{name} {value:.5g}" for name, value in basin["params"].items())
+        lines.append(("other optimum", f"{basin['objective']:.9g} from {basin['starts']} starts: {inside}"))
+    return lines
+
+
+def as_text(fit: Fit) -> str:
+    """table.txt."""
+    rows = [("parameter", "value", "std. error", "95 % interval", "profile interval"), *parameter_lines(fit)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines += ["", *(f"{what}: {value}" for what, value in setting_lines(fit))]
+    lines += [f"not used: {row.get('run')}: {row.get('reason')}" for row in fit.rows_dropped]
+    return "\n".join(lines + [f"warning: {warning}" for warning in fit.warnings]) + "\n"
+
+
+def _ends(ends) -> str:
+    return "-" if ends is None else " .. ".join("open" if end is None else f"{end:.5g}" for end in ends)

@@ -1,0 +1,119 @@
+"""What a law is fitted to: positive columns with a cluster for every row, and which of the rows are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron.errors import BadData
+from megatron.scaling.law.forms import Rows
+from megatron.scaling.table.runs import SAME_FOR_ALL
+from megatron.scaling.table.table import COMPARE, parse_condition
+
+LABELS = (*SAME_FOR_ALL, "objective", "bound")  # stated of a fit where all of its rows agree
+AXES = ("params", "tokens", "unique_tokens", "flops", "loss")
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Columns of positive numbers [n] under AXES, a name for each row, its cluster (0 to k-1), and where they came from."""
+
+    columns: dict[str, np.ndarray]
+    names: list[str]
+    cluster: np.ndarray
+    others: dict  # any further columns, for --holdout
+    record: dict  # rows_dropped, sources, choices, conventions of a Fit
+
+    def rows(self, chosen) -> Rows:
+        """The chosen rows (a mask) as logarithms."""
+        return Rows.of(*(self.columns[name][chosen] for name in AXES))
+
+    def range(self, chosen) -> dict[str, list[float]]:
+        """Least and largest value of each axis among the chosen rows."""
+        return {
+            name: [float(column[chosen].min()), float(column[chosen].max())]
+            for name, column in self.columns.items()
+            if name != "loss"
+        }
+
+
+def observe(table, cluster=None) -> Observations:
+    """A Table, rows or columns as Observations. Raises BadData naming column and row for what no law can have."""
+    rows = getattr(table, "rows", table)
+    columns = dict(rows) if isinstance(rows, Mapping) else _transposed(rows)
+    for name in ("params", "tokens", "loss"):
+        if name not in columns:
+            raise BadData(f"no column {name}: a fit needs params, tokens and loss.")
+    columns = columns | {name: _floats(columns[name]) for name in AXES if name in columns}
+    columns["flops"] = _filled(columns.get("flops"), 6 * columns["params"] * columns["tokens"])
+    columns["unique_tokens"] = _filled(columns.get("unique_tokens"), columns["tokens"])
+    for name in AXES:
+        _check_positive(name, columns[name])
+    names = [str(name) for name in columns.get("run", range(1, len(columns["loss"]) + 1))]
+    labels = columns.get("cluster", names) if cluster is None else cluster
+    others = {name: column for name, column in columns.items() if name not in AXES}
+    return Observations(
+        {name: columns[name] for name in AXES}, names, relabelled(np.asarray(labels).astype(str)), others, _record(table, rows)
+    )
+
+
+def _transposed(rows: Sequence[Mapping]) -> dict:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _floats(column) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in column], np.float64)
+
+
+def _filled(column, default) -> np.ndarray:
+    return default if column is None else np.where(np.isnan(column), default, column)
+
+
+def _check_positive(name: str, column) -> None:
+    bad = np.flatnonzero(~(np.isfinite(column) & (column > 0)))
+    if len(bad):
+        raise BadData(
+            f"column {name}, row {bad[0] + 1}: found {column[bad[0]]}, expected a positive number; "
+            f"leave out unfinished runs ({len(bad)} such rows)."
+        )
+
+
+def relabelled(labels) -> np.ndarray:
+    """Labels [n] as numbers from 0."""
+    return np.unique(labels, return_inverse=True)[1].ravel()
+
+
+def _record(table, rows) -> dict:
+    rows = [] if isinstance(rows, Mapping) else rows
+    said = {name: {row.get(name) for row in rows} for name in LABELS}
+    conventions = {name: values.pop() if len(values) == 1 else None for name, values in said.items()} if rows else {}
+    return {
+        "conventions": conventions,
+        "rows_dropped": list(getattr(table, "dropped", [])),
+        "sources": list(getattr(table, "sources", [])),
+        "choices": dict(getattr(table, "choices", {})),
+        "warnings": list(getattr(table, "warnings", [])),
+    }
+
+
+def held_out(condition, observed: Observations):
+    """(which rows [n] a condition such as `flops>=1e21` or a mask [n] holds out, the condition as text). Raises BadData."""
+    if condition is None:
+        return np.zeros(len(observed.names), bool), None
+    if not isinstance(condition, str):
+        return np.asarray(condition, bool), "rows given"
+    column, sign, value = parse_condition(condition) or (None, None, None)
+    epochs = observed.columns["tokens"] / np.minimum(observed.columns["unique_tokens"], observed.columns["tokens"])
+    known = {"run": observed.names, "epochs": epochs, **observed.others, **observed.columns}
+    if column not in known or isinstance(value, str) and sign not in ("=", "==", "!="):
+        raise BadData(f"--holdout {condition}: expected a condition such as flops>=1e21 on one of {', '.join(known)}.")
+    chosen = [
+        COMPARE[sign](item if isinstance(value, float) else str(item), value) if item is not None else False
+        for item in known[column]
+    ]
+    if not 0 < sum(map(bool, chosen)) < len(chosen):
+        raise BadData(f"--holdout {condition}: holds for {sum(map(bool, chosen))} of {len(chosen)} rows, expected some of them.")
+    return np.array(chosen, bool), condition

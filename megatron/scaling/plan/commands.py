@@ -1,0 +1,78 @@
+"""Command lines of recipes as a plan: what bash composed is run, watched and compared like what `plan` made."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import time
+from pathlib import Path
+
+from megatron.budget import GPT2_VOCAB
+from megatron.config import Config, parse
+from megatron.errors import BadData, MissingInput
+from megatron.flags import ConfigError
+from megatron.scaling.plan.cost import Rates, forecast
+from megatron.scaling.plan.flags import ENTRIES, corpus_tokens, without
+from megatron.scaling.plan.plan import Plan, numbers
+
+PLACES = {"run_dir", "save", "load"}  # where a run lives is for `run` to say
+
+
+def plan_of_commands(path: Path) -> Plan:
+    """The plan of a file with a command a line: `pretrain_gpt.py --num-layers 2 ... --save runs/NAME`.
+
+    Raises MissingInput, BadData for a line that starts with another program, ConfigError with the mistakes in its flags.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise MissingInput(f"{path} cannot be read ({error.strerror}): give a file with a command a line") from None
+    runs, mistakes = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            runs += [planned_run(line, f"{path}:{number}")] if line.strip() else []
+        except ConfigError as error:
+            mistakes += error.mistakes
+    if mistakes:
+        raise ConfigError(mistakes)
+    scale = "cpu" if all("cpu" in run["flags"] for run in runs) else "gpu"
+    return Plan(kind="commands", scale=scale, defaults={}, runs=runs, created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+def planned_run(line: str, where: str) -> dict:
+    """A plan's entry with the numbers that the command's own flags say. Raises BadData, ConfigError."""
+    objectives = {entry: objective for objective, entry in ENTRIES.items()}
+    try:
+        entry, *argv = shlex.split(line)
+        objective = objectives[Path(entry).name]
+    except (ValueError, KeyError):
+        raise BadData(f"{where}: expected a line that starts with {' or '.join(objectives)}, found {line[:60]!r}") from None
+    try:
+        cfg = parse(argv, objective, environ={})
+    except ConfigError as error:
+        name = next((Path(value).name for flag, value in itertools.pairwise(argv) if flag in ("--run-dir", "--save")), where)
+        raise ConfigError([f"{name}: {mistake}" for mistake in error.mistakes]) from None
+    cfg = cfg if cfg.model.vocab_size else cfg.with_vocabulary(GPT2_VOCAB)
+    return {
+        "name": Path(cfg.log.run_dir).name,
+        "objective": objective,
+        "size": f"{cfg.model.num_layers}x{cfg.model.hidden_size}",
+        "budget": {},
+        "trunk": None,
+        "entry": Path(entry).name,
+        **numbers(cfg, unique_tokens(cfg)),
+        "flags": without(argv, PLACES),
+        "forecast": forecast(cfg, 0, None, Rates()),
+    }
+
+
+def unique_tokens(cfg: Config) -> int | None:
+    """What --unique-tokens says, `1.0 0:N PREFIX`, or a whole corpus that is here; None where nothing does."""
+    words, part = cfg.data.train_data_path, cfg.data.unique_tokens
+    if part and part > 1:
+        return int(part)
+    if words and len(words) == 3 and words[1].startswith("0:") and words[1][2:].isdigit():
+        whole = int(words[1][2:])
+    else:
+        whole = corpus_tokens(tuple(words or ()))
+    return round(part * whole) if part and whole else whole

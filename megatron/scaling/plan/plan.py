@@ -1,0 +1,253 @@
+"""Budgets, sizes and objectives -> a list of runs with their exact numbers, their flags and a forecast.
+
+N parameters, D tokens, U unique tokens, C training FLOPs. Every run's flags are read by megatron/config.py before a plan is
+written, and its numbers are those that its result.json will hold.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from megatron import config
+from megatron.config import Config
+from megatron.errors import BadData, CannotWrite, MissingInput
+from megatron.files import replace_file
+from megatron.flags import ConfigError
+from megatron.scaling.plan import flags
+from megatron.scaling.plan.cost import Rates, Speed, forecast
+from megatron.scaling.plan.grid import Cell, Request, corpus_size, grid, suffix, unique_cells
+
+SCHEMA_VERSION = 1
+SUMMED = ("tokens", "hours", "gpu_hours", "cost", "energy_kwh")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs in the order of their start: a trunk stands before its branches. A run is a dict, as plan.json holds it."""
+
+    kind: str
+    scale: str
+    defaults: dict
+    runs: list[dict]
+    created: str = ""
+    schema_version: int = SCHEMA_VERSION
+    notes: list[str] = field(default_factory=list)
+
+    def totals(self) -> dict[str, float | None]:
+        """Sums over the runs of what each one does itself; None where a run has no forecast of it."""
+        parts = {name: [run["forecast"][name] for run in self.runs] for name in SUMMED}
+        return {"runs": len(self.runs)} | {name: None if None in values else math.fsum(values) for name, values in parts.items()}
+
+
+def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: Rates | None = None) -> Plan:
+    """The plan of a request. `speeds`: of each objective. Raises ConfigError with every mistake, MissingInput, BadData."""
+    r, rates, mistakes, notes = request.settled(), rates or Rates(), [], []
+    cells = unique_cells(list(grid(r, mistakes)), mistakes, notes)
+    runs = []
+    for run in with_trunks(r, cells, mistakes) if r.schedule == "wsd" else [whole_run(r, cell) for cell in cells]:
+        check_run(run, rates.gpus, mistakes)
+        runs.append(run)
+    if mistakes:
+        raise ConfigError(merged(mistakes))
+    told = corpus_size(r.valid_data)
+    finished = [finish_run(run, r, (speeds or {}).get(run["objective"]), rates, told) for run in runs]
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return Plan(kind=r.kind, scale=r.scale, defaults=asdict(r), runs=finished, created=created, notes=notes)
+
+
+# -- flags
+
+
+def whole_run(r: Request, cell: Cell) -> dict:
+    """A run with its own cosine decay, by the recipes' flags."""
+    schedule = {"--lr-decay-style": "cosine"}
+    return run_of(
+        r, cell, flags.optim_flags(cell.samples, cell.warmup, cell.lr, schedule), {"--save-interval": 1000, "--keep-last": 2}
+    )
+
+
+def run_of(r: Request, cell: Cell, optim: list[str], save: dict[str, object], **more) -> dict:
+    """The start of a run's entry; check_run and finish_run add the rest. `more`: of trunks and branches."""
+    at = flags.SCALES[r.scale]
+    words = [
+        *flags.model_flags(cell.shape, r.seq_length, at.precision, cell.seed, cell.batch),
+        *optim,
+        *flags.data_flags(cell.data, r.valid_data, r.tokenizer, cell.first),
+        *flags.cadence_flags(at.log_interval, save),
+    ]
+    return {
+        "name": cell.name,
+        "objective": cell.objective,
+        "size": cell.size,
+        "budget": cell.budget,
+        "unique": cell.unique,
+        "trunk": None,
+        **more,
+        "entry": flags.ENTRIES[cell.objective],
+        "flags": flags.overlaid(words, list(r.flags)) if r.flags else words,
+    }
+
+
+def with_trunks(r: Request, cells: list[Cell], mistakes: list[tuple[str, str]]) -> Iterator[dict]:
+    """Cells that differ in length alone become one run at a constant rate, and a cooldown for each."""
+    groups: dict[str, tuple[Cell, list[Cell]]] = {}
+    for cell in cells:
+        part = f"_u{cell.unique}" if (cell.data, cell.first) != (r.train_data, None) else ""
+        name = f"{cell.objective}_{r.name}_{cell.size}{part}"
+        trunk = replace(cell, name=name + suffix(r, cell.lr, cell.batch, cell.seed) + "_trunk", budget={}, samples=0, warmup=0)
+        groups.setdefault(trunk.name, (trunk, []))[1].append(cell)
+    for trunk, branches in groups.values():
+        try:
+            yield from trunk_and_branches(r, trunk, branches)
+        except ValueError as error:
+            mistakes.append((trunk.name, str(error)))
+
+
+def trunk_and_branches(r: Request, trunk: Cell, branches: list[Cell]) -> Iterator[dict]:
+    """Raises ValueError for a run too short to have both parts."""
+    warmup = min(cell.warmup for cell in branches)
+    lengths = [cell.samples // cell.batch for cell in branches]
+    points = branch_points(lengths, r.decay_share, math.ceil(warmup / trunk.batch))
+    samples, saves = max(points) * trunk.batch, sorted(set(points))
+    yield run_of(
+        r,
+        trunk,
+        flags.optim_flags(samples, warmup, trunk.lr, {"--lr-decay-style": "constant"}),
+        {"--save-interval": 1000, "--keep-last": 1, "--save-at": saves},
+        checkpoints=len(saves),
+    )
+    for cell, length, point in zip(branches, lengths, points):
+        schedule = {
+            "--lr-decay-style": "WSD",
+            "--lr-wsd-decay-samples": (length - point) * cell.batch,
+            "--lr-wsd-decay-style": "minus_sqrt",
+        }  # 1 - sqrt: arXiv:2405.18392
+        yield run_of(
+            r,
+            cell,
+            flags.optim_flags(length * cell.batch, warmup, cell.lr, schedule),
+            {"--save-interval": 1000, "--keep-last": 2},
+            trunk=trunk.name,
+            load={"run": trunk.name, "step": point},
+        )
+
+
+def branch_points(lengths: list[int], share: float, warmup: int) -> list[int]:
+    """Where each run of so many steps leaves the trunk: its decay's share before its end. Raises ValueError."""
+    points = [round(length * (1 - share)) for length in lengths]
+    for point, length in zip(points, lengths):
+        if not max(warmup, 1) <= point < length:
+            raise ValueError(
+                f"a run of {length} steps is too short for {warmup} of warm-up and a cooldown of {share:g} of it: "
+                "take longer runs, a smaller --batch-size or another --decay-share"
+            )
+    return points
+
+
+# -- checks and numbers
+
+
+def check_run(run: dict, gpus: int, mistakes: list[tuple[str, str]]) -> None:
+    """Read a run's flags as its processes will; keeps their Config in the entry."""
+    environ = {"WORLD_SIZE": str(gpus), "RANK": "0"} if gpus > 1 else {}
+    folder = ["--save", run["name"], "--load", run["name"]]
+    try:
+        run["config"] = config.parse(run["flags"] + folder, run["objective"], environ)
+    except ConfigError as error:
+        mistakes += [(run["name"], mistake) for mistake in error.mistakes]
+
+
+def finish_run(run: dict, r: Request, speed: Speed | None, rates: Rates, valid_tokens: int | None) -> dict:
+    """The entry of plan.json."""
+    cfg, first = run["config"], run.get("load", {}).get("step", 0)
+    if cfg.model.padded_vocab_size is None:
+        cfg = cfg.with_vocabulary(r.vocab_size)
+    entry = {name: value for name, value in run.items() if name not in ("config", "unique", "flags")}
+    return (
+        entry
+        | numbers(cfg, run["unique"])
+        | {"flags": run["flags"], "forecast": forecast(cfg, first, speed, rates, valid_tokens)}
+    )
+
+
+def numbers(cfg: Config, unique: int | None) -> dict:
+    """N, D, C and what else result.json will say; D counts whole global batches, as training does. `unique`: tokens an epoch."""
+    shape, samples, seq_length = cfg.model.shape(), cfg.train.train_samples, cfg.model.seq_length
+    tokens = samples * seq_length
+    epoch = unique or tokens
+    return {
+        "params": shape.total(),
+        "params_non_embedding": shape.non_embedding(),
+        "params_with_head": shape.with_head(),
+        "params_published": shape.published(),
+        "tokens": tokens,
+        "samples": samples,
+        "steps": samples // cfg.train.global_batch_size,
+        "unique_tokens": min(tokens, epoch),
+        "epochs": tokens / epoch,
+        "flops_6nd": 6.0 * shape.total() * tokens,
+        "flops_exact": float(shape.flops_per_token(seq_length)) * tokens,
+        "lr": cfg.optim.lr,
+        "global_batch_size": cfg.train.global_batch_size,
+        "seq_length": seq_length,
+        "seed": cfg.train.seed,
+    }
+
+
+def merged(mistakes: list[tuple[str, str]]) -> list[str]:
+    """Each sentence once, with the runs it is about."""
+    runs: dict[str, list[str]] = {}
+    for name, sentence in mistakes:
+        runs.setdefault(sentence, []).append(name)
+    return [f"{names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {sentence}" for sentence, names in runs.items()]
+
+
+# -- files
+
+
+def save_plan(plan: Plan, path: str | Path) -> None:
+    """Write plan.json at once. Raises CannotWrite."""
+    write(Path(path), json.dumps(asdict(plan), indent=1, allow_nan=False).encode())
+
+
+def save_csv(plan: Plan, path: str | Path) -> None:
+    """A line for each run: its numbers and its forecast. Raises CannotWrite."""
+    rows = [
+        {name: value for name, value in run.items() if name not in ("flags", "forecast", "budget", "load", "checkpoints")}
+        | {f"forecast_{name}": value for name, value in run["forecast"].items()}
+        for run in plan.runs
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(Path(path), text.getvalue().encode())
+
+
+def write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data)
+    except OSError as error:
+        raise CannotWrite(f"{path} cannot be written: {error.strerror}; choose another place") from None
+
+
+def load_plan(path: str | Path) -> Plan:
+    """A plan from its file. Raises MissingInput, and BadData for what is no plan of this version."""
+    try:
+        held = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MissingInput(f"{path}: {error.strerror}; `scaling_laws.py plan --out {path}` writes one") from None
+    except ValueError as error:
+        raise BadData(f"{path}: is not JSON ({error}); plan again") from None
+    if not isinstance(held, dict) or held.get("schema_version") != SCHEMA_VERSION or not isinstance(held.get("runs"), list):
+        found = held.get("schema_version") if isinstance(held, dict) else None
+        raise BadData(f"{path}: expected a plan of schema_version {SCHEMA_VERSION}, found {found}; plan again")
+    return Plan(**{name: held[name] for name in Plan.__dataclass_fields__ if name in held})

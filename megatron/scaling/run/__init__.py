@@ -1,0 +1,1 @@
+"""A plan, carried out: here, by torchrun or on Slurm, and gone on with."""

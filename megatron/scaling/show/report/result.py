@@ -1,0 +1,185 @@
+"""What a report holds and what it writes: `fit.json`, figures as PNG and PDF, and one HTML page."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import scipy
+from matplotlib.figure import Figure
+
+import megatron
+from megatron.errors import CannotWrite
+from megatron.files import staged
+from megatron.scaling.answers.isoflop import equal_loss_ratios
+from megatron.scaling.law.fitted import Fit
+from megatron.scaling.show.figures import draw_crossover, draw_curves, draw_data_value, draw_isoflop, draw_residuals
+from megatron.scaling.show.figures.style import encode
+from megatron.scaling.show.report.page import render
+from megatron.scaling.show.report.study import Study, study_runs
+from megatron.scaling.table.runs import SAME_FOR_ALL
+from megatron.scaling.table.table import Table
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is printed, written and drawn. `ratios`: compute of MDM over AR at equal loss, by common budget.
+
+    `fits`: other fits by the name they are shown under; `data_value`: curves and `crossover`: the result, as their verbs
+    write them. `command`: what made the report.
+    """
+
+    studies: list[Study]
+    ratios: list[dict]
+    table: Table
+    num_resamples: int = 400
+    seed: int = 0
+    fits: dict[str, Fit] = field(default_factory=dict)
+    data_value: list[dict] = field(default_factory=list)
+    crossover: dict | None = None
+    command: str = ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """Every warning with what it is about."""
+        ratios = [
+            f"compute ratio at {ratio['flops']:.3g}: AR's power law is extended to {ratio['equal_flops']:.3g} FLOPs, "
+            "beyond its budgets; the interval does not cover the choice of that curve."
+            for ratio in self.ratios
+            if ratio["extrapolated"]
+        ]
+        studies = [
+            f"{study.label}: {warning}"
+            for study in self.studies
+            for warning in [*study.isoflop.warnings, *(study.law.warnings if study.law else []), *study.warnings]
+        ]
+        others = [(name, fit.warnings) for name, fit in self.fits.items()]
+        others += [(curve["label"], curve.get("warnings", [])) for curve in self.data_value]
+        others += [("crossover", self.crossover.get("warnings", []))] if self.crossover else []
+        return [*self.table.warnings, *studies, *ratios, *(f"{name}: {text}" for name, texts in others for text in texts)]
+
+    @property
+    def unit(self) -> str:
+        """Of the losses: nats or bits-per-byte."""
+        return self.table.choices.get("unit", "nats")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of every package whose arithmetic is in the report."""
+        return {
+            "megatron": megatron.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "matplotlib": matplotlib.__version__,
+        }
+
+
+def build_report(table: Table, num_resamples: int = 400, seed: int = 0, **more) -> Report:
+    """Fit minima and law of every objective of a table of comparable runs; `more` are further fields of the Report."""
+    order = {"ar": 0, "mdm": 1}
+    objectives = sorted(table.objectives, key=lambda name: (order.get(name, 2), name))
+    studies = [study_runs(name, table.only(name).rows, num_resamples, seed) for name in objectives]
+    by_name = {study.objective: study.isoflop for study in studies}
+    ratios = equal_loss_ratios(by_name["ar"], by_name["mdm"]) if {"ar", "mdm"} <= set(by_name) else []
+    return Report(studies=studies, ratios=ratios, table=table, num_resamples=num_resamples, seed=seed, **more)
+
+
+def as_record(report: Report) -> dict:
+    """What `fit.json` holds: per objective `isoflop` and `chinchilla`, with the inputs, seeds and versions behind them."""
+    runs = [run for study in report.studies for run in study.runs]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "seed": report.seed,
+        "num_resamples": report.num_resamples,
+        "versions": report.versions,
+        "conventions": {name: runs[0].get(name) for name in SAME_FOR_ALL},
+        "objectives": {study.objective: _study_record(study) for study in report.studies},
+        "equal_loss_compute_ratio": report.ratios,
+        "warnings": report.warnings,
+        "runs": runs,
+        "dropped": report.table.dropped,
+        "sources": report.table.sources,
+        "choices": report.table.choices,
+    }
+
+
+def _study_record(study: Study) -> dict:
+    isoflop = study.isoflop
+    return {
+        "label": study.label,
+        "num_runs": len(study.runs),
+        "isoflop": {
+            "budgets": [minimum.flops for minimum in isoflop.minima],
+            "minima": [vars(m) for m in isoflop.minima],
+            "exponents": {name: {"value": isoflop.exponents[name], "ci": isoflop.ci[name]} for name in ("a", "b")},
+            "ci_method": "parametric bootstrap",
+            "scatter": isoflop.scatter,
+            "degrees_of_freedom": isoflop.degrees_of_freedom,
+            "num_resamples": isoflop.num_resamples,
+            "failed_resamples": isoflop.failed_resamples,
+            "warnings": isoflop.warnings,
+        },
+        "chinchilla": _law_record(study),
+    }
+
+
+def _law_record(study: Study) -> dict:
+    if study.law is None:
+        return {"params": None, "objective": None, "ci": {}, "rows_used": 0, "rows_dropped": [], "warnings": study.warnings}
+    return {name: value for name, value in vars(study.law).items() if name not in ("draws", "residuals")}
+
+
+def draw(report: Report) -> dict[str, tuple[str, Figure]]:
+    """File name -> (what the figure shows, the figure), in the order of the page."""
+    found = {}
+    if report.crossover:
+        found["crossover"] = ("Critical compute and crossover", draw_crossover(report.crossover))
+    if report.data_value:
+        found["data_value"] = ("Value of repeated data", draw_data_value(report.data_value))
+    found["isoflop"] = (
+        "Loss over compute, isoFLOP minima and compute-optimal loss",
+        draw_isoflop(report.studies, report.ratios, report.unit),
+    )
+    if any((Path(run.get("path") or "none") / "metrics.jsonl").is_file() for run in report.table.rows):
+        found["loss_curves"] = ("Loss curves", draw_curves(report.table.rows, report.unit))
+    for study in (study for study in report.studies if study.law):
+        found[f"residuals_{study.objective}"] = (
+            f"Residuals of L(N, D), {study.label}",
+            draw_residuals(study.law, study.label, report.unit),
+        )
+    for number, (name, fit) in enumerate(report.fits.items(), 1):
+        found[f"residuals_fit{number}"] = (f"Residuals of {name} ({fit.form})", draw_residuals(fit, f"{name} ({fit.form})"))
+    return found
+
+
+def write_report(report: Report, folder: str | Path) -> list[Path]:
+    """Write `fit.json`, figures and `report.html` into the folder, each aside and renamed, all only once all exist.
+
+    Raises CannotWrite, with nothing replaced, where the folder takes no files, or where a fit of the verb `fit` stands in it.
+    """
+    _refuse_fit(Path(folder) / "fit.json")
+    figures = draw(report)
+    pictures = {name: encode(figure, "png") for name, (_, figure) in figures.items()}
+    files = {
+        "fit.json": json.dumps(as_record(report), indent=1, allow_nan=False, default=float).encode(),
+        "report.html": render(report, {name: (title, pictures[name]) for name, (title, _) in figures.items()}).encode(),
+    }
+    files |= {f"{name}.png": picture for name, picture in pictures.items()}
+    files |= {f"{name}.pdf": encode(figure, "pdf") for name, (_, figure) in figures.items()}
+    with staged(Path(folder)) as stage:
+        for name, content in files.items():
+            (stage / name).write_bytes(content)
+    return [Path(folder) / name for name in files]
+
+
+def _refuse_fit(path: Path) -> None:
+    """A law fitted on its own takes long, and its file has the same name."""
+    if path.is_file() and b'"objectives"' not in path.read_bytes():
+        raise CannotWrite(f"{path} is not a report's; give another --out, and --fit {path} to show it in the report.")

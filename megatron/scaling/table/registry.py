@@ -1,0 +1,223 @@
+"""The registry of runs is the file system: what a run directory says of itself, and what sets two runs apart.
+
+config.json, run.json, result.json, exit.json, metrics.jsonl and train.log of a run are all there is; nothing else is asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron.errors import MissingInput
+from megatron.scaling.run.progress import GO_ON, is_claimed, last_line
+from megatron.scaling.table.runs import RUN_FILES, last_step, read_json, records
+
+# Where a run reads and writes, what it says, and on how many machines: none of it is what the run is. Its data are, by their
+# fingerprints.
+PLACES = {
+    "log",
+    "parallel",
+    "data.data_path",
+    "data.train_data_path",
+    "data.train_data_path_file",
+    "data.valid_data_path",
+    "data.valid_data_path_file",
+    "data.test_data_path",
+    "data.test_data_path_file",
+    "data.vocab_file",
+    "data.merge_file",
+    "data.tokenizer_model",
+    "data.unique_tokens",
+    "data.data_cache_path",
+    "train.save",
+    "train.load",
+    "train.save_interval",
+    "train.save_at",
+    "train.keep_last",
+    "train.keep_every",
+    "train.exit_interval",
+    "train.exit_duration_in_mins",
+    "train.kill_switch_file",
+    "train.preflight",
+    "train.dry_run",
+    "train.num_threads",
+    "train.device",
+    "train.device_memory",
+    "train.compile",
+    "train.micro_batch_size",
+}
+Z95 = 1.959963984540054
+METRICS = ("loss", "bits_per_byte", "accuracy", "test_loss", "best_loss", "train_loss")
+
+
+def find_runs(folders: Iterable[str | Path]) -> list[Path]:
+    """The run directories at or below these folders, sorted, each once. Raises MissingInput."""
+    found: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise MissingInput(f"{folder}: no such folder; give run directories or folders of them.")
+        for at, below, files in os.walk(folder):
+            if (RUN_FILES | {"exit.json"}) & set(files):
+                below.clear()  # checkpoints below a run are no runs
+                found.setdefault(Path(at).resolve(), Path(at))
+    return sorted(found.values())
+
+
+def status(directory: Path) -> tuple[str, str]:
+    """(finished, running, stopped or failed; the reason in words) of a run directory."""
+    if (directory / "result.json").is_file():
+        return "finished", ""
+    if is_claimed(directory):
+        return "running", last_step(directory)
+    ended = read_json(directory / "exit.json")
+    if not ended:
+        line = last_line(directory)
+        if line.startswith("stopped at step"):
+            return "stopped", line
+        return "failed", f"killed without a word, {last_step(directory)}; its log ends: {line or 'nothing'}"
+    said = f"{ended.get('reason') or 'no reason given'} (exit code {ended.get('code')}, step {ended.get('step')})"
+    if ended.get("code") == 0:
+        return "finished", said  # an evaluation or a preflight
+    return ("stopped" if ended.get("code") in GO_ON else "failed"), said
+
+
+def config_hash(config: dict, fingerprints: dict) -> str | None:
+    """12 digits that are equal for equal experiments: of the data and all flags but those that say where and on what to run."""
+    if not config:
+        return None
+    kept = {"fingerprints": fingerprints} | {
+        name: value for name, value in flat(config).items() if name not in PLACES and name.partition(".")[0] not in PLACES
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def flat(nested: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    found = {}
+    for name, value in nested.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def describe(directory: Path) -> dict:
+    """All that a run directory says: status, config with its hash, facts (run.json), result, events.
+
+    Raises MissingInput where it is no run directory, BadData for a damaged file.
+    """
+    if not any((directory / name).is_file() for name in (*RUN_FILES, "exit.json")):
+        raise MissingInput(f"{directory}: no run directory (it has none of {', '.join(sorted(RUN_FILES))}); give one.")
+    config, facts, result = (read_json(directory / name) for name in ("config.json", "run.json", "result.json"))
+    state, reason = status(directory)
+    return {
+        "run": directory.name,
+        "path": str(directory),
+        "status": state,
+        "reason": reason,
+        "config_hash": config_hash(config, facts.get("fingerprints", {})),
+        "config": config,
+        "facts": facts,
+        "result": result or _so_far(directory, config, facts),
+        "skips": _skips(directory),
+    }
+
+
+def _so_far(directory: Path, config: dict, facts: dict) -> dict:
+    """What a run without a result has reached."""
+    found = {"objective": config.get("objective", {}).get("objective"), "params": facts.get("params")}
+    trained, scored = records(directory, "train"), records(directory, "val")
+    if trained:
+        last = trained[-1]
+        found |= {
+            "steps": last["step"],
+            "tokens": last.get("tokens"),
+            "flops": last["flops"],
+            "train_loss": last["loss"],
+            "skipped": last.get("skipped"),
+        }
+    if scored:
+        found |= {
+            name: scored[-1].get(name) for name in ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy", "bound")
+        }
+    return found
+
+
+def _skips(directory: Path) -> list[str]:
+    """The lines of train.log on steps that were skipped or what the run went through, in its own words."""
+    try:
+        lines = (directory / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if "is not finite" in line or line.startswith(("stopped at step", "changed since"))]
+
+
+def summary(run: dict) -> dict:
+    """A run in one row of `runs ls`."""
+    result = run["result"]
+    return {
+        "run": run["run"],
+        "status": run["status"],
+        "objective": result.get("objective"),
+        "params": result.get("params"),
+        "tokens": result.get("tokens"),
+        "step": result.get("steps"),
+        "loss": result.get("loss"),
+        "error": error_of(result),
+        "bound": result.get("bound"),
+        "seed": run["facts"].get("noise_seed"),
+        "config_hash": run["config_hash"],
+        "code": run["facts"].get("code"),
+        "created": run["facts"].get("created"),
+        "resumes": len(run["facts"].get("resumes", [])),
+        "reason": run["reason"],
+        "path": run["path"],
+    }
+
+
+def error_of(result: dict, name: str = "loss") -> float | None:
+    """The standard error of a metric, from noise and from data together; None where none was recorded."""
+    if name == "bits_per_byte":  # the loss in another unit
+        error, scale = error_of(result), result.get("loss")
+        return error * result[name] / scale if error is not None and scale else None
+    parts = [result.get(f"{name}_se_noise"), result.get(f"{name}_se_data")]
+    known = [part for part in parts if isinstance(part, (int, float))]
+    return math.hypot(*known) if known else None
+
+
+def compare(a: dict, b: dict) -> dict:
+    """What sets two described runs apart: {"flags", "facts": {name: [a, b]}, "metrics": {name: {a, b, difference, error,
+    exceeds}}}. `error` is the 95 % half-width of the difference as if the two errors were independent; runs that were scored
+    on one slice with one noise seed share much of theirs, so that a true difference may be smaller than that."""
+    metrics = {}
+    for name in METRICS:
+        one, other = a["result"].get(name), b["result"].get(name)
+        if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+            metrics[name] = _side_by_side(one, other, error_of(a["result"], name), error_of(b["result"], name))
+    outcome = {
+        name: {key: value for key, value in run["result"].items() if key not in METRICS and "_se_" not in key}
+        for name, run in (("a", a), ("b", b))
+    }
+    facts = [
+        run["facts"] | outcome[name] | {"config_hash": run["config_hash"], "status": run["status"], "reason": run["reason"]}
+        for name, run in (("a", a), ("b", b))
+    ]
+    return {"flags": _differences(a["config"], b["config"]), "facts": _differences(*facts), "metrics": metrics}
+
+
+def _side_by_side(one: float, other: float, *errors: float | None) -> dict:
+    error = None if None in errors else Z95 * math.hypot(*errors)
+    return {
+        "a": one,
+        "b": other,
+        "difference": other - one,
+        "error": error,
+        "exceeds": None if error is None else abs(other - one) > error,
+    }
+
+
+def _differences(a: dict, b: dict) -> dict[str, list]:
+    one, other = flat(a), flat(b)
+    return {name: [one.get(name), other.get(name)] for name in sorted({*one, *other}) if one.get(name) != other.get(name)}
