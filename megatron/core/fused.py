@@ -128,7 +128,7 @@ class _Gated(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight, its statistics in fp32.  x [..., h], weight [h] -> [..., h]"""
+    """x / rms(x) * weight, its statistics in fp32 (float64 for a float64 x).  x [..., h], weight [h] -> [..., h]"""
     if eager_on_cpu(x):
         return _RMSNorm.apply(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
@@ -137,7 +137,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
-        mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square() / x.shape[-1]
         scale = (mean + eps).rsqrt().to(x.dtype)  # [..., 1]
         normed = x * scale
         ctx.save_for_backward(normed, scale, weight)

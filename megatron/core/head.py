@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron.core.mesh import ALONE, Group, all_reduce
+from megatron.core.mesh import ALONE, Group, all_gather, all_reduce
 from megatron.core.tensor_parallel import own
 
 CHUNK_BYTES = 26 << 20  # fp32 probabilities of one chunk: stays in cache, and below malloc's mmap threshold
@@ -30,15 +30,31 @@ def weighted_nll(
 
     Ids from `columns` on (mask and padding) cannot be predicted. With tensor parallelism `table` is this rank's rows, and
     x's gradient its share of a sum that the caller makes (`enter`).
-    x [n, h], table [V/tp, h] fp32, targets [n] int64, weights [n] fp32 -> loss [] fp32, nll [n] fp32, hit [n] bool
+    x [n, h], table [V/tp, h] fp32, targets [n] int64, weights [n] fp32 -> loss [] fp32, nll [n] fp32, hit [n] bool; the
+    first two are float64 where x is
     """
     if torch.is_grad_enabled() and (x.requires_grad or table.requires_grad):
         return _WeightedNLL.apply(x, table, targets, weights, columns, tp)
     head = head_rows(table, columns, tp).to(x.dtype)
-    nll, hit = x.new_empty(len(x), dtype=torch.float32), targets.new_empty(len(x), dtype=torch.bool)
+    nll, hit = x.new_empty(len(x), dtype=wide(x.dtype)), targets.new_empty(len(x), dtype=torch.bool)
     for rows in pieces(len(x), CHUNK_BYTES // (4 * len(head))):
         nll[rows], hit[rows], _ = chunk_nll(F.linear(x[rows], head), targets[rows], columns, tp)
     return (weights * nll).sum(), nll, hit
+
+
+def whole_logits(x: Tensor, table: Tensor, columns: int, tp: Group = ALONE) -> Tensor:
+    """What the softmax of `weighted_nll` is of, all columns on every tensor rank.  x [n, h], table [V/tp, h] -> [n, columns]"""
+    part = F.linear(x, head_rows(table, columns, tp).to(x.dtype))
+    if tp.size > 1:
+        whole = part.new_empty(tp.size * len(part), part.shape[1])
+        all_gather(whole, part.contiguous(), group=tp.pg)
+        part = whole.unflatten(0, (tp.size, -1)).transpose(0, 1).flatten(1)[:, :columns].contiguous()
+    return part.to(wide(x.dtype))
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What a softmax is computed in: fp32, or float64 where the model computes in it."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def head_rows(table: Tensor, columns: int, tp: Group) -> Tensor:
@@ -53,14 +69,14 @@ def pieces(n: int, size: int) -> list[slice]:
 
 
 def chunk_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple[Tensor, Tensor, Tensor]:
-    """logits [c, v], targets [c] -> nll [c] fp32, hit [c] bool, d nll / d logits = p - onehot [c, v] fp32"""
+    """logits [c, v], targets [c] -> nll [c], hit [c] bool, d nll / d logits = p - onehot [c, v]; all `wide`"""
     if tp.size > 1:
         return cut_nll(logits, targets, columns, tp)
-    probs = torch.softmax(logits, -1, dtype=torch.float32)
+    probs = torch.softmax(logits, -1, dtype=wide(logits.dtype))
     top = logits.amax(-1)
     at_target = logits.gather(1, targets[:, None])[:, 0]
     # The largest probability is 1 / sum exp(logit - top), at least 1/v: its log never underflows.
-    nll = top.float() - at_target.float() - probs.amax(-1).log()
+    nll = top.to(probs.dtype) - at_target.to(probs.dtype) - probs.amax(-1).log()
     return nll, at_target >= top, probs.scatter_add_(1, targets[:, None], probs.new_full((len(probs), 1), -1.0))
 
 
@@ -68,13 +84,13 @@ def cut_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple[T
     """`chunk_nll` where each rank has the logits of its own columns."""
     width = logits.shape[1]
     local, owned = own(targets, width, tp)
-    wide = logits.float()
-    wide[:, max(0, columns - tp.rank * width) :] = -math.inf
-    top = all_reduce(wide.amax(-1), tp, dist.ReduceOp.MAX)
-    at_target = wide.gather(1, local[:, None])[:, 0].where(owned, 0.0)
-    probs = wide.sub_(top[:, None]).exp_()
+    scores = logits.to(wide(logits.dtype))
+    scores[:, max(0, columns - tp.rank * width) :] = -math.inf
+    top = all_reduce(scores.amax(-1), tp, dist.ReduceOp.MAX)
+    at_target = scores.gather(1, local[:, None])[:, 0].where(owned, 0.0)
+    probs = scores.sub_(top[:, None]).exp_()
     total, at_target = all_reduce(torch.stack((probs.sum(-1), at_target)), tp)
-    probs.div_(total[:, None]).scatter_add_(1, local[:, None], -owned[:, None].float())
+    probs.div_(total[:, None]).scatter_add_(1, local[:, None], -owned[:, None].to(probs.dtype))
     return total.log() + top - at_target, at_target >= top, probs
 
 
@@ -98,7 +114,7 @@ class _WeightedNLL(torch.autograd.Function):
         rows_with_logits = head_rows(table, columns, tp)
         head, width = rows_with_logits.to(x.dtype), len(rows_with_logits)
         n = len(x)
-        nll, hit = x.new_empty(n, dtype=torch.float32), targets.new_empty(n, dtype=torch.bool)
+        nll, hit = x.new_empty(n, dtype=wide(x.dtype)), targets.new_empty(n, dtype=torch.bool)
         d_x, d_table = torch.empty_like(x), torch.empty_like(table)
         d_table[width:] = 0
         for number, group in enumerate(pieces(n, GROUP_BYTES // (x.element_size() * width))):

@@ -112,13 +112,13 @@ class Pipeline:
         )
 
     @torch.no_grad()
-    def score(self, batches: list[Batch]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def forward(self, batches: list[Batch], loss: bool = True) -> list[tuple[Tensor, Tensor, Tensor]] | list[Tensor]:
         """What the last stage says of each batch, whatever their shapes; empty on the other ranks."""
         sends, local, out = [], [], []
         for number, posed in zip(self.numbers, self.posed):
             outputs = []
             for i, batch in enumerate(batches):
-                outputs.append(posed.stage(batch, self.input(number, batch, local, i)))
+                outputs.append(posed.stage(batch, self.input(number, batch, local, i), loss))
                 if not posed.stage.last and self.plan.home(number + 1) != self.mesh.pp.rank:
                     x = outputs[-1].contiguous()
                     sends.append((dist.isend(x, self.rank_of(number + 1), group=self.mesh.pp.pg), x))
@@ -137,6 +137,13 @@ class Pipeline:
         x = torch.empty_like(self.between(*batch.inputs.shape), device=self.device)
         dist.recv(x, self.rank_of(number - 1), group=self.mesh.pp.pg)
         return x
+
+    def spread(self, found: list[Tensor], shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+        """What the last stage found, on every rank of the pipeline."""
+        out = found or [torch.empty(shape, dtype=dtype, device=self.device) for shape in shapes]
+        for x in out:
+            dist.broadcast(x, self.rank_of(len(self.plan.layers) - 1), group=self.mesh.pp.pg)
+        return out
 
     def rank_of(self, stage: int) -> int:
         return self.mesh.pp.ranks[self.plan.home(stage)]

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from megatron.batch import Batch
 from megatron.core.dropout import branch, drop, keep, row_keys
 from megatron.core.fused import attention, gated, rms_norm, rotated_heads
-from megatron.core.head import weighted_nll
+from megatron.core.head import weighted_nll, whole_logits, wide
 from megatron.core.mesh import ALONE, Group
 from megatron.core.tensor_parallel import ColumnLinear, Linear, RowLinear, VocabEmbedding, enter, part
 
@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
     def dropped(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
         """Attention with its probabilities written out, because no fused kernel drops them by address."""
-        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(self.d)  # [b, n, s, s]
+        scores = (q @ k.transpose(-1, -2)).to(wide(q.dtype)) / math.sqrt(self.d)  # [b, n, s, s]
         if self.causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
             scores = scores.masked_fill(later, -math.inf)
@@ -127,7 +127,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embedding, blocks, norm and head: from a posed batch to its loss, which is all that training and evaluation call.
+    """Embedding, blocks, norm and head: from a posed batch to its loss, or to logits, which is all that anyone calls.
 
     With `layers`, one stage of it: the first embeds, the last has norm and head, and hidden states pass between them.
     """
@@ -146,6 +146,7 @@ class GPT(nn.Module):
         layers = range(cfg.num_layers) if layers is None else layers
         self.cfg, self.seed, self.dtype, self.recompute, self.tp = cfg, seed, dtype, recompute, tp
         self.first, self.last, self.sharded = layers.start == 0, layers.stop == cfg.num_layers, False
+        self.columns = cfg.padded_vocab_size if cfg.predict_reserved else cfg.vocab_size
         tied = not cfg.untie_embeddings_and_output_weights
         if self.first or (self.last and tied):
             self.embed = VocabEmbedding(cfg.padded_vocab_size, cfg.hidden_size, tp)
@@ -173,10 +174,11 @@ class GPT(nn.Module):
                 x = block(x, rope, here)
         return x
 
-    def forward(self, batch: Batch, x: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor] | Tensor:
+    def forward(self, batch: Batch, x: Tensor | None = None, loss: bool = True) -> tuple[Tensor, Tensor, Tensor] | Tensor:
         """sum(weights * nll) of the asked positions, and each one's nll and hit.  -> [] fp32, [n] fp32, [n] bool
 
-        A stage that is not the last gives what it hands on instead.
+        Without `loss`, their logits over all ids that can be predicted: -> [n, v]. A stage that is not the last gives what
+        it hands on instead.
         """
         x = self.hidden(batch, x)
         if not self.last:
@@ -186,8 +188,9 @@ class GPT(nn.Module):
         if len(asked) < len(x):
             x = x.index_select(0, asked)  # [n, h]
         table = self.embed.weight if self.head is None else self.head.weight
-        columns = self.cfg.padded_vocab_size if self.cfg.predict_reserved else self.cfg.vocab_size
-        return weighted_nll(x, table, batch.targets.flatten()[asked], batch.weights.flatten()[asked], columns, self.tp)
+        if not loss:
+            return whole_logits(x, table, self.columns, self.tp)
+        return weighted_nll(x, table, batch.targets.flatten()[asked], batch.weights.flatten()[asked], self.columns, self.tp)
 
     def drops(self) -> bool:
         return bool(self.cfg.hidden_dropout or self.cfg.attention_dropout)
@@ -233,6 +236,6 @@ def normal(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
 
 def rotary(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles (Su et al., arXiv:2104.09864).  positions [b, s] -> two [b, s, 1, 1, d/2]"""
-    frequency = base ** -(torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
-    angle = positions[..., None, None, None].float() * frequency  # [b, s, 1, 1, d/2]
+    frequency = base ** -(torch.arange(0, width, 2, device=positions.device, dtype=wide(dtype)) / width)
+    angle = positions[..., None, None, None].to(wide(dtype)) * frequency  # [b, s, 1, 1, d/2]
     return angle.cos().to(dtype), angle.sin().to(dtype)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from torch import Tensor
+
 from megatron.batch import Batch, RowScores, Step
 from megatron.config import Config
 from megatron.core.checkpoint import Checkpoint, Piece
@@ -23,6 +25,12 @@ class Engine(Protocol):
 
     def score(self, batches: list[Batch]) -> list[RowScores]:
         """Each row's weighted NLL, without a gradient; known on the last stage, empty elsewhere."""
+
+    def logits(self, batches: list[Batch]) -> list[Tensor]:
+        """Of each batch's asked positions [n, v], over the ids that can be predicted, on every rank; v is their number.
+
+        fp32, or float64 where the model computes in it. Replicas that ask for different batches must ask for as many.
+        """
 
     def params_norm(self) -> float: ...
 

@@ -537,6 +537,12 @@ class DeepSpeedEngine:
         outputs = [self.model(batch.to(self.device)) for batch in batches]
         return [row_scores(batch, nll, hit) for batch, (_, nll, hit) in zip(batches, outputs)]
 
+    @torch.no_grad()
+    def logits(self, batches: list[Batch]) -> list[Tensor]:
+        """Of each batch's asked positions, on every rank.  -> [n, v]"""
+        self.engine.eval()
+        return [self.model(batch.to(self.device), loss=False) for batch in batches]
+
     def params_norm(self) -> float:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         return self.over_world((run.partition.detach()[run.place] for run in self.runs), zero, zero)[0] ** 0.5

@@ -15,6 +15,7 @@ from megatron.batch import Batch, RowScores, Step
 from megatron.config import Optim, Parallel
 from megatron.core.checkpoint import Checkpoint, Piece
 from megatron.core.distributed import Share, accumulating, data_parallel, finish_gradients, local, make_shares, spread_update
+from megatron.core.head import wide
 from megatron.core.mesh import Mesh, all_reduce
 from megatron.core.norm import squares
 from megatron.core.pipeline import Pipeline
@@ -114,11 +115,19 @@ class NativeEngine:
         for stage in self.stages:
             stage.eval()
         placed = [b.to(self.device) for b in batches]
-        if self.pipeline:
-            outputs = self.pipeline.score(placed)
-        else:
-            outputs = [self.stages[0](b) for b in placed]
+        outputs = self.pipeline.forward(placed) if self.pipeline else [self.stages[0](b) for b in placed]
         return [row_scores(batch, nll, hit) for batch, (_, nll, hit) in zip(batches, outputs)]
+
+    @torch.no_grad()
+    def logits(self, batches: list[Batch]) -> list[Tensor]:
+        """Of each batch's asked positions, on every rank.  -> [n, v]"""
+        for stage in self.stages:
+            stage.eval()
+        placed = [b.to(self.device) for b in batches]
+        if not self.pipeline:
+            return [self.stages[0](b, loss=False) for b in placed]
+        shapes = [(len(b.asked), self.stages[0].columns) for b in batches]
+        return self.pipeline.spread(self.pipeline.forward(placed, loss=False), shapes, wide(self.stages[0].dtype))
 
     def params_norm(self) -> float:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)

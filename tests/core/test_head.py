@@ -54,6 +54,17 @@ def test_without_gradient_gives_the_same_nll():
     assert all(torch.equal(a, b) for a, b in zip(scored, trained))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_logits_are_what_the_nll_is_of(dtype):
+    x, table, targets, weights = problem(dtype=dtype)
+    with torch.no_grad():
+        nll = head.weighted_nll(x, table, targets, weights, 50)[1]
+        logits = head.whole_logits(x, table, 50)
+    assert nll.dtype == logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    limit = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(nll, F.cross_entropy(logits, targets, reduction="none"), rtol=limit, atol=limit)
+
+
 def test_no_asked_position_is_a_loss_of_zero():
     x, table, _, _ = problem()
     loss, nll, hit = head.weighted_nll(x[:0], table, torch.zeros(0, dtype=torch.int64), torch.zeros(0), 50)

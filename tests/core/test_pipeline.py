@@ -76,7 +76,7 @@ def staged(model, parallel):
         finish_gradients(shares, mesh, stages, over_dp=True)
         for stage in stages:
             stage.eval()
-        scores = [nll for _, nll, _ in pipeline.score([*BATCHES, batch(9, rows=1)])][: len(BATCHES)]
+        scores = [nll for _, nll, _ in pipeline.forward([*BATCHES, batch(9, rows=1)])][: len(BATCHES)]
     return float(loss), {share.name: share.parameter.grad for share in shares}, scores
 
 
