@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int | None:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         raise NoVerb(f"{verb!r} is not a verb; {f'did you mean {near[0]}?' if near else ''} there are {', '.join(VERBS)}")
+    from megatron.scaling.verbs import answer  # late: the overview needs no numpy
+
     module = importlib.import_module(f"megatron.scaling.verbs.{verb.replace('-', '_')}")
     parser = argparse.ArgumentParser(
         prog=f"scaling_laws.py {verb}",
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None) -> int | None:
     module.arguments(parser)
     args = parser.parse_args(words[1:])
     try:
-        return module.command(args)
+        return answer(module.command, args)
     except OSError as error:
         raise Unreadable(f"{error.filename}: {error.strerror}; check the path and its permissions.") from None
 

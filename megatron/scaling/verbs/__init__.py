@@ -1,12 +1,16 @@
-"""The verbs of tools/scaling_laws.py, and the flags that every verb which reads tables shares."""
+"""The verbs of tools/scaling_laws.py: how they answer, and the flags that every verb which reads tables shares."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import os
 import platform
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,44 @@ from megatron.scaling.law.fitted import plain
 from megatron.scaling.show.screen import say
 from megatron.scaling.table.runs import LINTS, SAME_FOR_ALL
 from megatron.scaling.table.table import MAPPING, Table, read_table
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a verb found: what --json prints, with the names and units of the file that the verb writes, and the exit code."""
+
+    record: dict | list
+    code: int = 0
+
+
+def json_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --json to a verb whose command returns an Answer."""
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout, all else on stderr")
+
+
+def answer(command: Callable[[argparse.Namespace], Answer | int | None], args: argparse.Namespace) -> int | None:
+    """Do a verb's command and return its exit code. With --json stdout holds its Answer alone; nothing where it was refused."""
+    if not getattr(args, "json", False):
+        found = command(args)
+        return found.code if isinstance(found, Answer) else found
+    with stdout_aside():
+        found = command(args)
+    print(json.dumps(plain(found.record), indent=1, allow_nan=False))
+    return found.code
+
+
+@contextmanager
+def stdout_aside() -> Iterator[None]:
+    """What is printed meanwhile, here or by a child process, goes to stderr."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def table_arguments(parser: argparse.ArgumentParser, paths: bool = True) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -26,6 +27,7 @@ from megatron.scaling.plan.hyperparameters import BATCH_SIZES, LEARNING_RATES
 from megatron.scaling.plan.plan import Plan, make_plan, save_csv, save_plan
 from megatron.scaling.plan.probe import probe_plan
 from megatron.scaling.plan.sizes import KNOWN
+from megatron.scaling.verbs import Answer, json_argument
 
 VOCABULARIES = {"ByteTokenizer": 257, "GPT2BPETokenizer": GPT2_VOCAB}
 GIB = 2**30
@@ -68,6 +70,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     cost_arguments(parser.add_argument_group("the forecast"))
     parser.add_argument("--out", default="plan.json", metavar="FILE", help="the plan [plan.json]")
     parser.add_argument("--csv", metavar="FILE", help="also a table of it")
+    json_argument(parser)
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of pretrain_*.py, for every run")
 
 
@@ -144,7 +147,7 @@ def described(rules: dict[str, tuple[Callable, str]]) -> str:
     return "; ".join(f"{name}: {text}" for name, (_, text) in rules.items())
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Plan, measure where asked, write plan.json and print the table. Raises ConfigError with every mistake."""
     request, rates = request_of(args), Rates(gpus=args.gpus, price=args.price, watts=args.watts)
     plan, measured = make_plan(request, stated_speeds(args, request), rates), []
@@ -154,7 +157,9 @@ def command(args: argparse.Namespace) -> None:
     save_plan(plan, args.out)
     if args.csv:
         save_csv(plan, args.csv)
-    show(plan, measured, [args.out] + [args.csv] * bool(args.csv))
+    written = [args.out] + [args.csv] * bool(args.csv)
+    show(plan, measured, written)
+    return Answer(asdict(plan) | {"totals": plan.totals(), "measured": measured, "written": written})
 
 
 def request_of(args: argparse.Namespace) -> Request:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from megatron.flags import ConfigError
@@ -17,6 +18,9 @@ from megatron.scaling.plan.commands import plan_of_commands
 from megatron.scaling.plan.plan import Plan, load_plan, save_plan
 from megatron.scaling.run import slurm_array
 from megatron.scaling.run.execute import HOW, Start, choose, choose_start, command_line, on_cpu, pending, run_plan
+from megatron.scaling.run.progress import status
+from megatron.scaling.verbs import Answer, json_argument
+from megatron.scaling.verbs.status import as_record
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--only-index", type=int, metavar="I", help="the run at this place of the plan, from 0")
     parser.add_argument("--retry-failed", action="store_true", help="start runs that failed before once more")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, or the Slurm scripts, and stop")
+    json_argument(parser)
     slurm = parser.add_argument_group("--how slurm")
     slurm.add_argument("--throttle", type=_count, metavar="K", help="at most so many tasks at a time")
     slurm.add_argument(
@@ -52,7 +57,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def command(args: argparse.Namespace) -> int | None:
+def command(args: argparse.Namespace) -> Answer:
+    """Execute: where the chosen runs stand then, as status has it. Dry or to Slurm: {commands}, {scripts} or {jobs}."""
     if args.commands:
         save_plan(plan_of_commands(args.commands), args.plan)
     plan = load_plan(args.plan)
@@ -61,10 +67,12 @@ def command(args: argparse.Namespace) -> int | None:
     if args.how == "slurm":
         return submit(plan, args, only, start)
     if args.dry_run:
-        for run in pending(choose(plan, only), args.runs_dir, args.retry_failed)[0]:
-            print(shlex.join(command_line(run, args.runs_dir)))
-        return 0
-    return run_plan(plan, args.runs_dir, start, only=only, retry_failed=args.retry_failed)
+        commands = [command_line(run, args.runs_dir) for run in pending(choose(plan, only), args.runs_dir, args.retry_failed)[0]]
+        for words in commands:
+            print(shlex.join(words))
+        return Answer({"commands": commands})
+    code = run_plan(plan, args.runs_dir, start, only=only, retry_failed=args.retry_failed)
+    return Answer(as_record(status(replace(plan, runs=choose(plan, only)), args.runs_dir)), code)
 
 
 def name_at(plan: Plan, index: int) -> str:
@@ -73,7 +81,7 @@ def name_at(plan: Plan, index: int) -> str:
     return plan.runs[index]["name"]
 
 
-def submit(plan: Plan, args: argparse.Namespace, only: list[str] | None, start: Start) -> int:
+def submit(plan: Plan, args: argparse.Namespace, only: list[str] | None, start: Start) -> Answer:
     """Print the scripts, or the numbers of the jobs."""
     places = {run["name"]: index for index, run in enumerate(plan.runs)}
     todo, _ = pending(choose(plan, only), args.runs_dir, args.retry_failed)
@@ -93,10 +101,11 @@ def submit(plan: Plan, args: argparse.Namespace, only: list[str] | None, start: 
     ]
     if args.dry_run:
         print("\n".join(scripts), end="")
-        return 0
-    for job in slurm_array.submit(scripts, args.runs_dir, args.plan.stem):
+        return Answer({"scripts": scripts})
+    jobs = slurm_array.submit(scripts, args.runs_dir, args.plan.stem)
+    for job in jobs:
         print(job)
-    return 0
+    return Answer({"jobs": jobs})
 
 
 def _count(text: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron.scaling.table.registry import compare, describe, error_of, find_runs, flat, summary
+from megatron.scaling.verbs import Answer, json_argument
 
 WIDE = 1000  # columns, where the output is no terminal
 
@@ -27,15 +27,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     differing.add_argument("a", type=Path)
     differing.add_argument("b", type=Path)
     for action in (listing, showing, differing):
-        action.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout")
+        json_argument(action)
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     found, show = {"ls": _ls, "show": _show, "diff": _diff}[args.action](args)
-    if args.json:
-        print(json.dumps(found, indent=1))
-        return
     show(wide_console(), found)
+    return Answer(found)
 
 
 def wide_console() -> Console:

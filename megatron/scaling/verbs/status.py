@@ -6,16 +6,15 @@ Exit code 0 when all is done or nothing failed yet (the last line says `unfinish
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from megatron.scaling.plan.plan import load_plan
 from megatron.scaling.run.progress import STATES, Standing, status, total
+from megatron.scaling.show.screen import console
+from megatron.scaling.verbs import Answer, json_argument
 
 COLORS = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "waiting": "default"}
 
@@ -23,20 +22,22 @@ COLORS = {"done": "green", "running": "cyan", "stopped": "yellow", "failed": "re
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN", help="plan.json of the verb plan")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs [runs]")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: total, and runs with seconds in full")
+    json_argument(parser)
 
 
-def command(args: argparse.Namespace) -> int:
+def command(args: argparse.Namespace) -> Answer:
     runs = status(load_plan(args.plan), args.runs_dir)
-    whole = total(runs)
-    if args.json:
-        print(json.dumps({"total": whole, "runs": [asdict(run) for run in runs]}, indent=1))
-    else:
-        console = Console() if sys.stdout.isatty() else Console(width=160)
-        console.print(as_table(runs))
-        for line in sentences(whole, runs):
-            console.print(line, highlight=False)
-    return int(whole["failed"] > 0)
+    record = as_record(runs)
+    screen = console()
+    screen.print(as_table(runs))
+    for line in sentences(record["total"], runs):
+        screen.print(line, highlight=False)
+    return Answer(record, int(record["total"]["failed"] > 0))
+
+
+def as_record(runs: list[Standing]) -> dict:
+    """For programs: total, and the runs with seconds in full."""
+    return {"total": total(runs), "runs": [asdict(run) for run in runs]}
 
 
 def as_table(runs: list[Standing]) -> Table:

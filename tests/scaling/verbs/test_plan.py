@@ -1,19 +1,15 @@
 """`plan` on the command line: its table, its files, its refusals."""
 
-import argparse
 import json
 
 import pytest
 
 from megatron.budget import find_size
-from megatron.errors import exits
-from megatron.scaling.verbs import plan as verb
+from megatron.scaling.__main__ import main
 
 
 def run(tmp_path, *words):
-    parser = argparse.ArgumentParser()
-    verb.arguments(parser)
-    code = exits(verb.command)(parser.parse_args(["--out", str(tmp_path / "plan.json"), *words]))
+    code = main(["plan", "--out", str(tmp_path / "plan.json"), *words])
     path = tmp_path / "plan.json"
     return code, json.loads(path.read_text()) if path.exists() else None
 
@@ -43,6 +39,15 @@ def test_a_table_and_a_file(tmp_path, capsys):
     assert code == 0 and len(plan["runs"]) == 12 and (tmp_path / "plan.csv").exists()
     assert "12 runs" in said and "ar_chinchilla_6e18_11x640" in said and f"{find_size('57M')[1].total():,}" in said
     assert all(run["forecast"]["cost"] > 0 and run["forecast"]["energy_kwh"] > 0 for run in plan["runs"])
+
+
+def test_json(tmp_path, capsys):
+    code, plan = run(tmp_path, "--json", "--flops", "6e18", "--sizes", "57M", "--mfu", "0.4", "--peak", "989e12")
+    said, aside = capsys.readouterr()
+    found = json.loads(said)
+    assert code == 0 and {name: found[name] for name in plan} == plan and "ar_chinchilla_6e18_57M" in aside
+    assert found["totals"]["hours"] == pytest.approx(sum(run["forecast"]["hours"] for run in plan["runs"]))
+    assert run(tmp_path, "--json", "--flops", "6e18", "--sizes", "58M")[0] == 2 and capsys.readouterr().out == ""
 
 
 def test_data_tokenizer_and_other_flags_reach_every_run(tmp_path):

@@ -34,7 +34,9 @@ def planned(corpus, tmp_path):
 
 def test_a_plan_of_two_runs(planned, tmp_path, capfd):
     words = planned()
-    assert main(["run", *words, "--processes", "2"]) == 0
+    assert main(["run", *words, "--processes", "2", "--json"]) == 0
+    ran, aside = capfd.readouterr()
+    assert "2 runs: 2 done" in aside
     names = [run["name"] for run in json.loads((tmp_path / "plan.json").read_text())["runs"]]
     for run in json.loads((tmp_path / "plan.json").read_text())["runs"]:
         result = json.loads((tmp_path / "runs" / run["name"] / "result.json").read_text())
@@ -44,7 +46,8 @@ def test_a_plan_of_two_runs(planned, tmp_path, capfd):
     assert main(["run", *words]) == 0
     assert f"{names[0]} is finished: skipped" in capfd.readouterr().err
     assert main(["status", *words, "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["total"]["done"] == 2
+    said = capfd.readouterr().out
+    assert json.loads(said)["total"]["done"] == 2 and said == ran
 
 
 def test_branches_of_a_trunk(planned, tmp_path, capfd):
@@ -70,6 +73,8 @@ def test_dry(planned, tmp_path, capfd):
     assert main(["run", *words, "--dry-run"]) == 0
     first, second = map(shlex.split, capfd.readouterr().out.splitlines())
     assert first[0].endswith("/pretrain_gpt.py") and second[0].endswith("/pretrain_diff_gpt.py")
+    assert main(["run", *words, "--dry-run", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["commands"] == [first, second]
     assert main(["run", *words, "--how", "slurm", "--dry-run", "--throttle", "1", "--sbatch", "partition=x", "time=60"]) == 0
     script = capfd.readouterr().out
     assert "#SBATCH --array=0-1%1\n" in script and "#SBATCH --partition=x\n#SBATCH --time=60\n" in script
