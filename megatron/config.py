@@ -8,6 +8,7 @@ without opening the data, and returns one frozen `Config`. All mistakes are coll
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -19,39 +20,89 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from megatron.budget import GPT2_VOCAB, RESERVED_IDS, Shape, padded_vocab, swiglu_width
-from megatron.flags import ALIASES, LARGEST, ConfigError, Table, flag, help_row, metavar, read_file, settle, spelling, split_words
+from megatron.flags import (
+    ALIASES,
+    LARGEST,
+    ConfigError,
+    Needs,
+    Table,
+    flag,
+    help_row,
+    metavar,
+    read_file,
+    settle,
+    spelling,
+    split_words,
+)
 from megatron.layout import Stages, find_place, make_stages, num_micro_batches
+
+# What some flags act with.
+SAVING = Needs("give --save", lambda c: c.train.save)
+LOADING = Needs("give --load", lambda c: c.train.load)
+DRY_RUN = Needs("give --dry-run", lambda c: c.train.dry_run)
+DEEPSPEED = Needs("give --deepspeed", lambda c: c.parallel.deepspeed)
+PIPELINE = Needs("give --pipeline-model-parallel-size above 1", lambda c: c.parallel.pipeline_model_parallel_size > 1)
+CUT = Needs("give --data-path", lambda c: c.data.data_path)
+PACKED = Needs("use --data-kind packed", lambda c: c.data.data_kind == "packed")
+PACKED_TRAINING = Needs("give packed training data", lambda c: c.data.data_kind == "packed" and given_of(c.data, CORPORA[0]))
+MEGATRON_ORDER = Needs("use --epoch-order reference", lambda c: c.data.epoch_order != "strict")
+PAPERS = Needs("use --data-kind random-window", lambda c: c.data.data_kind == "random-window")
+GPT2_BPE = Needs("use --tokenizer-type GPT2BPETokenizer", lambda c: c.data.tokenizer_type == "GPT2BPETokenizer")
+TOKENIZER_FILE = Needs("use a --tokenizer-type that reads one", lambda c: c.data.tokenizer_type in TOKENIZERS_OF_FILES)
+MDM = Needs("use --objective mdm", lambda c: c.objective.objective == "mdm")
+WSD = Needs("use --lr-decay-style WSD", lambda c: c.optim.lr_decay_style == "WSD")
+TENSORBOARD = Needs("give --tensorboard-dir", lambda c: c.log.tensorboard_dir)
+WANDB = Needs("give --wandb-project", lambda c: c.log.wandb_project or c.log.no_wandb)
+VIEWS = Needs("give --tensorboard-dir or --wandb-project", lambda c: TENSORBOARD.met(c) or WANDB.met(c))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    model_config: Literal["small", "medium", "large", "xl"] | None = flag(None, "preset of the table below; single flags win")
-    num_layers: int = flag(None, "transformer blocks")
-    hidden_size: int = flag(None, "width of the residual stream")
-    num_attention_heads: int = flag(None, "query heads")
-    kv_channels: int = flag(None, "width of one head [hidden / heads]")
-    ffn_hidden_size: int = flag(None, "SwiGLU width [two thirds of 4 x hidden, down to a multiple of 64]")
-    seq_length: int = flag(2048, "tokens a sample")
-    max_position_embeddings: int = flag(None, "longest sequence the model accepts [seq-length]")
-    vocab_size: int = flag(None, "ids the tokenizer knows [from the tokenizer]", count=True)
-    make_vocab_size_divisible_by: int = flag(128, "the embedding table has a multiple of this many rows")
-    pad_vocab: Literal["fixed", "reference"] = flag(
-        "fixed", "fixed: room for the mask, the same at every layout; reference: Megatron's, grows with tensor parallelism"
+    model_config: Literal["small", "medium", "large", "xl"] | None = flag(
+        None, "preset of the table below; single flags win", identity="free"
     )
-    padded_vocab_size: int = flag(None, "rows of the embedding table [derived; give it only to check]")
-    untie_embeddings_and_output_weights: bool = flag(False, "a separate output head")
-    predict_reserved: bool = flag(False, "parity: the softmax also runs over mask and padding columns")
-    normalization: Literal["rmsnorm"] = flag("rmsnorm", "norm before each branch", only="the model has RMSNorm")
-    norm_epsilon: float = flag(1e-5, "added to the mean square in RMSNorm")
-    swiglu: bool = flag(True, "gated SiLU MLP", only="the model has SwiGLU")
-    position_embedding_type: Literal["rope"] = flag("rope", "how positions enter", only="the model has rotary positions")
-    use_rotary_position_embeddings: bool = flag(True, "rotary positions", only="the model has rotary positions")
-    rotary_base: float = flag(10000.0, "base of the rotary frequencies")
-    bias_linear: bool = flag(False, "biases in linear layers", only="the model has no biases")
-    init_method_std: float = flag(0.02, "standard deviation of the initial weights; output projections / sqrt(2 layers)")
-    attention_dropout: float = flag(0.1, "dropout after the softmax (Megatron's default; the recipes set 0)", least=0, below=1)
-    hidden_dropout: float = flag(0.1, "dropout after each branch (Megatron's default; the recipes set 0)", least=0, below=1)
-    use_flash_attn: bool = flag(False, "insist on the fused attention kernel, which is taken anyway without --attention-dropout")
+    num_layers: int = flag(None, "transformer blocks", identity="experiment")
+    hidden_size: int = flag(None, "width of the residual stream", identity="experiment")
+    num_attention_heads: int = flag(None, "query heads", identity="experiment")
+    kv_channels: int = flag(None, "width of one head [hidden / heads]", identity="experiment")
+    ffn_hidden_size: int = flag(None, "SwiGLU width [two thirds of 4 x hidden, down to a multiple of 64]", identity="experiment")
+    seq_length: int = flag(2048, "tokens a sample", identity="experiment")
+    max_position_embeddings: int = flag(None, "longest sequence the model accepts [seq-length]", identity="free")
+    vocab_size: int = flag(None, "ids the tokenizer knows [from the tokenizer]", count=True, identity="experiment")
+    make_vocab_size_divisible_by: int = flag(128, "the embedding table has a multiple of this many rows", identity="experiment")
+    pad_vocab: Literal["fixed", "reference"] = flag(
+        "fixed",
+        "fixed: room for the mask, the same at every layout; reference: Megatron's, grows with tensor parallelism",
+        identity="experiment",
+    )
+    padded_vocab_size: int = flag(None, "rows of the embedding table [derived; give it only to check]", identity="experiment")
+    untie_embeddings_and_output_weights: bool = flag(False, "a separate output head", identity="experiment")
+    predict_reserved: bool = flag(False, "parity: the softmax also runs over mask and padding columns", identity="experiment")
+    normalization: Literal["rmsnorm"] = flag(
+        "rmsnorm", "norm before each branch", only="the model has RMSNorm", identity="experiment"
+    )
+    norm_epsilon: float = flag(1e-5, "added to the mean square in RMSNorm", identity="experiment")
+    swiglu: bool = flag(True, "gated SiLU MLP", only="the model has SwiGLU", identity="experiment")
+    position_embedding_type: Literal["rope"] = flag(
+        "rope", "how positions enter", only="the model has rotary positions", identity="experiment"
+    )
+    use_rotary_position_embeddings: bool = flag(
+        True, "rotary positions", only="the model has rotary positions", identity="experiment"
+    )
+    rotary_base: float = flag(10000.0, "base of the rotary frequencies", identity="experiment")
+    bias_linear: bool = flag(False, "biases in linear layers", only="the model has no biases", identity="experiment")
+    init_method_std: float = flag(
+        0.02, "standard deviation of the initial weights; output projections / sqrt(2 layers)", identity="experiment"
+    )
+    attention_dropout: float = flag(
+        0.1, "dropout after the softmax (Megatron's default; the recipes set 0)", least=0, below=1, identity="noted"
+    )
+    hidden_dropout: float = flag(
+        0.1, "dropout after each branch (Megatron's default; the recipes set 0)", least=0, below=1, identity="noted"
+    )
+    use_flash_attn: bool = flag(
+        False, "insist on the fused attention kernel, which is taken anyway without --attention-dropout", identity="free"
+    )
 
     def shape(self) -> Shape:
         return Shape(
@@ -70,32 +121,48 @@ class Model:
 class Parallel:
     """Data parallelism takes what tensor and pipeline parallelism leave of the world."""
 
-    tensor_model_parallel_size: int = flag(1, "processes that share each layer")
+    tensor_model_parallel_size: int = flag(1, "processes that share each layer", identity="free")
     sequence_parallel: bool = flag(
-        False, "tensor parallelism also cuts the sequence between layers; as in Megatron, off at tensor-model-parallel-size 1"
+        False,
+        "tensor parallelism also cuts the sequence between layers; as in Megatron, off at tensor-model-parallel-size 1",
+        identity="free",
     )
-    pipeline_model_parallel_size: int = flag(1, "processes that share the layers, each a run of them")
+    pipeline_model_parallel_size: int = flag(1, "processes that share the layers, each a run of them", identity="free")
     pipeline_schedule: Literal["1f1b", "interleaved", "zero-bubble"] = flag(
-        None, "order of micro-batches [1f1b; interleaved with --num-layers-per-virtual-pipeline-stage]"
+        None, "order of micro-batches [1f1b; interleaved with --num-layers-per-virtual-pipeline-stage]", identity="free"
     )
-    num_layers_per_virtual_pipeline_stage: int = flag(None, "interleaved: layers of each of a process's several stages")
-    decoder_first_pipeline_num_layers: int = flag(None, "layers of the first stage [even; the earlier stages the longer]")
-    decoder_last_pipeline_num_layers: int = flag(None, "layers of the last stage")
-    no_pipeline_parallel: bool = flag(False, "insist on --pipeline-model-parallel-size 1")
+    num_layers_per_virtual_pipeline_stage: int = flag(
+        None, "interleaved: layers of each of a process's several stages", identity="free", needs=PIPELINE
+    )
+    decoder_first_pipeline_num_layers: int = flag(
+        None, "layers of the first stage [even; the earlier stages the longer]", identity="free", needs=PIPELINE
+    )
+    decoder_last_pipeline_num_layers: int = flag(None, "layers of the last stage", identity="free", needs=PIPELINE)
+    no_pipeline_parallel: bool = flag(False, "insist on --pipeline-model-parallel-size 1", identity="free")
     zero_stage: int = flag(
-        0, "what is sharded over data-parallel processes: 1 optimizer state, 2 gradients too, 3 weights too", least=0, below=4
+        0,
+        "what is sharded over data-parallel processes: 1 optimizer state, 2 gradients too, 3 weights too",
+        least=0,
+        below=4,
+        identity="free",
     )
-    use_distributed_optimizer: bool = flag(False, "--zero-stage 1, or what is given above it")
-    cpu_optimizer: bool = flag(False, "optimizer state and update on the CPU")
-    cpu_params: bool = flag(False, "--zero-stage 3: each process's shard of the weights on the CPU")
-    overlap_grad_reduce: bool = flag(True, "gradients travel during the backward pass", only="they do wherever the layout allows")
-    deepspeed: bool = flag(False, "train on DeepSpeed's ZeRO; with a pipeline on torch's, at the same stage")
-    deepspeed_config: str = flag(None, "its JSON; it may only add to what flags say")
-    build_ops: bool = flag(False, "compile the ops that DeepSpeed needs when they are missing")
-    distributed_backend: Literal["nccl", "gloo"] = flag(None, "accepted: the device decides [nccl on GPUs, gloo on CPUs]")
-    distributed_timeout: float = flag(600.0, "seconds without a sign of life after which a process counts as lost")
-    local_rank: int = flag(None, "accepted: launchers say it in LOCAL_RANK too", least=-1)
-    world_size: int = flag(None, "processes in all, for --dry-run [what the launcher says]")
+    use_distributed_optimizer: bool = flag(False, "--zero-stage 1, or what is given above it", identity="free")
+    cpu_optimizer: bool = flag(False, "optimizer state and update on the CPU", identity="free")
+    cpu_params: bool = flag(False, "--zero-stage 3: each process's shard of the weights on the CPU", identity="free")
+    overlap_grad_reduce: bool = flag(
+        True, "gradients travel during the backward pass", only="they do wherever the layout allows", identity="free"
+    )
+    deepspeed: bool = flag(False, "train on DeepSpeed's ZeRO; with a pipeline on torch's, at the same stage", identity="free")
+    deepspeed_config: str = flag(None, "its JSON; it may only add to what flags say", identity="free", needs=DEEPSPEED)
+    build_ops: bool = flag(False, "compile the ops that DeepSpeed needs when they are missing", identity="free", needs=DEEPSPEED)
+    distributed_backend: Literal["nccl", "gloo"] = flag(
+        None, "accepted: the device decides [nccl on GPUs, gloo on CPUs]", identity="free"
+    )
+    distributed_timeout: float = flag(
+        600.0, "seconds without a sign of life after which a process counts as lost", identity="free"
+    )
+    local_rank: int = flag(None, "accepted: launchers say it in LOCAL_RANK too", least=-1, identity="free")
+    world_size: int = flag(None, "processes in all, for --dry-run [what the launcher says]", identity="free")
 
     @property
     def data_parallel_size(self) -> int:
@@ -120,44 +187,60 @@ class Parallel:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    data_path: list[str] = flag(None, "one corpus, cut by --split: PREFIX, or pairs WEIGHT PREFIX")
-    split: str = flag("969,30,1", "shares of --data-path for train, valid, test")
-    train_data_path: list[str] = flag(None, "training corpora: PREFIX, or WEIGHT [START:END] PREFIX ...")
-    valid_data_path: list[str] = flag(None, "validation corpora, likewise")
-    test_data_path: list[str] = flag(None, "test corpora, likewise (scored once, at the end)")
-    train_data_path_file: str = flag(None, "file with the training corpora, `weight [start:end] prefix` a line")
+    data_path: list[str] = flag(None, "one corpus, cut by --split: PREFIX, or pairs WEIGHT PREFIX", identity="free")
+    split: str = flag("969,30,1", "shares of --data-path for train, valid, test", identity="experiment", needs=CUT)
+    train_data_path: list[str] = flag(None, "training corpora: PREFIX, or WEIGHT [START:END] PREFIX ...", identity="free")
+    valid_data_path: list[str] = flag(None, "validation corpora, likewise", identity="free")
+    test_data_path: list[str] = flag(None, "test corpora, likewise (scored once, at the end)", identity="free")
+    train_data_path_file: str = flag(None, "file with the training corpora, `weight [start:end] prefix` a line", identity="free")
     valid_data_path_file: list[str] = flag(
-        None, "file with the validation corpora, likewise; or several sets, NAME=FILE ...: the first chooses the best checkpoint"
+        None,
+        "file with the validation corpora, likewise; or several sets, NAME=FILE ...: the first chooses the best checkpoint",
+        identity="free",
     )
-    test_data_path_file: str = flag(None, "file with the test corpora, likewise")
+    test_data_path_file: str = flag(None, "file with the test corpora, likewise", identity="free")
     unique_tokens: float = flag(
         None,
         "train on the first so many tokens of the training data only, again and again: 100M, or a share such as 0.25",
         count=True,
+        identity="free",
+        needs=PACKED_TRAINING,
     )
     data_kind: Literal["packed", "random-window", "instruct", "pairs"] = flag(
         "packed",
         "packed: rows cut from a stream of tokens; random-window: windows of single papers; instruct: prompt and "
         "response, scored on the response; pairs: texts with vectors",
+        identity="free",
     )
     epoch_order: Literal["strict", "reference", "megatron-core"] = flag(
         "strict",
         "strict: every token once an epoch, for any length of the run; reference: Megatron-DeepSpeed's order, bit "
         "for bit; megatron-core: that one's, whose blends and splits round otherwise",
+        identity="free",
+        needs=PACKED,
     )
-    data_cache_path: str = flag(None, "of Megatron's orders: folder that keeps their indices [built in memory]")
-    categories: list[str] = flag(None, "random-window: categories to take papers from [all]")
-    num_categories: int = flag(None, "random-window: or so many of them, in an order drawn from --seed")
-    tokens_per_category: int = flag(None, "random-window: train on so many tokens of each category [all]", count=True)
-    data_impl: Literal["mmap"] = flag("mmap", "how tokens are read", only="files are memory-mapped")
+    data_cache_path: str = flag(
+        None, "of Megatron's orders: folder that keeps their indices [built in memory]", identity="free", needs=MEGATRON_ORDER
+    )
+    categories: list[str] = flag(None, "random-window: categories to take papers from [all]", identity="free", needs=PAPERS)
+    num_categories: int = flag(
+        None, "random-window: or so many of them, in an order drawn from --seed", identity="free", needs=PAPERS
+    )
+    tokens_per_category: int = flag(
+        None, "random-window: train on so many tokens of each category [all]", count=True, identity="free", needs=PAPERS
+    )
+    data_impl: Literal["mmap"] = flag("mmap", "how tokens are read", only="files are memory-mapped", identity="free")
     tokenizer_type: Literal["GPT2BPETokenizer", "TikTokenizer", "SentencePieceTokenizer", "HFTokenizer", "ByteTokenizer"] = flag(
-        "GPT2BPETokenizer", "how text became ids"
+        "GPT2BPETokenizer", "how text became ids", identity="experiment"
     )
     tokenizer_model: str = flag(
-        None, "file of TikTokenizer (.tiktoken), SentencePieceTokenizer (.model) or HFTokenizer (.json or folder)"
+        None,
+        "file of TikTokenizer (.tiktoken), SentencePieceTokenizer (.model) or HFTokenizer (.json or folder)",
+        identity="free",
+        needs=TOKENIZER_FILE,
     )
-    vocab_file: str = flag(None, "vocabulary of GPT2BPETokenizer (vocab.json) [GPT-2's]")
-    merge_file: str = flag(None, "its merges (merges.txt) [GPT-2's]")
+    vocab_file: str = flag(None, "vocabulary of GPT2BPETokenizer (vocab.json) [GPT-2's]", identity="free", needs=GPT2_BPE)
+    merge_file: str = flag(None, "its merges (merges.txt) [GPT-2's]", identity="free", needs=GPT2_BPE)
 
     def valid_sets(self) -> list[tuple[str | None, str]]:
         """(name, file) of each validation set of --valid-data-path-file; a file alone has no name."""
@@ -167,100 +250,119 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    objective: Literal["ar", "mdm"] = flag("ar", "ar: predict the next token; mdm: masked diffusion")
+    objective: Literal["ar", "mdm"] = flag("ar", "ar: predict the next token; mdm: masked diffusion", identity="experiment")
     mdm_t_sampling: Literal["stratified", "iid"] = flag(
-        "stratified", "noise levels: one in each stratum of the global batch, or independent"
+        "stratified", "noise levels: one in each stratum of the global batch, or independent", identity="experiment", needs=MDM
     )
     mdm_eps: float = flag(
-        1e-3, "training masks with probability p = (1 - eps) t + eps; validation always has eps 0", least=0, below=1
+        1e-3,
+        "training masks with probability p = (1 - eps) t + eps; validation always has eps 0",
+        least=0,
+        below=1,
+        identity="experiment",
+        needs=MDM,
     )
-    num_mc: int = flag(None, "noise draws a validation row [ar 1, mdm 2; 2 or more give a standard error]")
-    score_first_token: bool = flag(False, "parity: validation scores token 0 too (mdm), and the last one (ar)")
+    num_mc: int = flag(None, "noise draws a validation row [ar 1, mdm 2; 2 or more give a standard error]", identity="free")
+    score_first_token: bool = flag(False, "parity: validation scores token 0 too (mdm), and the last one (ar)", identity="free")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    optimizer: Literal["adam"] = flag("adam", "AdamW, fused", only="the optimizer is AdamW")
-    lr: float = flag(None, "peak learning rate", least=0)
-    min_lr: float = flag(0.0, "learning rate at the end of the decay", least=0)
-    lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = flag("linear", "from peak to --min-lr")
-    lr_decay_samples: int = flag(None, "samples until --min-lr [all]", count=True)
-    lr_decay_iters: int = flag(None, "the same in iterations", count=True)
-    lr_warmup_samples: int = flag(None, "samples of linear warm-up [0]", count=True, least=0)
-    lr_warmup_iters: int = flag(None, "the same in iterations", count=True, least=0)
-    lr_warmup_fraction: float = flag(None, "the same as a share of the decay samples", least=0, below=1)
-    lr_wsd_decay_samples: int = flag(None, "WSD: samples of the final decay [a tenth]", count=True)
-    lr_wsd_decay_iters: int = flag(None, "the same in iterations", count=True)
+    optimizer: Literal["adam"] = flag("adam", "AdamW, fused", only="the optimizer is AdamW", identity="noted")
+    lr: float = flag(None, "peak learning rate", least=0, identity="noted")
+    min_lr: float = flag(0.0, "learning rate at the end of the decay", least=0, identity="noted")
+    lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = flag("linear", "from peak to --min-lr", identity="noted")
+    lr_decay_samples: int = flag(None, "samples until --min-lr [all]", count=True, identity="noted")
+    lr_decay_iters: int = flag(None, "the same in iterations", count=True, identity="noted")
+    lr_warmup_samples: int = flag(None, "samples of linear warm-up [0]", count=True, least=0, identity="noted")
+    lr_warmup_iters: int = flag(None, "the same in iterations", count=True, least=0, identity="noted")
+    lr_warmup_fraction: float = flag(None, "the same as a share of the decay samples", least=0, below=1, identity="noted")
+    lr_wsd_decay_samples: int = flag(None, "WSD: samples of the final decay [a tenth]", count=True, identity="noted", needs=WSD)
+    lr_wsd_decay_iters: int = flag(None, "the same in iterations", count=True, identity="noted", needs=WSD)
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = flag(
-        "exponential", "WSD: shape of the final decay"
+        "exponential", "WSD: shape of the final decay", identity="noted", needs=WSD
     )
-    adam_beta1: float = flag(0.9, "decay of the first moment", least=0, below=1)
-    adam_beta2: float = flag(0.999, "decay of the second moment", least=0, below=1)
-    adam_eps: float = flag(1e-8, "added to the root of the second moment")
-    weight_decay: float = flag(0.01, "decoupled decay of matrices; norm weights have none", least=0)
-    clip_grad: float = flag(1.0, "largest gradient norm; 0 does not clip", least=0)
+    adam_beta1: float = flag(0.9, "decay of the first moment", least=0, below=1, identity="noted")
+    adam_beta2: float = flag(0.999, "decay of the second moment", least=0, below=1, identity="noted")
+    adam_eps: float = flag(1e-8, "added to the root of the second moment", identity="noted")
+    weight_decay: float = flag(0.01, "decoupled decay of matrices; norm weights have none", least=0, identity="noted")
+    clip_grad: float = flag(1.0, "largest gradient norm; 0 does not clip", least=0, identity="noted")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    micro_batch_size: int = flag(1, "samples a forward pass; rows that do not fill one are padding of weight 0")
-    global_batch_size: int = flag(None, "samples a step [micro-batch x --grad-accum-steps x data-parallel size]")
-    grad_accum_steps: int = flag(None, "micro-batches a step and data-parallel process, instead of --global-batch-size")
-    train_samples: int = flag(None, "samples to train on; any length goes down to whole global batches", count=True)
-    train_iters: int = flag(None, "or: steps", count=True)
-    train_tokens: int = flag(None, "or: tokens", count=True)
-    flops: float = flag(None, "or: training FLOPs, C = 6 x all parameters x tokens", count=True)
-    seed: int = flag(1234, "names weights, data order and noise", least=0)
-    bf16: bool = flag(False, "compute in bfloat16; weights and moments stay fp32")
-    device: Literal["auto", "cpu", "cuda"] = flag("auto", "where to run")
-    num_threads: int = flag(None, "CPU threads [OMP_NUM_THREADS, or all cores]")
+    micro_batch_size: int = flag(1, "samples a forward pass; rows that do not fill one are padding of weight 0", identity="free")
+    global_batch_size: int = flag(
+        None, "samples a step [micro-batch x --grad-accum-steps x data-parallel size]", identity="experiment"
+    )
+    grad_accum_steps: int = flag(
+        None, "micro-batches a step and data-parallel process, instead of --global-batch-size", identity="experiment"
+    )
+    train_samples: int = flag(
+        None, "samples to train on; any length goes down to whole global batches", count=True, identity="noted"
+    )
+    train_iters: int = flag(None, "or: steps", count=True, identity="noted")
+    train_tokens: int = flag(None, "or: tokens", count=True, identity="noted")
+    flops: float = flag(None, "or: training FLOPs, C = 6 x all parameters x tokens", count=True, identity="noted")
+    seed: int = flag(1234, "names weights, data order and noise", least=0, identity="experiment")
+    bf16: bool = flag(False, "compute in bfloat16; weights and moments stay fp32", identity="noted")
+    device: Literal["auto", "cpu", "cuda"] = flag("auto", "where to run", identity="free")
+    num_threads: int = flag(None, "CPU threads [OMP_NUM_THREADS, or all cores]", identity="free")
     compile: Literal["auto", "on", "off"] = flag(
-        "auto", "torch.compile of the blocks; auto: where the run is long enough to repay it"
+        "auto", "torch.compile of the blocks; auto: where the run is long enough to repay it", identity="free"
     )
-    deterministic_mode: bool = flag(False, "only deterministic kernels (eager on CPU is deterministic without it)")
+    deterministic_mode: bool = flag(
+        False, "only deterministic kernels (eager on CPU is deterministic without it)", identity="free"
+    )
     recompute_granularity: Literal["full", "selective"] = flag(
-        None, "what the backward pass computes again. full: all but each block's input; selective: attention"
+        None, "what the backward pass computes again. full: all but each block's input; selective: attention", identity="free"
     )
-    recompute_method: Literal["uniform"] = flag("uniform", "which blocks", only="all blocks are treated alike")
-    recompute_num_layers: int = flag(1, "blocks recomputed together", only="each block is recomputed by itself")
-    max_skipped_steps: int = flag(3, "stop after this many non-finite steps in a row")
-    skip_train: bool = flag(False, "only evaluate")
-    eval_interval: int = flag(1000, "steps between validations")
-    eval_iters: int = flag(100, "validation rows, in global batches; 0: none", least=0)
-    eval_seed: int = flag(4321, "names the validation slice's noise", least=0)
-    save: str = flag(None, "folder for checkpoints")
-    save_interval: int = flag(None, "steps between checkpoints [only at the end]")
-    save_at: list[int] = flag(None, "also checkpoint at these steps, and keep those")
-    keep_last: int = flag(None, "keep this many newest checkpoints [all]")
-    keep_every: int = flag(None, "and each whose step is a multiple of this")
-    load: str = flag(None, "folder of checkpoints, or one checkpoint, to go on from")
-    finetune: bool = flag(False, "take only the weights from --load, and start at step 0")
-    exit_interval: int = flag(None, "save and stop at a step that is a multiple of this")
-    exit_duration_in_mins: float = flag(None, "save and stop after this many minutes")
-    exit_signal_handler: bool = flag(True, "SIGTERM and SIGUSR1 save and stop", only="signals are always handled")
-    kill_switch_file: str = flag(None, "save and stop (exit 86) when this file appears")
-    preflight: bool = flag(False, "check everything that a run needs, print it, and stop")
-    dry_run: bool = flag(False, "print what each process of a layout will hold and send, without starting one, and stop")
-    device_memory: str = flag(None, "with --dry-run: memory of each GPU, such as 80G; what does not fit is refused")
+    recompute_method: Literal["uniform"] = flag("uniform", "which blocks", only="all blocks are treated alike", identity="free")
+    recompute_num_layers: int = flag(1, "blocks recomputed together", only="each block is recomputed by itself", identity="free")
+    max_skipped_steps: int = flag(3, "stop after this many non-finite steps in a row", identity="free")
+    skip_train: bool = flag(False, "only evaluate", identity="free")
+    eval_interval: int = flag(1000, "steps between validations", identity="free")
+    eval_iters: int = flag(100, "validation rows, in global batches; 0: none", least=0, identity="free")
+    eval_seed: int = flag(4321, "names the validation slice's noise", least=0, identity="free")
+    save: str = flag(None, "folder for checkpoints", identity="free")
+    save_interval: int = flag(None, "steps between checkpoints [only at the end]", identity="free", needs=SAVING)
+    save_at: list[int] = flag(None, "also checkpoint at these steps, and keep those", identity="free", needs=SAVING)
+    keep_last: int = flag(None, "keep this many newest checkpoints [all]", identity="free", needs=SAVING)
+    keep_every: int = flag(None, "and each whose step is a multiple of this", identity="free", needs=SAVING)
+    load: str = flag(None, "folder of checkpoints, or one checkpoint, to go on from", identity="free")
+    finetune: bool = flag(False, "take only the weights from --load, and start at step 0", identity="free", needs=LOADING)
+    exit_interval: int = flag(None, "save and stop at a step that is a multiple of this", identity="free")
+    exit_duration_in_mins: float = flag(None, "save and stop after this many minutes", identity="free")
+    exit_signal_handler: bool = flag(
+        True, "SIGTERM and SIGUSR1 save and stop", only="signals are always handled", identity="free"
+    )
+    kill_switch_file: str = flag(None, "save and stop (exit 86) when this file appears", identity="free")
+    preflight: bool = flag(False, "check everything that a run needs, print it, and stop", identity="free")
+    dry_run: bool = flag(
+        False, "print what each process of a layout will hold and send, without starting one, and stop", identity="free"
+    )
+    device_memory: str = flag(
+        None, "with --dry-run: memory of each GPU, such as 80G; what does not fit is refused", identity="free", needs=DRY_RUN
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    run_dir: str = flag(None, "folder of the run's records [--save, or runs/NAME]")
-    log_interval: int = flag(100, "steps between log lines")
+    run_dir: str = flag(None, "folder of the run's records [--save, or runs/NAME]", identity="free")
+    log_interval: int = flag(100, "steps between log lines", identity="free")
     log_names: Literal["simple", "megatron", "both"] = flag(
-        "both", "tags in TensorBoard and W&B: train/loss, the reference's, or both"
+        "both", "tags in TensorBoard and W&B: train/loss, the reference's, or both", identity="free", needs=VIEWS
     )
-    tensorboard_dir: str = flag(None, "write TensorBoard events here")
-    tensorboard_queue_size: int = flag(1000, "events kept before a flush")
-    log_timers_to_tensorboard: bool = flag(False, "also step time and throughput")
-    log_batch_size_to_tensorboard: bool = flag(False, "also the batch size")
-    log_validation_ppl_to_tensorboard: bool = flag(False, "also the validation perplexity")
-    wandb_project: str = flag(None, "log to this W&B project (offline without a key)")
-    wandb_exp_name: str = flag(None, "name of the W&B run, and of runs/NAME [run-dir's name]")
-    wandb_group: str = flag(None, "W&B group")
-    wandb_save_dir: str = flag(None, "where W&B keeps its files [run-dir]")
-    no_wandb: bool = flag(False, "no W&B, whatever else is said")
+    tensorboard_dir: str = flag(None, "write TensorBoard events here", identity="free")
+    tensorboard_queue_size: int = flag(1000, "events kept before a flush", identity="free", needs=TENSORBOARD)
+    log_timers_to_tensorboard: bool = flag(False, "also step time and throughput", identity="free", needs=VIEWS)
+    log_batch_size_to_tensorboard: bool = flag(False, "also the batch size", identity="free", needs=VIEWS)
+    log_validation_ppl_to_tensorboard: bool = flag(False, "also the validation perplexity", identity="free", needs=VIEWS)
+    wandb_project: str = flag(None, "log to this W&B project (offline without a key)", identity="free")
+    wandb_exp_name: str = flag(None, "name of the W&B run, and of runs/NAME [run-dir's name]", identity="free")
+    wandb_group: str = flag(None, "W&B group", identity="free", needs=WANDB)
+    wandb_save_dir: str = flag(None, "where W&B keeps its files [run-dir]", identity="free", needs=WANDB)
+    no_wandb: bool = flag(False, "no W&B, whatever else is said", identity="free")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +411,7 @@ PRESETS = {
 # Flags that exclude each other: of one source only one is taken, and one on the command line replaces a file's others.
 BUDGETS = ("train_samples", "train_iters", "train_tokens", "flops")
 WARMUPS = ("lr_warmup_samples", "lr_warmup_iters", "lr_warmup_fraction")
+TOKENIZERS_OF_FILES = ("TikTokenizer", "SentencePieceTokenizer", "HFTokenizer")
 CORPORA = tuple(("data_path", f"{split}_data_path", f"{split}_data_path_file") for split in ("train", "valid", "test"))
 EXCLUSIVE = (BUDGETS, ("lr_decay_samples", "lr_decay_iters"), WARMUPS, ("lr_wsd_decay_samples", "lr_wsd_decay_iters"), *CORPORA)
 PIPELINE_ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
@@ -317,6 +420,7 @@ PIPELINE_ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num
 SETTLED_TOGETHER = (("global_batch_size", "grad_accum_steps"), ("pipeline_schedule", "num_layers_per_virtual_pipeline_stage"))
 
 
+@functools.cache
 def declared() -> Table:
     """Field name -> (section, field, type)."""
     return {
@@ -324,6 +428,18 @@ def declared() -> Table:
         for name, section in get_type_hints(Config).items()
         for hints in [get_type_hints(section)]
         for f in fields(section)
+    }
+
+
+def experiment(saved: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Field name -> value of every flag in what Config.as_dict gave that is not free to differ, in the order of declaration.
+
+    A flag that the version which saved it did not have has its default; one that this version does not have is left out.
+    """
+    return {
+        name: saved.get(section, {}).get(name, f.default)
+        for name, (section, f, _) in declared().items()
+        if f.metadata["identity"] != "free"
     }
 
 
@@ -399,49 +515,11 @@ def check_exclusive(cfg: Config, mistakes: list[str]) -> None:
 
 def check_idle(cfg: Config, mistakes: list[str]) -> None:
     """Every flag acts: none may be given that would do nothing beside the others."""
-    p, d, o, t, log = cfg.parallel, cfg.data, cfg.optim, cfg.train, cfg.log
-    gpt2, plain = d.tokenizer_type == "GPT2BPETokenizer", d.tokenizer_type in ("GPT2BPETokenizer", "ByteTokenizer")
-    for acts, needs, section, names in (
-        (t.save, "give --save", t, ("save_interval", "save_at", "keep_last", "keep_every")),
-        (t.load, "give --load", t, ("finetune",)),
-        (t.dry_run, "give --dry-run", t, ("device_memory",)),
-        (p.deepspeed, "give --deepspeed", p, ("deepspeed_config", "build_ops")),
-        (
-            p.pipeline_model_parallel_size > 1,
-            "give --pipeline-model-parallel-size above 1",
-            p,
-            ("num_layers_per_virtual_pipeline_stage", *PIPELINE_ENDS),
-        ),
-        (d.data_path, "give --data-path", d, ("split",)),
-        (given_of(d, CORPORA[0]) and d.data_kind == "packed", "give packed training data", d, ("unique_tokens",)),
-        (d.data_kind == "packed", "use --data-kind packed", d, ("epoch_order",)),
-        (d.epoch_order != "strict", "use --epoch-order reference", d, ("data_cache_path",)),
-        (
-            d.data_kind == "random-window",
-            "use --data-kind random-window",
-            d,
-            ("categories", "num_categories", "tokens_per_category"),
-        ),
-        (gpt2, "use --tokenizer-type GPT2BPETokenizer", d, ("vocab_file", "merge_file")),
-        (not plain, "use a --tokenizer-type that reads one", d, ("tokenizer_model",)),
-        (cfg.objective.objective == "mdm", "use --objective mdm", cfg.objective, ("mdm_t_sampling", "mdm_eps")),
-        (
-            o.lr_decay_style == "WSD",
-            "use --lr-decay-style WSD",
-            o,
-            ("lr_wsd_decay_samples", "lr_wsd_decay_iters", "lr_wsd_decay_style"),
-        ),
-        (log.tensorboard_dir, "give --tensorboard-dir", log, ("tensorboard_queue_size",)),
-        (log.wandb_project or log.no_wandb, "give --wandb-project", log, ("wandb_group", "wandb_save_dir")),
-        (
-            log.tensorboard_dir or log.wandb_project or log.no_wandb,
-            "give --tensorboard-dir or --wandb-project",
-            log,
-            ("log_names", "log_timers_to_tensorboard", "log_batch_size_to_tensorboard", "log_validation_ppl_to_tensorboard"),
-        ),
-    ):
-        idle = [] if acts else [f.name for f in fields(section) if f.name in names and getattr(section, f.name) != f.default]
-        mistakes += [f"{spelling(name)} would do nothing here: {needs}, or leave it out" for name in idle]
+    mistakes += [
+        f"{spelling(name)} would do nothing here: {needs.said}, or leave it out"
+        for name, (section, f, _) in declared().items()
+        if (needs := f.metadata["needs"]) and getattr(getattr(cfg, section), name) != f.default and not needs.met(cfg)
+    ]
 
 
 def resolve_model(cfg: Config, unread: set[str], mistakes: list[str]) -> Model:
@@ -793,7 +871,7 @@ def check_data(cfg: Config, unread: set[str], mistakes: list[str]) -> None:
             raise ValueError
     except ValueError:
         mistakes.append(f"--split {d.split} must be up to three shares such as 969,30,1")
-    if d.tokenizer_type in ("TikTokenizer", "SentencePieceTokenizer", "HFTokenizer") and not d.tokenizer_model:
+    if d.tokenizer_type in TOKENIZERS_OF_FILES and not d.tokenizer_model:
         mistakes.append(f"--tokenizer-type {d.tokenizer_type} needs --tokenizer-model FILE")
     if d.tokenizer_type == "GPT2BPETokenizer" and bool(d.vocab_file) != bool(d.merge_file):
         mistakes.append("--vocab-file and --merge-file belong together: give both, or neither")

@@ -11,10 +11,10 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from megatron.errors import Refusal
 
@@ -29,20 +29,38 @@ class ConfigError(Refusal):
         self.mistakes = mistakes
 
 
+class Needs(NamedTuple):
+    """What a flag acts with: without it the flag would do nothing, and is refused."""
+
+    said: str  # what to do, as in `would do nothing here: give --save, or leave it out`
+    met: Callable[[Any], Any]  # of the Config
+
+
+Identity = Literal["experiment", "noted", "free"]
+
+
 def flag(
-    default=MISSING,
-    help="",
+    default: Any = MISSING,
+    help: str = "",
     *,
+    identity: Identity,
+    needs: Needs | None = None,
     count: bool = False,
     least: float | None = None,
     below: float | None = None,
     only: str | None = None,
-):
+) -> Any:
     """One flag. A number is above 0, or at least `least`, and below `below`; `count`: 100M and 1e9 are read.
 
-    `only` marks a flag of published recipes whose one legal value is the default, and says why.
+    `identity` is what another value makes of a run. experiment: another one, which no checkpoint or folder of this one is for;
+    noted: the same run, changed on the way, which is said and recorded; free: nothing that its results depend on, or something
+    that another field or a fingerprint of the data says. A flag that older checkpoints do not know had its default there.
+    `only` marks a flag of published recipes whose one legal value is the default, and says why.  Raises TypeError.
     """
-    return field(default=default, metadata={"help": help, "count": count, "least": least, "below": below, "only": only})
+    if identity not in get_args(Identity):
+        raise TypeError(f"identity={identity!r} must be one of {', '.join(get_args(Identity))}")
+    known = {"identity": identity, "needs": needs, "count": count, "least": least, "below": below, "only": only}
+    return field(default=default, metadata={"help": help, **known})
 
 
 # Other spellings of a flag. A value behind the name: the flag takes none and means that value.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron import config
 from megatron.config import PRESETS, Config, ConfigError, declared, help_text, parse
-from megatron.flags import ALIASES, DEAD, LATER, spelling
+from megatron.flags import ALIASES, DEAD, LATER, flag, spelling
 from megatron.layout import Place, find_place
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +94,13 @@ def test_every_published_flag_has_its_class():
     assert {n.replace("_", "-") for n in NEVER} == set(DEAD)
     spelled = [spelling(n)[2:] for n in table], list(ALIASES), list(LATER), list(DEAD)
     assert len(set().union(*spelled)) == sum(map(len, spelled))
+
+
+def test_a_flag_says_what_it_is_for_identity():
+    with pytest.raises(TypeError, match="keyword-only argument: 'identity'"):
+        flag(None, "a new one")
+    with pytest.raises(TypeError, match="identity='new' must be one of experiment, noted, free"):
+        flag(None, "a new one", identity="new")
 
 
 @pytest.mark.parametrize("name", NOT_BUILT)
@@ -752,10 +759,10 @@ def test_any_argument_line_is_a_config_or_mistakes(line, based):
 
 
 def test_every_flag_survives_odd_values():
-    for at, flag in enumerate(FLAGS):
+    for at, name in enumerate(FLAGS):
         for value in VALUES[at % 7 :: 7]:
             try:
-                parse([*BASE, flag, value], environ={})
+                parse([*BASE, name, value], environ={})
             except ConfigError as error:
                 assert error.mistakes
 

@@ -7,87 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron.batch import Progress
-from megatron.config import Config, spelling
+from megatron.config import Config, declared, experiment, spelling
 from megatron.core import checkpoint
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import ALONE, Group
 from megatron.errors import Mismatch, MissingInput
 from megatron.training.loop import Interval
 
-# Flags that may differ from the checkpoint's without changing what the run is.
-FREE = {
-    "data": (
-        "data_path",
-        "train_data_path",
-        "train_data_path_file",
-        "valid_data_path",
-        "valid_data_path_file",
-        "test_data_path",
-        "test_data_path_file",
-        "vocab_file",
-        "merge_file",
-        "tokenizer_model",
-        # what these choose is in the fingerprints of the data
-        "unique_tokens",
-        "data_kind",
-        "epoch_order",
-        "data_cache_path",
-        "categories",
-        "num_categories",
-        "tokens_per_category",
-    ),
-    "train": (
-        "save",
-        "save_interval",
-        "save_at",
-        "keep_last",
-        "keep_every",
-        "load",
-        "finetune",
-        "exit_interval",
-        "exit_duration_in_mins",
-        "kill_switch_file",
-        "preflight",
-        "num_threads",
-        "device",
-        "compile",
-        "recompute_granularity",
-        "recompute_method",
-        "recompute_num_layers",
-        "deterministic_mode",
-        "eval_interval",
-        "eval_iters",
-        "eval_seed",
-        "skip_train",
-        "max_skipped_steps",
-        "micro_batch_size",
-        "dry_run",
-        "device_memory",
-    ),
-    "objective": ("num_mc", "score_first_token"),
-    "log": None,
-    "parallel": None,
-}
-# Flags that may differ, but change the run: said aloud and recorded.
-NOTED = {
-    "optim": None,
-    "train": ("train_samples", "bf16"),
-    "model": ("attention_dropout", "hidden_dropout", "max_position_embeddings", "model_config"),
-}
-
-
-def among(groups: dict[str, tuple[str, ...] | None], section: str, name: str) -> bool:
-    """Whether a table like FREE has the flag; None stands for the whole section."""
-    return section in groups and (groups[section] is None or name in groups[section])
-
 
 def differences(saved: dict[str, dict], cfg: Config) -> list[tuple[str, str, str]]:
     """(section, name, sentence) of every flag that differs from a saved config and is not free to."""
+    table, old = declared(), experiment(saved)
     return [
-        (section, name, f"{spelling(name)} was {saved.get(section, {}).get(name)}, is {value}")
-        for section, flags in cfg.as_dict().items()
-        for name, value in flags.items()
-        if saved.get(section, {}).get(name) != value and not among(FREE, section, name)
+        (table[name][0], name, f"{spelling(name)} was {old[name]}, is {value}")
+        for name, value in experiment(cfg.as_dict()).items()
+        if old[name] != value
     ]
 
 
@@ -127,7 +61,7 @@ def check_agreement(
         if imported and saved.get(section, {}).get(name) is None:
             continue
         harmless = (
-            among(NOTED, section, name)
+            declared()[name][1].metadata["identity"] == "noted"
             or (cfg.train.finetune and section != "model")
             or (cfg.train.skip_train and section in ("train", "data"))
         )

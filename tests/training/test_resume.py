@@ -9,12 +9,13 @@ import signal
 import numpy as np
 import pytest
 
-from megatron.config import parse
+from megatron.config import declared, parse
 from megatron.core import checkpoint
 from megatron.data.indexed import IndexedWriter
 from megatron.errors import Mismatch
+from megatron.scaling.table.registry import config_hash
 from megatron.training.logs import read_metrics
-from megatron.training.resume import check_agreement
+from megatron.training.resume import check_agreement, differences
 
 
 @pytest.fixture
@@ -111,6 +112,29 @@ def test_the_layout_may_change_silently(trainer, half):
     loaded.facts["config"]["parallel"] |= {"tensor_model_parallel_size": 2, "zero_stage": 3, "a_flag_of_another_version": 1}
     assert check_agreement(parse(trainer.argv(half)), loaded, loaded.facts["fingerprints"], lines.append) == []
     assert not lines
+
+
+def test_a_flag_is_of_the_experiment_in_every_list_or_in_none(trainer, tmp_path):
+    """What resume lets pass does not change the hash either; a config of a version without the flag had its default."""
+    cfg = parse(trainer.argv(tmp_path))
+    mine = config_hash(cfg.as_dict(), {})
+    free = set()
+    for name, (section, f, _) in declared().items():
+        saved = cfg.as_dict()
+        saved[section][name] = "another"
+        found = [line for _, flag, line in differences(saved, cfg) if flag == name]
+        assert (found == []) == (config_hash(saved, {}) == mine) == (f.metadata["identity"] == "free"), name
+        free |= set() if found else {name}
+        del saved[section][name]
+        kept = getattr(getattr(cfg, section), name)
+        assert (differences(saved, cfg) == []) == (name in free or kept == f.default), name
+    assert {"recompute_granularity", "deterministic_mode", "max_skipped_steps", "eval_interval", "eval_seed", "save_at"} <= free
+    assert {"train_data_path", "world_size", "run_dir", "compile"} <= free and not free & {
+        "lr",
+        "bf16",
+        "seed",
+        "attention_dropout",
+    }
 
 
 def test_finetune_takes_the_weights_and_starts_at_step_0(tmp_path, trainer, half, capsys):

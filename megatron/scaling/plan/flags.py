@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron.budget import GPT2_VOCAB, Shape, epoch_tokens
-from megatron.config import EXCLUSIVE, declared
+from megatron.config import EXCLUSIVE, SAVING, declared
 from megatron.errors import BadData
 from megatron.flags import find, split_words
 
 ENTRIES = {"ar": "pretrain_gpt.py", "mdm": "pretrain_diff_gpt.py"}
 SUBSET_SLACK = 0.01  # a prepared subset stands for so many unique tokens, give or take this share
-ON_SAVE = {"save_interval", "save_at", "keep_last", "keep_every"}
+ON_SAVE = {name for name, (_, f, _) in declared().items() if f.metadata["needs"] is SAVING}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,44 +12,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from megatron.config import experiment
 from megatron.errors import MissingInput
 from megatron.scaling.run.progress import GO_ON, is_claimed, last_line
 from megatron.scaling.table.runs import RUN_FILES, last_step, read_json, records
 
-# Where a run reads and writes, what it says, and on how many machines: none of it is what the run is. Its data are, by their
-# fingerprints.
-PLACES = {
-    "log",
-    "parallel",
-    "data.data_path",
-    "data.train_data_path",
-    "data.train_data_path_file",
-    "data.valid_data_path",
-    "data.valid_data_path_file",
-    "data.test_data_path",
-    "data.test_data_path_file",
-    "data.vocab_file",
-    "data.merge_file",
-    "data.tokenizer_model",
-    "data.unique_tokens",
-    "data.data_cache_path",
-    "train.save",
-    "train.load",
-    "train.save_interval",
-    "train.save_at",
-    "train.keep_last",
-    "train.keep_every",
-    "train.exit_interval",
-    "train.exit_duration_in_mins",
-    "train.kill_switch_file",
-    "train.preflight",
-    "train.dry_run",
-    "train.num_threads",
-    "train.device",
-    "train.device_memory",
-    "train.compile",
-    "train.micro_batch_size",
-}
 Z95 = 1.959963984540054
 METRICS = ("loss", "bits_per_byte", "accuracy", "test_loss", "best_loss", "train_loss")
 
@@ -86,12 +53,10 @@ def status(directory: Path) -> tuple[str, str]:
 
 
 def config_hash(config: dict, fingerprints: dict) -> str | None:
-    """12 digits that are equal for equal experiments: of the data and all flags but those that say where and on what to run."""
+    """12 digits that are equal for equal experiments: of the data and of all flags that are not free to differ."""
     if not config:
         return None
-    kept = {"fingerprints": fingerprints} | {
-        name: value for name, value in flat(config).items() if name not in PLACES and name.partition(".")[0] not in PLACES
-    }
+    kept = {"fingerprints": fingerprints, **experiment(config)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
