@@ -1,0 +1,208 @@
+"""The documentation is tested like code: links lead somewhere, flags exist, commands parse, and marked blocks are run.
+
+A comment before a block says what a test does with it: `<!-- run -->` runs it whole, `<!-- dry -->` forecasts the memory of its
+training command, `<!-- sbatch -->` runs it with an sbatch that only keeps what it is given.
+"""
+
+import ast
+import functools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron import config
+from megatron.flags import find
+from megatron.training import dry_run
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in sorted(
+        [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "examples/README.md", ROOT / "ds_configs/README.md"]
+    )
+}
+BLOCK = re.compile(r"(?:^<!-- (\w+) -->\n)?^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ENTRIES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
+OTHERS = "nproc-per-node ntasks-per-node nodes partition time index-url slow signal".split()  # flags of pip, torchrun and Slurm
+PLACES = ("megatron", "tools", "utils", "examples", *ENTRIES)
+
+
+def blocks(kind):
+    """(page, block) of a marked kind, the README's first."""
+    found = [(page, text) for page, whole in PAGES.items() for mark, text in BLOCK.findall(whole) if mark == kind]
+    return sorted(found, key=lambda one: one[0] != "README.md")
+
+
+def commands(text):
+    """The words of each command of a block; a here-document is data."""
+    text = re.sub(r"<<'(\w+)'(.*?)^\1$", r"\2", text, flags=re.MULTILINE | re.DOTALL) if "<<" in text else text
+    lines = text.replace("\\\n", " ").splitlines()
+    return [
+        words for line in lines if re.match(r"(\w+=\S+ )*(python|bash|torchrun|srun|sbatch) ", line) for words in [read(line)]
+    ]
+
+
+def read(line):
+    return shlex.split(line, comments=True)
+
+
+ALL = [(page, words) for page, text in PAGES.items() for _, block in BLOCK.findall(text) for words in commands(block)]
+
+
+def slug(heading):
+    """The anchor of a heading, as GitHub and MkDocs make it where both agree."""
+    return re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading.strip().lower()))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    lost = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        if "://" in path:
+            continue
+        there = (ROOT / page).parent / path if path else ROOT / page
+        if not there.exists() or (page.startswith("docs/") and (ROOT / "docs") not in there.resolve().parents):
+            lost.append(target)  # a page of docs/ is also read without the rest of the tree
+        elif anchor and anchor not in {slug(h) for h in re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)}:
+            lost.append(target)
+    assert lost == []
+
+
+def test_every_page_is_in_the_menu():
+    menu = set(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert menu == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def words_of(path):
+    return {n.value for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+@functools.cache
+def spelled_in(*files):
+    """Flags that a tool spells, itself or in the modules that it imports."""
+    found = set()
+    for path in files:
+        tree = ast.parse(path.read_bytes())
+        modules = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module.startswith("megatron")]
+        names = [f"{n.module}.{a.name}" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module for a in n.names]
+        near = [ROOT / (name.replace(".", "/") + ending) for name in [*modules, *names] for ending in (".py", "/__init__.py")]
+        found |= {word for one in (path, *near) if one.is_file() for word in words_of(one) if word.startswith("--")}
+    return found
+
+
+def unknown_flags(words):
+    """Flags of a command that its program does not have."""
+    at = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
+    program, given = (words[at], words[at + 1 :]) if at is not None else ("", [])
+    given, behind = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    table = config.declared()
+    extra = {"--config", "--print-config", "--help"}
+    if program in ENTRIES:
+        given, behind = [], given
+    verb = next((w.replace("-", "_") for w in given[:1] if program.endswith("scaling_laws.py") and w != "VERB"), None)
+    home = ROOT / "megatron/scaling/verbs"
+    files = [home / f"{verb}.py", home / "__init__.py"] if verb else [ROOT / program] if given else []
+    known = spelled_in(*files)
+    wrong = [w for w in given if w.startswith("--") and w.partition("=")[0] not in known | extra]
+    return wrong + [w for w in behind if w.startswith("--") and w not in extra and find(w.partition("=")[0], table)[0] is None]
+
+
+def test_commands_name_what_exists():
+    assert len(ALL) > 40
+    missing = [(page, w) for page, words in ALL for w in words if re.search(r"^[\w/]+\.(py|sh)$", w) and not (ROOT / w).exists()]
+    assert missing == []
+    assert [(page, flag) for page, words in ALL for flag in unknown_flags(words)] == []
+
+
+def test_flags_in_the_text_exist():
+    table, known = config.declared(), set()
+    for folder in ("tools", "megatron"):
+        for path in (ROOT / folder).rglob("*.py"):
+            known |= {w for w in words_of(path) if re.fullmatch(r"--[\w-]+", w)}
+    known |= {f"--{word}" for word in OTHERS} | {"--config", "--help", "--print-config", "--FLAG"}
+    assert [
+        (page, flag)
+        for page, text in PAGES.items()
+        for code in re.findall(r"`([^`\n]+)`", text)
+        for flag in re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", code)
+        if flag not in known and find(flag, table)[0] is None
+    ] == []
+
+
+def test_whole_training_commands_parse():
+    """Every command without a placeholder is complete: nothing that must be given is missing, nothing contradicts."""
+    whole = [
+        (words[words.index(entry) + 1 :], objective)
+        for _, words in ALL
+        for entry, objective in ENTRIES.items()
+        if entry in words and not {"FLAGS", "--config"} & set(words)
+    ]
+    assert len(whole) >= 4
+    for argv, objective in whole:
+        config.parse(argv, objective, environ={})
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A folder that looks like a checkout; what commands write stays there. `run(script)` gives its output."""
+    for name in PLACES:
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+    def run(script):
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+        return done.stdout
+
+    run.folder = tmp_path
+    return run
+
+
+def test_the_readme_is_short_and_its_laptop_command_trains(checkout):
+    assert len(PAGES["README.md"].splitlines()) <= 110
+    page, text = blocks("run")[0]
+    assert page == "README.md"
+    said = checkout(text)
+    assert "finished: runs/mdm/result.json" in said and "bound nats per token" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page, text", blocks("run")[1:])
+def test_marked_blocks_run(page, text, checkout):
+    checkout(text)
+
+
+def test_the_one_gpu_command_fits_24_gigabytes(capsys):
+    page, text = blocks("dry")[0]
+    assert page == "README.md"
+    (argv,) = [words[2:] for words in commands(text) if words[1] == "pretrain_diff_gpt.py"]
+    code = dry_run.show(config.parse([*argv, "--dry-run", "--device-memory", "24G"], "mdm", environ={}))
+    assert code == 0, capsys.readouterr().err
+
+
+def test_the_slurm_commands_submit_every_run(checkout):
+    page, text = blocks("sbatch")[0]
+    assert page == "README.md"
+    stub = checkout.folder / "bin/sbatch"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/bash\ncp "${@: -1}" "$(dirname "$0")/submitted.sh"\necho 7\n')
+    stub.chmod(0o755)
+    checkout(text)
+    script = (stub.parent / "submitted.sh").read_text()
+    for line in ("--array=0-11%4", "--gpus-per-node=8", "--partition=gpu", "--time=24:00:00", "--requeue"):
+        assert f"#SBATCH {line}\n" in script
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="pip install -e '.[docs]'")
+    built = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(built, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "index.html").exists()
