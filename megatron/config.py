@@ -22,7 +22,9 @@ from typing import Any, Literal, get_type_hints
 from megatron.budget import GPT2_VOCAB, RESERVED_IDS, Shape, padded_vocab, swiglu_width
 from megatron.flags import (
     ALIASES,
+    DEAD,
     LARGEST,
+    LATER,
     ConfigError,
     Needs,
     Table,
@@ -909,12 +911,18 @@ def resolve_log(cfg: Config, m: Model) -> Log:
     return replace(cfg.log, run_dir=cfg.log.run_dir or cfg.train.save or str(Path("runs") / name))
 
 
-def help_text(program: str) -> str:
-    """The whole command line, a section after the other."""
+def also_spelled() -> dict[str, list[str]]:
+    """Field name -> the other spellings of its flag, with the value that one stands for."""
     also: dict[str, list[str]] = {}
     for alias, (name, value) in ALIASES.items():
         also.setdefault(name, []).append("--" + alias + ("" if value is None else f" (= {str(value).lower()})"))
-    rows = {f.name: [] for f in fields(Config)}
+    return also
+
+
+def help_text(program: str) -> str:
+    """The whole command line, a section after the other."""
+    also = also_spelled()
+    rows: dict[str, list[str]] = {f.name: [] for f in fields(Config)}
     for name, (section, f, hint) in declared().items():
         only = f" (accepted as it stands: {f.metadata['only']})" if f.metadata["only"] else ""
         default = "" if f.default is None or hint is bool or only else f" [{f.default}]"
@@ -939,6 +947,36 @@ def help_text(program: str) -> str:
     )
 
 
+def markdown() -> str:
+    """The page of flags: `python -m megatron.config` prints it."""
+    also = also_spelled()
+    parts = [
+        "# Flags\n",
+        "Of `pretrain_gpt.py` (`--objective ar`) and `pretrain_diff_gpt.py` (`--objective mdm`), as `--help` shows them too. "
+        "A default in brackets is derived. *Identity* says what another value makes of a run that goes on from a checkpoint: "
+        "**experiment**: another run, which is refused; **noted**: the same run, and the change is said and recorded; **free**: "
+        "nothing that its results depend on (or something that another flag or a fingerprint of the data says). "
+        "The config hash of a run is made of all that is not free, and of the data.",
+    ]
+    head = "| flag | default | identity | what it does |\n|---|---|---|---|"
+    rows: dict[str, list[str]] = {f.name: [head] for f in fields(Config)}
+    for name, (section, f, hint) in declared().items():
+        known, default = f.metadata, f.default
+        derived = re.search(r"(.*) (\[.*\])$", known["help"])
+        what, told = derived.groups() if derived else (known["help"], "")
+        shown = told or ("" if default is None else str(default).lower() if hint is bool else f"`{default}`")
+        more = [f"accepted as it stands: {known['only']}"] if known["only"] else []
+        more += [f"acts only where you {known['needs'].said}"] if known["needs"] else []
+        more += [f"also {', '.join(f'`{one}`' for one in also[name])}"] if name in also else []
+        cells = f"`{spelling(name)} {metavar(hint)}".rstrip() + "`", shown, known["identity"], "; ".join([what, *more])
+        rows[section].append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    parts += [f"\n## {section}\n\n" + "\n".join(lines) for section, lines in rows.items()]
+    absent = {name: f"needs {what}, which is not built yet" for name, what in LATER.items()} | DEAD
+    parts += ["\n## Flags of other trainers that are refused\n\n| flag | why |\n|---|---|"]
+    parts += [f"| `--{name}` | {why} |" for name, why in absent.items()]
+    return "\n".join(parts)
+
+
 def main(objective: str) -> Config:
     """The command line's Config; prints help or the resolved whole, and exits with 2 after listing every mistake."""
     argv = sys.argv[1:]
@@ -957,3 +995,7 @@ def main(objective: str) -> Config:
         print(json.dumps(cfg.as_dict(), indent=1))
         sys.exit(0)
     return cfg
+
+
+if __name__ == "__main__":
+    print(markdown())

@@ -785,6 +785,20 @@ def test_help_is_readable_and_whole():
     assert program("--lr", "--help").stdout == text + "\n"
 
 
+def test_the_page_of_flags_is_made_from_the_fields():
+    page = subprocess.run([sys.executable, "-m", "megatron.config"], capture_output=True, text=True, cwd=ROOT).stdout
+    rows = {line.split("`")[1].split()[0]: line for line in page.splitlines() if line.startswith("| `")}
+    assert list(rows)[: len(declared())] == [spelling(n) for n in declared()]
+    assert all(line.count(" | ") == (3 if name[2:].replace("-", "_") in declared() else 1) for name, line in rows.items())
+    assert rows["--ffn-hidden-size"].startswith(
+        "| `--ffn-hidden-size N` | [two thirds of 4 x hidden, down to a multiple of 64] | exp"
+    )
+    assert rows["--save-at"] == (
+        "| `--save-at N ...` |  | free | also checkpoint at these steps, and keep those; acts only where you give --save |"
+    )
+    assert "| [all] | noted |" in rows["--lr-decay-samples"] and {f"--{n}" for n in (*LATER, *DEAD)} <= rows.keys()
+
+
 def test_print_config_can_be_given_back(tmp_path):
     done = program(*BASE, "--print_config", script="pretrain_diff_gpt.py")
     cfg = read(objective="mdm")
