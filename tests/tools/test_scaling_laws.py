@@ -45,7 +45,7 @@ def test_report_prints_and_writes(sweep, tmp_path):
     done = run_tool("report", sweep, "--out", tmp_path / "out", "--bootstrap", 20)
     assert done.returncode == 0, done.stderr
     assert "isoFLOP minima" in done.stdout and "AR (exact NLL)" in done.stdout
-    record = json.loads((tmp_path / "out" / "fit.json").read_text())
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
     assert record["objectives"]["ar"]["chinchilla"]["rows_used"] == 8
     assert (tmp_path / "out" / "isoflop.png").stat().st_size > 10_000
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from megatron.errors import Mismatch
-from megatron.scaling.answers.critical import KINDS, drawn_law
-from megatron.scaling.answers.isoflop import IsoFlop, compute_ratio, equal_loss_ratios, params_ratio, percentile_interval
-from megatron.scaling.table.runs import differences
+from megatron.scaling.answers.critical import drawn_law
+from megatron.scaling.answers.isoflop import IsoFlop, compute_ratio, equal_loss_ratios, params_ratio
+from megatron.scaling.law.fit import load_fit
+from megatron.scaling.law.intervals import percentile_interval
+from megatron.scaling.table.comparable import differences
+from megatron.scaling.table.labels import kind_of
+from megatron.scaling.table.table import Table
 
 REACH = 3.0  # decades beyond the compute of both within which equal losses are looked for
 NUM_BUDGETS = 5  # compared where fits have no budgets of their own
@@ -32,7 +37,33 @@ class Side:
     @property
     def label(self) -> str:
         """'sweep mdm (upper bound)'; where a side does not say which, it says so."""
-        return f"{self.name} ({KINDS.get(self.rows[0].get('bound'), 'exact or bound is not stated')})"
+        return f"{self.name} ({kind_of(self.rows[0].get('bound'))})"
+
+
+def is_fit(path: Path) -> bool:
+    """Whether a path is a fit.json or the folder of one."""
+    return path.name == "fit.json" or (path / "fit.json").is_file()
+
+
+def side_of_fit(path: Path) -> Side:
+    """A fit under the name of its folder. Raises as `load_fit`."""
+    fit = load_fit(path)
+    name = (path.resolve().parent if path.name == "fit.json" else path.resolve()).name
+    stated = {"objective": name, **{key: value for key, value in fit.conventions.items() if value is not None}}
+    return Side(name, [stated | {"run": f"the fit {name}", "unit": fit.choices.get("unit")}], fit=fit)
+
+
+def sides_of_runs(stem: str, table: Table, isoflops: dict[str, IsoFlop]) -> list[Side]:
+    """Each objective of a table with its minima; `stem` is what the table is called."""
+    several, unit = len(table.objectives) > 1, table.choices.get("unit")
+    return [
+        Side(
+            f"{stem} {objective}" if several else stem,
+            [row | {"unit": unit} for row in table.only(objective).rows],
+            isoflop=isoflop,
+        )
+        for objective, isoflop in isoflops.items()
+    ]
 
 
 def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
@@ -113,7 +144,7 @@ def _equal_loss(curves, ln_grid, loss, ranges) -> dict | None:
         "flops": np.exp(ln_flops[:, 0]).tolist(),
         "ratio": float(ratio[0]),
         "extrapolated": not inside,
-        "ci": list(percentile_interval(np.where(np.isnan(ratio[1:]), np.inf, ratio[1:]))),
+        "ci": percentile_interval(np.where(np.isnan(ratio[1:]), np.inf, ratio[1:])),
     }  # NaN: never that loss
 
 
@@ -126,7 +157,7 @@ def _params(one, two, flops, ranges, pairs) -> dict:
         "params": [float(size[0]) for size in sizes],
         "ratio": float(ratio[0]),
         "extrapolated": not inside,
-        "ci": list(percentile_interval(ratio[1:])),
+        "ci": percentile_interval(ratio[1:]),
     }
 
 

@@ -15,13 +15,14 @@ from scipy.optimize import brentq
 
 from megatron.errors import BadData, Mismatch
 from megatron.scaling.law.forms import FORMS
+from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.law.laws import Chinchilla
-from megatron.scaling.table.runs import check_comparable
+from megatron.scaling.table.comparable import check_comparable
+from megatron.scaling.table.labels import kind_of
 
 AROUND_ONE_EPOCH = 1e-2, 1e8  # of the compute that spends U in one epoch at the optimum: the range searched
 POINTS_A_DECADE = 3
 DRAWS_AT_ONCE = 10  # keeps the search for the best N in the processor's cache
-KINDS = {"exact": "exact NLL", "bound": "upper bound"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _critical(fits: dict, U: float, ln_flops, drawn: Crossings, row: int) -> dic
     values, crossed = difference(ln_flops), drawn.ln_flops[:, row]
     falls = np.flatnonzero((values[:-1] > 0) & (values[1:] <= 0))
     searched = [float(end) for end in np.exp(ln_flops[[0, -1]])]
-    low, high = interval_of(np.exp(crossed))
+    low, high = percentile_interval(np.exp(crossed))
     high = None if high is None else max(high, searched[0])  # 0 where MDM leads from the start
     point = {
         "unique_tokens": float(U),
@@ -180,17 +181,9 @@ def _model(law, flops: float, U: float, epochs) -> dict:
         "params": float(N),
         "tokens": float(D),
         "epochs": float(D / U),
-        "epochs_ci": interval_of(epochs[np.isfinite(epochs)]),
+        "epochs_ci": percentile_interval(epochs[np.isfinite(epochs)]),
         "loss": float(law.loss(N, D, U)),
     }
-
-
-def interval_of(draws) -> list:
-    """The central 95 % of the draws; None for an infinite end and without draws."""
-    if not len(draws):
-        return [None, None]
-    ends = np.quantile(draws, 0.025, method="lower"), np.quantile(draws, 0.975, method="higher")
-    return [float(end) if np.isfinite(end) else None for end in ends]
 
 
 def _power_law(critical: list[dict], drawn: Crossings) -> dict | None:
@@ -206,7 +199,7 @@ def _power_law(critical: list[dict], drawn: Crossings) -> dict | None:
     return {
         "k": float(k),
         "p": float(p),
-        "ci": {"k": interval_of(lines[1]), "p": interval_of(lines[0])},
+        "ci": {"k": percentile_interval(lines[1]), "p": percentile_interval(lines[0])},
         "num_points": len(rows),
         "share_of_draws": len(whole) / len(drawn.ln_flops) if len(drawn.ln_flops) else None,
     }
@@ -223,9 +216,7 @@ def _contours(fits: dict, unique, critical: list[dict], flops) -> dict:
 
 
 def _label(fits: dict) -> str:
-    kinds = [
-        f"{name.upper()}: {KINDS.get(fit.conventions.get('bound'), 'exact or bound is not stated')}" for name, fit in fits.items()
-    ]
+    kinds = [f"{name.upper()}: {kind_of(fit.conventions.get('bound'))}" for name, fit in fits.items()]
     return f"Both losses at the best size N for each C and U.  {', '.join(kinds)}."
 
 

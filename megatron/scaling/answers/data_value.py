@@ -12,7 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from megatron.errors import BadData
+from megatron.scaling.law.fit import fit_law
+from megatron.scaling.table.labels import label_of
 
+LEAST_SIZES, LEAST_FRESH = 3, 8  # for L(N, D) of fresh data: otherwise runs are compared with runs
 FRESH = 1 + 1e-6  # epochs, up to which no token was seen twice
 R_D_GRID = np.geomspace(1e-2, 1e6, 1601)  # one point a 1.2 %
 
@@ -39,6 +42,39 @@ def value_of_repeated(epochs, R_D):
     with np.errstate(divide="ignore", invalid="ignore"):
         extra = np.where(np.isinf(R_D), repeats, np.where(R_D > 0, -np.expm1(-repeats / R_D) * R_D, 0.0))
     return (1 + extra) / (1 + repeats)
+
+
+def curves_of(fits: dict, table, max_epochs: float, num_resamples: int, seed: int) -> dict[str, DataValue]:
+    """objective -> curve: of each fit {path: Fit}, and of each objective of the table (or None) that no fit is about.
+
+    Raises BadData where nothing repeats its data.
+    """
+    objectives = table.objectives if table else []
+    furthest = np.max(_epochs(table)) if table else 1.0
+    epochs = np.geomspace(1, max(max_epochs, furthest, 2), 201)
+    curves = {}
+    for path, fit in fits.items():
+        objective = fit.conventions.get("objective") or (objectives[0] if len(objectives) == 1 else str(path))
+        runs = table.only(objective) if objective in objectives else None
+        curves[objective] = curve_from_fit(fit, epochs, label_of(objective, fit.conventions.get("bound")), runs)
+    for objective in (one for one in objectives if one not in curves):
+        curves[objective] = curve_of_table(table.only(objective), epochs, num_resamples, seed)
+    return curves
+
+
+def curve_of_table(table, epochs, num_resamples: int, seed: int) -> DataValue:
+    """D'/D of runs of one objective: by a law that is fitted here or, where fresh runs are too few for L(N, D), run by run."""
+    label = label_of(table.rows[0]["objective"], table.rows[0].get("bound"))
+    fresh = _epochs(table) <= FRESH
+    if fresh.all():
+        raise BadData(
+            f"{label}: none of the {len(table)} runs repeats its data (tokens above unique_tokens); "
+            "add runs of several epochs, or name the column with --map unique_tokens=..."
+        )
+    if fresh.sum() < LEAST_FRESH or len(set(table.column("params")[fresh])) < LEAST_SIZES:
+        return curve_from_runs(table, epochs, label, num_resamples, seed)
+    fit = fit_law(table, "data-constrained", num_resamples=num_resamples, seed=seed)
+    return curve_from_fit(fit, epochs, label, table)
 
 
 def curve_from_fit(fit, epochs, label: str, table=None) -> DataValue:

@@ -147,6 +147,29 @@ def candidate_runs(known: Knowledge, max_flops: float, reach: float, epochs, num
     return params[chosen], tokens[chosen], unique[chosen]
 
 
+def propose(
+    fit, quantity: Quantity, flops_per_second: float, max_flops=None, reach=2.0, epochs=(1,), least=0.05, count=5
+) -> dict:
+    """What one fit says of a quantity, and the `count` runs that would tell most: fields of next.json.
+
+    `max_flops`: of one run (None: the largest of the data); `least`: the shrinkage that is preferred.
+    """
+    known = weigh_evidence(fit)
+    value, error = standard_error(known, quantity)
+    candidates = candidate_runs(known, max_flops or fit.range["flops"][1], reach, epochs)
+    ranked = rank_runs(known, quantity, *candidates, 3600 * flops_per_second)
+    return {
+        "objective": fit.conventions.get("objective"),
+        "value": value,
+        "ci_now": interval_around(value, error),
+        "ci_of_fit": fit.ci.get(quantity.name) if quantity.flops is None else None,
+        "scatter": known.scatter,
+        "num_candidates": len(ranked),
+        "runs": choose_runs(ranked, least, count),
+        "strongest": max(ranked, key=lambda run: run["shrinkage"]),
+    }
+
+
 def choose_runs(ranked: list[dict], least_shrinkage: float, count: int) -> list[dict]:
     """The best `count` of runs that shrink the interval by `least_shrinkage` or more, one for each size.
 

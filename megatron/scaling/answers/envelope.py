@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from megatron.errors import BadData
-from megatron.scaling.answers.isoflop import percentile_interval
+from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.runs import records
 from megatron.scaling.table.table import Table
 
@@ -84,7 +84,7 @@ def fit_envelope(curves: list[Curve], num_resamples: int = 400, seed=0) -> Envel
     here = best, np.arange(len(grid))
     draws, failed = _resample(curves, sizes, losses, tokens, np.log(grid), num_resamples if point is not None else 0, seed)
     found = dict(zip("abg", point)) if point is not None else dict.fromkeys("abg")
-    ends = [list(percentile_interval(column)) for column in draws.T] if len(draws) else [None] * 3
+    ends = [percentile_interval(column) for column in draws.T] if len(draws) else [None] * 3
     fitted = Envelope(
         flops=grid,
         params=sizes[best],
@@ -188,3 +188,19 @@ def _warnings(fitted: Envelope, curves: list[Curve]) -> list[str]:
             "curves is too low; use validation losses, or fewer points a run."
         )
     return found
+
+
+def as_record(envelope: Envelope, table: Table) -> dict:
+    """What envelope.json says of one objective."""
+    columns = ("flops", "params", "tokens", "loss", "bracketed")
+    points = {name: getattr(envelope, name).tolist() for name in columns}
+    rest = {name: value for name, value in vars(envelope).items() if name not in columns}
+    return {
+        "objective": table.rows[0]["objective"],
+        "bound": table.rows[0].get("bound"),
+        **rest,
+        "points": points,
+        "ci_method": "bootstrap by cluster",
+        "rows_used": len(table),
+        "rows_dropped": table.dropped,
+    }

@@ -12,11 +12,12 @@ no cluster spans two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
 from megatron.errors import BadData
+from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.table import Table
 
 LEAST_SIZES = 3
@@ -451,22 +452,13 @@ def _swapped(minimum: Minimum) -> Minimum:
     return replace(minimum, params=minimum.tokens, tokens=minimum.params, axis="tokens")
 
 
-def percentile_interval(draws) -> tuple:
-    """95 % percentile interval of the draws that did not fail; an end that falls on an infinite draw is None: open."""
-    draws = draws[~np.isnan(draws)]
-    if not len(draws):
-        return (None, None)
-    ends = np.quantile(draws, 0.025, method="lower"), np.quantile(draws, 0.975, method="higher")
-    return tuple(float(end) if np.isfinite(end) else None for end in ends)
-
-
 def _concluded(found: IsoFlop, asked: int) -> IsoFlop:
     """With the intervals of the minima, the exponents, theirs, and what a reader must know of them."""
     minima = [_with_intervals(minimum, found.draws, number) for number, minimum in enumerate(found.minima)]
     laws = {name: (power_law(found, column), sign) for name, (column, sign) in EXPONENTS.items()}
     exponents = {name: float(sign * law.slope[0]) if law else None for name, (law, sign) in laws.items()}
     ci = {
-        name: list(percentile_interval(sign * law.slope[1:])) if law and len(law.slope) > 1 else None
+        name: percentile_interval(sign * law.slope[1:]) if law and len(law.slope) > 1 else None
         for name, (law, sign) in laws.items()
     }
     failed = int(np.isnan(laws["a"][0].slope[1:]).sum()) if laws["a"][0] else 0
@@ -497,7 +489,7 @@ def compute_ratio(cheap: IsoFlop, dear: IsoFlop, loss: float) -> dict | None:
     return {
         "loss": loss,
         "ratio": float(ratio[0]),
-        "ci": list(percentile_interval(ratio[1:])),
+        "ci": percentile_interval(ratio[1:]),
         "extrapolated": outside,
         "flops": [float(np.exp(place[0])) for place in ln_flops],
     }
@@ -514,7 +506,7 @@ def params_ratio(one: IsoFlop, other: IsoFlop, flops: float) -> dict | None:
     return {
         "flops": flops,
         "ratio": float(ratio[0]),
-        "ci": list(percentile_interval(ratio[1:])),
+        "ci": percentile_interval(ratio[1:]),
         "extrapolated": outside,
         "params": [float(np.exp(law.at(flops)[0])) for law in laws],
     }
@@ -549,8 +541,30 @@ def equal_loss_ratios(cheap: IsoFlop, dear: IsoFlop) -> list[dict]:
                     "loss": minimum.loss,
                     "ratio": float(ratios[0]),
                     "equal_flops": equal,
-                    "ci": list(percentile_interval(ratios[1:])),
+                    "ci": percentile_interval(ratios[1:]),
                     "extrapolated": not _covers(cheap, equal),
                 }
             )
     return found
+
+
+def as_record(isoflop: IsoFlop, table: Table) -> dict:
+    """What isoflop.json says of one objective."""
+    left_out = [
+        {"run": table.rows[row]["run"], "line": table.rows[row]["line"], "reason": reason} for row, reason in isoflop.left_out
+    ]
+    return {
+        "objective": table.rows[0]["objective"],
+        "bound": table.rows[0].get("bound"),
+        "exponents": isoflop.exponents,
+        "ci": isoflop.ci,
+        "ci_method": isoflop.ci_method,
+        "minima": [asdict(minimum) for minimum in isoflop.minima],
+        "scatter": isoflop.scatter,
+        "degrees_of_freedom": isoflop.degrees_of_freedom,
+        "num_resamples": isoflop.num_resamples,
+        "failed_resamples": isoflop.failed_resamples,
+        "rows_used": len(table) - len(left_out),
+        "rows_dropped": [*table.dropped, *left_out],
+        "warnings": [*table.warnings, *isoflop.warnings],
+    }

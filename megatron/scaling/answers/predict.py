@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron.scaling.answers.critical import drawn_law, interval_of, num_paired_draws
+from megatron.scaling.answers.critical import drawn_law, num_paired_draws
 from megatron.scaling.law.fit import Fit, load_fit
+from megatron.scaling.law.intervals import percentile_interval
+from megatron.scaling.table.labels import NAMES
 
-LABELS = {"ar": "AR", "mdm": "MDM"}
 NORMAL_975 = 1.959963984540054
 
 
@@ -38,7 +39,7 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     if count := num_paired_draws({label: fit}):
         drawn = drawn_law(fit, count, 0)
         draws = _named(drawn, *_split(drawn, flops, params, tokens, unique_tokens), unique_tokens)
-        found |= {f"{name}_ci": interval_of(np.broadcast_to(draw, count)) for name, draw in draws.items()}
+        found |= {f"{name}_ci": percentile_interval(np.broadcast_to(draw, count)) for name, draw in draws.items()}
     low, high = found.get("loss_ci", [found["loss"]] * 2)
     ln_sd = float(np.hypot(np.log(high / low) / 2 / NORMAL_975, np.nan_to_num(fit.residual_rms)))
     run_ci = [float(found["loss"] * np.exp(sign * NORMAL_975 * ln_sd)) for sign in (-1, 1)]
@@ -67,26 +68,26 @@ def in_words(predictions: list[dict], verdict: dict | None) -> str:
     data = "fresh data" if first["unique_tokens"] is None else f"{first['unique_tokens']:.3g} unique tokens"
     start = f"With {first['flops']:.3g} FLOPs and {data}: "
     if verdict is None:
-        return start + "; ".join(map(_describe, predictions)) + "."
+        return start + "; ".join(map(_phrase, predictions)) + "."
     best = next(prediction for prediction in predictions if prediction["label"] == verdict["best"])
-    rest = "; ".join(f"against {_describe(one)}" for one in predictions if one is not best)
+    rest = "; ".join(f"against {_phrase(one)}" for one in predictions if one is not best)
     share = (
         ""
         if verdict["share_of_draws"] is None
-        else f". {LABELS.get(best['label'], best['label'])} leads in "
+        else f". {NAMES.get(best['label'], best['label'])} leads in "
         f"{verdict['share_of_draws']:.0%} of {verdict['num_draws']} paired draws"
     )
-    return f"{start}{_describe(best)}; {rest}{share}."
+    return f"{start}{_phrase(best)}; {rest}{share}."
 
 
-def _describe(one: dict) -> str:
+def _phrase(one: dict) -> str:
     def with_ends(name, form):
         ends = one.get(f"{name}_ci") or [None, None]
         shown = " .. ".join("open" if end is None else f"{end:{form}}" for end in ends)
         return f"{one[name]:{form}}" + ("" if ends[0] is None is ends[1] or ends[0] == ends[1] else f" [{shown}]")
 
     return (
-        f"{LABELS.get(one['label'], one['label'])} with {with_ends('params', '.3g')} parameters for "
+        f"{NAMES.get(one['label'], one['label'])} with {with_ends('params', '.3g')} parameters for "
         f"{with_ends('epochs', '.3g')} epochs ({with_ends('tokens', '.3g')} tokens), loss {with_ends('loss', '.4f')}"
     )
 

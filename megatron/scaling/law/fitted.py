@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import math
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import scipy
 
-import megatron
 from megatron.errors import BadData, MissingInput
 from megatron.files import staged
 from megatron.scaling.law.forms import FORMS
+from megatron.scaling.table.json_record import json_text, versions
 
 SCHEMA_VERSION = 2
 FAR = 10.0  # times beyond the data: a prediction there says so
@@ -111,16 +110,11 @@ def save_fit(fit: Fit, folder: str | Path) -> None:
         "num_parameters": len(FORMS[fit.form].solved) - len(fit.held),
         "residual": "ln loss - ln L",
         "draws": None if fit.draws is None else fit.draws.tolist(),
-        "versions": {
-            "megatron": megatron.__version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
+        "versions": versions(scipy),
     }
     del record["residuals"]
     with staged(Path(folder)) as stage:
-        (stage / "fit.json").write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
+        (stage / "fit.json").write_text(json_text(record) + "\n")
         (stage / "table.txt").write_text(as_text(fit))
         with open(stage / "residuals.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, RESIDUALS)
@@ -153,6 +147,8 @@ def load_fit(path: str | Path) -> Fit:
 
 def _params(record, path) -> dict[str, float]:
     params = record.get("params") if isinstance(record, dict) else None
+    if isinstance(record, dict) and "objectives" in record:
+        raise BadData(f"{path}: this is what the verb report wrote, of several fits; give the fit.json of `fit --out`.")
     if not isinstance(params, dict):
         raise BadData(f"{path}: no params; expected the fit.json of `fit --out`.")
     bad = [name for name, value in params.items() if not isinstance(value, (int, float))]
@@ -193,16 +189,6 @@ def _read_residuals(folder: Path) -> list[dict]:
 
 def _residual_field(name: str, value: str):
     return value if name in ("run", "cluster") else value == "True" if name == "held_out" else float(value)
-
-
-def plain(value):
-    """As JSON takes it: no numpy, and null for what is not finite."""
-    if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---- the table a person reads

@@ -129,6 +129,15 @@ def percentiles(draws, outside) -> np.ndarray:
     return np.stack([low, high], axis=1)
 
 
+def percentile_interval(draws) -> list[float | None]:
+    """[low, high] of the central 95 % of draws [n] that are not NaN; None for an infinite end, and for both without draws."""
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return [None, None]
+    ends = np.quantile(draws, (1 - LEVEL) / 2, method="lower"), np.quantile(draws, (1 + LEVEL) / 2, method="higher")
+    return [float(end) if np.isfinite(end) else None for end in ends]
+
+
 def delta_method(values, slopes, covariance, dof: int, logarithmic) -> tuple[np.ndarray, np.ndarray]:
     """(intervals [k, 2], standard errors [k]) of values [k] with slopes [k, p] by theta, of ln values where `logarithmic` [k]."""
     errors = np.sqrt(np.maximum(np.einsum("kp,pq,kq->k", slopes, covariance, slopes), 0))

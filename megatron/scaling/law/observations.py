@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron.errors import BadData
 from megatron.scaling.law.forms import Rows
-from megatron.scaling.table.runs import SAME_FOR_ALL
+from megatron.scaling.table.comparable import SAME_FOR_ALL
 from megatron.scaling.table.table import COMPARE, parse_condition
 
 LABELS = (*SAME_FOR_ALL, "objective", "bound")  # stated of a fit where all of its rows agree

@@ -1,4 +1,4 @@
-"""Run directories: what a finished run says of itself, its curves, and whether runs may be compared at all."""
+"""Run directories: what a finished run says of itself, and its curves; tables as lines."""
 
 from __future__ import annotations
 
@@ -7,50 +7,19 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from megatron.errors import BadData, Mismatch, MissingInput
+from megatron.errors import BadData, MissingInput
 
 RUN_FILES = {"result.json", "run.json", "metrics.jsonl"}  # any of them makes a directory a run
-SAME_FOR_ALL = ("tokenizer", "eval_slice", "params_convention", "flops_convention")
-LINTS = (*SAME_FOR_ALL, "lr_decayed", "bound")
 # The beginning of a train record as a run writes it: curves of 100 x 10,000 records must not need as many whole objects.
 TRAIN = re.compile(
     rb'\{"kind": "train", "step": (\d+), "samples": \d+, "tokens": (\d+), "flops": ([^,]+), '
     rb'"epoch": [^,]+, "time": [^,]+, "loss": ([-+\d.eE]+)[,}]'
 )
-
-
-def check_comparable(runs: list[dict], allow: Iterable[str] = ()) -> None:
-    """Raise Mismatch with every difference that makes losses or axes incomparable, but for the names of LINTS in `allow`."""
-    found = [f"{sentence}, or give --allow {name}." for name, sentence in differences(runs).items() if name not in allow]
-    if found:
-        raise Mismatch(" ".join(found))
-
-
-def differences(runs: list[dict]) -> dict[str, str]:
-    """name of LINTS -> what makes the losses or axes of these runs incomparable, naming runs.
-
-    A run that does not state a convention differs from one that does.
-    """
-    found = {}
-    for name in SAME_FOR_ALL:
-        by_value: dict = {}
-        for run in runs:
-            by_value.setdefault(run.get(name), []).append(run["run"])
-        if len(by_value) > 1:
-            found[name] = f"runs differ in {name}: {_sides(by_value)}; fit them apart"
-    undecayed = [run["run"] for run in runs if run.get("lr_decayed") in (False, 0)]
-    if undecayed:
-        found["lr_decayed"] = (
-            f"the learning rate was not decayed to its end in {_some(undecayed)}; finish them, "
-            "leave them out with --drop lr_decayed=false"
-        )
-    bounds = _bounds(runs)
-    return found | ({"bound": bounds} if bounds else {})
 
 
 def training_curve(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -232,27 +201,3 @@ def delimiter(header: str) -> str:
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _sides(runs_by_value: dict) -> str:
-    return "; ".join(f"{'not stated' if value is None else value} in {_some(names)}" for value, names in runs_by_value.items())
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _bounds(runs: list[dict]) -> str | None:
-    """An exact NLL and a bound may stand side by side, each under its own objective and its own label."""
-    labels: dict = {}
-    for run in runs:
-        labels.setdefault(run["objective"], {}).setdefault(run.get("bound"), []).append(run["run"])
-    for objective, by_bound in labels.items():
-        if len(by_bound) > 1:
-            return f"{objective} runs mix exact losses and bounds: {_sides(by_bound)}; fit them apart"
-        if len(labels) > 1 and None in by_bound:
-            return (
-                f"{objective} runs do not say whether their loss is exact or a bound ({_some(by_bound[None])}), and would "
-                "stand beside another objective; add the column bound (exact or bound)"
-            )
-    return None

@@ -19,7 +19,8 @@ import numpy as np
 
 from megatron.errors import BadData, MissingInput
 from megatron.flags import parse_count
-from megatron.scaling.table.runs import check_comparable, read_result, records, run_directories, table_lines
+from megatron.scaling.table.comparable import check_comparable
+from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
 
 NUMBERS = (
     "params",

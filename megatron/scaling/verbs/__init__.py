@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-import megatron
 from megatron.errors import CannotWrite
 from megatron.files import replace_file
-from megatron.scaling.law.fitted import plain
 from megatron.scaling.show.screen import say
-from megatron.scaling.table.runs import LINTS, SAME_FOR_ALL
+from megatron.scaling.table.comparable import LINTS, SAME_FOR_ALL
+from megatron.scaling.table.json_record import json_text, versions
 from megatron.scaling.table.table import MAPPING, Table, read_table
 
 
@@ -44,7 +39,7 @@ def answer(command: Callable[[argparse.Namespace], Answer | int | None], args: a
         return found.code if isinstance(found, Answer) else found
     with stdout_aside():
         found = command(args)
-    print(json.dumps(plain(found.record), indent=1, allow_nan=False))
+    print(json_text(found.record))
     return found.code
 
 
@@ -170,11 +165,11 @@ def write_record(path: Path, record: dict, table: Table, args: dict) -> None:
         "choices": table.choices,
         "conventions": {name: table.rows[0].get(name) for name in SAME_FOR_ALL},
         "flags": args,
-        "versions": {"megatron": megatron.__version__, "python": platform.python_version(), "numpy": np.__version__},
+        "versions": versions(),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(plain(whole), indent=1, allow_nan=False).encode())
+        replace_file(path, json_text(whole).encode())
     except OSError as error:
         raise CannotWrite(f"{path} cannot be written: {error.strerror}; make room or choose another --out.") from None
     say(f"wrote {path}")

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from megatron.errors import BadData
-from megatron.scaling.answers.compare import Side, compare, findings
+from megatron.scaling.answers.compare import compare, findings, is_fit, side_of_fit, sides_of_runs
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
@@ -32,7 +32,11 @@ def command(args: argparse.Namespace) -> None:
     """Lint, compare, print, write."""
     sides, tables = [], []
     for path in args.sets:
-        sides += _fit_side(Path(path)) if _is_fit(Path(path)) else _run_sides(path, args, tables)
+        if is_fit(Path(path)):
+            sides.append(side_of_fit(Path(path)))
+            continue
+        tables.append(load_table(args, [path], lint=False))
+        sides += sides_of_runs(Path(path).stem, tables[-1], fit_from(args, tables[-1]))
     if len(sides) < 2:
         raise BadData(f"{args.sets[0]} holds one objective and nothing stands beside it: give another set of runs or fit.")
     allow = [name for item in args.allow for name in item]
@@ -46,33 +50,6 @@ def command(args: argparse.Namespace) -> None:
         record = {"sides": [side.label for side in sides], "pairs": found, "warnings": said}
         table = tables[0] if tables else Table([{}])
         write_record(Path(args.out) / "compare.json", record, table, vars(args))
-
-
-def _is_fit(path: Path) -> bool:
-    return path.name == "fit.json" or (path / "fit.json").is_file()
-
-
-def _fit_side(path: Path) -> list[Side]:
-    from megatron.scaling.law.fit import load_fit
-
-    fit = load_fit(path)
-    name = (path.resolve().parent if path.name == "fit.json" else path.resolve()).name
-    stated = {"objective": name, **{key: value for key, value in fit.conventions.items() if value is not None}}
-    return [Side(name, [stated | {"run": f"the fit {name}", "unit": fit.choices.get("unit")}], fit=fit)]
-
-
-def _run_sides(path: str, args: argparse.Namespace, tables: list[Table]) -> list[Side]:
-    table = load_table(args, [path], lint=False)
-    tables.append(table)
-    stem, several = Path(path).stem, len(table.objectives) > 1
-    return [
-        Side(
-            f"{stem} {objective}" if several else stem,
-            [row | {"unit": args.unit} for row in table.only(objective).rows],
-            isoflop=isoflop,
-        )
-        for objective, isoflop in fit_from(args, table).items()
-    ]
 
 
 def _show(pair: dict) -> None:

@@ -15,7 +15,7 @@ from megatron.flags import ConfigError
 from megatron.scaling.answers.critical import find_crossover
 from megatron.scaling.answers.predict import read_fits
 from megatron.scaling.show.screen import interval, say, show
-from megatron.scaling.table.runs import LINTS
+from megatron.scaling.table.comparable import LINTS
 from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import positive, write_record
 

@@ -10,18 +10,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from megatron.errors import BadData
 from megatron.flags import ConfigError
-from megatron.scaling.answers.data_value import FRESH, DataValue, as_record, curve_at, curve_from_fit, curve_from_runs
+from megatron.scaling.answers.data_value import DataValue, as_record, curve_at, curves_of
 from megatron.scaling.answers.predict import read_fits
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
 
 SHOWN_EPOCHS = (2, 4, 8, 16, 40, 100, 500)
-LEAST_SIZES, LEAST_FRESH = 3, 8  # for L(N, D) of fresh data: otherwise runs are compared with runs
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +40,8 @@ def command(args: argparse.Namespace) -> None:
         raise ConfigError(["data-value needs a table of runs, or --fit with the fit.json of a data-constrained fit."])
     fits, sources = read_fits(args.fit)
     table = load_table(args) if args.tables else Table([fits[0].conventions])
-    curves = _curves(args, fits, table)
+    named = dict(zip(args.fit, fits))
+    curves = curves_of(named, table if args.tables else None, args.max_epochs, args.bootstrap, args.seed)
     for curve in curves.values():
         _show(curve)
     whole = Table(table.rows, table.dropped, [*table.sources, *sources], table.choices, table.warnings)
@@ -56,43 +53,6 @@ def command(args: argparse.Namespace) -> None:
     write_record(path, record, whole, vars(args))
     for picture in save(draw_data_value(read_data_value(str(path), path.parent)), path.parent / "data_value"):
         say(f"wrote {picture}")
-
-
-def _curves(args: argparse.Namespace, fits: list, table: Table) -> dict[str, DataValue]:
-    """objective -> curve: of each fit, and of each objective of the tables that no fit is about."""
-    objectives = table.objectives if args.tables else []
-    furthest = np.max(table.column("tokens") / table.column("unique_tokens")) if args.tables else 1.0
-    epochs = np.geomspace(1, max(args.max_epochs, furthest, 2), 201)
-    curves = {}
-    for path, fit in zip(args.fit, fits):
-        objective = fit.conventions.get("objective") or (objectives[0] if len(objectives) == 1 else str(path))
-        runs = table.only(objective) if objective in objectives else None
-        curves[objective] = curve_from_fit(fit, epochs, _label(objective, fit.conventions.get("bound")), runs)
-    for objective in (one for one in objectives if one not in curves):
-        curves[objective] = _curve_of_runs(args, table.only(objective), epochs, objective)
-    return curves
-
-
-def _curve_of_runs(args: argparse.Namespace, table: Table, epochs, objective: str) -> DataValue:
-    from megatron.scaling.law.fit import fit_law
-
-    label = _label(objective, table.rows[0].get("bound"))
-    fresh = table.column("tokens") <= FRESH * table.column("unique_tokens")
-    if fresh.all():
-        raise BadData(
-            f"{label}: none of the {len(table)} runs repeats its data (tokens above unique_tokens); "
-            "add runs of several epochs, or name the column with --map unique_tokens=..."
-        )
-    if fresh.sum() < LEAST_FRESH or len(set(table.column("params")[fresh])) < LEAST_SIZES:
-        return curve_from_runs(table, epochs, label, args.bootstrap, args.seed)
-    fit = fit_law(table, "data-constrained", num_resamples=args.bootstrap, seed=args.seed)
-    return curve_from_fit(fit, epochs, label, table)
-
-
-def _label(objective: str, bound: str | None) -> str:
-    from megatron.scaling.show.figures.style import label_of
-
-    return label_of(objective, bound)
 
 
 def _show(curve: DataValue) -> None:

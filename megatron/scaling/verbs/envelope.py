@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from megatron.errors import BadData
-from megatron.scaling.answers.envelope import Envelope, fit_envelope, read_curves
+from megatron.scaling.answers.envelope import Envelope, as_record, fit_envelope, read_curves
 from megatron.scaling.show.screen import interval, show, show_record
-from megatron.scaling.table.table import Table
+from megatron.scaling.table.json_record import by_field
 from megatron.scaling.verbs import load_table, table_arguments, write_record
 
 
@@ -42,31 +42,13 @@ def command(args: argparse.Namespace) -> None:
         show_record(table.dropped, found[objective].warnings)
     if args.out:
         records = {objective: as_record(envelope, table.only(objective)) for objective, envelope in found.items()}
-        fields = next(iter(records.values()))
-        whole = fields if len(records) == 1 else {name: {o: record[name] for o, record in records.items()} for name in fields}
-        write_record(Path(args.out) / "envelope.json", whole, table, vars(args))
+        write_record(Path(args.out) / "envelope.json", by_field(records), table, vars(args))
     lacking = [objective for objective, envelope in found.items() if envelope.exponents["a"] is None]
     if lacking:
         raise BadData(
             f"no exponent for {', '.join(lacking)}: fewer than two sizes are best with a smaller and a larger model "
             "beside them; add sizes, or longer runs of the small and shorter records of the large."
         )
-
-
-def as_record(envelope: Envelope, table: Table) -> dict:
-    """What envelope.json says of one objective."""
-    columns = ("flops", "params", "tokens", "loss", "bracketed")
-    points = {name: getattr(envelope, name).tolist() for name in columns}
-    rest = {name: value for name, value in vars(envelope).items() if name not in columns}
-    return {
-        "objective": table.rows[0]["objective"],
-        "bound": table.rows[0].get("bound"),
-        **rest,
-        "points": points,
-        "ci_method": "bootstrap by cluster",
-        "rows_used": len(table),
-        "rows_dropped": table.dropped,
-    }
 
 
 def _show(objective: str, envelope: Envelope) -> None:

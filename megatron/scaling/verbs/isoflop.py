@@ -7,12 +7,12 @@ warnings) and isoflop.png and .pdf into --out. Leaves with 65 when no exponent c
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from megatron.errors import BadData
-from megatron.scaling.answers.isoflop import IsoFlop, fit_table
+from megatron.scaling.answers.isoflop import IsoFlop, as_record, equal_loss_ratios, fit_table
 from megatron.scaling.show.screen import interval, say, show, show_record
+from megatron.scaling.table.json_record import by_field
 from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
 
@@ -73,8 +73,7 @@ def command(args: argparse.Namespace) -> None:
         _show(objective, isoflop)
         show_record(records[objective]["rows_dropped"], table.warnings + isoflop.warnings)
     if args.out:
-        whole = next(iter(records.values())) if len(records) == 1 else _by_objective(records)
-        write_record(Path(args.out) / "isoflop.json", whole, table, vars(args))
+        write_record(Path(args.out) / "isoflop.json", by_field(records), table, vars(args))
         if args.x == "params":
             _draw(found, table, Path(args.out))
         else:
@@ -85,34 +84,6 @@ def command(args: argparse.Namespace) -> None:
             f"no exponent for {', '.join(lacking)}: two budgets with their minimum inside the data are needed, found "
             f"{len(found[lacking[0]].interior)} of {len(found[lacking[0]].minima)}; add sizes, or give --budgets."
         )
-
-
-def as_record(isoflop: IsoFlop, table: Table) -> dict:
-    """What isoflop.json says of one objective."""
-    left_out = [
-        {"run": table.rows[row]["run"], "line": table.rows[row]["line"], "reason": reason} for row, reason in isoflop.left_out
-    ]
-    return {
-        "objective": table.rows[0]["objective"],
-        "bound": table.rows[0].get("bound"),
-        "exponents": isoflop.exponents,
-        "ci": isoflop.ci,
-        "ci_method": isoflop.ci_method,
-        "minima": [asdict(minimum) for minimum in isoflop.minima],
-        "scatter": isoflop.scatter,
-        "degrees_of_freedom": isoflop.degrees_of_freedom,
-        "num_resamples": isoflop.num_resamples,
-        "failed_resamples": isoflop.failed_resamples,
-        "rows_used": len(table) - len(left_out),
-        "rows_dropped": [*table.dropped, *left_out],
-        "warnings": [*table.warnings, *isoflop.warnings],
-    }
-
-
-def _by_objective(records: dict[str, dict]) -> dict:
-    """Every field by objective: exponents["ar"]["a"], ..."""
-    fields = next(iter(records.values()))
-    return {name: {objective: record[name] for objective, record in records.items()} for name in fields}
 
 
 def _show(objective: str, isoflop: IsoFlop) -> None:
@@ -145,7 +116,6 @@ def _show(objective: str, isoflop: IsoFlop) -> None:
 
 
 def _draw(found: dict[str, IsoFlop], table: Table, folder: Path) -> None:
-    from megatron.scaling.answers.isoflop import equal_loss_ratios
     from megatron.scaling.show.figures import draw_isoflop, save
     from megatron.scaling.show.report.study import Study, by_budget
 

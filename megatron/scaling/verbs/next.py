@@ -12,15 +12,7 @@ import argparse
 from pathlib import Path
 
 from megatron.flags import ConfigError
-from megatron.scaling.answers.design import (
-    candidate_runs,
-    choose_runs,
-    interval_around,
-    parse_quantity,
-    rank_runs,
-    standard_error,
-    weigh_evidence,
-)
+from megatron.scaling.answers.design import parse_quantity, propose
 from megatron.scaling.answers.ledger import read_ledger, score
 from megatron.scaling.answers.predict import read_fits
 from megatron.scaling.show.screen import interval, say, show
@@ -71,7 +63,8 @@ def command(args: argparse.Namespace) -> None:
         raise ConfigError(["next needs a FIT and --quantity, or --score LEDGER with runs."])
     quantity = parse_quantity(args.quantity)
     fits, sources = read_fits(args.paths)
-    found = [_propose(args, fit, path, quantity) for fit, path in zip(fits, args.paths)]
+    asked = args.flops_per_second, args.max_flops, args.reach, args.epochs, args.least, args.top
+    found = [{"fit": path, **propose(fit, quantity, *asked)} for fit, path in zip(fits, args.paths)]
     for proposal in found:
         _show_proposal(proposal, args)
     if args.out:
@@ -81,24 +74,6 @@ def command(args: argparse.Namespace) -> None:
             Table([fits[0].conventions], sources=sources),
             vars(args),
         )
-
-
-def _propose(args: argparse.Namespace, fit, path: str, quantity) -> dict:
-    known = weigh_evidence(fit)
-    value, error = standard_error(known, quantity)
-    candidates = candidate_runs(known, args.max_flops or fit.range["flops"][1], args.reach, args.epochs)
-    ranked = rank_runs(known, quantity, *candidates, 3600 * args.flops_per_second)
-    return {
-        "fit": path,
-        "objective": fit.conventions.get("objective"),
-        "value": value,
-        "ci_now": interval_around(value, error),
-        "ci_of_fit": fit.ci.get(quantity.name) if quantity.flops is None else None,
-        "scatter": known.scatter,
-        "num_candidates": len(ranked),
-        "runs": choose_runs(ranked, args.least, args.top),
-        "strongest": max(ranked, key=lambda run: run["shrinkage"]),
-    }
 
 
 def _show_proposal(proposal: dict, args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from megatron.scaling.answers.critical import check_fits_comparable
 from megatron.scaling.answers.ledger import enter
 from megatron.scaling.answers.predict import compare_at_budget, in_words, predict_run, read_fits
 from megatron.scaling.show.screen import interval, say, show
-from megatron.scaling.table.runs import LINTS
+from megatron.scaling.table.comparable import LINTS
 from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import positive, write_record
 

@@ -1,4 +1,4 @@
-"""Fit isoFLOP minima and L(N, D) per objective; print the tables; write fit.json, figures (PNG and PDF) and report.html."""
+"""Fit isoFLOP minima and L(N, D) per objective; print the tables; write report.json, figures (PNG and PDF) and report.html."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron.scaling.verbs import load_table, table_arguments
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's flags."""
     table_arguments(parser)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for fit.json, figures and report.html")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for report.json, figures and report.html")
     parser.add_argument("--bootstrap", type=_count, default=400, metavar="N", help="resamples behind every interval [400]")
     parser.add_argument("--seed", type=_count, default=0, help="of the bootstrap [0]")
     parser.add_argument(

@@ -64,6 +64,7 @@ def test_params_alone_are_a_fit(tmp_path):
     [
         ("{", "not JSON"),
         ("[]", "no params"),
+        ('{"objectives": {}}', "the verb report wrote"),
         ('{"params": {"E": 1}}', "no form"),
         ('{"params": {"E": "x"}}', "expected a number"),
         ('{"form": "kaplan", "params": {"E": 1}}', "lack N_c"),

@@ -9,7 +9,7 @@ def test_report_prints_and_writes(run_folders, tmp_path, capsys):
     assert main(["report", str(run_folders), "--out", str(tmp_path / "out"), "--bootstrap", "20"]) == 0
     printed = capsys.readouterr().out
     assert "isoFLOP minima" in printed and "AR (exact NLL)" in printed and "report.html" in printed
-    record = json.loads((tmp_path / "out" / "fit.json").read_text())
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
     assert record["objectives"]["ar"]["chinchilla"]["rows_used"] == 8
     assert (tmp_path / "out" / "isoflop.png").stat().st_size > 10_000
     assert (tmp_path / "out" / "report.html").read_text().count("data:image/png;base64,") == 4

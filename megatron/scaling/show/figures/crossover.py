@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from megatron.scaling.show.figures.style import INK, UNITS, explain, frame, interval, log_ticks, new_figure, say
+from megatron.scaling.show.figures.style import INK, UNITS, brackets, explain, frame, log_ticks, new_figure, write_in
 
 LOWER_HATCH = "//"
 
@@ -36,7 +36,7 @@ def _draw_contours(figure: Figure, axes: Axes, result: dict) -> None:
     unique, flops = (np.asarray(result[name], np.float64) for name in ("unique_tokens", "flops"))
     difference = np.ma.masked_invalid(np.array(result["difference"], np.float64).T)
     if min(difference.shape) < 2 or difference.count() == 0:
-        say(axes, "contours need two budgets and two amounts of unique tokens")
+        write_in(axes, "contours need two budgets and two amounts of unique tokens")
         return
     filled = axes.contourf(unique, flops, difference, levels=12, cmap="cividis")
     axes.set_xscale("log")
@@ -146,7 +146,7 @@ def _legend(result: dict) -> list:
                 color=INK,
                 linestyle="--",
                 linewidth=1.6,
-                label=f"C = e^k U^p: p = {law['p']:.3g} {interval(ci.get('p'))}, k = {law['k']:.3g} {interval(ci.get('k'))}",
+                label=f"C = e^k U^p: p = {law['p']:.3g} {brackets(ci.get('p'))}, k = {law['k']:.3g} {brackets(ci.get('k'))}",
             )
         )
     return handles

@@ -12,18 +12,17 @@ from matplotlib.lines import Line2D
 
 from megatron.scaling.show.figures.style import (
     LEGEND,
-    NAMES,
     UNITS,
     depth_of,
     explain,
     frame,
-    label_of,
     log_ticks,
     new_figure,
     power,
-    say,
     style_of,
+    write_in,
 )
+from megatron.scaling.table.labels import NAMES, label_of
 from megatron.scaling.table.runs import training_curve
 
 SMOOTHED_SHARE = 0.05  # of a run's records, for the thin training curves
@@ -56,7 +55,7 @@ def draw_curves(runs: list[dict], unit: str = "nats") -> Figure:
         loss_ticks(axes)
         log_ticks(axes.xaxis)
     if not runs:
-        say(panels[0], "no runs")
+        write_in(panels[0], "no runs")
     explain(
         figure,
         [],

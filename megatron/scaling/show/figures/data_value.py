@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from megatron.scaling.show.figures.style import explain, frame, interval, log_ticks, new_figure, styles_of
+from megatron.scaling.show.figures.style import brackets, explain, frame, log_ticks, new_figure, styles_of
 
 HIGHEST = 1.3  # of the axis: a value above 1 is noise
 FEW_POINTS = 40  # that can be told apart
@@ -52,7 +52,7 @@ def draw_data_value(curves: list[dict]) -> Figure:
 def _label(curve: dict) -> str:
     """The label with R_D* and its interval where they are known."""
     repeats = curve.get("R_D")
-    return curve["label"] if repeats is None else f"{curve['label']}: R_D* = {repeats:.3g} {interval(curve.get('R_D_ci'))}"
+    return curve["label"] if repeats is None else f"{curve['label']}: R_D* = {repeats:.3g} {brackets(curve.get('R_D_ci'))}"
 
 
 def _draw_curve(axes: Axes, curve: dict, style: dict) -> None:

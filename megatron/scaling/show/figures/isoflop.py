@@ -9,18 +9,8 @@ from matplotlib.lines import Line2D
 
 from megatron.scaling.answers.isoflop import WIDEST_BUDGET, Minimum
 from megatron.scaling.show.figures.curves import SMOOTHED_SHARE, loss_ticks, smooth_curve
-from megatron.scaling.show.figures.style import (
-    NAMES,
-    UNITS,
-    depth_of,
-    explain,
-    frame,
-    log_ticks,
-    new_figure,
-    power,
-    say,
-    style_of,
-)
+from megatron.scaling.show.figures.style import UNITS, depth_of, explain, frame, log_ticks, new_figure, power, style_of, write_in
+from megatron.scaling.table.labels import NAMES
 
 
 def draw_isoflop(studies: list, ratios: list[dict] = (), unit: str = "nats") -> Figure:
@@ -70,7 +60,7 @@ def _draw_parabolas(axes: Axes, studies: list, unit: str) -> None:
         _label_budgets(axes, labels)
         log_ticks(axes.xaxis)
     else:
-        say(axes, "no compute budget with 3 sizes")
+        write_in(axes, "no compute budget with 3 sizes")
 
 
 def _runs_of(study, minimum: Minimum) -> list[dict]:
@@ -150,7 +140,7 @@ def _draw_frontier(axes: Axes, studies: list, ratios: list[dict], unit: str) -> 
     axes.set_xscale("log")
     every = [minimum for study in studies for minimum in study.isoflop.interior]
     if not every:
-        say(axes, "no minimum inside its data")
+        write_in(axes, "no minimum inside its data")
         return
     low, high = min(m.flops for m in every), max(m.flops for m in every)
     low = max(low / 100, min([low, *(ratio["equal_flops"] for ratio in ratios)]))

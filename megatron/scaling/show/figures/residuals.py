@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from megatron.layout import split_evenly
 from megatron.scaling.law.fitted import Fit
-from megatron.scaling.show.figures.style import INK, UNITS, explain, frame, interval, log_ticks, new_figure, say, style_of
+from megatron.scaling.show.figures.style import INK, UNITS, brackets, explain, frame, log_ticks, new_figure, style_of, write_in
 
 A_LINE = 8  # parameters of a caption
 
@@ -38,7 +38,7 @@ def draw_residuals(fit: Fit, label: str = "", unit: str | None = None) -> Figure
         _draw_residuals(panels[2], "tokens", rows, held, fit.delta)
         explain(figure, _legend(rows, held, label), _caption(fit))
     else:
-        say(panels[0], "the fit came without its rows (residuals.csv)")
+        write_in(panels[0], "the fit came without its rows (residuals.csv)")
     return figure
 
 
@@ -92,6 +92,6 @@ def _legend(rows: dict, held, label: str) -> list:
 
 def _caption(fit: Fit) -> str:
     """Every parameter with its interval, in lines that fit below three panels."""
-    words = [f"{name} {value:.4g} {interval(fit.ci.get(name), '.4g')}" for name, value in fit.params.items()]
+    words = [f"{name} {value:.4g} {brackets(fit.ci.get(name), '.4g')}" for name, value in fit.params.items()]
     lines = -(-len(words) // A_LINE)
     return "\n".join("   ".join(words[part.start : part.stop]) for part in split_evenly(len(words), lines))

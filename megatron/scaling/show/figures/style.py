@@ -16,19 +16,12 @@ from matplotlib.figure import Figure
 from megatron.files import staged
 
 DPI = 130
-NAMES = {"ar": "AR", "mdm": "MDM"}
 UNITS = {"nats": "nats/token", "bits-per-byte": "bits/byte"}  # of a loss, by the choice of --unit
-BOUNDS = {"exact": "exact NLL", "bound": "upper bound"}
 # base colour, line, marker, filled
 STYLES = {"ar": ("#0b2f55", "-", "o", True), "mdm": ("#d97a1f", "--", "s", False)}
 OTHER_STYLES = (("#4d4d4d", "-.", "^", True), ("#86b8a4", (0, (5, 1, 1, 1, 1, 1)), "v", False))
 INK = "#333333"
 LEGEND = {"columnspacing": 1.6, "handlelength": 3, "frameon": False, "fontsize": 10.5}
-
-
-def label_of(objective: str, bound: str | None) -> str:
-    """'AR (exact NLL)', 'MDM (upper bound)'; where a run does not say which, it says so."""
-    return f"{NAMES.get(objective, objective)} ({BOUNDS.get(bound, bound or 'bound not stated')})"
 
 
 def style_of(objective: str, depth: float = 1.0, number: int = 0) -> dict:
@@ -94,7 +87,7 @@ def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def say(axes: Axes, sentence: str) -> None:
+def write_in(axes: Axes, sentence: str) -> None:
     """A sentence where there is nothing to draw."""
     axes.text(0.5, 0.5, sentence, transform=axes.transAxes, ha="center", va="center", fontsize=12, color=INK)
     for axis in (axes.xaxis, axes.yaxis):
@@ -126,7 +119,7 @@ def power(value: float) -> str:
     return f"{digits.removesuffix('.0')}e{int(exponent)}"
 
 
-def interval(ends, spec: str = ".3g") -> str:
+def brackets(ends, spec: str = ".3g") -> str:
     """'[1.2, open]'; nothing without an interval."""
     if ends is None:
         return ""

@@ -1,4 +1,4 @@
-"""The result a stranger can hold: tables, `fit.json`, figures and one page, from the runs of one or more objectives."""
+"""The result a stranger can hold: tables, `report.json`, figures and one page, from the runs of one or more objectives."""
 
 from megatron.scaling.show.report.result import Report, as_record, build_report, write_report
 from megatron.scaling.show.report.study import Study, study_runs

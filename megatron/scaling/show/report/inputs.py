@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron.errors import BadData, MissingInput
 from megatron.scaling.law.fitted import Fit, load_fit
-from megatron.scaling.show.figures.style import label_of
+from megatron.scaling.table.labels import label_of
 
 
 def read_fits(paths: list[str], folder: Path) -> dict[str, Fit]:

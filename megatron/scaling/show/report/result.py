@@ -1,19 +1,14 @@
-"""What a report holds and what it writes: `fit.json`, figures as PNG and PDF, and one HTML page."""
+"""What a report holds and what it writes: `report.json`, figures as PNG and PDF, and one HTML page."""
 
 from __future__ import annotations
 
-import json
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import scipy
 from matplotlib.figure import Figure
 
-import megatron
-from megatron.errors import CannotWrite
 from megatron.files import staged
 from megatron.scaling.answers.isoflop import equal_loss_ratios
 from megatron.scaling.law.fitted import Fit
@@ -21,7 +16,8 @@ from megatron.scaling.show.figures import draw_crossover, draw_curves, draw_data
 from megatron.scaling.show.figures.style import encode
 from megatron.scaling.show.report.page import render
 from megatron.scaling.show.report.study import Study, study_runs
-from megatron.scaling.table.runs import SAME_FOR_ALL
+from megatron.scaling.table.comparable import SAME_FOR_ALL
+from megatron.scaling.table.json_record import json_text, versions
 from megatron.scaling.table.table import Table
 
 SCHEMA_VERSION = 1
@@ -72,13 +68,7 @@ class Report:
     @property
     def versions(self) -> dict[str, str]:
         """Of every package whose arithmetic is in the report."""
-        return {
-            "megatron": megatron.__version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "matplotlib": matplotlib.__version__,
-        }
+        return versions(scipy, matplotlib)
 
 
 def build_report(table: Table, num_resamples: int = 400, seed: int = 0, **more) -> Report:
@@ -92,7 +82,7 @@ def build_report(table: Table, num_resamples: int = 400, seed: int = 0, **more) 
 
 
 def as_record(report: Report) -> dict:
-    """What `fit.json` holds: per objective `isoflop` and `chinchilla`, with the inputs, seeds and versions behind them."""
+    """What `report.json` holds: per objective `isoflop` and `chinchilla`, with the inputs, seeds and versions behind them."""
     runs = [run for study in report.studies for run in study.runs]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -160,15 +150,14 @@ def draw(report: Report) -> dict[str, tuple[str, Figure]]:
 
 
 def write_report(report: Report, folder: str | Path) -> list[Path]:
-    """Write `fit.json`, figures and `report.html` into the folder, each aside and renamed, all only once all exist.
+    """Write `report.json`, figures and `report.html` into the folder, each aside and renamed, all only once all exist.
 
-    Raises CannotWrite, with nothing replaced, where the folder takes no files, or where a fit of the verb `fit` stands in it.
+    Raises CannotWrite, with nothing replaced, where the folder takes no files.
     """
-    _refuse_fit(Path(folder) / "fit.json")
     figures = draw(report)
     pictures = {name: encode(figure, "png") for name, (_, figure) in figures.items()}
     files = {
-        "fit.json": json.dumps(as_record(report), indent=1, allow_nan=False, default=float).encode(),
+        "report.json": json_text(as_record(report)).encode(),
         "report.html": render(report, {name: (title, pictures[name]) for name, (title, _) in figures.items()}).encode(),
     }
     files |= {f"{name}.png": picture for name, picture in pictures.items()}
@@ -177,9 +166,3 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
         for name, content in files.items():
             (stage / name).write_bytes(content)
     return [Path(folder) / name for name in files]
-
-
-def _refuse_fit(path: Path) -> None:
-    """A law fitted on its own takes long, and its file has the same name."""
-    if path.is_file() and b'"objectives"' not in path.read_bytes():
-        raise CannotWrite(f"{path} is not a report's; give another --out, and --fit {path} to show it in the report.")

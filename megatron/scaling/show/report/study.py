@@ -10,7 +10,7 @@ from megatron.errors import Refusal
 from megatron.scaling.answers.isoflop import IsoFlop, fit_isoflop, group_budgets
 from megatron.scaling.law.fit import fit_chinchilla
 from megatron.scaling.law.fitted import Fit
-from megatron.scaling.show.figures.style import label_of
+from megatron.scaling.table.labels import label_of
 
 FRESH = 1.05  # epochs that are not yet a repetition
 

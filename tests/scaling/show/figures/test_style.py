@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from megatron.errors import CannotWrite
-from megatron.scaling.show.figures.style import interval, label_of, log_ticks, new_figure, power, save, style_of, styles_of
+from megatron.scaling.show.figures.style import brackets, log_ticks, new_figure, power, save, style_of, styles_of
 
 
 def lightness(colour):
@@ -34,8 +34,7 @@ def test_an_objective_keeps_its_look_whatever_its_place():
 
 def test_words():
     assert (power(2e11), power(1.5e5), power(100), power(3), power(0.3)) == ("2e11", "1.5e5", "100", "3", "0.3")
-    assert (interval([1.25, None]), interval(None)) == ("[1.25, open]", "")
-    assert (label_of("mdm", "bound"), label_of("x", None)) == ("MDM (upper bound)", "x (bound not stated)")
+    assert (brackets([1.25, None]), brackets(None)) == ("[1.25, open]", "")
 
 
 @pytest.mark.parametrize("ends", [(1, 2), (3e3, 4e5), (1e9, 3e9), (1, 1e30)])

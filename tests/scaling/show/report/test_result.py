@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from megatron.errors import CannotWrite
-from megatron.scaling.law.fitted import save_fit
+from megatron.scaling.law.fitted import load_fit, save_fit
 from megatron.scaling.show.report import as_record, build_report, write_report
 from megatron.scaling.show.report.result import draw
 
@@ -33,7 +33,7 @@ def test_everything_is_written_or_nothing(sweep, tmp_path):
     report = build_report(sweep(objectives=("ar",)), num_resamples=20)
     paths = write_report(report, tmp_path / "out")
     figures = [f"{name}.{suffix}" for name in ("isoflop", "residuals_ar") for suffix in ("pdf", "png")]
-    assert sorted(path.name for path in paths) == sorted(["fit.json", "report.html", *figures])
+    assert sorted(path.name for path in paths) == sorted(["report.html", "report.json", *figures])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in paths)
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(CannotWrite, match="taken"):
@@ -48,13 +48,11 @@ def test_the_unit_of_the_losses_stands_on_every_axis(sweep, legible):
         assert "(bits/byte)" in texts and "nats" not in texts
 
 
-def test_a_fit_of_its_own_is_not_replaced(sweep, tmp_path):
+def test_a_fit_beside_a_report_stays(sweep, tmp_path):
     report = build_report(sweep(objectives=("ar",)), num_resamples=10)
     save_fit(report.studies[0].law, tmp_path)
-    with pytest.raises(CannotWrite, match="--fit"):
-        write_report(report, tmp_path)
-    write_report(report, tmp_path / "report")
-    write_report(report, tmp_path / "report")
+    write_report(report, tmp_path)
+    assert load_fit(tmp_path).params == report.studies[0].law.params
 
 
 def test_the_same_runs_give_the_same_bytes(sweep, tmp_path):

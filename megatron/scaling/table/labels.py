@@ -1,0 +1,16 @@
+"""What objectives and kinds of losses are called in tables, sentences and figures."""
+
+from __future__ import annotations
+
+NAMES = {"ar": "AR", "mdm": "MDM"}
+BOUNDS = {"exact": "exact NLL", "bound": "upper bound"}
+
+
+def kind_of(bound: str | None) -> str:
+    """'exact NLL' or 'upper bound'; where a run does not say which, that."""
+    return BOUNDS.get(bound or "", "bound not stated")
+
+
+def label_of(objective: str, bound: str | None) -> str:
+    """'AR (exact NLL)', 'MDM (upper bound)'."""
+    return f"{NAMES.get(objective, objective)} ({kind_of(bound)})"
