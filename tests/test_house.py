@@ -224,7 +224,7 @@ def test_rule(rule):
             "def f():\n from megatron.scaling.answers.b import c",
             "from megatron.scaling.table.b import c\nfrom megatron.scaling.law.b import d",
         ),
-        (wrong_order, "megatron/scaling/other/a.py", "from megatron.scaling.table.b import c", "import json"),
+        (wrong_order, "megatron/scaling/table/a.py", "from megatron.scaling.other.b import c", "import json"),
         (
             wrong_companions,
             "megatron/core/a.py",
