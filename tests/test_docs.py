@@ -6,6 +6,7 @@ training command, `<!-- sbatch -->` runs it with an sbatch that only keeps what 
 
 import ast
 import functools
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,8 @@ import pytest
 
 from megatron import config
 from megatron.flags import find
+from megatron.scaling.law.fit import fit_law, save_fit
+from megatron.scaling.plan.plan import Request, make_plan
 from megatron.training import dry_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,6 +174,31 @@ def test_the_readme_is_short_and_its_laptop_command_trains(checkout):
     assert page == "README.md"
     said = checkout(text)
     assert "finished: runs/mdm/result.json" in said and "bound nats per token" in said
+    run, corpus = checkout.folder / "runs/mdm", checkout.folder / "data/train_text_document.meta.json"
+    for heading in ("result.json", "run.json", "exit.json"):
+        assert fields_of(f"### {heading}") == set(json.loads((run / heading).read_text())), heading
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert fields_of("### metrics.jsonl") == {name for record in records for name in record}
+    (manifest,) = run.glob("step-*/manifest.json")
+    assert fields_of("## Checkpoints") == set(json.loads(manifest.read_text()))
+    assert fields_of("## A corpus") == set(json.loads(corpus.read_text()))
+
+
+def fields_of(heading):
+    """First column of the tables below a heading of docs/formats.md."""
+    page = PAGES["docs/formats.md"]
+    section = page[page.index(f"{heading}\n") + len(heading) :]
+    section = re.split(rf"^#{{1,{heading.index(' ')}}} ", section, flags=re.MULTILINE)[0]
+    return {name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+
+
+def test_the_format_of_a_fit_and_of_a_plan_is_documented(tmp_path):
+    rows = {"params": [1e7, 1e8, 1e9] * 3, "tokens": [1e9] * 3 + [1e10] * 3 + [1e11] * 3}
+    rows["loss"] = [1.8 + 480 / n**0.35 + 2100 / d**0.37 for n, d in zip(rows["params"], rows["tokens"])]
+    save_fit(fit_law(rows, num_resamples=0), tmp_path)
+    assert fields_of("## The fit") == set(json.loads((tmp_path / "fit.json").read_text()))
+    plan = make_plan(Request(flops=(1e19,), sizes=("117M", "217M"), schedule="wsd"))
+    assert fields_of("## The plan") == set(vars(plan)) | {name for run in plan.runs for name in run}
 
 
 @pytest.mark.slow
