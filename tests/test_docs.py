@@ -82,6 +82,10 @@ def test_every_page_is_in_the_menu():
     assert menu == {path.name for path in (ROOT / "docs").glob("*.md")}
 
 
+def test_the_page_of_flags_is_current():
+    assert PAGES["docs/flags.md"].strip() == config.markdown().strip(), "python -m megatron.config > docs/flags.md"
+
+
 def words_of(path):
     return {n.value for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
