@@ -136,6 +136,7 @@ def test_flags_in_the_text_exist():
     assert [
         (page, flag)
         for page, text in PAGES.items()
+        if page != "docs/flags.md"  # made from the flags themselves
         for code in re.findall(r"`([^`\n]+)`", text)
         for flag in re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", code)
         if flag not in known and find(flag, table)[0] is None
