@@ -65,17 +65,21 @@ class TooManyBadSteps(Refusal):
 
 
 PEER_LOST = PeerLost.code  # start again; what is not saved is lost
+INTERRUPTED = 130  # Ctrl-C, as a shell says it
 PREEMPTED = 85  # a signal or a time limit: saved, start again
 KILLED = 86  # the kill switch: saved, do not start again
 
 
 def exits(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Turn a program's refusals into a sentence on stderr and their exit code; a mistake of ours into a traceback and 70."""
+    """Turn a program's refusals, and Ctrl-C, into a sentence on stderr and an exit code; a mistake of ours into a traceback and 70."""
 
     @functools.wraps(main)
     def run(*given, **named) -> int:
         try:
             return main(*given, **named) or 0
+        except KeyboardInterrupt:
+            print("Interrupted: stopped by Ctrl-C before it was done", file=sys.stderr)
+            return INTERRUPTED
         except Unsaid as error:
             return error.code
         except Refusal as error:

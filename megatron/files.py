@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from megatron.errors import CannotWrite
 
@@ -18,6 +21,33 @@ def output_prefix(text: str) -> str:
     if not Path(text).name or text.endswith("/"):
         raise argparse.ArgumentTypeError(f"{text} is a folder: add the start of a file name")
     return text
+
+
+def own_folder(folder: Path) -> Path:
+    """A folder that nobody else prepared for us: made if absent, for this user alone, else checked.  -> folder
+
+    Raises CannotWrite for a link or another user's folder, which could lead elsewhere or hold planted files, and where
+    it cannot be made.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise CannotWrite(f"{folder}: {error.strerror}; make room there, or choose another place") from error
+    if not stat.S_ISDIR(found.st_mode):
+        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no folder"
+        raise CannotWrite(f"{folder} is {kind}, expected a folder of this user's own: delete it, or choose another place")
+    if found.st_uid != os.geteuid():
+        raise CannotWrite(f"{folder} belongs to user {found.st_uid}, expected this user's own: choose another place")
+    if found.st_mode & 0o022 and stat.S_ISDIR(found.st_mode):
+        folder.chmod(found.st_mode & ~0o022)
+    return folder
+
+
+def open_lock(path: Path) -> TextIO:
+    """A lock file, created where absent and never followed through a link.  Raises OSError."""
+    return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "a")
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -25,6 +25,7 @@ from megatron.budget import RESERVED_IDS
 from megatron.config import Data
 from megatron.data.fast_bpe import Encode, byte_level_spec, gigatoken_encoder, gpt2_kind
 from megatron.errors import BadData, Mismatch, MissingInput
+from megatron.flags import ConfigError
 
 TYPES = get_args(get_type_hints(Data)["tokenizer_type"])
 END_OF_TEXT = "<|endoftext|>"
@@ -115,18 +116,46 @@ def add_flags(
     parser.add_argument("--tokenizer-model", help="file of TikTokenizer, SentencePieceTokenizer or HFTokenizer")
 
 
+def flags_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What a tool was given by the flags of `add_flags`: the arguments of `build_tokenizer`."""
+    return {name: getattr(args, name) for name in ("tokenizer_type", "vocab_file", "merge_file", "tokenizer_model")}
+
+
+def refuse_unread(
+    tokenizer_type: str, vocab_file: str | None, merge_file: str | None, tokenizer_model: str | None, bpe_backend: str | None
+) -> None:
+    """Every flag that names something is read by this type of tokenizer.  Raises ConfigError."""
+    given = {
+        "--vocab-file": (vocab_file, ("GPT2BPETokenizer",)),
+        "--merge-file": (merge_file, ("GPT2BPETokenizer",)),
+        "--tokenizer-model": (tokenizer_model, ("TikTokenizer", "SentencePieceTokenizer", "HFTokenizer")),
+        "--bpe-backend": (bpe_backend not in (None, "auto") and bpe_backend, ("GPT2BPETokenizer", "HFTokenizer")),
+    }
+    unread = [
+        f"{flag} {value} is not read by --tokenizer-type {tokenizer_type}, but by {' or '.join(types)}: name that type, or leave "
+        "the flag out"
+        for flag, (value, types) in given.items()
+        if value and tokenizer_type not in types
+    ]
+    if unread:
+        raise ConfigError(unread)
+
+
 def build_tokenizer(
     tokenizer_type: str,
     vocab_file: str | None = None,
     merge_file: str | None = None,
     tokenizer_model: str | None = None,
-    bpe_backend: str = "tiktoken",
+    bpe_backend: str | None = None,
 ) -> Tokenizer:
     """The tokenizer of `--tokenizer-type`; MissingInput when a file is not there, BadData when it is not what it should be.
 
     `bpe_backend` says which library makes the ids of GPT-2-like tokenizers, which are the same: "tiktoken" (`tokenizers` for
-    an HFTokenizer), "gigatoken" (ten times as fast), or "auto": gigatoken where it is installed.
+    an HFTokenizer), as when it is not given, "gigatoken" (ten times as fast), or "auto": gigatoken where it is installed.
+    Raises ConfigError for a file or backend that this type does not read.
     """
+    refuse_unread(tokenizer_type, vocab_file, merge_file, tokenizer_model, bpe_backend)
+    bpe_backend = bpe_backend or "tiktoken"
     match tokenizer_type:
         case "GPT2BPETokenizer":
             return gpt2_bpe(vocab_file, merge_file, bpe_backend)
