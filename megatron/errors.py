@@ -71,7 +71,7 @@ KILLED = 86  # the kill switch: saved, do not start again
 
 
 def exits(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Turn a program's refusals, and Ctrl-C, into a sentence on stderr and an exit code; a mistake of ours into a traceback and 70."""
+    """Turn a program's refusals and Ctrl-C into a sentence and their exit code, a mistake of ours into a traceback and 70."""
 
     @functools.wraps(main)
     def run(*given, **named) -> int:

@@ -1,7 +1,7 @@
 """The corpora that tools/prepare_corpus.py knows, and their documents from Hugging Face `datasets` or from files at hand.
 
 A document is a dict: {"text": ...} for running text, with "id" and "category" for papers, and the corpus' own keys for
-instructions. Files are JSON Lines, a JSON array, parquet (.gz and .zst of the first two) or plain text. In plain text
+instructions. Files are JSON Lines, a JSON array, CSV (.gz and .zst of these), parquet or plain text. In plain text
 byte-order marks are dropped and CRLF becomes LF; what is one document there depends on the corpus:
 
     articles    a WikiText title line, ` = Title = ` behind a blank line, begins one
@@ -14,23 +14,38 @@ from __future__ import annotations
 
 import glob
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron.data.text_files import BOM, byte_blocks, reading, unpacked_suffix
+from megatron.data.encoding import BadLine, raw_lines, record_of, too_long
+from megatron.data.text_files import (
+    TABLES,
+    Block,
+    BlockFile,
+    JsonArray,
+    Mark,
+    Reading,
+    begins_array,
+    byte_blocks,
+    line_blocks,
+    reading,
+    refuse_dangling,
+    refuse_other_kind,
+    table_rows,
+    unpacked_suffix,
+)
 from megatron.data.tokenizer import END_OF_TEXT
 from megatron.errors import BadData, MissingInput
 
 TITLE = re.compile(r" ?= (?!=)\S.*?(?<!=) = ?")
 GUTENBERG_START, GUTENBERG_END = (re.compile(rf"\*\*\* ?{word} OF TH(?:E|IS) PROJECT GUTENBERG") for word in ("START", "END"))
 SHORTEST_STORY = 200  # characters
-TEXT_SUFFIXES, RECORD_SUFFIXES = (".txt", ".tokens", ".raw"), (".json", ".jsonl", ".ndjson", ".parquet")
+TEXT_SUFFIXES, RECORD_SUFFIXES = (".txt", ".tokens", ".raw"), (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 NO_RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # beside a Hugging Face data set
 SPLIT_WORDS = {
     "train": "train",
@@ -51,7 +66,7 @@ class Corpus:
     """One published corpus: where it lies on the Hub, its own splits, and how it is cut into documents."""
 
     name: str
-    hub: str
+    hub: str | None  # none: only from files
     config: str | None = None
     revision: str | None = None
     splits: dict[str, str]  # ours -> its own name
@@ -113,10 +128,13 @@ OnBad = Callable[[Bad], None]
 def source_files(place: str) -> list[str]:
     """The data files that a path, a glob or a folder (searched through) stands for, sorted.  Raises MissingInput."""
     if os.path.isdir(place):
-        inside = (path for path in Path(place).rglob("*") if path.is_file() and path.name not in NO_RECORDS)
-        found = [str(path) for path in inside if suffix_of(path.name) and not path.name.startswith(".")]
+        inside = (path for path in Path(place).rglob("*") if path.is_file() or path.is_symlink() and not path.exists())
+        named = (path for path in inside if suffix_of(path.name) and path.name not in NO_RECORDS)
+        found = [str(path) for path in named if not path.name.startswith(".")]
     else:
         found = [place] if os.path.exists(place) else glob.glob(place, recursive=True)
+    for path in found:
+        refuse_dangling(path, "--from")
     if not found:
         what = (
             f"no file named {', '.join('*' + end for end in (*RECORD_SUFFIXES, *TEXT_SUFFIXES))}"
@@ -139,53 +157,72 @@ def split_of(path: str) -> str | None:
     return words[-1] if words else None
 
 
-class Joined(io.RawIOBase):
-    """Blocks of bytes, read as a file."""
+class BytesRead:
+    """How far reading has come: bytes of each file as it lies on disk."""
 
-    def __init__(self, blocks: Iterator[bytes]):
-        self.blocks, self.held = blocks, memoryview(b"")
+    def __init__(self) -> None:
+        self.of: dict[str, int] = {}
 
-    def readable(self) -> bool:
-        return True
+    @property
+    def total(self) -> int:
+        return sum(self.of.values())
 
-    def readinto(self, buffer) -> int:
-        while not self.held:
-            block = next(self.blocks, None)
-            if block is None:
-                return 0
-            self.held = memoryview(block)
-        count = min(len(buffer), len(self.held))
-        buffer[:count], self.held = self.held[:count], self.held[count:]
-        return count
+    def noted(self, path: str, disk: BinaryIO, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        for block in blocks:
+            yield block
+            self.of[path] = disk.tell() if disk.seekable() else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How the files of a corpus are read."""
+
+    strip_gutenberg: bool = False  # plain text without Project Gutenberg's header and footer
+    max_line_bytes: int = 16 << 20  # a longer line is no document
+    read: BytesRead = field(default_factory=BytesRead)
 
 
 @contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
-    """A file's bytes, decompressed.  Raises MissingInput, and BadData for a damaged stream."""
-    with reading(path), open(path, "rb") as disk:
-        yield io.BufferedReader(Joined(byte_blocks(path, disk)), 1 << 16)
+def opened(path: str, manner: Manner) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed.  Raises MissingInput, and BadData for a damaged stream or a file of another kind."""
+    with reading(path, "--from"):
+        refuse_other_kind(path)
+        with open(path, "rb") as disk:
+            yield io.BufferedReader(BlockFile(manner.read.noted(path, disk, byte_blocks(path, disk))), 1 << 16)
 
 
-def read_records(path: str, layout: str, on_bad: OnBad, strip_gutenberg: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line or record number from 1, record) of one file, whatever its kind; a text's record is {"text": ...}."""
-    match suffix_of(path):
-        case ".parquet":
-            yield from enumerate(parquet_records(path), 1)
-        case end if end in TEXT_SUFFIXES:
-            yield from enumerate(({"text": text} for text in text_documents(path, layout, strip_gutenberg)), 1)
-        case _:
-            yield from json_records(path, on_bad)
+def read_records(corpus: Corpus, path: str, on_bad: OnBad, manner: Manner) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line or record number from 1, record) of one file, whatever its kind; a text's record is {key: text}."""
+    end = suffix_of(path)
+    if end == ".parquet":
+        yield from enumerate(parquet_records(path), 1)
+        manner.read.of[path] = os.path.getsize(path)
+    elif end in TEXT_SUFFIXES:
+        for number, text in enumerate(text_documents(path, corpus.layout, manner, on_bad), 1):
+            yield number, {corpus.keys[0]: text}
+    elif end in TABLES:
+        with reading(path, "--from"), open(path, "rb") as disk:
+            refuse_other_kind(path)
+            for number, row in enumerate(table_rows(path, disk, manner.max_line_bytes), 1):
+                manner.read.of[path] = disk.tell()
+                yield number, row
+    else:
+        yield from json_records(path, on_bad, manner)
 
 
 def parquet_records(path: str) -> Iterator[dict[str, Any]]:
+    """Rows, their texts as bytes, so that what is not UTF-8 is one bad row and not the end."""
     try:
+        import pyarrow
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise MissingInput(f"{path} needs the Python package pyarrow: pip install -e '.[data]'") from error
     try:
         with parquet.ParquetFile(path) as file:
+            kinds = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+            schema = pyarrow.schema([one.with_type(kinds.get(one.type, one.type)) for one in file.schema_arrow])
             for batch in file.iter_batches(256):
-                yield from batch.to_pylist()
+                yield from batch.cast(schema).to_pylist()
     except (ArrowException, OSError) as error:
         if getattr(error, "errno", None):
             raise MissingInput(f"--from {path}: {os.strerror(error.errno)}") from error
@@ -194,63 +231,60 @@ def parquet_records(path: str) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def json_records(path: str, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_records(path: str, on_bad: OnBad, manner: Manner) -> Iterator[tuple[int, dict[str, Any]]]:
     """Records of a JSON array, or of JSON Lines: whichever the first character says."""
-    with opened(path) as file:
-        if first_character(path) == b"[":
-            yield from array_records(path, file.read().removeprefix(BOM), on_bad)
-            return
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix(BOM) if number == 1 else line
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                    if not isinstance(record, dict):
-                        raise ValueError(f"expected an object, found {type(record).__name__}")
-                except (ValueError, RecursionError) as error:
-                    on_bad(Bad(path, number, f"bad JSON: {error}"))
-                    continue
-                yield number, record
+    with reading(path, "--from"):
+        refuse_other_kind(path)
+        array = begins_array(path)
+        with open(path, "rb") as disk:
+            if array:
+                for number, record in enumerate(JsonArray(path, byte_blocks(path, disk), manner.max_line_bytes), 1):
+                    manner.read.of[path] = disk.tell()
+                    if isinstance(record, dict):
+                        yield number, record
+                    else:
+                        on_bad(Bad(path, number, f"expected an object, found {type(record).__name__}"))
+                return
+            for block in line_blocks(path, disk, Mark(), 0, Reading(max_line_bytes=manner.max_line_bytes)):
+                manner.read.of[path] = block.position
+                yield from line_records(block, on_bad, manner.max_line_bytes)
 
 
-def first_character(path: str) -> bytes:
-    with opened(path) as file:
-        while start := file.read(1 << 12):
-            if start := start.removeprefix(BOM).lstrip():
-                return start[:1]
-    return b""
-
-
-def array_records(path: str, data: bytes, on_bad: OnBad) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        records = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise BadData(f"{path}: begins as a JSON array and is none: {error}") from error
-    for number, record in enumerate(records, 1):
-        if isinstance(record, dict):
+def line_records(block: Block, on_bad: OnBad, longest: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a block's lines; the same lines are bad ones as when text is preprocessed."""
+    if block.too_long:
+        on_bad(Bad(block.path, block.line, f"too long: {too_long(block.too_long, longest)}"))
+        return
+    for number, raw in enumerate(raw_lines(block), block.line):
+        if raw.strip():
+            try:
+                record = record_of(raw, longest)
+            except BadLine as error:
+                on_bad(Bad(block.path, number, ": ".join(error.args)))
+                continue
             yield number, record
-        else:
-            on_bad(Bad(path, number, f"expected an object, found {type(record).__name__}"))
 
 
 # ---- plain text
 
 
-def text_lines(path: str) -> Iterator[str]:
-    """Lines without byte-order mark, all ended by LF but perhaps the last.  Raises BadData for what is not UTF-8."""
-    with opened(path) as file:
-        try:
-            yield from io.TextIOWrapper(file, encoding="utf-8-sig", newline=None)
-        except UnicodeDecodeError as error:
-            raise BadData(f"{path}: is not UTF-8 text (byte {error.object[error.start]:#04x}); convert it first") from error
+def text_lines(path: str, manner: Manner) -> Iterator[str]:
+    """Lines without byte-order mark, all ended by LF but perhaps the last.  Raises UnicodeDecodeError."""
+    with opened(path, manner) as file:
+        yield from io.TextIOWrapper(file, encoding="utf-8-sig", newline=None)
 
 
-def text_documents(path: str, layout: str, strip_gutenberg: bool) -> Iterator[str]:
-    """The documents of a plain-text file, by the layout that the module's first lines describe."""
-    lines = body_of_book(text_lines(path)) if strip_gutenberg else text_lines(path)
+def text_documents(path: str, layout: str, manner: Manner, on_bad: OnBad) -> Iterator[str]:
+    """The documents of a plain-text file, by the layout that the module's first lines describe; none when it is not UTF-8."""
+    try:
+        is_marked = sum(line.strip() == END_OF_TEXT for line in text_lines(path, manner)) > 0  # all of it is read
+    except UnicodeDecodeError as error:
+        on_bad(Bad(path, 0, f"is not UTF-8 text (byte {error.object[error.start]:#04x})"))
+        return iter(())
+    lines = body_of_book(text_lines(path, manner)) if manner.strip_gutenberg else text_lines(path, manner)
     if layout == "articles":
         return articles(lines)
-    if any(line.strip() == END_OF_TEXT for line in text_lines(path)):
+    if is_marked:
         return marked(lines)
     return stories(lines) if layout == "stories" else iter(["".join(lines)])
 
@@ -304,16 +338,17 @@ def body_of_book(lines: Iterable[str]) -> Iterator[str]:
 # ---- records to documents
 
 
-def file_documents(corpus: Corpus, files: list[str], on_bad: OnBad, strip_gutenberg: bool = False) -> Iterator[dict[str, Any]]:
+def file_documents(corpus: Corpus, files: list[str], on_bad: OnBad, manner: Manner | None = None) -> Iterator[dict[str, Any]]:
     """The documents of files, in their order; texts, prompts and responses of nothing but white space are none."""
+    manner = manner or Manner()
     for path in files:
-        records = read_records(path, corpus.layout, on_bad, strip_gutenberg)
+        records = read_records(corpus, path, on_bad, manner)
         if corpus.layout == "articles" and suffix_of(path) not in TEXT_SUFFIXES:
-            records = joined(records)
+            records = lines_to_articles(records)
         yield from as_documents(corpus, path, records, corpus.labels, on_bad)
 
 
-def joined(records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def lines_to_articles(records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Records that hold one line each, as WikiText's on the Hub, put together to articles; a longer one is an article itself."""
     number, lines = 0, []
     for number, record in records:
@@ -335,6 +370,7 @@ def as_documents(
 ) -> Iterator[dict[str, Any]]:
     for number, record in records:
         keys = ("prompt", "response") if corpus.kind == "instruct" and "prompt" in record else corpus.keys
+        record = {key: decoded_or_bytes(value) for key, value in record.items()}
         if wrong := wrong_strings(record, keys):
             on_bad(Bad(path, number, wrong))
         elif not all(record[key].strip() for key in keys):
@@ -342,7 +378,15 @@ def as_documents(
         elif corpus.kind == "instruct":
             yield {key: record[key] for key in PAIR_KEYS if isinstance(record.get(key), str)}
         else:
-            yield {"text": record["text"]} | (paper(record, labels) if corpus.kind == "papers" else {})
+            yield {"text": record[keys[0]]} | (paper(record, labels) if corpus.kind == "papers" else {})
+
+
+def decoded_or_bytes(value: Any) -> Any:
+    """Text of what a table holds as bytes, which stay when they are not UTF-8."""
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
 
 
 def wrong_strings(record: dict[str, Any], keys: tuple[str, ...]) -> str | None:
@@ -350,6 +394,8 @@ def wrong_strings(record: dict[str, Any], keys: tuple[str, ...]) -> str | None:
     for key in keys:
         if key not in record:
             return f"missing key: no {key!r} among {', '.join(map(repr, list(record)[:8]))}"
+        if isinstance(record[key], bytes):
+            return f"invalid UTF-8: {key!r} holds bytes that are no text"
         if not isinstance(record[key], str):
             return f"not a string: {key!r} holds {type(record[key]).__name__}"
         try:
@@ -393,7 +439,7 @@ class HubSplit:
             )
             labels = getattr((getattr(stream, "features", None) or {}).get("label"), "names", None) or self.corpus.labels
             records = enumerate(stream, 1)
-            records = joined(records) if self.corpus.layout == "articles" else records
+            records = lines_to_articles(records) if self.corpus.layout == "articles" else records
             yield from as_documents(self.corpus, self.where, records, tuple(labels), on_bad)
 
     def num_records(self) -> int | None:

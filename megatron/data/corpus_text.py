@@ -42,6 +42,7 @@ class Stream:
     held: tuple[str, ...] = ()
     period: int = 100
     by_prompt: bool = False
+    asked: bool = True  # every held-out split was asked for; else test is given up where documents are too few for it
 
     def assigned(self, on_bad: OnBad) -> Iterator[tuple[str, Document]]:
         """Every document with the split that it belongs to.  Raises BadData when there are too few to hold any out."""
@@ -66,16 +67,19 @@ class Stream:
                 return
 
     def last_held(self, count: int) -> list[str]:
-        """The splits of `count` documents, the last ones held out."""
-        each = max(1, round(count / self.period))
-        if count and count <= len(self.held) and self.split != "train":
+        """The splits of `count` documents, the last ones held out.  Raises BadData when there are too few."""
+        each, held = max(1, round(count / self.period)), self.held
+        if count and count <= len(held) and self.split != "train":
             return [self.split] * count  # one document of the corpus' own validation is not cut
-        if 0 < count <= len(self.held):
+        if not self.asked and count - each * len(held) < each:
+            held = held[:1]
+        if count and count - each * len(held) < 1:
+            share, unit = f"1/{self.period}", "prompt" if self.by_prompt else "document"
             raise BadData(
-                f"{count} document{'s' * (count > 1)}, of which {' and '.join(self.held)} would take {len(self.held)} "
-                "and train the rest: give more documents, or --held-out 0"
+                f"{count} {unit}{'s' * (count > 1)} are too few: {' and '.join(held)} of {share} each would take "
+                f"{each * len(held)} and leave {self.split} none; give more {unit}s, a smaller --held-out, or --held-out 0"
             )
-        return [self.split] * (count - each * len(self.held)) + [name for name in self.held for _ in range(each)]
+        return [self.split] * (count - each * len(held)) + [name for name in held for _ in range(each)]
 
     def prompts_held(self, documents: list[Document]) -> tuple[list[str], list[Document]]:
         """The prompts with the smallest hashes are held out, all pairs of one prompt together."""

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from megatron.errors import BadData, Refusal
 
 BLOCKS_A_WORKER = 3  # in flight, which bounds the memory
 SAFELY_CUT = ("GPT2BPETokenizer", "TikTokenizer", "ByteTokenizer")  # a letter or digit and a line feed never share a token
+
+
+ANOTHER_ENCODING = "; text in another encoding is converted by iconv -f LATIN1 -t UTF-8"  # said where a line is refused
 
 
 class BadLine(ValueError):
@@ -63,10 +67,11 @@ class Reject:
 
     def refusal(self) -> BadData:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        known = any(end in self.file for end in (".json", ".parquet", ".txt"))
-        hint = "" if known else " (files not named .txt or .parquet are read as JSON Lines)"
+        known = any(end in self.file for end in (".json", ".ndjson", ".parquet", ".txt", ".csv", ".tsv"))
+        encoding = ANOTHER_ENCODING if self.kind == "invalid UTF-8" else ""
+        hint = "" if known else " (files not named .txt, .csv, .json or .parquet are read as JSON Lines)"
         return BadData(
-            f"{place}: {self.kind}: {self.reason}{hint}; nothing was written: mend the line, or pass --on-bad-line skip"
+            f"{place}: {self.kind}: {self.reason}{encoding}{hint}; nothing was written: mend the line, or pass --on-bad-line skip"
         )
 
 
@@ -139,12 +144,19 @@ def texts_of(recipe: Recipe, raw: bytes | tuple[bytes | None, ...], block: Block
         return tuple(value_text(value, key, recipe.max_line_bytes) for value, key in zip(raw, recipe.keys, strict=True))
     if not block.line:
         return (decoded(raw, block.begin),)
-    if len(raw) > recipe.max_line_bytes:
-        raise BadLine("too long", too_long(len(raw), recipe.max_line_bytes))
-    record = parsed(decoded(raw))
-    if not isinstance(record, dict):
-        raise BadLine("bad JSON", f"expected an object with {', '.join(recipe.keys)}, found {type(record).__name__}")
+    record = record_of(raw, recipe.max_line_bytes)
     return tuple(string_at(record, key) for key in recipe.keys)
+
+
+def record_of(raw: bytes, longest: int) -> dict[str, Any]:
+    """The object that a line holds; BadLine says why it holds none."""
+    if len(raw) > longest:
+        raise BadLine("too long", too_long(len(raw), longest))
+    record = parsed(decoded(raw))
+    if isinstance(record, dict):
+        return record
+    hint = " (an array is read from a file named .json)" if isinstance(record, list) else ""
+    raise BadLine("bad JSON", f"expected an object, found {type(record).__name__}{hint}")
 
 
 def value_text(value: bytes | None, key: str, limit: int) -> str:
@@ -173,7 +185,9 @@ def parsed(text: str) -> object:
     except RecursionError as error:
         raise BadLine("bad JSON", "nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise BadLine("bad JSON", f"{error.msg} at column {error.pos + 1}") from error
+        cut = text.lstrip()[:1] in ("{", "[") and text.rstrip().endswith(("{", "[", ","))
+        hint = "; an object over several lines is written on one by jq -c . FILE" if cut else ""
+        raise BadLine("bad JSON", f"{error.msg} at column {error.pos + 1}{hint}") from error
     except ValueError as error:
         raise BadLine("bad JSON", str(error)) from error
 

@@ -107,15 +107,30 @@ def pair_of(record: object, keys: Keys) -> Pair:
     if not isinstance(record, dict):
         raise BadRecord("no object", f"holds a {type(record).__name__}, expected an object")
     instruction, response = text_at(record, keys.instruction), text_at(record, keys.response)
-    missing = keys.context is None or record.get(keys.context) is None
+    missing = keys.context is None or value_at(record, keys.context) is None
     context = "" if missing else text_at(record, keys.context, may_be_empty=True)
     return Pair(instruction if keys.templated else prompt_of(instruction, context), response)
 
 
+def value_at(record: dict, key: str) -> object:
+    """What a record holds under a key, or under a path into what is nested, such as instances.0.output; None for nothing."""
+    if key in record:
+        return record[key]
+    found: object = record
+    for part in key.split("."):
+        if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, dict):
+            found = found.get(part)
+        else:
+            return None
+    return found
+
+
 def text_at(record: dict, key: str, may_be_empty: bool = False) -> str:
-    if key not in record:
+    text = value_at(record, key)
+    if text is None and key not in record:
         raise BadRecord("missing key", f"has no {key!r} among {', '.join(map(repr, list(record)[:8]))}")
-    text = record[key]
     if not isinstance(text, str):
         raise BadRecord("not a string", f"{key!r} holds {type(text).__name__}, expected text")
     if not may_be_empty and not text.strip():

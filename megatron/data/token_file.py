@@ -223,7 +223,7 @@ def as_stored(ids: np.ndarray, dtype: str, vocab_size: int, where: str) -> np.nd
     return ids.astype(np.dtype(dtype).newbyteorder("<"))
 
 
-def joined(corpus, chunk: int = 1 << 20) -> Iterator[np.ndarray]:
+def token_chunks(corpus, chunk: int = 1 << 20) -> Iterator[np.ndarray]:
     """A corpus' tokens end to end, `chunk` at a time: what write_token_folder takes."""
     for start in range(0, corpus.num_tokens, chunk):
         yield corpus.tokens(start, min(start + chunk, corpus.num_tokens))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from megatron.data import corpora
-from megatron.data.corpora import CORPORA, Bad, HubSplit, file_documents, source_files, split_of, text_documents
+from megatron.data.corpora import CORPORA, Bad, HubSplit, Manner, file_documents, source_files, split_of, text_documents
 from megatron.errors import BadData, MissingInput
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -76,7 +76,7 @@ def test_parquet_and_zst(tmp_path):
         (b'{"body": "a"}', "'text'"),
         (b'{"text": 3}', "int"),
         (b'{"text": "\\ud800"}', "surrogate"),
-        (b'{"text": "\xff"}', "bad JSON"),
+        (b'{"text": "\xff"}', "invalid UTF-8"),
         (b'{"a":' * 100000, "bad JSON"),
     ],
 )
@@ -144,7 +144,10 @@ def test_a_book_without_its_licence(tmp_path):
         "***END OF THE PROJECT GUTENBERG EBOOK X***\nFoot\n"
     )
     (tmp_path / "b.txt").write_text("No header\n")
-    assert texts("c4", tmp_path / "a.txt", tmp_path / "b.txt", strip_gutenberg=True) == ["Body\n***\nMore\n", "No header\n"]
+    assert texts("c4", tmp_path / "a.txt", tmp_path / "b.txt", manner=Manner(strip_gutenberg=True)) == [
+        "Body\n***\nMore\n",
+        "No header\n",
+    ]
     assert texts("c4", tmp_path / "a.txt")[0].startswith("Head")
 
 
@@ -232,7 +235,7 @@ def test_published_files_have_their_known_numbers_of_documents(name, file, count
 
 
 def test_published_stories_without_marks_begin_as_stories_do():
-    stories = list(text_documents(str(shared("tinystories/tinystories_a.txt")), "stories", False))
+    stories = list(text_documents(str(shared("tinystories/tinystories_a.txt")), "stories", Manner(), refuse))
     assert 780 < len(stories) < 900 and sum(story.startswith("Once") for story in stories) > 500
 
 

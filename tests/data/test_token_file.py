@@ -6,7 +6,7 @@ import pytest
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.indexed import IndexedDataset
 from megatron.data.sources import Source
-from megatron.data.token_file import DTYPES, PaperFolder, TokenFile, joined, write_paper_folder, write_token_folder
+from megatron.data.token_file import DTYPES, PaperFolder, TokenFile, token_chunks, write_paper_folder, write_token_folder
 from megatron.errors import BadData, CannotWrite, MissingInput
 
 IDS = np.random.default_rng(0).integers(0, 30000, 1000)
@@ -98,7 +98,7 @@ def test_a_token_file_is_a_corpus(tmp_path):
 
 def test_a_token_folder_is_written_and_read(tmp_path, counting):
     corpus = IndexedDataset(counting("c", 500))
-    counts = write_token_folder(tmp_path / "f", joined(corpus, 64), [IDS[:9], IDS[9:20]], 50000, b'{"model": 1}', eod=3)
+    counts = write_token_folder(tmp_path / "f", token_chunks(corpus, 64), [IDS[:9], IDS[9:20]], 50000, b'{"model": 1}', eod=3)
     assert counts == {"train": 500, "val": 20}
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == [
         "config.json",
