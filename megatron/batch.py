@@ -14,7 +14,7 @@ class Clean:
     """What the dataset yields."""
 
     tokens: Tensor  # [b, s+1] int64
-    scored: Tensor  # [b, s+1] bool    False: padding, or not part of the problem
+    scored: Tensor  # [b, s+1] bool    to be predicted; what comes before is given, what comes behind follows from the last
     index: Tensor  # [b] int64        global sample number: names the noise, survives resume
 
 

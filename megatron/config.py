@@ -211,7 +211,7 @@ class Data:
     data_kind: Literal["packed", "random-window", "instruct", "pairs"] = flag(
         "packed",
         "packed: rows cut from a stream of tokens; random-window: windows of single papers; instruct: prompt and "
-        "response, scored on the response; pairs: texts with vectors",
+        "response, scored on the response and its end token; pairs: texts with vectors, scored with theirs",
         identity="free",
     )
     epoch_order: Literal["strict", "reference", "megatron-core"] = flag(

@@ -2,8 +2,9 @@
 
 On disk a pair is a document of two sequences, prompt and response, in Megatron's own format. In a row the two follow each
 other, cut to s tokens at the response's end, with at least one token of it left; pairs whose prompt alone fills a row are
-left out and counted. The two parts are tokenized apart, so that the border between them is a border of tokens for every
-tokenizer, and sampling after a prompt meets the ids that training saw.
+left out and counted. A response ends with its first end token, which is scored with it. The two parts are tokenized apart,
+so that the border between them is a border of tokens for every tokenizer, and sampling after a prompt meets the ids that
+training saw.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron.data.padded import Padded
+from megatron.data.padded import RULE, Padded
 from megatron.errors import BadData, MissingInput
 
 # Records
@@ -154,10 +155,9 @@ def encode_pair(pair: Pair, encode: Callable[[str], np.ndarray], eod: int) -> tu
 class Instruct(Padded):
     """Rows of one pair each: prompt, response, padding.  Raises MissingInput, or BadData for a corpus not made of pairs."""
 
-    def __init__(self, prefix: str, seq_length: int, seed: int, vocab_size: int | None, padding: int):
-        super().__init__(prefix, seq_length, seed, vocab_size, padding)
-        self.prompts = prompt_lengths(self.corpus, self.lengths)
-        fits = (self.prompts < seq_length) & (self.prompts > 0) & (self.lengths > self.prompts)
+    def __init__(self, prefix: str, seq_length: int, seed: int, vocab_size: int | None, end: int):
+        super().__init__(prefix, seq_length, seed, vocab_size, end)
+        fits = (self.given < seq_length) & (self.given > 0) & (self.lengths > self.given)
         self.kept = np.flatnonzero(fits)
         if not len(self.kept):
             raise BadData(
@@ -165,25 +165,28 @@ class Instruct(Padded):
                 f"raise --seq-length {seq_length}"
             )
 
-    def scored(self, numbers: np.ndarray) -> np.ndarray:
-        """True on the response.  int64 [b] -> bool [b, s+1]"""
-        prompts = self.prompts[self.documents(numbers)]
-        return super().scored(numbers) & (np.arange(self.seq_length + 1) >= prompts[:, None])
+    def num_given(self) -> np.ndarray:
+        """The tokens of each prompt.  -> int64 [D]"""
+        return prompt_lengths(self.corpus, self.lengths)
+
+    def event(self, first: int, last: int) -> tuple[str, str]:
+        """As in Samples; places do not matter, because a prompt comes first and no token last."""
+        return f"the response and its end, as far as it fits into {self.seq_length} tokens", "the prompt"
 
     def describe(self) -> str:
         """Pairs, those cut or left out, and what of an epoch is scored."""
-        cut = int((self.lengths[self.kept] > self.seq_length).sum())
-        scored = int((self.filled(self.kept) - self.prompts[self.kept]).sum())
+        scored = int((self.filled(self.kept) - self.given[self.kept]).sum())
         return (
             f"{self.corpus.prefix}: {len(self.kept)} pairs of {len(self.lengths)}, {scored} response tokens in rows of "
-            f"{self.seq_length}; {cut} responses cut, {len(self.lengths) - len(self.kept)} pairs left out (no prompt, no "
-            f"response, or a prompt of {self.seq_length} tokens or more)"
+            f"{self.seq_length}; {self.said_of_ends('responses')}, {len(self.lengths) - len(self.kept)} pairs left out "
+            f"(no prompt, no response, or a prompt of {self.seq_length} tokens or more)"
         )
 
     def fingerprint(self) -> str:
         """Names the samples: sha256 over seed, length, the corpus' content and where its prompts end."""
-        digest = hashlib.sha256(json.dumps(["pairs", self.seed, self.seq_length, self.corpus.fingerprint()]).encode())
-        digest.update(self.prompts)
+        known = ["pairs", RULE, self.end, self.seed, self.seq_length, self.corpus.fingerprint()]
+        digest = hashlib.sha256(json.dumps(known).encode())
+        digest.update(self.given)
         return digest.hexdigest()
 
 

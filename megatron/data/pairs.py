@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.data.indexed import RawFile
-from megatron.data.padded import Padded
+from megatron.data.padded import RULE, Padded
 from megatron.data.sidecar import BLOCK_BYTES
 from megatron.errors import BadData, MissingInput
 
@@ -109,8 +109,8 @@ class Vectors:
 class Pairs(Padded):
     """A text and its vector a row; texts longer than s tokens are cut.  Raises MissingInput or BadData."""
 
-    def __init__(self, prefix: str, seq_length: int, seed: int, vocab_size: int | None, padding: int):
-        super().__init__(prefix, seq_length, seed, vocab_size, padding)
+    def __init__(self, prefix: str, seq_length: int, seed: int, vocab_size: int | None, end: int):
+        super().__init__(prefix, seq_length, seed, vocab_size, end)
         stated = ((self.corpus.meta or {}).get("extra") or {}).get("vectors")
         self.matrix = Vectors(prefix, self.corpus.num_documents, stated and stated["block_crc32"])
         self.kept = np.flatnonzero(self.lengths > 0)
@@ -124,16 +124,20 @@ class Pairs(Padded):
         """The vectors of samples by number.  int64 [b] -> float32 [b, d].  Raises BadData for one that is damaged."""
         return self.matrix.rows(self.documents(numbers))
 
+    def event(self, first: int, last: int) -> tuple[str, str]:
+        """As in Samples, and where a row ends."""
+        places, given = super().event(first, last)
+        return f"{places}, as far as the text and its end reach", given
+
     def describe(self) -> str:
         """Texts, the size of their vectors, and how many are cut or left out."""
-        cut = int((self.lengths > self.seq_length).sum())
         return (
             f"{self.corpus.prefix}: {len(self.kept)} texts of {len(self.lengths)} with vectors of {self.width}, "
-            f"{int(self.filled(self.kept).sum())} tokens in rows of {self.seq_length}; {cut} texts cut, "
+            f"{int(self.filled(self.kept).sum())} tokens in rows of {self.seq_length}; {self.said_of_ends('texts')}, "
             f"{len(self.lengths) - len(self.kept)} empty ones left out"
         )
 
     def fingerprint(self) -> str:
         """Names the samples: sha256 over seed, length, and the content of texts and vectors."""
-        known = ["vectors", self.seed, self.seq_length, self.corpus.fingerprint(), self.matrix.fingerprint()]
+        known = ["vectors", RULE, self.end, self.seed, self.seq_length, self.corpus.fingerprint(), self.matrix.fingerprint()]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()

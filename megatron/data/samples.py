@@ -36,8 +36,15 @@ class Samples:
         raise TypeError(f"{type(self).__name__} has no rows")
 
     def scored(self, numbers: np.ndarray) -> np.ndarray | None:
-        """Which tokens belong to the problem, None for all; False on padding and prompts.  int64 [b] -> bool [b, s+1]"""
+        """Which tokens are to be predicted, None for all.  int64 [b] -> bool [b, s+1]
+
+        What is not, and comes before them in a row, is given; what comes behind the last of them follows from it.
+        """
         return None
+
+    def event(self, first: int, last: int) -> tuple[str, str]:
+        """What a validation of places first..last scores of each row, and what it is given, in words for the records."""
+        return f"{first}..{last} of each row", "token 0" if first else "nothing"
 
     def vectors(self, numbers: np.ndarray) -> np.ndarray | None:
         """The vector that belongs to each sample, None where there is none.  int64 [b] -> float32 [b, d]"""

@@ -19,6 +19,11 @@ class MaskedDiffusion:
 
     `count` hides exactly k = ceil(t L) of a row's L scored tokens, weighted by L/k: the same mean with less than half
     of the variance (Ou et al., arXiv:2406.03736; LLaDA, arXiv:2502.09992), which is what validation asks for.
+
+    Padding tells where a row ends, so it is hidden and predicted like the rest, until something visible tells it already:
+    behind a visible end or padding there can only be padding, which is then shown and costs nothing, as it costs an
+    autoregressive model nothing after the end. Each order of revealing the places is then a distribution over whole rows,
+    of every length, and the loss bounds the same NLL as the exact one that NextToken measures.
     """
 
     mask_id: int
@@ -32,11 +37,13 @@ class MaskedDiffusion:
     def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch:
         tokens, scored = clean.tokens[:, :-1], clean.scored[:, :-1]  # [b, s]
         t = noise.stratified(self.strata) if self.strata else noise.independent()  # [b]
+        uniform = noise.uniform(Purpose.MASK, tokens.shape[1])  # [b, s]
         if self.count:
-            hidden, p = exactly(t, scored, noise)
+            below, p = lowest(uniform, t, scored)
         else:
             p = ((1 - self.eps) * t + self.eps).float()[:, None]  # [b, 1]
-            hidden = (noise.uniform(Purpose.MASK, tokens.shape[1]) < p) & scored
+            below = uniform < p
+        hidden = (below & scored) | hidden_padding(below, scored)
         weights = hidden / p
         return Batch(
             inputs=tokens.masked_fill(hidden, self.mask_id),
@@ -49,10 +56,27 @@ class MaskedDiffusion:
         )
 
 
-def exactly(t: Tensor, scored: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """The k = ceil(t L) scored positions with the smallest uniforms, and k / L.  t [b], scored [b, s] -> [b, s] bool, [b, 1]"""
+def lowest(uniform: Tensor, t: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the k = ceil(t L) smallest uniforms of the L scored positions lie, and k / L.
+
+    A position that is not scored lies below with the largest of the k: given k, that one is distributed as the noise level
+    is, Beta(k, L - k + 1), and L/k is the right weight for padding too. Where k would be 0 the end is visible and padding free.
+    uniform [b, s], t [b], scored [b, s] -> bool [b, s], fp32 [b, 1]
+    """
     length = scored.sum(1, keepdim=True)  # [b, 1]
     k = (t[:, None] * length).ceil()
-    order = noise.uniform(Purpose.MASK, scored.shape[1]).masked_fill(~scored, 2.0).argsort(dim=1, stable=True)
-    hidden = (order.argsort(1) < k) & scored
-    return hidden, (k / length.clamp(min=1)).clamp(min=1e-9).float()
+    order = uniform.masked_fill(~scored, 2.0).argsort(dim=1, stable=True)
+    chosen = (order.argsort(1) < k) & scored
+    level = uniform.masked_fill(~chosen, -1.0).amax(1, keepdim=True)
+    return chosen | (~scored & (uniform <= level)), (k / length.clamp(min=1)).clamp(min=1e-9).float()
+
+
+def hidden_padding(below: Tensor, scored: Tensor) -> Tensor:
+    """The padding that no visible place to its left tells: an unbroken run of places below the level, from the end on.
+
+    The end is the last scored token of a row that has padding behind it.  bool [b, s], bool [b, s] -> bool [b, s]
+    """
+    behind = scored.flip(1).cumsum(1).flip(1).eq(0) & scored.any(1, keepdim=True)
+    tail = behind | behind.roll(-1, 1)  # with the end
+    tail[:, -1] = behind[:, -1]
+    return behind & (below | ~tail).cumprod(1).bool()

@@ -47,11 +47,12 @@ class Slice:
         """What a number measured on this slice means."""
         last = self.seq_length if self.score_first_token and objective.causal else self.seq_length - 1
         first = 0 if self.score_first_token and not objective.causal else 1
+        scored, given = self.dataset.event(first, last)
         return {
             "slice": self.fingerprint(),
             "rows": self.rows,
-            "scored_tokens": f"{first}..{last} of each row",
-            "conditioned_on": "nothing" if first == 0 else "token 0",
+            "scored_tokens": scored,
+            "conditioned_on": given,
             "eps": None if objective.exact else 0.0,
             "noise_seed": None if objective.exact else self.seed,
             "num_mc": self.num_mc,

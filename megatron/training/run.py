@@ -312,6 +312,7 @@ class Run:
                 "params_convention": "total",
                 "flops_convention": "6ND, N = all parameters",
                 "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
+                "convention": self.slices["valid"].convention(self.reference) if "valid" in self.slices else None,
                 "layout": known.get("layout", self.layout()),
                 "resumes": resumes,
             },

@@ -11,8 +11,9 @@ from megatron.data.tokenizer import build_tokenizer
 from megatron.errors import BadData, MissingInput
 from megatron.objectives.autoregressive import NextToken
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.training.evaluate import Slice
 
-EOD, PADDING = 99, 101
+EOD = 99
 
 
 def corpus(tmp_path, sizes):
@@ -24,7 +25,7 @@ def corpus(tmp_path, sizes):
 
 
 def dataset(tmp_path, sizes, seq_length=8):
-    return Instruct(corpus(tmp_path, sizes), seq_length, 1, 100, PADDING)
+    return Instruct(corpus(tmp_path, sizes), seq_length, 1, 100, EOD)
 
 
 # Records
@@ -117,7 +118,7 @@ def test_rows_and_what_is_scored(tmp_path):
     for row, mask, document in zip(rows, scored, data.documents(np.arange(6)), strict=True):
         prompt, response = sizes[document]
         response = min(response, 8 - prompt)
-        assert row[:prompt].tolist() == [1] * prompt and (row[prompt + response :] == PADDING).all()
+        assert row[:prompt].tolist() == [1] * prompt and (row[prompt + response :] == EOD).all()
         assert np.flatnonzero(mask).tolist() == list(range(prompt, prompt + response))
     assert not scored[:, 8].any() and "6 pairs of 6" in data.describe() and "2 responses cut, 0 pairs left out" in data.describe()
 
@@ -134,6 +135,15 @@ def test_both_objectives_score_the_same_tokens(tmp_path):
     assert ar.scored.sum(1).tolist() == mdm.scored.sum(1).tolist()
     assert sorted(ar.targets[ar.scored].tolist()) == sorted(mdm.targets[mdm.scored].tolist())
     assert set(mdm.inputs[:, :1].flatten().tolist()) == {1}  # a prompt is never hidden
+
+
+def test_the_records_say_what_is_scored_and_what_is_given(tmp_path):
+    data = Slice(dataset=dataset(tmp_path, [(1, 1)]), rows=1, seq_length=8, num_mc=1, seed=1, score_first_token=False)
+    ar, mdm = (data.convention(objective) for objective in (NextToken(), MaskedDiffusion(mask_id=100)))
+    for said in (ar, mdm):
+        assert said["scored_tokens"] == "the response and its end, as far as it fits into 8 tokens"
+        assert said["conditioned_on"] == "the prompt"
+    assert (ar["value"], mdm["value"]) == ("exact NLL", "upper bound on the NLL")
 
 
 def test_prompts_that_fill_a_row_are_left_out_and_counted(tmp_path):
@@ -153,11 +163,11 @@ def test_a_corpus_of_texts_is_refused(tmp_path):
     with IndexedWriter(tmp_path / "c", np.uint16) as writer:
         writer.add_document(np.arange(10))
     with pytest.raises(BadData, match="1 sequences in 1 documents, expected a prompt and a response"):
-        Instruct(str(tmp_path / "c"), 8, 1, 100, PADDING)
+        Instruct(str(tmp_path / "c"), 8, 1, 100, EOD)
 
 
 def test_the_fingerprint_tells_where_prompts_end(tmp_path):
     first = dataset(tmp_path, [(3, 2)]).fingerprint()
     with IndexedWriter(tmp_path / "c", np.uint16) as writer:
         writer.add_document(np.array([1, 1, 1, 2, EOD]), lengths=[2, 3])
-    assert Instruct(str(tmp_path / "c"), 8, 1, 100, PADDING).fingerprint() != first
+    assert Instruct(str(tmp_path / "c"), 8, 1, 100, EOD).fingerprint() != first

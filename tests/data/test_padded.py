@@ -5,7 +5,7 @@ from megatron.data.indexed import IndexedWriter
 from megatron.data.padded import Padded
 from megatron.errors import BadData
 
-PADDING = 999
+END = 99
 
 
 @pytest.fixture
@@ -18,32 +18,44 @@ def prefix(tmp_path):
 
 
 def test_every_document_once_an_epoch_in_fresh_orders(prefix):
-    data = Padded(prefix, 8, 1, 100, PADDING)
+    data = Padded(prefix, 8, 1, 100, END)
     epochs = data.rows(np.arange(110)).reshape(10, 11, 9)[:, :, 0]
     assert (np.sort(epochs, 1) == np.arange(11)).all() and len({tuple(epoch) for epoch in epochs.tolist()}) == 10
-    assert len({Padded(prefix, 8, seed, 100, PADDING).rows(np.arange(11)).tobytes() for seed in range(5)}) == 5
+    assert len({Padded(prefix, 8, seed, 100, END).rows(np.arange(11)).tobytes() for seed in range(5)}) == 5
     assert data.extents() == [(data.corpus, 0, 66)]
     assert (data.tokens_per_epoch, data.rows_in_first_epoch, data.samples_per_epoch) == (88, 11, 11)
 
 
 def test_rows_are_cut_to_s_and_padded_behind(prefix):
-    data = Padded(prefix, 8, 1, 100, PADDING)
+    data = Padded(prefix, 8, 1, 100, END)
     for row, scored in zip(data.rows(np.arange(11)), data.scored(np.arange(11)), strict=True):
         length = min(row[0] + 1, 8)  # the last column never holds a token
-        assert row.tolist() == [row[0]] * length + [PADDING] * (9 - length)
-        assert scored.tolist() == [True] * length + [False] * (9 - length)
+        assert row.tolist() == [row[0]] * length + [END] * (9 - length)
+        closed = min(length + 1, 8)  # the end that a document lacks is scored where there is room
+        assert scored.tolist() == [True] * closed + [False] * (9 - closed)
 
 
 def test_a_row_is_a_function_of_seed_and_number(prefix):
-    data, order = Padded(prefix, 8, 1, 100, PADDING), np.random.default_rng(0).permutation(200)
-    assert np.array_equal(Padded(prefix, 8, 1, 100, PADDING).rows(order), data.rows(np.arange(200))[order])
+    data, order = Padded(prefix, 8, 1, 100, END), np.random.default_rng(0).permutation(200)
+    assert np.array_equal(Padded(prefix, 8, 1, 100, END).rows(order), data.rows(np.arange(200))[order])
     assert np.array_equal(np.concatenate([data.rows([n]) for n in range(200)]), data.rows(np.arange(200)))
 
 
-def test_padding_is_no_id_of_the_tokenizer_and_no_mistake(prefix):
+def test_a_document_ends_with_its_first_end_token(tmp_path):
+    texts = [[1, 2, END], [1, END, 3, 4], [END], [5, 6], [7] * 8, [*[7] * 7, END], []]
+    with IndexedWriter(tmp_path / "c", np.uint16) as writer:
+        for text in texts:
+            writer.add_document(text)
+    data = Padded(str(tmp_path / "c"), 8, 1, 100, END)
+    numbers = np.arange(len(texts))
+    documents, rows, scored = data.documents(numbers), data.rows(numbers), data.scored(numbers)
+    found = {int(document): row[mask].tolist() for document, row, mask in zip(documents, rows, scored)}
+    assert found == dict(enumerate([[1, 2, END], [1, END], [END], [5, 6, END], [7] * 8, [*[7] * 7, END], [END]]))
+    assert (rows[~scored] == END).all() and data.said_of_ends("texts") == "1 texts cut, 1 at an end token inside"
+
+
+def test_ids_beyond_the_vocabulary_are_refused(prefix):
     numbers = np.arange(11)
-    data = Padded(prefix, 8, 1, 11, PADDING)
-    data.check_ids(data.rows(numbers), numbers)
-    data = Padded(prefix, 8, 1, 10, 10)  # document 10's own ids equal the padding
+    data = Padded(prefix, 8, 1, 10, 9)
     with pytest.raises(BadData, match=f"{prefix}, document 10: sample .* id 10, .* vocabulary size 10"):
         data.check_ids(data.rows(numbers), numbers)

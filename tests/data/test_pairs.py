@@ -5,7 +5,7 @@ from megatron.data.indexed import IndexedWriter
 from megatron.data.pairs import Pairs, Vectors, checksums, vectors_path
 from megatron.errors import BadData, MissingInput
 
-PADDING = 101
+END = 101
 
 
 @pytest.fixture
@@ -23,19 +23,19 @@ def vectors(prefix, found):
 
 
 def test_texts_and_vectors_stay_together(prefix):
-    data, numbers = Pairs(prefix, 5, 1, 100, PADDING), np.arange(60)
+    data, numbers = Pairs(prefix, 5, 1, 100, END), np.arange(60)
     rows, found, scored = data.rows(numbers), data.vectors(numbers), data.scored(numbers)
     assert found.shape == (60, 3) and found.dtype == np.float32 and data.width == 3
     assert np.array_equal(found, np.repeat(rows[:, :1], 3, 1))
-    assert (rows[scored] < 7).all() and (rows[~scored] == PADDING).all()
+    assert (rows[~scored] == END).all() and np.array_equal(scored.sum(1), np.minimum(rows[:, 0] + 2, 5))  # with its end
     assert (np.sort(rows.reshape(10, 6, 6)[:, :, 0], 1) == [0, 1, 2, 4, 5, 6]).all()
-    assert data.describe().endswith("6 texts of 7 with vectors of 3, 21 tokens in rows of 5; 2 texts cut, 1 empty ones left out")
+    assert data.describe().endswith("6 texts of 7 with vectors of 3, 24 tokens in rows of 5; 3 texts cut, 1 empty ones left out")
 
 
 def test_fingerprints_name_the_vectors_too(prefix):
-    first = Pairs(prefix, 5, 1, 100, PADDING).fingerprint()
+    first = Pairs(prefix, 5, 1, 100, END).fingerprint()
     vectors(prefix, np.ones((7, 3), np.float32))
-    assert Pairs(prefix, 5, 1, 100, PADDING).fingerprint() != first
+    assert Pairs(prefix, 5, 1, 100, END).fingerprint() != first
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_fingerprints_name_the_vectors_too(prefix):
 def test_vectors_that_do_not_fit_are_refused(prefix, found, said):
     vectors(prefix, found)
     with pytest.raises(BadData, match=said):
-        Pairs(prefix, 5, 1, 100, PADDING)
+        Pairs(prefix, 5, 1, 100, END)
 
 
 def test_damaged_and_absent_vectors_are_refused(prefix):
@@ -70,9 +70,9 @@ def test_damaged_and_absent_vectors_are_refused(prefix):
         with open(path, "wb") as file:
             file.write(damage)
         with pytest.raises(BadData, match=said):
-            Pairs(prefix, 5, 1, 100, PADDING)
+            Pairs(prefix, 5, 1, 100, END)
     with pytest.raises(MissingInput, match="import_pairs"):
-        Pairs(corpus_alone(prefix), 5, 1, 100, PADDING)
+        Pairs(corpus_alone(prefix), 5, 1, 100, END)
 
 
 def corpus_alone(prefix):
@@ -85,7 +85,7 @@ def test_a_vector_that_is_not_finite_never_reaches_a_batch(prefix):
     found = np.ones((7, 3), np.float32)
     found[4, 1] = np.nan
     vectors(prefix, found)
-    data = Pairs(prefix, 5, 1, 100, PADDING)
+    data = Pairs(prefix, 5, 1, 100, END)
     with pytest.raises(BadData, match="vector 4 is not finite"):
         data.vectors(np.arange(6))
 
@@ -97,14 +97,14 @@ def test_the_sidecars_checksums_are_tested_when_a_block_is_first_read(tmp_path):
         for n in range(6):
             writer.add_document([n])
         writer.extra = {"vectors": {"block_crc32": checksums(vectors_path(prefix))}}
-    data = Vectors(prefix, 6, Pairs(prefix, 5, 1, 100, PADDING).corpus.meta["extra"]["vectors"]["block_crc32"])
+    data = Vectors(prefix, 6, Pairs(prefix, 5, 1, 100, END).corpus.meta["extra"]["vectors"]["block_crc32"])
     with open(vectors_path(prefix), "r+b") as file:
         file.seek(-5, 2)
         file.write(b"!")
     assert data.rows(np.arange(4)).shape == (4, width)
     with pytest.raises(BadData, match="crc32 of bytes 3145728:3145856"):
         data.rows(np.array([5]))
-    data = Pairs(prefix, 5, 1, 100, PADDING)
+    data = Pairs(prefix, 5, 1, 100, END)
     with pytest.raises(BadData, match="crc32 of bytes"):
         data.vectors(np.arange(6))
     with pytest.raises(BadData, match="vouches for 3 MiB"):

@@ -256,12 +256,12 @@ def test_published_files(tmp_path, name, count):
     code = prepare_instruct.main(
         ["--input", str(path), "--output-prefix", str(tmp_path / "p"), "--vocab-file", str(vocab), "--merge-file", str(merges)]
     )
-    train, valid = (Instruct(str(tmp_path / f"p_{split}"), 512, 1, 50257, 50258) for split in ("train", "valid"))
+    train, valid = (Instruct(str(tmp_path / f"p_{split}"), 512, 1, 50257, 50256) for split in ("train", "valid"))
     assert code == 0 and len(train.lengths) + len(valid.lengths) == count
     numbers = np.arange(len(train.kept))
     rows, scored = train.rows(numbers), train.scored(numbers)
     train.check_ids(rows, numbers)
-    assert scored.any(1).all() and (scored[:, :-1].sum(1) + train.prompts[train.documents(numbers)] <= 512).all()
+    assert scored.any(1).all() and (scored[:, :-1].sum(1) + train.given[train.documents(numbers)] <= 512).all()
     whole = train.lengths[train.documents(numbers)] <= 512
     last = scored.shape[1] - 1 - scored[:, ::-1].argmax(1)
     assert (rows[whole, last[whole]] == 50256).all()

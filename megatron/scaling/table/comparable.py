@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from megatron.errors import Mismatch
 
-SAME_FOR_ALL = ("tokenizer", "eval_slice", "params_convention", "flops_convention")
+SAME_FOR_ALL = ("tokenizer", "eval_slice", "event", "params_convention", "flops_convention")
 LINTS = (*SAME_FOR_ALL, "lr_decayed", "bound")
 
 

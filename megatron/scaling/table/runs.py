@@ -82,8 +82,15 @@ def read_result(directory: Path) -> dict:
         reason = f"no result.json: running or stopped, {last_step(directory)}"
         return {"run": directory.name, "path": str(directory), "reason": reason}
     row = read_json(result)
-    trunk = _trunk(directory)
-    return row | ({"trunk": trunk} if trunk else {})
+    trunk, event = _trunk(directory), event_of(row)
+    return row | ({"trunk": trunk} if trunk else {}) | ({"event": event} if event else {})
+
+
+def event_of(record: dict) -> str | None:
+    """Whose likelihood a loss is, by the convention recorded with it: what is scored of each row, and what it is given."""
+    convention = record.get("convention") or {}
+    named = [convention.get(name) for name in ("scored_tokens", "conditioned_on")]
+    return f"{named[0]}, given {named[1]}" if all(named) else None
 
 
 def read_json(path: Path) -> dict:

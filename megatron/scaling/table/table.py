@@ -46,6 +46,7 @@ LABELS = (
     "bound",
     "tokenizer",
     "eval_slice",
+    "event",
     "params_convention",
     "flops_convention",
     "trunk",

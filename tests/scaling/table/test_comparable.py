@@ -25,6 +25,7 @@ def row(name, **changes):
     [
         ({"tokenizer": "other"}, "tokenizer"),
         ({"eval_slice": "other"}, "eval_slice"),
+        ({"event": "the response and its end, given the prompt"}, "event"),
         ({"params_convention": "non-embedding"}, "params_convention"),
         ({"flops_convention": None}, "flops_convention"),
         ({"lr_decayed": False}, "lr_decayed"),

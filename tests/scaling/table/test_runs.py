@@ -49,6 +49,14 @@ def test_a_branch_names_its_trunk(tmp_path, loaded, trunk):
     assert read_result(branch).get("trunk") == trunk
 
 
+def test_a_result_names_the_event_that_its_loss_is_of(tmp_path):
+    convention = {"scored_tokens": "1..7 of each row", "conditioned_on": "token 0"}
+    (tmp_path / "result.json").write_text(json.dumps({"convention": convention}))
+    assert read_result(tmp_path)["event"] == "1..7 of each row, given token 0"
+    (tmp_path / "result.json").write_text(json.dumps({"convention": None}))
+    assert "event" not in read_result(tmp_path)
+
+
 def test_training_curve_keeps_the_last_write_of_a_step(tmp_path):
     write_metrics(
         tmp_path,

@@ -207,6 +207,7 @@ IDENTITY = (
     "resumes",
     "tokenizer",
     "eval_slice",
+    "event",
     "code",
     "torch",
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron.errors import BadData
 from megatron.scaling.table.ingest.curves import Curves, slug
-from megatron.scaling.table.runs import read_json, read_result, run_directories
+from megatron.scaling.table.runs import event_of, read_json, read_result, run_directories
 
 FACTS = (
     "objective",
@@ -23,6 +23,7 @@ FACTS = (
     "bound",
     "tokenizer",
     "eval_slice",
+    "event",
     "seed",
     "seq_length",
     "batch_size",
@@ -118,6 +119,7 @@ def _facts(directory: Path) -> dict:
         **flags,
         **known,
         "tokenizer": known.get("fingerprints", {}).get("tokenizer"),
+        "event": event_of(known),
     }
     if result:
         found |= read_result(directory)

@@ -1,0 +1,182 @@
+"""A loss is a negative log-likelihood, or an upper bound on one, only if exp(-loss) over all rows sums to at most one.
+
+Every row of a tiny vocabulary is posed as validation poses it, and the mean over the noise is exact: what masked diffusion
+does depends on the order of a row's uniforms and on k, and all of both are gone through.
+"""
+
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from megatron.batch import Noise
+from megatron.config import Model, Objective, Optim, parse
+from megatron.core.transformer import GPT
+from megatron.data.indexed import IndexedWriter
+from megatron.data.instruct import Instruct
+from megatron.data.pairs import Pairs
+from megatron.data.samples import Samples
+from megatron.engine.native import NativeEngine
+from megatron.objectives import MaskedDiffusion, NextToken, build_reference
+from megatron.training.evaluate import Slice, cleans
+from megatron.training.pretrain import main
+
+LETTERS, END, MASK, SEQ = (0, 1), 2, 3, 5  # four tokens behind the first, which is given
+MODEL = Model(
+    num_layers=1,
+    hidden_size=16,
+    num_attention_heads=2,
+    kv_channels=8,
+    ffn_hidden_size=32,
+    seq_length=SEQ,
+    vocab_size=3,
+    padded_vocab_size=16,
+    init_method_std=0.5,
+    attention_dropout=0.0,
+    hidden_dropout=0.0,
+)
+
+
+def engine(causal):
+    return NativeEngine([GPT(MODEL, causal, 3)], Optim(lr=1e-3), 4)
+
+
+class Ordered(Noise):
+    """Noise whose uniforms have one given order behind the first place, and whose level is t in all rows."""
+
+    def __init__(self, index, order, t):
+        super().__init__(0, index)
+        self.row, self.t = torch.tensor([0.5, *((place + 0.5) / len(order) for place in order)]), t
+
+    def uniform(self, purpose, *shape):
+        return self.row.expand(len(self.index), -1)
+
+    def stratified(self, strata):
+        return torch.full((len(self.index),), self.t, dtype=torch.float64)
+
+
+class Whole(Samples):
+    """All rows of s tokens after one given token, packed: no row ends before its last place."""
+
+    def rows(self, numbers):
+        text = np.array(list(itertools.product((*LETTERS, END), repeat=SEQ - 1)))
+        return np.pad(text, ((0, 0), (1, 1)))[numbers]
+
+
+def texts(longest):
+    """All texts of letters that end before `longest` tokens, without their end, and all that do not, cut."""
+    return [text for n in range(longest + 1) for text in itertools.product(LETTERS, repeat=n)]
+
+
+def instruct(folder):
+    with IndexedWriter(folder / "c", np.uint16) as writer:
+        for text in texts(SEQ - 1):
+            response = (*text, END) if len(text) < SEQ - 1 else text
+            writer.add_document([1, *response], lengths=[1, len(response)])
+    return Instruct(str(folder / "c"), SEQ, 1, 3, END)
+
+
+def pairs(folder, end=()):
+    with IndexedWriter(folder / "c", np.uint16) as writer:
+        for text in texts(SEQ - 1):
+            writer.add_document([0, *text, *end])
+    np.save(folder / "c.vectors.npy", np.zeros((len(texts(SEQ - 1)), 1), np.float32))
+    return Pairs(str(folder / "c"), SEQ, 1, 3, END)
+
+
+DATA = {
+    "packed": lambda folder: Whole(SEQ, 1, 3),
+    "instruct": instruct,
+    "pairs": pairs,
+    "pairs that end": lambda folder: pairs(folder, (END,)),
+}
+
+
+def clean_rows(dataset):
+    count = 81 if isinstance(dataset, Whole) else dataset.rows_in_first_epoch
+    data = Slice(dataset=dataset, rows=count, seq_length=SEQ, num_mc=1, seed=1, score_first_token=False)
+    (clean,) = cleans(data, 0)
+    return clean
+
+
+def mean_over_noise(model, objective, clean):
+    """Each row's loss, over all orders of four uniforms and k = 1..L for every L up to 4.  -> [rows]"""
+    cases = [(order, (level + 1) / 12) for order in itertools.permutations(range(SEQ - 1)) for level in range(12)]
+    posed = [objective.pose(clean, Ordered(clean.index, order, t), 1.0) for order, t in cases]
+    return np.mean([scores.loss for scores in model.score(posed)], 0)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A model that knows the law of the rows, and draws every conclusion from what it sees.  rows [r, s], law [r]"""
+
+    rows: np.ndarray
+    law: np.ndarray
+
+    def score(self, batches):
+        return [SimpleNamespace(loss=(self.nll(b) * b.weights.numpy()).sum(1)) for b in batches]
+
+    def nll(self, batch):
+        seen, wanted = batch.inputs.numpy()[:, None], batch.targets.numpy()[:, None]  # [b, 1, s]
+        mass = ((seen == MASK) | (seen == self.rows)).all(-1) * self.law  # [b, r]
+        right = (mass[..., None] * (wanted == self.rows)).sum(1)  # [b, s]
+        return -np.log(right / mass.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_likelihoods_of_all_rows_sum_to_one(kind, tmp_path):
+    """The bound of a model without a fault is tight, so that one bit which a row gives away would carry the sum past one."""
+    clean = clean_rows(DATA[kind](tmp_path))
+    (exact,) = engine(True).score([NextToken().pose(clean, Noise(0, clean.index), 1.0)])
+    assert np.exp(-exact.loss).sum() == pytest.approx(1.0, abs=1e-5)
+    law = np.random.default_rng(0).dirichlet(np.full(len(clean.index), 0.3))
+    bound = mean_over_noise(Oracle(clean.tokens[:, :-1].numpy(), law), build_reference(Objective(objective="mdm"), MASK), clean)
+    assert bound == pytest.approx(-np.log(law), rel=1e-5)
+
+
+def test_both_objectives_score_the_same_tokens_of_rows_that_end(tmp_path):
+    clean = clean_rows(instruct(tmp_path))
+    ar, mdm = (o.pose(clean, Noise(0, clean.index), 1.0) for o in (NextToken(), MaskedDiffusion(mask_id=MASK, eps=0.0)))
+    assert ar.scored.sum(1).tolist() == mdm.scored.sum(1).tolist()
+    assert ar.targets[ar.scored].tolist() == mdm.targets[mdm.scored].tolist()
+
+
+def test_training_and_validation_pose_the_same_bound(tmp_path):
+    """The independent form by quadrature over t and all patterns, against the count form over all orders."""
+    clean, model = clean_rows(instruct(tmp_path)), engine(False)
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    total = 0.0
+    for t, weight in zip((nodes + 1) / 2, weights / 2):
+        for hidden in itertools.product((0, 1), repeat=SEQ - 1):
+            chance = math.prod(t if h else 1 - t for h in hidden)
+            noise = Ordered(clean.index, [0 if h else SEQ - 1.001 for h in hidden], t)
+            noise.row = torch.tensor([0.5, *(0.0 if h else 1.0 for h in hidden)])
+            posed = MaskedDiffusion(mask_id=MASK, eps=0.0, strata=16).pose(clean, noise, 0.0)
+            total = total + weight * chance * model.score([posed])[0].loss
+    bound = mean_over_noise(model, build_reference(Objective(objective="mdm"), MASK), clean)
+    assert total == pytest.approx(bound, rel=1e-4) and np.exp(-bound).sum() < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["ar", "mdm"])
+def test_a_trained_loss_on_answers_of_unknown_length_is_not_below_their_entropy(objective, tmp_path):
+    """Answers are U{1..24} times the same letter and an end: ln 24 nats of (1 + 24) / 2 + 1 tokens, all of it the length."""
+    lengths = np.random.default_rng(0).integers(1, 25, 2400)
+    for name, part in (("train", lengths[:1800]), ("valid", lengths[1800:])):
+        with IndexedWriter(tmp_path / name, np.uint16) as writer:
+            for n in part.tolist():
+                writer.add_document([65, *[66] * n, 256], lengths=[1, n + 1])
+    flags = f"""--data-kind instruct --train-data-path {tmp_path}/train --valid-data-path {tmp_path}/valid --seq-length 32
+        --num-layers 2 --hidden-size 64 --num-attention-heads 2 --hidden-dropout 0 --attention-dropout 0 --train-iters 600
+        --micro-batch-size 32 --global-batch-size 32 --lr 3e-3 --min-lr 3e-5 --lr-decay-style cosine --lr-warmup-samples 640
+        --tokenizer-type ByteTokenizer --eval-iters 18 --eval-interval 1000 --log-interval 1000 --num-threads 1 --device cpu
+        --run-dir {tmp_path}/run"""
+    assert main(parse(flags.split(), objective)) == 0
+    found = json.loads((tmp_path / "run" / "result.json").read_text())
+    error = math.hypot(found["loss_se_noise"], found["loss_se_data"])
+    assert -3 * error < found["loss"] - math.log(24) / 13.5 < 0.06
