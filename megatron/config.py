@@ -189,9 +189,13 @@ class Parallel:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    data_path: list[str] = flag(None, "one corpus, cut by --split: PREFIX, or pairs WEIGHT PREFIX", identity="free")
+    data_path: list[str] = flag(
+        None, "corpora cut by --split: PREFIX, or pairs WEIGHT PREFIX; without weights all count the same", identity="free"
+    )
     split: str = flag("969,30,1", "shares of --data-path for train, valid, test", identity="experiment", needs=CUT)
-    train_data_path: list[str] = flag(None, "training corpora: PREFIX, or WEIGHT [START:END] PREFIX ...", identity="free")
+    train_data_path: list[str] = flag(
+        None, "training corpora: PREFIX, or WEIGHT [START:END] PREFIX ...; without weights all count the same", identity="free"
+    )
     valid_data_path: list[str] = flag(None, "validation corpora, likewise", identity="free")
     test_data_path: list[str] = flag(None, "test corpora, likewise (scored once, at the end)", identity="free")
     train_data_path_file: str = flag(None, "file with the training corpora, `weight [start:end] prefix` a line", identity="free")

@@ -26,7 +26,7 @@ from megatron.data.datasets import build_datasets  # noqa: E402
 from megatron.data.tokenizer import Vocabulary, build_tokenizer  # noqa: E402
 from megatron.errors import BadData, Mismatch, MissingInput, exits  # noqa: E402
 from megatron.training import device, floor  # noqa: E402
-from megatron.training.pretrain import cut_slice, data_plan  # noqa: E402
+from megatron.training.pretrain import cut_slice, sample_spec  # noqa: E402
 from megatron.training.resume import open_checkpoint  # noqa: E402
 from megatron.training.run import write_json  # noqa: E402
 
@@ -53,7 +53,7 @@ def score(cfg: Config, which: str, rows: int | None, num_mc: int | None) -> dict
     """Raises BadData for a set that the run does not have."""
     data = cfg.data
     tokenizer = build_tokenizer(data.tokenizer_type, data.vocab_file, data.merge_file, data.tokenizer_model)
-    found, where = build_datasets(data, data_plan(cfg, tokenizer)), device.setup(cfg)
+    found, where = build_datasets(data, sample_spec(cfg, tokenizer)), device.setup(cfg)
     if which == "train" or not found.get(which):
         scored = ", ".join(name for name in found if name != "train" and found[name])
         raise BadData(f"--set {which}: expected a set that the run scores: {scored}")

@@ -20,6 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.data.indexed import IndexedDataset, IndexedWriter  # noqa: E402
+from megatron.data.lineage import origin_of  # noqa: E402
 from megatron.data.sources import Source, parse_range, token_range  # noqa: E402
 from megatron.errors import BadData, CannotWrite, exits  # noqa: E402
 from megatron.files import output_prefix  # noqa: E402
@@ -30,8 +31,8 @@ SUFFIXES = (".bin", ".idx", ".meta.json")
 
 def write_subset(corpus: IndexedDataset, start: int, stop: int, prefix: str) -> IndexedWriter:
     """Tokens [start, stop) as a new corpus with its own sidecar.  Raises BadData for a damaged source, CannotWrite."""
-    origin = {"name": Path(corpus.prefix).name, "fingerprint": corpus.fingerprint(), "start": start, "stop": stop}
-    with IndexedWriter(prefix, corpus.dtype, corpus.meta and corpus.meta["tokenizer"], {"subset_of": origin}) as writer:
+    extra = {"subset_of": origin_of(corpus, start, stop)}
+    with IndexedWriter(prefix, corpus.dtype, corpus.meta and corpus.meta["tokenizer"], extra) as writer:
         first, last = documents_in(corpus, start, stop)
         edges = np.append(corpus.document_starts[first:last], stop).clip(min=start)
         if documents_are_sequences(corpus):

@@ -62,7 +62,7 @@ from megatron.objectives import Objective
 from megatron.training import device
 from megatron.training.evaluate import Slice, evaluate
 from megatron.training.loop import Interval, one_step, pose
-from megatron.training.pretrain import cut_slice, data_plan
+from megatron.training.pretrain import cut_slice, sample_spec
 
 # A tiny model whose gradients are clipped at every step.
 TINY = {
@@ -390,7 +390,7 @@ def set_up(argv: list[str]) -> Trial:
     where = device.setup(cfg)
     parallel = cfg.parallel
     mesh = build_mesh(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel)
-    data = build_datasets(cfg.data, data_plan(cfg, tokenizer))
+    data = build_datasets(cfg.data, sample_spec(cfg, tokenizer))
     mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
     objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
     reference = objectives.build_reference(cfg.objective, mask)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from megatron.config import Data
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.instruct import Instruct
+from megatron.data.lineage import shared
 from megatron.data.pairs import Pairs
 from megatron.data.random_window import RandomWindow
 from megatron.data.reference_order import ReferenceOrder, blended_samples, document_split
@@ -21,11 +22,12 @@ from megatron.errors import BadData, Mismatch
 
 SPLITS = ("train", "valid", "test")
 RULES = {"strict": "core", "reference": "deepspeed", "megatron-core": "core"}  # whose arithmetic, by --epoch-order
+DEFAULT_SPLIT = next(one.default for one in fields(Data) if one.name == "split")
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}  # in a paper folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SampleSpec:
     """What the datasets of a run depend on besides the data flags; `lengths` are the samples that Megatron would index."""
 
     seq_length: int
@@ -43,17 +45,17 @@ class Plan:
         return self.seed if split == "train" or data.epoch_order != "strict" else self.eval_seed
 
 
-def build_datasets(data: Data, plan: Plan) -> dict[str, Samples | None]:
+def build_datasets(data: Data, spec: SampleSpec) -> dict[str, Samples | None]:
     """{"train", "valid", "test"} -> dataset, None where the flags name none; further validation sets are "valid:NAME".
 
     Raises MissingInput, BadData, also when training and evaluation share tokens, or Mismatch when another tokenizer made a
     corpus.
     """
     if data.data_kind == "random-window":
-        built = {split: windows(data, split, plan) for split in SPLITS}
+        built = {split: windows(data, split, spec) for split in SPLITS}
     else:
         kind = {"packed": packed, "instruct": instruct, "pairs": pairs}[data.data_kind]
-        built = {split: kind(data, split, sources, plan) if sources else None for split, sources in chosen(data, plan).items()}
+        built = {split: kind(data, split, sources, spec) if sources else None for split, sources in chosen(data, spec).items()}
     for split, found in built.items():
         if split != "train" and built["train"] and found:
             refuse_shared(built["train"], found, split)
@@ -63,12 +65,10 @@ def build_datasets(data: Data, plan: Plan) -> dict[str, Samples | None]:
 # Which corpora each split names
 
 
-def chosen(data: Data, plan: Plan) -> dict[str, list[Source]]:
+def chosen(data: Data, spec: SampleSpec) -> dict[str, list[Source]]:
     """The sources of every split, training cut to --unique-tokens."""
     if data.data_path:
-        found = cut(parse_paths(data.data_path, "--data-path"), data)
-        if sum(source.stop - source.start for source in found["test"]) <= plan.seq_length:
-            found["test"] = []  # the default split's thousandth of a small corpus holds no sample
+        found = cut(parse_paths(data.data_path, "--data-path"), data, spec.seq_length)
     else:
         found = {"train": named(data, "train"), **validation(data), "test": named(data, "test")}
     if data.unique_tokens and found["train"]:
@@ -93,10 +93,11 @@ def validation(data: Data) -> dict[str, list[Source]]:
     return dict(zip(names, files, strict=True))
 
 
-def cut(sources: list[Source], data: Data) -> dict[str, list[Source]]:
+def cut(sources: list[Source], data: Data, seq_length: int) -> dict[str, list[Source]]:
     """--split: of each corpus the first tokens train, the next validate, the last test; a share of 0 gives none.
 
-    In Megatron's order the cuts lie where Megatron has them, between documents.
+    In Megatron's order the cuts lie where Megatron has them, between documents. The default split's test share, which nobody
+    asked for, is left out where it holds no sample.  Raises BadData for another share that holds none.
     """
     shares = ([float(share) for share in data.split.split(",")] + [0.0, 0.0])[:3]
     edges = np.cumsum([0.0, *shares])
@@ -112,31 +113,50 @@ def cut(sources: list[Source], data: Data) -> dict[str, list[Source]]:
         for name, share, (first, last) in zip(SPLITS, shares, ranges, strict=True):
             if share:
                 found[name].append(replace(source, start=first, stop=last))
+    if data.split == DEFAULT_SPLIT and any(one.weight and one.stop - one.start <= seq_length for one in found["test"]):
+        found["test"] = []
+    least = seq_length + 1 if data.epoch_order == "strict" else 1
+    for name, part in found.items():
+        if short := next((one for one in part if one.weight and one.stop - one.start < least), None):
+            raise BadData(
+                f"{short.prefix}, tokens {short.start}:{short.stop}: --seq-length {seq_length} needs at least {least} tokens, "
+                f"has {short.stop - short.start}, the {name} share of --split {data.split}; give {name} a larger share, lower "
+                "--seq-length or add data"
+            )
     return found
 
 
 # The kinds of dataset
 
 
-def packed(data: Data, split: str, sources: list[Source], plan: Plan) -> PackedDataset:
-    seed = plan.seed_of(split, data)
-    order = None if data.epoch_order == "strict" else reference(data, split, sources, plan)
-    return checked(PackedDataset(sources, plan.seq_length, seed, plan.vocab_size, order, RULES[data.epoch_order]), plan)
+def packed(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> PackedDataset:
+    seed = spec.seed_of(split, data)
+    order = None if data.epoch_order == "strict" else reference(data, split, sources, spec)
+    return checked(PackedDataset(sources, spec.seq_length, seed, spec.vocab_size, order, RULES[data.epoch_order]), spec)
 
 
-def reference(data: Data, split: str, sources: list[Source], plan: Plan) -> Callable[[Source, int], ReferenceOrder]:
-    """Megatron's order of each source, for as many samples as Megatron would ask it for."""
-    requests = blended_samples(
-        plan.lengths[split.partition(":")[0]], [source.weight for source in sources if source.weight], RULES[data.epoch_order]
-    )
+def reference(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> Callable[[Source, int], ReferenceOrder]:
+    """Megatron's order of each source, for as many samples as Megatron would ask it for.
+
+    Raises Mismatch for several corpora without weights, of which Megatron-DeepSpeed refuses some and megatron-core makes one
+    epoch by size.
+    """
+    if len(sources) > 1 and not sources[0].weighted:
+        raise Mismatch(
+            f"the {split} data name {len(sources)} corpora without weights, for which --epoch-order {data.epoch_order} has no "
+            "order: give each a weight, or use --epoch-order strict, where all count the same"
+        )
+    weights, blended = [source.weight for source in sources if source.weight], len(sources) > 1
+    blended = blended or bool(data.data_path) and sources[0].weighted
+    requests = blended_samples(spec.lengths[split.partition(":")[0]], weights, RULES[data.epoch_order], blended)
 
     def order(source: Source, place: int) -> ReferenceOrder:
         corpus = open_corpus(source.prefix)
         return ReferenceOrder(
             corpus,
             *token_range(source, corpus.num_tokens),
-            plan.seq_length,
-            plan.seed,
+            spec.seq_length,
+            spec.seed,
             requests[place],
             cache=data.data_cache_path,
         )
@@ -144,7 +164,7 @@ def reference(data: Data, split: str, sources: list[Source], plan: Plan) -> Call
     return order
 
 
-def windows(data: Data, split: str, plan: Plan) -> RandomWindow | None:
+def windows(data: Data, split: str, spec: SampleSpec) -> RandomWindow | None:
     """Windows of the papers in the folder of --data-path; None where it has no such split."""
     folder = data.data_path[0]
     name = next((name for name in SPLIT_NAMES[split] if name in PaperFolder(folder).splits), None)
@@ -153,25 +173,25 @@ def windows(data: Data, split: str, plan: Plan) -> RandomWindow | None:
     return RandomWindow(
         folder,
         name,
-        plan.seq_length,
-        plan.seed_of(split, data),
+        spec.seq_length,
+        spec.seed_of(split, data),
         categories=data.categories,
         num_categories=data.num_categories,
-        category_seed=plan.seed,
-        vocab_size=plan.vocab_size,
+        category_seed=spec.seed,
+        vocab_size=spec.vocab_size,
         tokens_per_category=data.tokens_per_category if split == "train" else None,
     )
 
 
-def instruct(data: Data, split: str, sources: list[Source], plan: Plan) -> Instruct:
+def instruct(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> Instruct:
     return checked(
-        Instruct(alone(sources, split), plan.seq_length, plan.seed_of(split, data), plan.vocab_size, plan.tokenizer.eod), plan
+        Instruct(alone(sources, split), spec.seq_length, spec.seed_of(split, data), spec.vocab_size, spec.tokenizer.eod), spec
     )
 
 
-def pairs(data: Data, split: str, sources: list[Source], plan: Plan) -> Pairs:
+def pairs(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> Pairs:
     return checked(
-        Pairs(alone(sources, split), plan.seq_length, plan.seed_of(split, data), plan.vocab_size, plan.tokenizer.eod), plan
+        Pairs(alone(sources, split), spec.seq_length, spec.seed_of(split, data), spec.vocab_size, spec.tokenizer.eod), spec
     )
 
 
@@ -188,10 +208,10 @@ def alone(sources: list[Source], split: str) -> str:
 # What is refused
 
 
-def checked(found: Samples, plan: Plan) -> Samples:
+def checked(found: Samples, spec: SampleSpec) -> Samples:
     """The dataset, once each of its corpora is known to be the tokenizer's.  Raises Mismatch or BadData."""
     for corpus, _, _ in found.extents():
-        check_origin(corpus, plan.tokenizer)
+        check_origin(corpus, spec.tokenizer)
     return found
 
 
@@ -214,13 +234,11 @@ def check_origin(corpus, tokenizer: Tokenizer | None) -> None:
 
 
 def refuse_shared(train: Samples, other: Samples, split: str) -> None:
-    """No token of evaluation is trained on, by whatever name its file goes.  Raises BadData."""
-    for corpus, start, stop in train.extents():
-        for twin, twin_start, twin_stop in other.extents():
-            overlap = start < twin_stop and twin_start < stop and corpus.num_tokens == twin.num_tokens
-            if overlap and corpus.fingerprint() == twin.fingerprint():
-                shared = f"{max(start, twin_start)}:{min(stop, twin_stop)}"
+    """No token of evaluation is trained on, by whatever name or through whatever subset it comes.  Raises BadData."""
+    for mine in train.extents():
+        for theirs in other.extents():
+            if common := shared(mine, theirs):
                 raise BadData(
-                    f"{twin.prefix}: tokens {shared} are both in the train and in the {split.replace(':', ' ')} data; "
+                    f"{theirs[0].prefix}: {common} are both in the train and in the {split.replace(':', ' ')} data; "
                     "give ranges that do not overlap, such as 0:0.9 and 0.9:1"
                 )

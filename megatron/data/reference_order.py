@@ -140,13 +140,13 @@ def build_indices(sizes: np.ndarray, documents: np.ndarray, s: int, seed: int, n
 # What Megatron asks of each corpus
 
 
-def blended_samples(num_samples: int, weights: list[float], rule: Rule) -> list[int]:
-    """The samples that each corpus of a blend is indexed for: its share and 0.5 %; of a single one exactly num_samples.
+def blended_samples(num_samples: int, weights: list[float], rule: Rule, blended: bool = False) -> list[int]:
+    """The samples that each corpus is indexed for: its share and 0.5 % of a blend, exactly num_samples where nothing is blended.
 
-    "core" rounds the share up before it adds the 0.5 %, and adds them to a single corpus that is given with a weight (pass
-    through --data-path; per split it does not).
+    Both Megatrons blend a single corpus too that --data-path names with a weight, and then may cross into another epoch; one
+    that is named without, or for one split only, they do not. "core" rounds the share up before it adds the 0.5 %.
     """
-    if len(weights) == 1:
+    if len(weights) == 1 and not blended:
         return [num_samples]
     shares = normalized(weights, rule)
     if rule == "core":

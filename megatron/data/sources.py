@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron.data.indexed import IndexedDataset
@@ -24,6 +24,7 @@ class Source:
     start: float | int
     stop: float | int
     prefix: str
+    weighted: bool = field(default=False, compare=False)  # the weight was given; without weights all count the same
 
 
 def parse_paths(words: list[str], where: str = "the data path") -> list[Source]:
@@ -45,7 +46,8 @@ def parse_paths(words: list[str], where: str = "the data path") -> list[Source]:
         raise BadData(f"{where}: {words[-1]} stands at the end, expected a prefix after it")
     check_weights(entries, where)
     return [
-        Source(1.0 if weight is None else weight, *parse_range(marks, prefix, where), prefix) for weight, marks, prefix in entries
+        Source(1.0 if weight is None else weight, *parse_range(marks, prefix, where), prefix, weight is not None)
+        for weight, marks, prefix in entries
     ]
 
 

@@ -15,7 +15,7 @@ from megatron.batch import Progress
 from megatron.config import Config
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, agreed
-from megatron.data.datasets import Plan, build_datasets
+from megatron.data.datasets import SampleSpec, build_datasets
 from megatron.data.samples import Samples
 from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
 from megatron.errors import CannotWrite, Refusal, exits
@@ -40,7 +40,7 @@ def main(cfg: Config) -> int:
         tokenizer = build_tokenizer(cfg.data.tokenizer_type, cfg.data.vocab_file, cfg.data.merge_file, cfg.data.tokenizer_model)
         cfg = cfg.with_vocabulary(tokenizer.vocab_size)
         where = device.setup(cfg, mesh.control)
-        data = build_datasets(cfg.data, data_plan(cfg, tokenizer))
+        data = build_datasets(cfg.data, sample_spec(cfg, tokenizer))
         mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
         objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
         reference = objectives.build_reference(cfg.objective, mask)
@@ -77,12 +77,12 @@ def main(cfg: Config) -> int:
                 return run.leave(at, reason)
 
 
-def data_plan(cfg: Config, tokenizer: Tokenizer) -> Plan:
+def sample_spec(cfg: Config, tokenizer: Tokenizer) -> SampleSpec:
     """What the datasets depend on; in Megatron's order that is also how many samples it would ask each split for."""
     t = cfg.train
     rows = t.eval_iters * t.global_batch_size
     evaluations = 1 if t.skip_train else (t.train_samples or 0) // t.global_batch_size // t.eval_interval + 1
-    return Plan(
+    return SampleSpec(
         seq_length=cfg.model.seq_length,
         seed=t.seed,
         eval_seed=t.eval_seed,

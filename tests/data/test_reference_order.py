@@ -118,6 +118,7 @@ def test_long_indices_are_left_to_numpy(monkeypatch):
 
 def test_samples_of_a_blend():
     assert blended_samples(1000, [3.0], "deepspeed") == blended_samples(1000, [3.0], "core") == [1000]
+    assert blended_samples(1000, [3.0], "deepspeed", True) == blended_samples(1000, [3.0], "core", True) == [1005]
     assert blended_samples(1001, [0.5, 0.3, 0.2], "deepspeed") == [504, 302, 202]  # ceil(1001 x 0.2 x 1.005) = ceil(201.2)
     assert blended_samples(1001, [0.5, 0.3, 0.2], "core") == [504, 303, 203]  # ceil(201 x 1.005) = ceil(202.005)
 

@@ -8,7 +8,7 @@ import torch
 from megatron.batch import Noise
 from megatron.config import Data, Model, Objective, Optim
 from megatron.core.transformer import GPT
-from megatron.data.datasets import Plan, build_datasets
+from megatron.data.datasets import SampleSpec, build_datasets
 from megatron.engine.native import NativeEngine
 from megatron.objectives import build_reference
 from megatron.training.evaluate import Slice, bytes_per_token, cleans, data_error, evaluate, noise_error
@@ -29,7 +29,7 @@ MODEL = Model(
 
 @pytest.fixture
 def data(corpus):
-    found = build_datasets(Data(data_path=[corpus], split="50,50,0"), Plan(seq_length=16, seed=1, eval_seed=2))["valid"]
+    found = build_datasets(Data(data_path=[corpus], split="50,50,0"), SampleSpec(seq_length=16, seed=1, eval_seed=2))["valid"]
     return Slice(dataset=found, rows=40, seq_length=16, num_mc=2, seed=4321, score_first_token=False, bytes_per_token=1.0)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from megatron.config import Data, Model, Objective, Optim, parse
 from megatron.core.transformer import GPT
-from megatron.data.datasets import Plan, build_datasets
+from megatron.data.datasets import SampleSpec, build_datasets
 from megatron.data.indexed import IndexedWriter
 from megatron.data.synthetic.corpus import stream, write_corpus
 from megatron.data.synthetic.presets import build
@@ -145,7 +145,7 @@ def test_a_sweeps_law_holds_the_floor_or_says_that_it_is_not_identified(tmp_path
 
 @pytest.fixture
 def data(chain):
-    found = build_datasets(Data(data_path=[chain], split="50,50,0"), Plan(seq_length=16, seed=1, eval_seed=2))["valid"]
+    found = build_datasets(Data(data_path=[chain], split="50,50,0"), SampleSpec(seq_length=16, seed=1, eval_seed=2))["valid"]
     return Slice(dataset=found, rows=200, seq_length=16, num_mc=1, seed=7, score_first_token=False)
 
 
@@ -190,7 +190,7 @@ def test_each_corpus_of_a_blend_has_its_own_oracle(tmp_path):
     for name in ("coin", "markov"):
         write_corpus(tmp_path / name, build(name, symbols=8), 40_000, 3)
     words = ["0.5", str(tmp_path / "coin"), "0.5", str(tmp_path / "markov")]
-    found = build_datasets(Data(data_path=words, split="50,50,0"), Plan(seq_length=64, seed=1, eval_seed=2))["valid"]
+    found = build_datasets(Data(data_path=words, split="50,50,0"), SampleSpec(seq_length=64, seed=1, eval_seed=2))["valid"]
     data = Slice(dataset=found, rows=400, seq_length=64, num_mc=1, seed=7, score_first_token=False)
     nll, known = floor.oracle_nll(data, reference("ar"))
     coins = np.array([found.origin(n).endswith("coin") for n in range(400)])
@@ -202,7 +202,7 @@ def test_the_error_covers_the_scatter_over_slices(chain):
     """The difference of a model that knows nothing varies from slice to slice as its error says."""
     found = []
     for seed in range(40):
-        plan = Plan(seq_length=16, seed=1, eval_seed=seed)
+        plan = SampleSpec(seq_length=16, seed=1, eval_seed=seed)
         part = build_datasets(Data(data_path=[chain], split="50,50,0"), plan)["valid"]
         data = Slice(dataset=part, rows=60, seq_length=16, num_mc=1, seed=seed, score_first_token=False)
         found.append(floor.compare(guess(True), reference("ar"), data))
@@ -211,7 +211,7 @@ def test_the_error_covers_the_scatter_over_slices(chain):
 
 
 def test_data_without_an_oracle_is_refused(data, corpus):
-    text = build_datasets(Data(data_path=[corpus], split="50,50,0"), Plan(seq_length=16, seed=1, eval_seed=2))["valid"]
+    text = build_datasets(Data(data_path=[corpus], split="50,50,0"), SampleSpec(seq_length=16, seed=1, eval_seed=2))["valid"]
     with pytest.raises(MissingInput, match="names no source"):
         floor.oracle_nll(replace(data, dataset=text), reference("ar"))
     with pytest.raises(BadData, match="only packed samples"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron.config import Data
-from megatron.data.datasets import Plan, build_datasets
+from megatron.data.datasets import SampleSpec, build_datasets
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.indexed import IndexedDataset
 from megatron.data.sources import Source
@@ -103,7 +103,7 @@ def test_samples_that_are_one_stretch_are_told_from_those_that_are_not(tmp_path)
 
 def test_megatrons_order_has_no_oracle(tmp_path):
     write_corpus(tmp_path / "c", build("markov"), 9000, 1)
-    plan = Plan(seq_length=16, seed=1, eval_seed=1, lengths={"train": 100, "valid": 8, "test": 8})
+    plan = SampleSpec(seq_length=16, seed=1, eval_seed=1, lengths={"train": 100, "valid": 8, "test": 8})
     data = build_datasets(Data(data_path=[str(tmp_path / "c")], split="50,50,0", epoch_order="reference"), plan)["valid"]
     with pytest.raises(BadData, match="leave out --epoch-order reference"):
         contiguous(data, np.arange(4))

@@ -1,0 +1,79 @@
+"""What a corpus shares with others: its tokens, those of corpora that it was cut out of (`subset_of`), and its input files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron.errors import BadData
+
+if TYPE_CHECKING:
+    from megatron.data.indexed import IndexedDataset
+    from megatron.data.token_file import TokenFile
+
+RANGE = {"name": str, "fingerprint": str, "start": int, "stop": int}
+HANDED_ON = ("subset_of", "inputs", "json_key")  # what a subset's record says of its parent's own origin
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens [start, stop) of one corpus, by its fingerprint."""
+
+    name: str
+    fingerprint: str
+    start: int
+    stop: int
+
+
+def origin_of(corpus: IndexedDataset, start: int, stop: int) -> dict[str, Any]:
+    """What the sidecar of a subset says of where its tokens come from, its parent's own origin included."""
+    origin = {"name": Path(corpus.prefix).name, "fingerprint": corpus.fingerprint(), "start": start, "stop": stop}
+    return origin | {name: value for name, value in extra_of(corpus).items() if name in HANDED_ON}
+
+
+def extra_of(corpus: IndexedDataset | TokenFile) -> dict[str, Any]:
+    return (corpus.meta or {}).get("extra") or {}
+
+
+def origins(corpus: IndexedDataset | TokenFile) -> list[dict[str, Any]]:
+    """The records of a corpus' ancestors, parent first.  Raises BadData for one that is none."""
+    found, about = [], extra_of(corpus)
+    while "subset_of" in about:
+        about = about["subset_of"]
+        if not isinstance(about, dict) or any(type(about.get(name)) is not kind for name, kind in RANGE.items()):
+            raise BadData(
+                f"{corpus.prefix}.meta.json: subset_of is {str(about)[:80]}, expected an object with {', '.join(RANGE)}"
+            )
+        found.append(about)
+    return found
+
+
+def spans(corpus: IndexedDataset | TokenFile, start: int, stop: int) -> list[Span]:
+    """What tokens [start, stop) of a corpus are in itself and in every corpus that it was cut out of."""
+    found = [Span(corpus.prefix, corpus.fingerprint(), start, stop)]
+    for origin in origins(corpus):
+        start, stop = start + origin["start"], stop + origin["start"]
+        found.append(Span(origin["name"], origin["fingerprint"], start, stop))
+    return found
+
+
+def inputs(corpus: IndexedDataset | TokenFile) -> set[tuple[Any, ...]]:
+    """The files, with their sizes and the key, that a corpus or an ancestor of it was made from, as far as that is on record."""
+    return {
+        (file["path"], file["bytes"], about.get("json_key"))
+        for about in (extra_of(corpus), *origins(corpus))
+        for file in about.get("inputs") or ()
+    }
+
+
+def shared(one: tuple[IndexedDataset | TokenFile, int, int], other: tuple[IndexedDataset | TokenFile, int, int]) -> str | None:
+    """In words, what tokens [start, stop) of two corpora have in common; None where nothing is known to be.  Raises BadData."""
+    mine, theirs = spans(*one), {span.fingerprint: span for span in spans(*other)}
+    related = [(span, theirs[span.fingerprint]) for span in mine if span.fingerprint in theirs]
+    for span, twin in related:
+        if span.start < twin.stop and twin.start < span.stop:
+            of = "" if twin.name == other[0].prefix else f" of {twin.name}, which it was cut out of,"
+            return f"tokens {max(span.start, twin.start)}:{min(span.stop, twin.stop)}{of}"
+    common = set() if related else inputs(one[0]) & inputs(other[0])
+    return f"the documents of {min(common)[0]}" if common else None
