@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,9 +29,21 @@ class Batch:
     positions: Tensor  # [b, s] int64     rotary positions
     index: Tensor  # [b] int64        global sample number: dropout's address
     asked: Tensor  # [n] int64        flat positions with a weight, so that the head reads only those
+    # What only some objectives say:
+    level: Tensor | None = None  # [b] fp32       noise level that the network is told
+    latent: Tensor | None = None  # [b, d] fp32    vector that it is told
+    candidates: Tensor | None = None  # [b, s, k] int64    ids of a position, read as their mixture; `inputs` is not read then
+    mix: Tensor | None = None  # [b, s, k] fp32    their weights
+    segments: Tensor | None = None  # [b, s] int64   a position sees those of its own number only
+    attend: Tensor | None = None  # [s, s] or [b, s, s] bool    who (row) sees whom (column), in place of the model's causality
+    draws: Tensor | None = None  # [b, s] fp32    uniforms for `refine`; None: there is nothing to refine
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is there, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def to(self, device: torch.device) -> "Batch":
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self.tensors().items()})
 
 
 def asked_positions(weights: Tensor) -> Tensor:
@@ -87,6 +99,8 @@ class Step:
     grad_norm: float  # before clipping
     clipped_norm: float  # after clipping
     skipped: bool  # not finite: weights and moments untouched
+    scored: int  # the denominator: scored positions of the global batch
+    extra: dict[str, float] = field(default_factory=dict)  # what the objective measures besides, by the names of its records
 
 
 @dataclass(frozen=True, kw_only=True)

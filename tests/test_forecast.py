@@ -50,7 +50,7 @@ def held(words: str, world: int):
     mesh = build_mesh(p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.sequence_parallel)
     plan = p.stages(cfg.model.num_layers)
     stages = [GPT(cfg.model, True, 0, tp=mesh.tp, layers=plan.layers[n]) for n in plan.of_rank(mesh.pp.rank)]
-    engine, gradients = NativeEngine(stages, cfg.optim, cfg.model.vocab_size, p, mesh), []
+    engine, gradients = NativeEngine(stages, cfg.optim, p, mesh), []
     parameters = list({id(q): q for stage in stages for q in stage.parameters()}.values())
 
     def update(lr, scale, really=engine.update):
@@ -187,7 +187,7 @@ def test_the_peak_is_within_15_percent(monkeypatch, words):
     flags += "" if "dropout" in words else " --attention-dropout 0 --hidden-dropout 0"
     cfg = parse(flags.split(), environ={})
     dtype = torch.bfloat16 if cfg.train.bf16 else torch.float32
-    engine = NativeEngine([GPT(cfg.model, True, 0, dtype, cfg.train.recompute_granularity)], cfg.optim, 257)
+    engine = NativeEngine([GPT(cfg.model, True, 0, dtype, cfg.train.recompute_granularity)], cfg.optim)
     posed = batches(cfg)
     with Memory() as memory:
         for p in engine.stages[0].parameters():

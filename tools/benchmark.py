@@ -265,7 +265,7 @@ def team(parallel: Parallel, store: str, *given) -> list[tuple]:
 def objective_of(cfg: Config):
     from megatron import objectives
 
-    return objectives.build(cfg.objective, cfg.model.vocab_size, cfg.train.global_batch_size)
+    return objectives.build(cfg, cfg.model.vocab_size)
 
 
 def pose(cfg: Config, objective, rows: int) -> list[Batch]:

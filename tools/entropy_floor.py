@@ -58,8 +58,8 @@ def score(cfg: Config, which: str, rows: int | None, num_mc: int | None) -> dict
         scored = ", ".join(name for name in found if name != "train" and found[name])
         raise BadData(f"--set {which}: expected a set that the run scores: {scored}")
     mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
-    reference, loaded = objectives.build_reference(cfg.objective, mask), open_checkpoint(cfg, print)
-    engine = engines.build(cfg, objectives.build(cfg.objective, mask, cfg.train.global_batch_size), where, Mesh())
+    reference, loaded = objectives.build(cfg, mask).reference(), open_checkpoint(cfg, print)
+    engine = engines.build(cfg, objectives.build(cfg, mask), where, Mesh())
     engine.load(loaded, weights_only=True)
     part = cut_slice(cfg, found[which], reference, tokenizer)
     part = replace(part, rows=min(rows or part.rows, found[which].rows_in_first_epoch), num_mc=num_mc or part.num_mc)

@@ -53,7 +53,7 @@ def read_batches(dump: Checkpoint) -> list[Batch]:
 def build_model(cfg: Config, dump: Checkpoint, device: str) -> GPT:
     """The model of the dumped step, in training mode: its dropout is a function of seed, sample and position."""
     mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
-    causal = objectives.build(cfg.objective, mask, cfg.train.global_batch_size).causal
+    causal = objectives.build(cfg, mask).causal
     model = GPT(cfg.model, causal, cfg.train.seed, torch.bfloat16 if cfg.train.bf16 else torch.float32)
     dump.fill(whole({f"model/{name}": p for name, p in model.named_parameters()}))
     return model.to(device).train()

@@ -392,8 +392,8 @@ def set_up(argv: list[str]) -> Trial:
     mesh = build_mesh(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel)
     data = build_datasets(cfg.data, sample_spec(cfg, tokenizer))
     mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
-    objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
-    reference = objectives.build_reference(cfg.objective, mask)
+    objective = objectives.build(cfg, mask)
+    reference = objectives.build(cfg, mask).reference()
     built = engine.build(cfg, objective, where, mesh, lambda line: None)
     return Trial(
         cfg=cfg,

@@ -7,7 +7,7 @@ block's weights anew for the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from megatron.core.mesh import Group, Mesh, all_gather, flat_sum
+from megatron.core.parameters import Spec, whole_shape
 from megatron.core.transformer import GPT
 from megatron.layout import split_evenly
 
@@ -38,6 +39,7 @@ class Share:
     start: tuple[int, ...]  # where the rectangle begins in it
     owner: bool  # whether this rank answers for it in norms and checkpoints
     apart: bool  # whether `data` is a copy
+    spec: Spec
 
     def gradient(self) -> Tensor:
         """The rows of the gradient that belong to `data`, beside it."""
@@ -61,7 +63,8 @@ def make_shares(stages: Sequence[GPT], mesh: Mesh, zero_stage: int, on_cpu: bool
 
 
 def make_share(stage: GPT, name: str, p: nn.Parameter, mesh: Mesh, zero_stage: int, on_cpu: bool) -> Share:
-    cut, tp, dp = stage.cuts.get(name), mesh.tp, mesh.dp
+    spec, tp, dp = stage.declared[name], mesh.tp, mesh.dp
+    cut = spec.cut
     first_row, rows = 0, slice(0, p.shape[0])
     if isinstance(p, DTensor):
         chunk = -(-p.shape[0] // dp.size)  # as torch.chunk, and with it FSDP2, cuts
@@ -73,17 +76,18 @@ def make_share(stage: GPT, name: str, p: nn.Parameter, mesh: Mesh, zero_stage: i
     start = tuple(first_row * (dim == 0) + offset * (dim == cut) for dim in range(p.dim()))
     data = local(p.detach())[rows]
     in_place = not zero_stage and not on_cpu
-    copy_of_tied = name == "embed.weight" and not stage.first
-    owner = (cut is not None or tp.rank == 0) and (zero_stage > 0 or dp.rank == 0) and not copy_of_tied
+    copy = spec.copies == "ends" and not stage.first
+    owner = (cut is not None or tp.rank == 0) and (zero_stage > 0 or dp.rank == 0) and not copy
     return Share(
         name=name,
         parameter=p,
         rows=rows,
         data=p if in_place else data.to("cpu", copy=True) if on_cpu else data,
-        shape=stage.whole_shape(name, p),
+        shape=whole_shape(spec, p, tp.size),
         start=start,
         owner=owner,
         apart=on_cpu,
+        spec=spec,
     )
 
 
@@ -138,17 +142,16 @@ def accumulating(model: nn.Module, last: bool, zero_stage: int) -> AbstractConte
     return nullcontext()
 
 
-def finish_gradients(shares: Iterable[Share], mesh: Mesh, stages: Sequence[GPT], over_dp: bool) -> None:
-    """The sums that no engine makes: over replicas with a pipeline, of norms where the sequence is cut, and of tied tables."""
-    gradients = {share.name: local(share.parameter.grad) for share in shares}
+def finish_gradients(shares: Sequence[Share], mesh: Mesh, stages: Sequence[GPT], over_dp: bool) -> None:
+    """The sums that no engine makes: over replicas with a pipeline, of partial ones where the sequence is cut, and of copies."""
+    found = [(share.spec, local(share.parameter.grad)) for share in shares]
     if over_dp:
-        for bucket in buckets(list(gradients.values())):
+        for bucket in buckets([g for _, g in found]):
             flat_sum(bucket, mesh.dp)
     if mesh.tp.sequence:
-        flat_sum([g for name, g in gradients.items() if not any(name in stage.cuts for stage in stages)], mesh.tp)
-    tied = not stages[0].cfg.untie_embeddings_and_output_weights
-    if tied and "embed.weight" in gradients and not (stages[0].first and stages[-1].last):
-        flat_sum([gradients["embed.weight"]], mesh.ends)
+        flat_sum([g for spec, g in found if spec.partial], mesh.tp)
+    if not (stages[0].first and stages[-1].last):
+        flat_sum([g for spec, g in found if spec.copies == "ends"], mesh.ends)
 
 
 def buckets(tensors: list[Tensor]) -> list[list[Tensor]]:

@@ -64,11 +64,13 @@ class _RotatedHeads(torch.autograd.Function):
         return d_qkv, None, None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """Softmax attention.  three [b, n, s, d] -> [b, n, s, d]
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, seen: Tensor | None = None) -> Tensor:
+    """Softmax attention.  three [b, n, s, d] -> [b, n, s, d]; `seen` [b or 1, 1, s, s] says who sees whom, in place of `causal`
 
     A CPU's bf16 matrix unit is so much faster than torch's flash kernel there that short rows are quicker written out.
     """
+    if seen is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     if eager_on_cpu(q) and q.dtype == torch.bfloat16 and 2 * q.shape[1] * q.shape[2] ** 2 <= WRITTEN_OUT_BYTES:
         return _Attention.apply(q, k, v, causal)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

@@ -31,14 +31,16 @@ class Posed(nn.Module):
 
     def __init__(self, stage: GPT):
         super().__init__()
-        self.stage, self.batches, self.sums = stage, [], {}
+        self.stage = stage
+        self.batches: list[Batch] = []
+        self.said: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # loss, nll and hits of each micro-batch
 
     def forward(self, x: Tensor, number: Tensor) -> Tensor:
         batch = self.batches[int(number)]
         if not self.stage.last:
             return self.stage(batch, None if self.stage.first else x)
-        loss, _, hit = self.stage(batch, None if self.stage.first else x)
-        self.sums[int(number)] = loss.detach().double(), hit.sum()
+        loss, nll, hit = self.stage(batch, None if self.stage.first else x)
+        self.said[int(number)] = loss.detach(), nll, hit
         return loss
 
 
@@ -52,14 +54,14 @@ class Pipeline:
         self.built: dict[tuple[int, ...], PipelineScheduleSingle | PipelineScheduleMulti] = {}
         self.total = 1.0
 
-    def run(self, batches: list[Batch], total: float) -> tuple[Tensor, Tensor]:
+    def run(self, batches: list[Batch], total: float) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Forward and backward of all micro-batches, each of the same shape; gradients are of the loss sum over `total`.
 
-        -> the loss sum and the number of hits on the last stage, zeros elsewhere.  [] float64, [] int64
+        -> what the last stage says of each micro-batch: loss [], nll [n], hit [n]; nothing on the other ranks.
         """
         self.total = total
         for posed in self.posed:
-            posed.batches, posed.sums = batches, {}
+            posed.batches, posed.said = batches, {}
         number = torch.arange(len(batches))
         first, last = 0 in self.numbers, len(self.plan.layers) - 1 in self.numbers
         schedule = self.schedule(len(batches), *batches[0].inputs.shape)
@@ -70,12 +72,7 @@ class Pipeline:
             return_outputs=False,
             number=number,
         )
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        for micro, hit in (sums for posed in self.posed for sums in posed.sums.values()):
-            loss += micro
-            hits += hit
-        return loss, hits
+        return [posed.said[i] for posed in self.posed for i in sorted(posed.said)]
 
     def schedule(self, count: int, rows: int, length: int) -> PipelineScheduleSingle | PipelineScheduleMulti:
         """torch fixes the number and shape of micro-batches when a schedule is built."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.core.mesh import Group, all_gather, all_reduce, reduce_scatter
+from megatron.core.parameters import Spec
 
 
 def gathered(x: Tensor, tp: Group) -> Tensor:
@@ -86,13 +87,16 @@ class Linear(nn.Module):
 
     cut = 0
 
-    def __init__(self, width_in: int, width_out: int, tp: Group):
+    def __init__(self, width_in: int, width_out: int, tp: Group, std: float):
         super().__init__()
         shape = [width_out, width_in]
         if shape[self.cut] % tp.size:
             raise ValueError(f"a width of {shape[self.cut]} does not divide by the tensor-parallel size {tp.size}")
         shape[self.cut] //= tp.size
-        self.tp, self.weight = tp, nn.Parameter(torch.empty(shape))
+        self.tp, self.std, self.weight = tp, std, nn.Parameter(torch.empty(shape))
+
+    def specs(self) -> dict[str, Spec]:
+        return {"weight": Spec(std=self.std, cut=self.cut)}
 
 
 class ColumnLinear(Linear):
@@ -118,14 +122,29 @@ class RowLinear(Linear):
 class VocabEmbedding(Linear):
     """Every rank owns some rows of the table, which the head may share: [b, s] int64 -> [b, s, h]."""
 
-    def __init__(self, vocab: int, hidden: int, tp: Group):
-        super().__init__(hidden, vocab, tp)
+    def __init__(self, vocab: int, hidden: int, tp: Group, std: float, known_rows: int, live_rows: int, shared: bool = False):
+        super().__init__(hidden, vocab, tp, std)
+        self.known_rows, self.live_rows, self.shared = known_rows, live_rows, shared
+
+    def specs(self) -> dict[str, Spec]:
+        rows = {"known_rows": self.known_rows, "live_rows": self.live_rows}
+        return {"weight": Spec(init="table", std=self.std, cut=0, copies="ends" if self.shared else "", **rows)}
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         if self.tp.size == 1:
             return F.embedding(ids, self.weight).to(dtype)
         local, owned = own(ids, len(self.weight), self.tp)
         return leave((F.embedding(local, self.weight) * owned[..., None]).to(dtype), self.tp)
+
+    def mixed(self, ids: Tensor, mix: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sum of k rows a position, weighted, made before ranks exchange anything.
+
+        ids [b, s, k] int64, mix [b, s, k] fp32 -> [b, s, h], or [b, s/tp, h] where the sequence is cut
+        """
+        local, owned = own(ids, len(self.weight), self.tp)
+        bags, weights = local.flatten(0, 1), (mix * owned).flatten(0, 1).to(self.weight.dtype)
+        x = F.embedding_bag(bags, self.weight, mode="sum", per_sample_weights=weights)  # [b s, h]
+        return leave(x.unflatten(0, ids.shape[:2]).to(dtype), self.tp)
 
 
 def own(ids: Tensor, rows: int, tp: Group) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ so that it never separates what belongs together.
 from __future__ import annotations
 
 import math
-import zlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,24 +20,61 @@ from megatron.core.dropout import branch, drop, keep, row_keys
 from megatron.core.fused import attention, gated, rms_norm, rotated_heads
 from megatron.core.head import weighted_nll, whole_logits, wide
 from megatron.core.mesh import ALONE, Group
-from megatron.core.tensor_parallel import ColumnLinear, Linear, RowLinear, VocabEmbedding, enter, part
+from megatron.core.parameters import Spec, collect, initialise
+from megatron.core.slots import Slots
+from megatron.core.tensor_parallel import ColumnLinear, RowLinear, VocabEmbedding, enter, part
 
 if TYPE_CHECKING:
     from megatron.config import Model
 
 
 ATTENTION_SITE, *BRANCH_SITES, EMBEDDING_SITE = range(4)  # where dropout acts, within a layer
+PLAIN = Slots()
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467)."""
+    """x / rms(x) * weight (Zhang and Sennrich, arXiv:1910.07467). It reads no condition."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
-        self.eps, self.weight = eps, nn.Parameter(torch.ones(width))
+        self.eps, self.weight = eps, nn.Parameter(torch.empty(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def specs(self) -> dict[str, Spec]:
+        return {"weight": Spec(init="ones", decay=False, partial=True)}
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return rms_norm(x, self.weight.to(x.dtype), self.eps)
+
+    def gated(self, y: Tensor, c: Tensor | None) -> Tensor:
+        """What a branch adds to its input."""
+        return y
+
+
+class AdaptiveNorm(RMSNorm):
+    """Scale, shift and gate of a branch from a condition, all zero at first (adaLN-zero, Peebles and Xie, arXiv:2212.09748).
+
+    Three matrices and not one cut in three: under a zero-bubble schedule a parameter may join the path of x at one place only.
+    """
+
+    def __init__(self, width: int, eps: float, features: int):
+        super().__init__(width, eps)
+        self.scale, self.shift, self.gate = (nn.Parameter(torch.empty(width, features)) for _ in range(3))
+
+    def specs(self) -> dict[str, Spec]:
+        own = Spec(init="zeros", decay=False, partial=True)
+        return super().specs() | {"scale": own, "shift": own, "gate": own}
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """x [b, s, h], c [b, c] -> [b, s, h]"""
+        return super().forward(x) * (1 + self.of(self.scale, c, x)) + self.of(self.shift, c, x)
+
+    def gated(self, y: Tensor, c: Tensor | None) -> Tensor:
+        return y * self.of(self.gate, c, y)
+
+    def of(self, matrix: Tensor, c: Tensor | None, x: Tensor) -> Tensor:
+        """[h, c] times the condition -> [b, 1, h]"""
+        assert c is not None  # GPT.hidden computes it wherever norms are adaptive
+        return (c.to(x.dtype) @ matrix.to(x.dtype).t())[:, None]
 
 
 class Dropout(nn.Module):
@@ -59,29 +96,31 @@ class Attention(nn.Module):
         width = cfg.num_attention_heads * cfg.kv_channels
         self.d, self.n, self.causal, self.p = cfg.kv_channels, cfg.num_attention_heads // tp.size, causal, cfg.attention_dropout
         self.first_head, self.selective = tp.rank * self.n, selective
-        self.qkv, self.out = ColumnLinear(cfg.hidden_size, 3 * width, tp), RowLinear(width, cfg.hidden_size, tp)
+        self.qkv = ColumnLinear(cfg.hidden_size, 3 * width, tp, cfg.init_method_std)
+        self.out = RowLinear(width, cfg.hidden_size, tp, residual_std(cfg))
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None, seen: Tensor | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (self.n, 3, self.d))  # [b, s, n, 3, d]
         if self.selective and torch.is_grad_enabled():
-            y = checkpoint(self.attend, qkv, *rope, keys, use_reentrant=False, preserve_rng_state=False)
+            y = checkpoint(self.attend, qkv, *rope, keys, seen, use_reentrant=False, preserve_rng_state=False)
         else:
-            y = self.attend(qkv, *rope, keys)
+            y = self.attend(qkv, *rope, keys, seen)
         return self.out(y.transpose(1, 2).flatten(2))  # [b, s, h]
 
-    def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None) -> Tensor:
+    def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None, seen: Tensor | None) -> Tensor:
         """[b, s, n, 3, d] -> [b, n, s, d]"""
         q, k, v = rotated_heads(qkv, cos, sin)  # each [b, n, s, d]
         if keys is not None and self.p:
-            return self.dropped(q, k, v, keys)
-        return attention(q, k, v, self.causal)
+            return self.dropped(q, k, v, keys, seen)
+        return attention(q, k, v, self.causal, seen)
 
-    def dropped(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> Tensor:
+    def dropped(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, seen: Tensor | None = None) -> Tensor:
         """Attention with its probabilities written out, because no fused kernel drops them by address."""
         scores = (q @ k.transpose(-1, -2)).to(wide(q.dtype)) / math.sqrt(self.d)  # [b, n, s, s]
-        if self.causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-            scores = scores.masked_fill(later, -math.inf)
+        if seen is None and self.causal:
+            seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        if seen is not None:
+            scores = scores.masked_fill(~seen, -math.inf)
         heads = torch.arange(self.first_head, self.first_head + self.n, device=q.device, dtype=torch.int32) * 0x3504F333
         kept = keep(keys[:, None] ^ heads[:, None], ATTENTION_SITE, torch.arange(scores.shape[-1], device=q.device), self.p)
         return drop(scores.softmax(-1), kept, self.p).to(v.dtype) @ v
@@ -100,8 +139,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, cfg: Model, tp: Group):
         super().__init__()
-        self.up = GateUp(cfg.hidden_size, 2 * cfg.ffn_hidden_size, tp)
-        self.down = RowLinear(cfg.ffn_hidden_size, cfg.hidden_size, tp)
+        self.up = GateUp(cfg.hidden_size, 2 * cfg.ffn_hidden_size, tp, cfg.init_method_std)
+        self.down = RowLinear(cfg.ffn_hidden_size, cfg.hidden_size, tp, residual_std(cfg))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(gated(self.up(x)))
@@ -113,23 +152,33 @@ class Block(nn.Module):
     x [b, s, h], or [b, s/tp, h] where the sequence is cut between layers.
     """
 
-    def __init__(self, cfg: Model, causal: bool, tp: Group, selective: bool):
+    def __init__(self, cfg: Model, causal: bool, tp: Group, selective: bool, features: int | None = None):
         super().__init__()
         self.tp = tp
-        self.norm1, self.attention = RMSNorm(cfg.hidden_size, cfg.norm_epsilon), Attention(cfg, causal, tp, selective)
-        self.norm2, self.mlp = RMSNorm(cfg.hidden_size, cfg.norm_epsilon), SwiGLU(cfg, tp)
+        self.norm1, self.attention = branch_norm(cfg, features), Attention(cfg, causal, tp, selective)
+        self.norm2, self.mlp = branch_norm(cfg, features), SwiGLU(cfg, tp)
         self.dropout1, self.dropout2 = (Dropout(cfg.hidden_dropout, site) for site in BRANCH_SITES)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None, c: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
         here = None if keys is None else part(keys, self.tp)
-        x = x + self.dropout1(self.attention(self.norm1(x), rope, keys), here)
-        return x + self.dropout2(self.mlp(self.norm2(x)), here)
+        x = x + self.norm1.gated(self.dropout1(self.attention(self.norm1(x, c), rope, keys, seen), here), c)
+        return x + self.norm2.gated(self.dropout2(self.mlp(self.norm2(x, c)), here), c)
+
+
+def branch_norm(cfg: Model, features: int | None) -> RMSNorm:
+    """The norm before a branch; with `features` of a condition, the one that reads them."""
+    if features is None:
+        return RMSNorm(cfg.hidden_size, cfg.norm_epsilon)
+    return AdaptiveNorm(cfg.hidden_size, cfg.norm_epsilon, features)
 
 
 class GPT(nn.Module):
     """Embedding, blocks, norm and head: from a posed batch to its loss, or to logits, which is all that anyone calls.
 
     With `layers`, one stage of it: the first embeds, the last has norm and head, and hidden states pass between them.
+    `live_rows` of a table are read or trained (all by default). `fresh`: draw initial weights; else memory is as it came.
     """
 
     def __init__(
@@ -141,38 +190,61 @@ class GPT(nn.Module):
         recompute: str | None = None,
         tp: Group = ALONE,
         layers: range | None = None,
+        slots: Slots = PLAIN,
+        live_rows: int | None = None,
+        fresh: bool = True,
     ):
         super().__init__()
         layers = range(cfg.num_layers) if layers is None else layers
-        self.cfg, self.seed, self.dtype, self.recompute, self.tp = cfg, seed, dtype, recompute, tp
+        self.cfg, self.seed, self.dtype, self.recompute, self.tp, self.causal = cfg, seed, dtype, recompute, tp, causal
         self.first, self.last, self.sharded = layers.start == 0, layers.stop == cfg.num_layers, False
         self.columns = cfg.padded_vocab_size if cfg.predict_reserved else cfg.vocab_size
         tied = not cfg.untie_embeddings_and_output_weights
+        rows = {"known_rows": cfg.vocab_size, "live_rows": cfg.padded_vocab_size if live_rows is None else live_rows}
+        table = partial(VocabEmbedding, cfg.padded_vocab_size, cfg.hidden_size, tp, cfg.init_method_std, **rows)
         if self.first or (self.last and tied):
-            self.embed = VocabEmbedding(cfg.padded_vocab_size, cfg.hidden_size, tp)
+            self.embed = table(shared=tied)
+        self.reader, self.condition = slots.reader if self.first else None, slots.condition
         self.dropout = Dropout(cfg.hidden_dropout, EMBEDDING_SITE)
-        self.blocks = nn.ModuleDict({str(i): Block(cfg, causal, tp, recompute == "selective") for i in layers})
+        features = None if self.condition is None else self.condition.width
+        self.blocks = nn.ModuleDict({str(i): Block(cfg, causal, tp, recompute == "selective", features) for i in layers})
         if self.last:
             self.norm = RMSNorm(cfg.hidden_size, cfg.norm_epsilon)
-            self.head = None if tied else Linear(cfg.hidden_size, cfg.padded_vocab_size, tp)
-        self.cuts = {f"{name}.weight": module.cut for name, module in self.named_modules() if isinstance(module, Linear)}
-        self.init_weights()
+            self.head = None if tied else table()
+        self.declared = collect(self)
+        if any(name.startswith("condition.") for name in self.declared):
+            raise TypeError(
+                f"the condition {type(self.condition).__name__} has parameters, which stages of a pipeline cannot share: "
+                "compute it from the batch alone, and let each norm's own matrices read it"
+            )
+        if fresh:
+            initialise(self.named_parameters(), self.declared, seed, tp)
 
     def hidden(self, batch: Batch, x: Tensor | None = None) -> Tensor:
         """What follows this stage's blocks.  -> [b, s, h], or [b, s/tp, h] where the sequence is cut"""
         keys = row_keys(self.seed, batch.index, batch.positions) if self.training and self.drops() else None
         if self.first:
-            x = self.dropout(self.embed(batch.inputs, self.dtype), None if keys is None else part(keys, self.tp))
+            x = self.dropout(self.read(batch), None if keys is None else part(keys, self.tp))
+        c = None if self.condition is None else self.condition(batch)
+        seen = visible(batch, self.causal)
         rope = rotary(batch.positions, self.cfg.kv_channels, self.cfg.rotary_base, self.dtype)
         for layer, block in self.blocks.items():
             here = None if keys is None else branch(keys, int(layer))
             if not torch.is_grad_enabled() and not self.sharded:
-                x = block.forward(x, rope, here)  # never compiled: passes of any size
+                x = block.forward(x, rope, here, c, seen)  # never compiled: passes of any size
             elif self.recompute == "full" and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, here, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, rope, here, c, seen, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, rope, here)
+                x = block(x, rope, here, c, seen)
         return x
+
+    def read(self, batch: Batch) -> Tensor:
+        """What the first block reads.  -> [b, s, h], or [b, s/tp, h] where the sequence is cut"""
+        if self.reader is not None:
+            return self.reader(batch, self.embed, self.dtype)
+        if batch.candidates is not None:
+            return self.embed.mixed(batch.candidates, batch.mix, self.dtype)
+        return self.embed(batch.inputs, self.dtype)
 
     def forward(self, batch: Batch, x: Tensor | None = None, loss: bool = True) -> tuple[Tensor, Tensor, Tensor] | Tensor:
         """sum(weights * nll) of the asked positions, and each one's nll and hit.  -> [] fp32, [n] fp32, [n] bool
@@ -200,38 +272,25 @@ class GPT(nn.Module):
         for block in self.blocks.values():
             block.compile(dynamic=False)
 
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Weights are a function of (seed, parameter name): the same model at any layout, vocabulary padding or device.
 
-        N(0, std), output projections / sqrt(2 layers), norms 1 (Megatron's rule). Table rows above the mask are zero.
-        """
-        for name, p in self.named_parameters():
-            if name not in self.cuts:
-                p.fill_(1.0)
-                continue
-            residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
-            std = self.cfg.init_method_std / (math.sqrt(2 * self.cfg.num_layers) if residual else 1.0)
-            shape = self.whole_shape(name, p)
-            whole = self.table(name, shape) if name in ("embed.weight", "head.weight") else normal(self.seed, name, shape)
-            p.copy_(whole.chunk(self.tp.size, self.cuts[name])[self.tp.rank] * std)
-
-    def whole_shape(self, name: str, p: Tensor) -> tuple[int, ...]:
-        """A parameter's shape before the tensor-parallel cut."""
-        return tuple(n * self.tp.size if dim == self.cuts.get(name) else n for dim, n in enumerate(p.shape))
-
-    def table(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Standard normals for the ids that there are, and for the mask from an address that no vocabulary size moves."""
-        rows, known = torch.zeros(shape), min(self.cfg.vocab_size, shape[0])
-        rows[:known] = normal(self.seed, name, (known, shape[1]))
-        rows[known : known + 1] = normal(self.seed, name + "[mask]", (1, shape[1]))[: shape[0] - known]
-        return rows
+def residual_std(cfg: Model) -> float:
+    """Of projections into the residual stream (Megatron's rule)."""
+    return cfg.init_method_std / math.sqrt(2 * cfg.num_layers)
 
 
-def normal(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
-    """Standard normals at the address (seed, name)."""
-    rng = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + zlib.crc32(name.encode())) % 2**63)
-    return torch.randn(shape, generator=rng)
+def visible(batch: Batch, causal: bool) -> Tensor | None:
+    """Which position sees which, where that is not the model's plain attention.  -> [b or 1, 1, s, s] bool, or None"""
+    if batch.attend is None and batch.segments is None:
+        return None
+    seen = batch.attend
+    if seen is None:
+        s = batch.inputs.shape[1]
+        seen = torch.ones(s, s, dtype=torch.bool, device=batch.inputs.device)
+        seen = seen.tril() if causal else seen
+    seen = seen if seen.dim() == 3 else seen[None]
+    if batch.segments is not None:
+        seen = seen & (batch.segments[:, :, None] == batch.segments[:, None, :])
+    return seen[:, None]
 
 
 def rotary(positions: Tensor, width: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from megatron.batch import Batch, RowScores, Step
@@ -19,6 +20,8 @@ class Engine(Protocol):
     """What training asks of one. Every process of the run calls the same methods in the same order."""
 
     mesh: Mesh
+    device: torch.device
+    nlls: list[Tensor]  # [n] of each micro-batch of the last step, where the last stage is; empty elsewhere
 
     def step(self, batches: list[Batch], lr: float) -> Step:
         """One update from this replica's micro-batches, or none when anything is not finite; the same answer on every rank."""
@@ -41,31 +44,34 @@ class Engine(Protocol):
         """Take over a checkpoint of any layout. Raises Mismatch before anything is touched."""
 
 
-def build(cfg: Config, objective: Objective, where, mesh: Mesh, say: Callable[[str], None] = print) -> Engine:
-    """The engine that the flags ask for. `where` is the place that training/device.py chose."""
-    plan, parallel = cfg.parallel.stages(cfg.model.num_layers), cfg.parallel
+def build(cfg: Config, objective: Objective, where, mesh: Mesh, say: Callable[[str], None] = print, fresh: bool = True) -> Engine:
+    """The engine that the flags ask for. `where` is the place that training/device.py chose; not `fresh`: for a load to fill."""
+    plan, parallel, model = cfg.parallel.stages(cfg.model.num_layers), cfg.parallel, cfg.model
+    live_rows = model.padded_vocab_size if model.predict_reserved else model.vocab_size + objective.uses_mask
     stages = [
         GPT(
-            cfg.model,
+            model,
             objective.causal,
             cfg.train.seed,
             where.dtype,
             cfg.train.recompute_granularity,
             mesh.tp,
             plan.layers[number],
+            objective.slots(model),
+            live_rows,
+            fresh,
         ).to(where.device)
         for number in plan.of_rank(mesh.pp.rank)
     ]
-    live_rows = cfg.model.padded_vocab_size if cfg.model.predict_reserved else cfg.model.vocab_size + objective.uses_mask
     if where.compile:
         for stage in stages:
             stage.compile_blocks()
     if parallel.deepspeed and mesh.pp.size == 1:
         from megatron.engine import deepspeed
 
-        return deepspeed.build(cfg, stages[0], mesh, live_rows, say)
+        return deepspeed.build(cfg, stages[0], mesh, say)
     if parallel.deepspeed:
         say(f"--deepspeed: with a pipeline the native engine runs, at the same ZeRO stage {parallel.zero_stage}")
     from megatron.engine.native import NativeEngine
 
-    return NativeEngine(stages, cfg.optim, live_rows, parallel, mesh)
+    return NativeEngine(stages, cfg.optim, parallel, mesh)

@@ -39,8 +39,9 @@ from megatron.config import Config, ConfigError
 from megatron.core.checkpoint import Checkpoint, Piece
 from megatron.core.mesh import Mesh, all_reduce, flat_sum
 from megatron.core.norm import squares
+from megatron.core.parameters import Spec, whole_shape
 from megatron.core.transformer import GPT
-from megatron.engine.native import MOMENTS, TABLES, adamw, row_scores
+from megatron.engine.native import MOMENTS, adamw, row_scores
 from megatron.errors import Mismatch, MissingInput, exits
 from megatron.layout import find_place, num_micro_batches
 
@@ -342,6 +343,7 @@ class Run:
     first: int  # number of the run's first element within the local part
     partition: Tensor  # DeepSpeed's fp32 weights of this rank, flat, many parameters in one
     place: slice  # the run within it
+    spec: Spec
 
     def pieces(self, name: str, flat: Tensor) -> list[Piece]:
         """Whatever lies as `partition` does, as rectangles of the whole parameter."""
@@ -367,7 +369,7 @@ def rectangles(start: int, stop: int, width: int) -> list[tuple[int, int, int, i
     return out
 
 
-def build(cfg: Config, model: GPT, mesh: Mesh, live_rows: int, say: Callable[[str], None] = print) -> DeepSpeedEngine:
+def build(cfg: Config, model: GPT, mesh: Mesh, say: Callable[[str], None] = print) -> DeepSpeedEngine:
     check(cfg, say)
     if cfg.parallel.zero_stage == 3:
         model.sharded = True  # every pass goes through the blocks' hooks, which gather weights
@@ -375,7 +377,7 @@ def build(cfg: Config, model: GPT, mesh: Mesh, live_rows: int, say: Callable[[st
             say("torch.compile is off: DeepSpeed's ZeRO 3 gathers weights in hooks that a compiled block does not call")
             for block in model.blocks.values():
                 block._compiled_call_impl = None
-    return DeepSpeedEngine(model, cfg, mesh, live_rows)
+    return DeepSpeedEngine(model, cfg, mesh)
 
 
 def initialize(model: GPT, cfg: Config, mesh: Mesh) -> Any:
@@ -394,7 +396,8 @@ def initialize(model: GPT, cfg: Config, mesh: Mesh) -> Any:
     forget_earlier_engines()
     for op in needed_ops(os.environ.get("DS_ACCELERATOR") == "cpu"):
         load_op(op)
-    optimizer, mpu = adamw(dict(model.named_parameters()), cfg.optim), axes(mesh) if mesh.tp.size > 1 else None
+    optimizer = adamw(dict(model.named_parameters()), model.declared, cfg.optim)
+    mpu = axes(mesh) if mesh.tp.size > 1 else None
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=mpu)[0]
     for number, module in enumerate(model.modules()):
         module.ds_id = number  # compared between ranks, and counted over all of a process's engines
@@ -424,12 +427,13 @@ def axes(mesh: Mesh) -> SimpleNamespace:
 class DeepSpeedEngine:
     """This rank's tensor-parallel part of the model in DeepSpeed's hands, at pipeline size 1."""
 
-    def __init__(self, model: GPT, cfg: Config, mesh: Mesh, live_rows: int):
-        self.model, self.mesh, self.clip, self.live_rows = model, mesh, cfg.optim.clip_grad, live_rows
+    def __init__(self, model: GPT, cfg: Config, mesh: Mesh):
+        self.model, self.mesh, self.clip = model, mesh, cfg.optim.clip_grad
+        self.nlls: list[Tensor] = []
         self.device, self.stage = next(model.parameters()).device, stage_of(cfg)
         self.offload, self.norm = cfg.parallel.cpu_optimizer, 0.0
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        wholes = {name: model.whole_shape(name, p) for name, p in model.named_parameters()}
+        wholes = {name: whole_shape(model.declared[name], p, mesh.tp.size) for name, p in model.named_parameters()}
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints while it starts
             self.engine = initialize(model, cfg, mesh)
         self.zero = self.engine.optimizer
@@ -454,7 +458,8 @@ class DeepSpeedEngine:
             length = 0
         if length <= 0:
             return None
-        cut, tp = self.model.cuts.get(name), self.mesh.tp
+        spec, tp = self.model.declared[name], self.mesh.tp
+        cut = spec.cut
         corner = tuple(tp.rank * n if dim == cut else 0 for dim, n in enumerate(local))
         return Run(
             name=name,
@@ -466,6 +471,7 @@ class DeepSpeedEngine:
             first=first,
             partition=partition,
             place=slice(offset, offset + length),
+            spec=spec,
         )
 
     def step(self, batches: list[Batch], lr: float) -> Step:
@@ -475,9 +481,11 @@ class DeepSpeedEngine:
         total, asked = all_reduce(torch.tensor([scored, asked], device=self.device), self.mesh.dp).tolist()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.nlls = []
         for i, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
-            micro, _, hit = self.engine(batch.to(self.device))
+            micro, nll, hit = self.engine(batch.to(self.device))
+            self.nlls.append(nll)
             # The denominator is global already, and DeepSpeed averages over replicas.
             self.engine.backward(micro * (self.mesh.dp.size / total), scale_wrt_gas=False)
             loss += micro.detach().double()
@@ -489,7 +497,14 @@ class DeepSpeedEngine:
         self.zero.set_lr(lr)
         self.engine.step()
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
-        return Step(loss=value, accuracy=int(hits) / max(1, asked), grad_norm=norm, clipped_norm=norm * scale, skipped=not finite)
+        return Step(
+            loss=value,
+            accuracy=int(hits) / max(1, asked),
+            grad_norm=norm,
+            clipped_norm=norm * scale,
+            skipped=not finite,
+            scored=total,
+        )
 
     def believed_norm(self) -> Any:
         """Where DeepSpeed would compute its own norm: it clips by this one, and skips the step when it is negative."""
@@ -497,12 +512,12 @@ class DeepSpeedEngine:
         return [norm] if self.stage == 3 else norm
 
     def gradients(self) -> list[Tensor]:
-        """Of each run, averaged over replicas; where the sequence is cut, norm weights need their tensor-parallel sum too."""
+        """Of each run, averaged over replicas; where the sequence is cut, partial ones need their tensor-parallel sum too."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # DeepSpeed reduces and off-loads on streams of its own
         found = [self.gradient(run) for run in self.runs]
         if self.mesh.tp.sequence:
-            parts = [g for run, g in zip(self.runs, found) if run.name not in self.model.cuts]
+            parts = [g for run, g in zip(self.runs, found) if run.spec.partial]
             placed = [g.to(self.device) for g in parts]
             flat_sum(placed, self.mesh.tp)
             for g, whole in zip(parts, placed):
@@ -526,9 +541,9 @@ class DeepSpeedEngine:
 
     def live(self, run: Run, x: Tensor) -> Tensor:
         """Table rows that no id can name do not count."""
-        if run.name not in TABLES:
+        if run.spec.live_rows is None:
             return x
-        return x[: max(0, (self.live_rows - run.corner[0]) * run.local[1] - run.first)]
+        return x[: max(0, (run.spec.live_rows - run.corner[0]) * math.prod(run.local[1:]) - run.first)]
 
     @torch.no_grad()
     def score(self, batches: list[Batch]) -> list[RowScores]:

@@ -18,10 +18,11 @@ from megatron.core.distributed import Share, accumulating, data_parallel, finish
 from megatron.core.head import wide
 from megatron.core.mesh import Mesh, all_reduce
 from megatron.core.norm import squares
+from megatron.core.parameters import Spec, live
 from megatron.core.pipeline import Pipeline
 from megatron.core.transformer import GPT
+from megatron.engine.randomness import untouched
 
-TABLES = ("embed.weight", "head.weight")
 ONE_PROCESS, NO_PARALLEL = Mesh(), Parallel()
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -29,10 +30,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class NativeEngine:
     """This rank's stages at any layout. Weights and moments are fp32; the model computes in its own dtype."""
 
-    def __init__(
-        self, stages: list[GPT], optim: Optim, live_rows: int, parallel: Parallel = NO_PARALLEL, mesh: Mesh = ONE_PROCESS
-    ):
-        self.stages, self.mesh, self.clip, self.live_rows = stages, mesh, optim.clip_grad, live_rows
+    def __init__(self, stages: list[GPT], optim: Optim, parallel: Parallel = NO_PARALLEL, mesh: Mesh = ONE_PROCESS):
+        self.stages, self.mesh, self.clip, self.watched = stages, mesh, optim.clip_grad, False
+        self.nlls: list[Tensor] = []
         self.zero_stage = parallel.zero_stage if mesh.dp.size > 1 else 0
         self.device = next(stages[0].parameters()).device
         plan = parallel.stages(stages[0].cfg.num_layers)
@@ -46,7 +46,7 @@ class NativeEngine:
             self.pipeline = Pipeline(self.models, plan, mesh, parallel.pipeline_schedule, self.device)
         self.shares = make_shares(stages, mesh, self.zero_stage, parallel.cpu_optimizer)
         self.state = {s.name: s.data if s.data is s.parameter else nn.Parameter(s.data) for s in self.shares}
-        self.optimizer = adamw(self.state, optim)
+        self.optimizer = adamw(self.state, {s.name: s.spec for s in self.shares}, optim)
 
     def step(self, batches: list[Batch], lr: float) -> Step:
         """One optimizer step over this replica's micro-batches of a global batch."""
@@ -55,7 +55,12 @@ class NativeEngine:
         scored, asked = sum(int(b.scored.sum()) for b in batches), sum(len(b.asked) for b in batches)
         counts = torch.tensor([scored, asked], device=self.device)
         total, asked = all_reduce(counts, self.mesh.dp).tolist()  # known before the first forward
-        loss, hits = self.forward_backward([b.to(self.device) for b in batches], total)
+        with untouched(self.device, not self.watched):
+            said = self.forward_backward([b.to(self.device) for b in batches], total)
+        self.watched, self.nlls = True, [nll for _, nll, _ in said]
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        loss = torch.stack([zero, *(micro.double() for micro, _, _ in said)]).sum()
+        hits = torch.stack([zero, *(hit.sum().double() for _, _, hit in said)]).sum()
         finish_gradients(self.shares, self.mesh, self.stages, over_dp=self.pipeline is not None and self.zero_stage < 2)
         square, loss, hits = self.over_world(self.squares(share.gradient() for share in self.shares), loss, hits)
         norm, value = square**0.5, loss / total
@@ -65,37 +70,38 @@ class NativeEngine:
             self.update(lr, scale)
         for stage in self.stages:
             stage.zero_grad()
-        return Step(loss=value, accuracy=int(hits) / max(1, asked), grad_norm=norm, clipped_norm=norm * scale, skipped=not finite)
+        return Step(
+            loss=value,
+            accuracy=int(hits) / max(1, asked),
+            grad_norm=norm,
+            clipped_norm=norm * scale,
+            skipped=not finite,
+            scored=total,
+        )
 
-    def forward_backward(self, batches: list[Batch], total: int) -> tuple[Tensor, Tensor]:
-        """The loss sum and the hits of this replica, where its last stage is.  -> [] float64, [] int64"""
+    def forward_backward(self, batches: list[Batch], total: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Loss [], nll [n] and hit [n] of each micro-batch of this replica, where its last stage is."""
         if self.pipeline:
             return self.pipeline.run(batches, total)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        (model,) = self.models
+        (model,), said = self.models, []
         for i, batch in enumerate(batches):
             with accumulating(model, i == len(batches) - 1, self.zero_stage):
-                micro, _, hit = model(batch)
+                micro, nll, hit = model(batch)
                 (micro / total).backward()
-            loss += micro.detach().double()
-            hits += hit.sum()
-        return loss, hits
+            said.append((micro.detach(), nll, hit))
+        return said
 
     def over_world(self, square: Tensor, loss: Tensor, hits: Tensor) -> list[float]:
         """Sums over the world; the loss and the hits that tensor ranks have in common count once."""
         once = float(self.mesh.tp.rank == 0)
-        sums = torch.stack((square.to(self.device), loss * once, hits.double() * once))
+        sums = torch.stack((square.to(self.device), loss * once, hits * once))
         return all_reduce(sums, self.mesh.world).tolist()
 
     def squares(self, tensors: Iterator[Tensor]) -> Tensor:
         """Sum of squares of one tensor for each share, as far as this rank answers for it.  -> [] float64"""
         zero = torch.zeros((), dtype=torch.float64, device=self.shares[0].data.device)
-        return torch.stack([zero, *(squares(self.live(s, x)) for s, x in zip(self.shares, tensors) if s.owner)]).sum()
-
-    def live(self, share: Share, x: Tensor) -> Tensor:
-        """Table rows that no id can name do not count."""
-        return x[: max(0, self.live_rows - share.start[0])] if share.name in TABLES else x
+        own = (squares(live(s.spec, x, s.start[0])) for s, x in zip(self.shares, tensors) if s.owner)
+        return torch.stack([zero, *own]).sum()
 
     @torch.no_grad()
     def update(self, lr: float, scale: float) -> None:
@@ -181,11 +187,12 @@ class NativeEngine:
         return out
 
 
-def adamw(state: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:
-    """Fused AdamW over what this rank updates; vectors, which are norm weights, do not decay."""
-    matrices = [p for p in state.values() if p.dim() > 1]
-    vectors = [p for p in state.values() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def adamw(state: dict[str, nn.Parameter], specs: dict[str, Spec], optim: Optim) -> torch.optim.AdamW:
+    """Fused AdamW over what this rank updates; what declares no decay has none."""
+    groups = [
+        {"params": [p for name, p in state.items() if specs[name].decay == decay], "weight_decay": optim.weight_decay * decay}
+        for decay in (True, False)
+    ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=optim.lr or 0.0,

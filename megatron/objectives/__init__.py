@@ -2,38 +2,102 @@
 
 from __future__ import annotations
 
+import inspect
+from abc import abstractmethod
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from megatron.batch import Batch, Clean, Noise
-from megatron.objectives.autoregressive import NextToken
-from megatron.objectives.masked import MaskedDiffusion
+from megatron.catalogue import OBJECTIVES
+from megatron.core.slots import Slots
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from megatron import config
 
 REFERENCE_STRATA = 16  # validation rows that share one stratification of t; blocks give the noise error
 
 
 class Objective(Protocol):
+    """Everything that is an objective's own. Derive from it: what is not abstract has the answer of a plain objective.
+
+    b rows, s positions, n asked positions. Whatever is drawn comes from `noise`, and so belongs to the sample.
+    """
+
     causal: bool  # which attention the model is built with
     exact: bool  # the loss is an exact NLL, not a bound
     uses_mask: bool  # the mask row of the embedding table is an input
 
-    def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch: ...
+    @abstractmethod
+    def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch:
+        """What the model reads, what it must predict, and how much each prediction counts; `progress` in [0, 1).
+
+        With `draws` in the batch, `refine` finishes the problem before the first forward pass.
+        """
+
+    @abstractmethod
+    def reference(self) -> Objective:
+        """The plain problem that validation poses whatever training does: an exact NLL, or a bound on it. Its own reference."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, cfg: config.Config, mask_id: int) -> Objective:
+        """What the flags ask for."""
+
+    def slots(self, model: config.Model) -> Slots:
+        """What the network has besides the plain transformer; made anew for each stage."""
+        return Slots()
+
+    def companion(self, model: config.Model) -> nn.Module | None:
+        """A small network of the objective's own that learns beside the model (engine/learner.py), with `specs()`."""
+        return None
+
+    def refine(self, batch: Batch, companion: nn.Module) -> Batch:
+        """Finish a batch that has draws, without a gradient. It may change all but `scored`, the denominator."""
+        raise TypeError(f"{type(self).__name__} poses batches with draws and has no refine(): write it, or leave draws out")
+
+    def auxiliary(self, batch: Batch, companion: nn.Module, nll: Tensor) -> Tensor | None:
+        """The companion's loss on one micro-batch, as a SUM over positions: it is divided by the same total as the model's.
+
+        nll [n] of the asked positions, without a gradient -> [], or None where this micro-batch says nothing
+        """
+        raise TypeError(f"{type(self).__name__} has a companion and no auxiliary(): write what it learns from")
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        """What training logs besides, as sums over the scored positions of one micro-batch: {name of the record: sum}."""
+        return {}
 
 
-def build(cfg: config.Objective, mask_id: int, global_batch_size: int) -> Objective:
-    """The training objective."""
-    match cfg.objective:
-        case "ar":
-            return NextToken()
-        case "mdm":
-            strata = global_batch_size if cfg.mdm_t_sampling == "stratified" else None
-            return MaskedDiffusion(mask_id=mask_id, eps=cfg.mdm_eps, strata=strata)
+def build(cfg: config.Config, mask_id: int) -> Objective:
+    """The training objective that the flags ask for. Raises TypeError for one that is not whole."""
+    known = OBJECTIVES[cfg.objective.objective]
+    module, _, name = known.built_by.partition(":")
+    found = checked(getattr(import_module(module), name).build(cfg, mask_id))
+    if (found.causal, found.reference().exact) != (known.causal, known.exact):
+        raise TypeError(f"{known.built_by} is not what megatron/catalogue.py says of it: causal and exact must be alike")
+    return found
 
 
-def build_reference(cfg: config.Objective, mask_id: int) -> Objective:
-    """The plain problem that validation poses whatever training does: the exact NLL, or the bound with eps 0."""
-    if cfg.objective == "ar":
-        return NextToken()
-    return MaskedDiffusion(mask_id=mask_id, eps=0.0, count=True, strata=REFERENCE_STRATA)
+def named(kind: type) -> str:
+    try:
+        return f"{kind.__name__} ({inspect.getsourcefile(kind)})"
+    except TypeError:  # defined in no file
+        return kind.__name__
+
+
+def checked(objective: Objective) -> Objective:
+    """The objective, if nothing of it is missing. Raises TypeError saying what to write, and where."""
+    where = named(type(objective))
+    for name in ("causal", "exact", "uses_mask", "pose", "reference", "slots", "companion", "measure"):
+        if not hasattr(objective, name):
+            raise TypeError(f"the objective {where} has no {name}: derive it from megatron.objectives.Objective and write it")
+    plain = objective.reference()
+    if plain is None or not hasattr(plain, "pose"):
+        raise TypeError(f"reference() of the objective {where} gives {plain!r}: it must give the objective that validation poses")
+    if plain.causal != objective.causal:
+        raise TypeError(
+            f"the objective {where} is {'' if objective.causal else 'not '}causal and its reference is not alike: "
+            "one model cannot be scored under the other's attention"
+        )
+    return objective

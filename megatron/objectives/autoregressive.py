@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from megatron.batch import Batch, Clean, Noise, asked_positions
+from megatron.objectives import Objective
+
+if TYPE_CHECKING:
+    from megatron import config
 
 
 @dataclass(frozen=True)
-class NextToken:
+class NextToken(Objective):
     """Autoregression: predict the next token. The loss is the exact negative log-likelihood."""
 
     causal: bool = True
     exact: bool = True
     uses_mask: bool = False
+
+    @classmethod
+    def build(cls, cfg: config.Config, mask_id: int) -> NextToken:
+        return cls()
+
+    def reference(self) -> NextToken:
+        return self
 
     def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch:
         scored = clean.scored[:, 1:]  # [b, s]

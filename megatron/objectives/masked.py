@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from megatron.batch import Batch, Clean, Noise, Purpose, asked_positions
+from megatron.objectives import REFERENCE_STRATA, Objective
 from megatron.objectives.autoregressive import places
+
+if TYPE_CHECKING:
+    from megatron import config
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedDiffusion:
+class MaskedDiffusion(Objective):
     """Hide each token with probability p = (1 - eps) t + eps and predict the hidden ones, weighted by 1/p.
 
     The mean over t ~ U(0, 1] and masks is an upper bound on the negative log-likelihood when eps is 0 (Sahoo et al.,
@@ -33,6 +38,15 @@ class MaskedDiffusion:
     causal: bool = False
     exact: bool = False
     uses_mask: bool = True
+
+    @classmethod
+    def build(cls, cfg: config.Config, mask_id: int) -> MaskedDiffusion:
+        strata = cfg.train.global_batch_size if cfg.objective.mdm_t_sampling == "stratified" else None
+        return cls(mask_id=mask_id, eps=cfg.objective.mdm_eps, strata=strata)
+
+    def reference(self) -> MaskedDiffusion:
+        """The bound itself, by its count form."""
+        return replace(self, eps=0.0, count=True, strata=REFERENCE_STRATA)
 
     def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch:
         tokens, scored = clean.tokens[:, :-1], clean.scored[:, :-1]  # [b, s]

@@ -6,12 +6,15 @@ import time
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
+
 from megatron.batch import Batch, Noise, Progress, Step
 from megatron.config import Config
-from megatron.core.mesh import ALONE, Group
+from megatron.core.mesh import ALONE, Group, all_reduce
 from megatron.data.loader import replica_batches
 from megatron.data.samples import Samples
 from megatron.engine import Engine
+from megatron.engine.learner import Learner
 from megatron.errors import TooManyBadSteps
 from megatron.objectives import Objective
 from megatron.training.schedule import learning_rate
@@ -50,13 +53,20 @@ class Run(Protocol):
 
 
 def train(
-    cfg: Config, engine: Engine, objective: Objective, data: Samples, run: Run, at: Progress, interval: Interval
+    cfg: Config,
+    engine: Engine,
+    objective: Objective,
+    data: Samples,
+    run: Run,
+    at: Progress,
+    interval: Interval,
+    learner: Learner | None = None,
 ) -> tuple[Progress, str | None]:
     """Go on from `at` to the last sample, or until the run is asked to stop; says why it stopped early."""
     saved = at.step
     reason = run.stop_reason(at)
     while reason is None and left(cfg, at):
-        at, interval = one_step(cfg, engine, objective, data, run, at, interval)
+        at, interval = one_step(cfg, engine, objective, data, run, at, interval, learner)
         new_best = False
         if left(cfg, at) and cfg.train.eval_iters and due(at, cfg.train.eval_interval):
             at = run.validate(at)
@@ -74,18 +84,29 @@ def train(
 
 
 def one_step(
-    cfg: Config, engine: Engine, objective: Objective, data: Samples, run: Run, at: Progress, interval: Interval
+    cfg: Config,
+    engine: Engine,
+    objective: Objective,
+    data: Samples,
+    run: Run,
+    at: Progress,
+    interval: Interval,
+    learner: Learner | None = None,
 ) -> tuple[Progress, Interval]:
     """Pose, update or skip, and log. Raises TooManyBadSteps."""
     start = time.monotonic()
     batches = pose(objective, data, cfg, at, engine.mesh.dp)
     lr = learning_rate(cfg.optim, at.samples)
+    batches = learner.refine(batches) if learner else batches
     done = engine.step(batches, lr)
+    if learner:
+        done = replace(done, extra=learner.learn(batches, engine.nlls, done, lr))
     if done.skipped:
         run.dump(at, done, batches)
     at = after(at, done, cfg.train.global_batch_size)
     interval.add(done, time.monotonic() - start)
     if due(at, cfg.log.log_interval) or done.skipped or not left(cfg, at):
+        done = replace(done, extra=done.extra | measured(objective, batches, engine, done.scored))
         run.log_train(at, done, interval, lr)
         interval = Interval()
     if at.skipped_in_row >= cfg.train.max_skipped_steps:
@@ -106,6 +127,16 @@ def pose(objective: Objective, data: Samples, cfg: Config, at: Progress, dp: Gro
     cleans = replica_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size, dp.rank, dp.size)
     progress = at.samples / cfg.train.train_samples
     return [objective.pose(c, Noise(cfg.train.seed, c.index), progress) for c in cleans]
+
+
+def measured(objective: Objective, batches: list[Batch], engine: Engine, scored: int) -> dict[str, float]:
+    """What the objective says of the step's batches, a scored position; the same on every rank."""
+    said = [objective.measure(batch) for batch in batches]
+    names = sorted({name for sums in said for name in sums})
+    if not names:
+        return {}
+    sums = torch.tensor([sum(s.get(name, 0.0) for s in said) for name in names], dtype=torch.float64, device=engine.device)
+    return dict(zip(names, (all_reduce(sums, engine.mesh.dp) / scored).tolist()))
 
 
 def after(at: Progress, done: Step, samples: int) -> Progress:

@@ -18,6 +18,7 @@ from megatron.core.mesh import Mesh, agreed
 from megatron.data.datasets import SampleSpec, build_datasets
 from megatron.data.samples import Samples
 from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
+from megatron.engine import learner as learners
 from megatron.errors import CannotWrite, Refusal, exits
 from megatron.objectives import Objective
 from megatron.training import device, dry_run, launch, preflight
@@ -42,8 +43,8 @@ def main(cfg: Config) -> int:
         where = device.setup(cfg, mesh.control)
         data = build_datasets(cfg.data, sample_spec(cfg, tokenizer))
         mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
-        objective = objectives.build(cfg.objective, mask, cfg.train.global_batch_size)
-        reference = objectives.build_reference(cfg.objective, mask)
+        objective = objectives.build(cfg, mask)
+        reference = objective.reference()
         slices = {
             split: cut_slice(cfg, data[split], reference, tokenizer)
             for split in data
@@ -65,15 +66,17 @@ def main(cfg: Config) -> int:
                 if cfg.train.preflight:
                     log.say("preflight passed: every check above is ok")
                     return 0
-                engine = engines.build(cfg, objective, where, mesh, log.say)
-                if loaded:
-                    engine.load(loaded, weights_only=cfg.train.finetune or cfg.train.skip_train)
+                engine = engines.build(cfg, objective, where, mesh, log.say, fresh=loaded is None)
+                learner = None if cfg.train.skip_train else learners.build(cfg, objective, mesh, where.device)
+                for learning in (engine, learner) if loaded else ():
+                    if learning:
+                        learning.load(loaded, weights_only=cfg.train.finetune or cfg.train.skip_train)
                 epoch = data["train"].tokens_per_epoch if data["train"] else None
-                run = Run(cfg, engine, reference, slices, where, stop, watch, log, fingerprints, epoch, at)
+                run = Run(cfg, engine, learner, reference, slices, where, stop, watch, log, fingerprints, epoch, at)
                 if cfg.train.skip_train:
                     return run.evaluate_only(at)
                 run.identify(at, loaded, changed)
-                at, reason = train(cfg, engine, objective, data["train"], run, at, interval)
+                at, reason = train(cfg, engine, objective, data["train"], run, at, interval, learner)
                 return run.leave(at, reason)
 
 

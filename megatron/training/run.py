@@ -20,6 +20,7 @@ from megatron.core import checkpoint
 from megatron.core.checkpoint import Checkpoint, Piece, whole
 from megatron.core.mesh import gather_json
 from megatron.engine import Engine
+from megatron.engine.learner import Learner
 from megatron.errors import CannotWrite
 from megatron.files import replace_file
 from megatron.objectives import Objective
@@ -41,6 +42,7 @@ class Run:
         self,
         cfg: Config,
         engine: Engine,
+        learner: Learner | None,
         reference: Objective,
         slices: dict[str, Slice],
         where: Where,
@@ -51,7 +53,7 @@ class Run:
         tokens_per_epoch: int | None,
         at: Progress,
     ):
-        self.cfg, self.engine, self.reference, self.slices = cfg, engine, reference, slices
+        self.cfg, self.engine, self.learner, self.reference, self.slices = cfg, engine, learner, reference, slices
         self.where, self.stop, self.watch, self.log, self.mesh = where, stop, watch, log, engine.mesh
         self.fingerprints, self.tokens_per_epoch = fingerprints, tokens_per_epoch
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
@@ -98,6 +100,7 @@ class Run:
                 "utilization": utilization(self.where.device),
                 "skipped": at.skipped,
                 "skipped_in_interval": interval.skipped,
+                **done.extra,
             }
         )
 
@@ -138,14 +141,15 @@ class Run:
             return
         self.watch.at(at.step, "saving")
         wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id)
-        self.saved = checkpoint.save(
-            Path(train.save), at.step, self.engine.pieces(), wrote, group=self.mesh.control, say=self.log.say
-        )
+        self.saved = checkpoint.save(Path(train.save), at.step, self.pieces(), wrote, group=self.mesh.control, say=self.log.say)
         self.log.say(f"saved {self.saved}")
         if self.mesh.chief:
             found = checkpoint.find(Path(train.save))
             best = next((p for p in found if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
             checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, train.save_at or (), say=self.log.say)
+
+    def pieces(self) -> list[Piece]:
+        return self.engine.pieces() + (self.learner.pieces() if self.learner else [])
 
     def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None:
         """Keep a step that was not finite, weights and all, for tools/replay.py; at most --max-skipped-steps of them."""
@@ -182,7 +186,7 @@ class Run:
             return []
         first = self.mesh.dp.rank * len(batches)
         return whole(
-            {f"batch/{i}/{name}": value.contiguous() for i, b in enumerate(batches, first) for name, value in vars(b).items()}
+            {f"batch/{i}/{name}": value.contiguous() for i, b in enumerate(batches, first) for name, value in b.tensors().items()}
         )
 
     def stop_reason(self, at: Progress) -> str | None:

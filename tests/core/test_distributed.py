@@ -74,7 +74,7 @@ def test_buckets_keep_order_and_size():
 def placement(zero_stage, flag):
     mesh = build_mesh()
     parallel = replace(Parallel(zero_stage=zero_stage), **{flag: True})
-    engine = NativeEngine([GPT(MODEL, True, 0)], Optim(lr=1e-3), 50, parallel, mesh)
+    engine = NativeEngine([GPT(MODEL, True, 0)], Optim(lr=1e-3), parallel, mesh)
     held = {share.data.data_ptr() for share in engine.shares}
     return (
         len(held & {local(share.parameter).data_ptr() for share in engine.shares}),

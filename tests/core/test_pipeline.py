@@ -72,7 +72,7 @@ def staged(model, parallel):
         for stage in stages:
             stage.zero_grad()
             stage.train()
-        loss, _ = pipeline.run(BATCHES, 7)
+        loss = sum(micro.double() for micro, _, _ in pipeline.run(BATCHES, 7))
         finish_gradients(shares, mesh, stages, over_dp=True)
         for stage in stages:
             stage.eval()

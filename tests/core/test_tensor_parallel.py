@@ -22,7 +22,7 @@ def cut(layer, whole, tp):
 
 def mlp(tp, dtype=torch.float32):
     """Through a column and a row layer and back.  -> output, gradient of the input, gradients of both weights"""
-    up, down = cut(GateUp(8, 24, tp), numbers(24, 8, seed=1), tp), cut(RowLinear(12, 8, tp), numbers(8, 12, seed=2), tp)
+    up, down = cut(GateUp(8, 24, tp, 1.0), numbers(24, 8, seed=1), tp), cut(RowLinear(12, 8, tp, 1.0), numbers(8, 12, seed=2), tp)
     x = part(numbers(3, 4, 8), tp).to(dtype).clone().requires_grad_()
     gate, value = up(x).chunk(2, -1)
     y = down(gate * value)
@@ -48,7 +48,7 @@ def test_column_and_row_layers_are_one_mlp(pool, size, sequence):
 
 def embedded(size, sequence):
     tp = build_mesh(size, 1, sequence).tp if size > 1 else ALONE
-    table = cut(VocabEmbedding(12, 8, tp), numbers(12, 8), tp)
+    table = cut(VocabEmbedding(12, 8, tp, 1.0, 12, 12), numbers(12, 8), tp)
     ids = torch.randint(0, 12, (2, 4), generator=torch.Generator().manual_seed(0))
     x = table(ids, torch.float32)
     (x * part(numbers(2, 4, 8, seed=1), tp)).sum().backward()
@@ -96,4 +96,4 @@ def test_head_over_a_cut_vocabulary(pool, columns, asked, scale):
 
 def test_a_width_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="a width of 10 does not divide by the tensor-parallel size 4"):
-        ColumnLinear(8, 10, Group(ranks=(0, 1, 2, 3)))
+        ColumnLinear(8, 10, Group(ranks=(0, 1, 2, 3)), 1.0)

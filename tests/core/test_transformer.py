@@ -87,7 +87,7 @@ def test_recompute_is_bit_equal_also_with_dropout():
 def test_dropout_belongs_to_the_sample_and_rests_in_evaluation():
     model = GPT(replace(TINY, hidden_dropout=0.2, attention_dropout=0.1), True, 1)
     x = batch()
-    one = Batch(**{k: v[1:2] for k, v in vars(x).items() if k != "asked"}, asked=asked_positions(x.weights[1:2]))
+    one = Batch(**{k: v[1:2] for k, v in x.tensors().items() if k != "asked"}, asked=asked_positions(x.weights[1:2]))
     torch.testing.assert_close(model.train().hidden(x)[1:2], model.hidden(one), rtol=1e-5, atol=1e-6)
     assert not torch.equal(model.hidden(x), model.eval().hidden(x))
     assert torch.equal(model.hidden(x), GPT(TINY, True, 1).eval().hidden(x))

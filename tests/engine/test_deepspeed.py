@@ -303,10 +303,10 @@ def make(cfg, recompute=None):
     mesh = Mesh() if cfg.parallel.world_size == 1 else build_mesh(cfg.parallel.tensor_model_parallel_size)
     if cfg.parallel.sequence_parallel:
         mesh = replace(mesh, tp=replace(mesh.tp, sequence=True))
-    model = GPT(cfg.model, True, 0, torch.bfloat16 if cfg.train.bf16 else torch.float32, recompute, mesh.tp)
+    model = GPT(cfg.model, True, 0, torch.bfloat16 if cfg.train.bf16 else torch.float32, recompute, mesh.tp, live_rows=50)
     if cfg.parallel.deepspeed:
-        return deepspeed.build(cfg, model, mesh, 50, lambda line: None)
-    return NativeEngine([model], cfg.optim, 50)
+        return deepspeed.build(cfg, model, mesh, lambda line: None)
+    return NativeEngine([model], cfg.optim)
 
 
 def record(engine, seeds, poison=None, lr=OPTIM.lr):

@@ -27,7 +27,7 @@ OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_grad=0.5)
 
 
 def engine(seed=0, optim=OPTIM, model=MODEL):
-    return NativeEngine([GPT(model, True, seed)], optim, live_rows=50)
+    return NativeEngine([GPT(model, True, seed, live_rows=50)], optim)
 
 
 def batch(seed=0, rows=4):
@@ -85,7 +85,8 @@ def test_equals_plain_torch():
 def test_micro_batches_add_up_to_the_global_batch():
     whole, parts = engine(), engine()
     big = batch(rows=4)
-    halves = [Batch(**{k: v[i : i + 2] for k, v in vars(big).items() if k != "asked"}, asked=torch.arange(16)) for i in (0, 2)]
+    rows = {name: value for name, value in big.tensors().items() if name != "asked"}
+    halves = [Batch(**{name: value[i : i + 2] for name, value in rows.items()}, asked=torch.arange(16)) for i in (0, 2)]
     a, b = whole.step([big], 1e-2), parts.step(halves, 1e-2)
     assert a.loss == pytest.approx(b.loss, abs=2e-6) and a.grad_norm == pytest.approx(b.grad_norm, rel=1e-5)
 
@@ -164,14 +165,15 @@ def engine_at(flags, seed=0):
     parallel = Parallel(**{"pipeline_schedule": "1f1b", "world_size": 2} | flags)
     mesh = build_mesh(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
     plan = parallel.stages(MODEL.num_layers)
-    stages = [GPT(MODEL, True, seed, tp=mesh.tp, layers=plan.layers[number]) for number in plan.of_rank(mesh.pp.rank)]
-    return NativeEngine(stages, OPTIM, 50, parallel, mesh)
+    layers = [plan.layers[number] for number in plan.of_rank(mesh.pp.rank)]
+    stages = [GPT(MODEL, True, seed, tp=mesh.tp, layers=each, live_rows=50) for each in layers]
+    return NativeEngine(stages, OPTIM, parallel, mesh)
 
 
 def part_of(seed, mesh):
     """This replica's rows of a batch of four."""
     rows = slice(mesh.dp.rank * 4 // mesh.dp.size, (mesh.dp.rank + 1) * 4 // mesh.dp.size)
-    found = {name: value[rows] for name, value in vars(batch(seed)).items() if name != "asked"}
+    found = {name: value[rows] for name, value in batch(seed).tensors().items() if name != "asked"}
     return Batch(**found, asked=asked_positions(found["weights"]))
 
 

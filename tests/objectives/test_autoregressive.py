@@ -1,7 +1,7 @@
 import torch
 
 from megatron.batch import Clean, Noise
-from megatron.objectives import NextToken
+from megatron.objectives.autoregressive import NextToken
 
 
 def test_predicts_the_next_token_everywhere_it_is_scored():

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from megatron.batch import Clean, Noise
-from megatron.config import Objective
-from megatron.objectives import MaskedDiffusion, NextToken, build, build_reference
+from megatron.config import parse
+from megatron.objectives import Objective, build, checked
+from megatron.objectives.autoregressive import NextToken
+from megatron.objectives.masked import MaskedDiffusion
 
 MASK = 9
 
@@ -120,7 +122,32 @@ def test_ar_and_mdm_score_the_same_tokens():
 
 
 def test_build():
-    assert build(Objective(objective="mdm", mdm_t_sampling="iid"), 5, 8).strata is None
-    assert build(Objective(objective="mdm"), 5, 8) == MaskedDiffusion(mask_id=5, eps=1e-3, strata=8)
-    assert build_reference(Objective(objective="mdm", mdm_eps=0.1), 5).eps == 0.0
-    assert isinstance(build(Objective(objective="ar"), 5, 8), NextToken)
+    def built(*words):
+        size = (
+            "--num-layers 1 --hidden-size 8 --num-attention-heads 1 --seq-length 8 --global-batch-size 8 --train-iters 1 --lr 1"
+        )
+        return build(parse([*size.split(), "--lr", "1", "--data-path", "x", *words]), 5)
+
+    assert built("--objective", "mdm", "--mdm-t-sampling", "iid").strata is None
+    mdm = built("--objective", "mdm")
+    assert mdm == MaskedDiffusion(mask_id=5, eps=1e-3, strata=8)
+    assert mdm.reference() == mdm.reference().reference() == MaskedDiffusion(mask_id=5, eps=0.0, count=True, strata=16)
+    assert built() == built().reference() == NextToken()
+
+
+def test_an_objective_that_is_not_whole_is_refused_by_name():
+    class Silent(Objective):
+        causal, exact, uses_mask = True, True, False
+
+        def pose(self, clean, noise, progress): ...
+
+    class Crossed(NextToken):
+        def reference(self):
+            return MaskedDiffusion(mask_id=MASK)
+
+    with pytest.raises(TypeError, match="Silent.* reference"):
+        Silent()
+    with pytest.raises(TypeError, match=r"Crossed .*test_masked.py.* causal and its reference is not alike"):
+        checked(Crossed())
+    with pytest.raises(TypeError, match="has no causal: derive it from megatron.objectives.Objective"):
+        checked(object())

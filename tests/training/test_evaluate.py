@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from megatron.batch import Noise
-from megatron.config import Data, Model, Objective, Optim
+from megatron.config import Data, Model, Optim
 from megatron.core.transformer import GPT
 from megatron.data.datasets import SampleSpec, build_datasets
 from megatron.engine.native import NativeEngine
-from megatron.objectives import build_reference
+from megatron.objectives.autoregressive import NextToken
+from megatron.objectives.masked import MaskedDiffusion
 from megatron.training.evaluate import Slice, bytes_per_token, cleans, data_error, evaluate, noise_error
 
 MODEL = Model(
@@ -34,11 +35,11 @@ def data(corpus):
 
 
 def engine(causal):
-    return NativeEngine([GPT(MODEL, causal, 3)], Optim(lr=1e-3), 258)
+    return NativeEngine([GPT(MODEL, causal, 3, live_rows=258)], Optim(lr=1e-3))
 
 
 def objective(name):
-    return build_reference(Objective(objective=name), 257)
+    return (NextToken() if name == "ar" else MaskedDiffusion(mask_id=257)).reference()
 
 
 def scored_tokens(data, reference):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron.config import Data, Model, Objective, Optim, parse
+from megatron.config import Data, Model, Optim, parse
 from megatron.core.transformer import GPT
 from megatron.data.datasets import SampleSpec, build_datasets
 from megatron.data.indexed import IndexedWriter
@@ -16,7 +16,8 @@ from megatron.data.synthetic.presets import build
 from megatron.data.synthetic.process import entropy_rate
 from megatron.engine.native import NativeEngine
 from megatron.errors import BadData, MissingInput
-from megatron.objectives import build_reference
+from megatron.objectives.autoregressive import NextToken
+from megatron.objectives.masked import MaskedDiffusion
 from megatron.scaling.__main__ import main as scaling
 from megatron.training import floor
 from megatron.training.evaluate import Slice
@@ -151,11 +152,11 @@ def data(chain):
 
 def guess(causal):
     """An engine that has learned nothing."""
-    return NativeEngine([GPT(MODEL, causal, 3)], Optim(lr=1e-3), 258)
+    return NativeEngine([GPT(MODEL, causal, 3, live_rows=258)], Optim(lr=1e-3))
 
 
 def reference(name):
-    return build_reference(Objective(objective=name), 257)
+    return (NextToken() if name == "ar" else MaskedDiffusion(mask_id=257)).reference()
 
 
 @pytest.mark.parametrize(
