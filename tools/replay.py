@@ -14,7 +14,6 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -45,16 +44,19 @@ def read_config(dump: Checkpoint) -> Config:
 
 
 def read_batches(dump: Checkpoint) -> list[Batch]:
-    names = get_type_hints(Batch)
-    found = dump.tensors(f"batch/{i}/{name}" for i in range(dump.facts["micro_batches"]) for name in names)
-    return [Batch(**{name: found[f"batch/{i}/{name}"] for name in names}) for i in range(dump.facts["micro_batches"])]
+    batches = []
+    for i in range(dump.facts["micro_batches"]):
+        start = f"batch/{i}/"
+        found = dump.tensors(name for name in dump.shapes if name.startswith(start))
+        batches.append(Batch(**{name.removeprefix(start): tensor for name, tensor in found.items()}))
+    return batches
 
 
 def build_model(cfg: Config, dump: Checkpoint, device: str) -> GPT:
     """The model of the dumped step, in training mode: its dropout is a function of seed, sample and position."""
-    mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
-    causal = objectives.build(cfg, mask).causal
-    model = GPT(cfg.model, causal, cfg.train.seed, torch.bfloat16 if cfg.train.bf16 else torch.float32)
+    objective = objectives.build(cfg, Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask)
+    dtype = torch.bfloat16 if cfg.train.bf16 else torch.float32
+    model = GPT(cfg.model, objective.causal, cfg.train.seed, dtype, slots=objective.slots(cfg.model), fresh=False)
     dump.fill(whole({f"model/{name}": p for name, p in model.named_parameters()}))
     return model.to(device).train()
 
