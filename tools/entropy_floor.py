@@ -26,9 +26,9 @@ from megatron.data.datasets import build_datasets  # noqa: E402
 from megatron.data.tokenizer import Vocabulary, build_tokenizer  # noqa: E402
 from megatron.errors import BadData, Mismatch, MissingInput, exits  # noqa: E402
 from megatron.training import device, floor  # noqa: E402
-from megatron.training.pretrain import cut_slice, sample_spec  # noqa: E402
 from megatron.training.resume import open_checkpoint  # noqa: E402
 from megatron.training.run import write_json  # noqa: E402
+from megatron.training.trained import cut_slice, sample_spec  # noqa: E402
 
 LEAK = 3  # standard errors below the floor
 

@@ -62,7 +62,7 @@ from megatron.objectives import Objective
 from megatron.training import device
 from megatron.training.evaluate import Slice, evaluate
 from megatron.training.loop import Interval, one_step, pose
-from megatron.training.pretrain import cut_slice, sample_spec
+from megatron.training.trained import cut_slice, sample_spec
 
 # A tiny model whose gradients are clipped at every step.
 TINY = {

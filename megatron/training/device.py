@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import resource
 import shutil
@@ -83,6 +84,19 @@ def setup(cfg: Config, control: Group = ALONE) -> Where:
     if kind == "cpu":
         keep_freed_memory()
     return Where(device=device, dtype=dtype, peak_flops=peak, peak_source=source, compile=chosen, compile_reason=reason)
+
+
+def for_scoring(cfg: Config, dtype: torch.dtype) -> Where:
+    """Where a model is only read: its speed is not measured, nothing is compiled, and no switch of the process is set."""
+    device = choose(cfg.train.device, find_place(os.environ))
+    return Where(
+        device=device,
+        dtype=dtype,
+        peak_flops=math.nan,
+        peak_source="not measured",
+        compile=False,
+        compile_reason="nothing is trained",
+    )
 
 
 def keep_freed_memory() -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from itertools import combinations
 
 from megatron.config import Config, ConfigError, memory_bytes, resolve
-from megatron.data.tokenizer import build_tokenizer
 from megatron.errors import exits
 from megatron.flags import spelling
 from megatron.forecast import Forecast, Load, forecast, zero_stage
+from megatron.training.trained import open_tokenizer
 
 GIB = 2**30
 SIZES = {
@@ -46,8 +46,7 @@ def with_vocabulary(cfg: Config) -> Config:
     """The tokenizer is opened only where its size is not known without it."""
     if cfg.model.padded_vocab_size:
         return cfg
-    d = cfg.data
-    return cfg.with_vocabulary(build_tokenizer(d.tokenizer_type, d.vocab_file, d.merge_file, d.tokenizer_model).vocab_size)
+    return cfg.with_vocabulary(open_tokenizer(cfg).vocab_size)
 
 
 def headline(cfg: Config) -> str:

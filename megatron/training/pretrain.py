@@ -10,24 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron import engine as engines
-from megatron import objectives
 from megatron.batch import Progress
 from megatron.config import Config
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, agreed
-from megatron.data.datasets import SampleSpec, build_datasets
-from megatron.data.samples import Samples
-from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
+from megatron.data.datasets import build_datasets
 from megatron.engine import learner as learners
 from megatron.errors import CannotWrite, Refusal, exits
-from megatron.objectives import Objective
 from megatron.training import device, dry_run, launch, preflight
-from megatron.training.evaluate import Slice, bytes_per_token
 from megatron.training.logs import Log, SilentLog
 from megatron.training.loop import train
 from megatron.training.resume import check_agreement, differences, open_checkpoint, standing
 from megatron.training.run import Run
 from megatron.training.signals import StopRequest
+from megatron.training.trained import build_objective, cut_slice, open_tokenizer, sample_spec
 from megatron.training.watch import Watch
 
 
@@ -38,12 +34,11 @@ def main(cfg: Config) -> int:
         return dry_run.show(cfg)
     with StopRequest(cfg.train, cfg.parallel.world_size) as stop, launch.joined(cfg) as (mesh, watch):
         stop.refuse_kill_switch(mesh.control)
-        tokenizer = build_tokenizer(cfg.data.tokenizer_type, cfg.data.vocab_file, cfg.data.merge_file, cfg.data.tokenizer_model)
+        tokenizer = open_tokenizer(cfg)
         cfg = cfg.with_vocabulary(tokenizer.vocab_size)
         where = device.setup(cfg, mesh.control)
         data = build_datasets(cfg.data, sample_spec(cfg, tokenizer))
-        mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
-        objective = objectives.build(cfg, mask)
+        objective = build_objective(cfg)
         reference = objective.reference()
         slices = {
             split: cut_slice(cfg, data[split], reference, tokenizer)
@@ -78,34 +73,6 @@ def main(cfg: Config) -> int:
                 run.identify(at, loaded, changed)
                 at, reason = train(cfg, engine, objective, data["train"], run, at, interval, learner)
                 return run.leave(at, reason)
-
-
-def sample_spec(cfg: Config, tokenizer: Tokenizer) -> SampleSpec:
-    """What the datasets depend on; in Megatron's order that is also how many samples it would ask each split for."""
-    t = cfg.train
-    rows = t.eval_iters * t.global_batch_size
-    evaluations = 1 if t.skip_train else (t.train_samples or 0) // t.global_batch_size // t.eval_interval + 1
-    return SampleSpec(
-        seq_length=cfg.model.seq_length,
-        seed=t.seed,
-        eval_seed=t.eval_seed,
-        tokenizer=tokenizer,
-        lengths={"train": t.train_samples or 1, "valid": max(1, evaluations * rows), "test": max(1, rows)},
-    )
-
-
-def cut_slice(cfg: Config, dataset: Samples, reference: Objective, tokenizer: Tokenizer) -> Slice:
-    """The first rows of the validation data's own order; never a row twice."""
-    rows = min(cfg.train.eval_iters * cfg.train.global_batch_size, dataset.rows_in_first_epoch)
-    found = Slice(
-        dataset=dataset,
-        rows=rows,
-        seq_length=cfg.model.seq_length,
-        num_mc=cfg.objective.num_mc,
-        seed=cfg.train.eval_seed,
-        score_first_token=cfg.objective.score_first_token,
-    )
-    return replace(found, bytes_per_token=bytes_per_token(found, reference, tokenizer.token_bytes()))
 
 
 def take_up(cfg: Config, mesh: Mesh, fingerprints: dict[str, str | None]) -> tuple[Checkpoint | None, list[str], list[str]]:
