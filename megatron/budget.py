@@ -11,7 +11,7 @@ import difflib
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from megatron.errors import MissingInput, exits
@@ -186,7 +186,7 @@ def plan(given: argparse.Namespace) -> Plan:
     """What the command line asks for. Raises ValueError with a sentence."""
     name, shape = find_size(" ".join(given.model), given.vocab_size)
     params = shape.total() if given.params == "total" else shape.published()
-    size = dict(
+    size = Plan(
         name=name,
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -204,13 +204,13 @@ def plan(given: argparse.Namespace) -> Plan:
         tokens, samples, warmup = epoch_budget(unique, given.epochs, given.seq_length)
         flops = 6.0 * params * tokens
     else:
-        return Plan(**size)
+        return size
     if samples < 1:
         raise ValueError(
             f"{flops:g} FLOPs train {name} on {tokens} tokens, less than one sample of {given.seq_length}: "
             "take more FLOPs or a smaller size"
         )
-    return Plan(**size, tokens=tokens, unique_tokens=unique, train_samples=samples, warmup_samples=warmup, flops=flops)
+    return replace(size, tokens=tokens, unique_tokens=unique, train_samples=samples, warmup_samples=warmup, flops=flops)
 
 
 def spell(value: str | int | float) -> str:

@@ -2,7 +2,8 @@
 
 `parse(argv)` reads flags and `--config FILE.yaml`, derives what was left open, checks everything that can be known
 without opening the data, and returns one frozen `Config`. All mistakes are collected and raised together as
-`ConfigError`. Nothing here imports torch or numpy.
+`ConfigError`. A field whose type has no None holds a value then, also where its flag's default is None: `resolve` derives it
+(the vocabulary's two, where only the tokenizer knows them: `with_vocabulary`). Nothing here imports torch or numpy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -35,6 +36,7 @@ from megatron.flags import (
     settle,
     spelling,
     split_words,
+    without_none,
 )
 from megatron.layout import Stages, find_place, make_stages, num_micro_batches
 
@@ -52,6 +54,7 @@ PAPERS = Needs("use --data-kind random-window", lambda c: c.data.data_kind == "r
 GPT2_BPE = Needs("use --tokenizer-type GPT2BPETokenizer", lambda c: c.data.tokenizer_type == "GPT2BPETokenizer")
 TOKENIZER_FILE = Needs("use a --tokenizer-type that reads one", lambda c: c.data.tokenizer_type in TOKENIZERS_OF_FILES)
 MDM = Needs("use --objective mdm", lambda c: c.objective.objective == "mdm")
+WARMUP = Needs("give --lr-warmup-samples", lambda c: any(getattr(c.optim, name) for name in WARMUPS))
 WSD = Needs("use --lr-decay-style WSD", lambda c: c.optim.lr_decay_style == "WSD")
 TENSORBOARD = Needs("give --tensorboard-dir", lambda c: c.log.tensorboard_dir)
 WANDB = Needs("give --wandb-project", lambda c: c.log.wandb_project or c.log.no_wandb)
@@ -133,13 +136,13 @@ class Parallel:
     pipeline_schedule: Literal["1f1b", "interleaved", "zero-bubble"] = flag(
         None, "order of micro-batches [1f1b; interleaved with --num-layers-per-virtual-pipeline-stage]", identity="free"
     )
-    num_layers_per_virtual_pipeline_stage: int = flag(
+    num_layers_per_virtual_pipeline_stage: int | None = flag(
         None, "interleaved: layers of each of a process's several stages", identity="free", needs=PIPELINE
     )
-    decoder_first_pipeline_num_layers: int = flag(
+    decoder_first_pipeline_num_layers: int | None = flag(
         None, "layers of the first stage [even; the earlier stages the longer]", identity="free", needs=PIPELINE
     )
-    decoder_last_pipeline_num_layers: int = flag(None, "layers of the last stage", identity="free", needs=PIPELINE)
+    decoder_last_pipeline_num_layers: int | None = flag(None, "layers of the last stage", identity="free", needs=PIPELINE)
     no_pipeline_parallel: bool = flag(False, "insist on --pipeline-model-parallel-size 1", identity="free")
     zero_stage: int = flag(
         0,
@@ -155,15 +158,15 @@ class Parallel:
         True, "gradients travel during the backward pass", only="they do wherever the layout allows", identity="free"
     )
     deepspeed: bool = flag(False, "train on DeepSpeed's ZeRO; with a pipeline on torch's, at the same stage", identity="free")
-    deepspeed_config: str = flag(None, "its JSON; it may only add to what flags say", identity="free", needs=DEEPSPEED)
+    deepspeed_config: str | None = flag(None, "its JSON; it may only add to what flags say", identity="free", needs=DEEPSPEED)
     build_ops: bool = flag(False, "compile the ops that DeepSpeed needs when they are missing", identity="free", needs=DEEPSPEED)
-    distributed_backend: Literal["nccl", "gloo"] = flag(
+    distributed_backend: Literal["nccl", "gloo"] | None = flag(
         None, "accepted: the device decides [nccl on GPUs, gloo on CPUs]", identity="free"
     )
     distributed_timeout: float = flag(
         600.0, "seconds without a sign of life after which a process counts as lost", identity="free"
     )
-    local_rank: int = flag(None, "accepted: launchers say it in LOCAL_RANK too", least=-1, identity="free")
+    local_rank: int | None = flag(None, "accepted: launchers say it in LOCAL_RANK too", least=-1, identity="free")
     world_size: int = flag(None, "processes in all, for --dry-run [what the launcher says]", identity="free")
 
     @property
@@ -172,9 +175,9 @@ class Parallel:
 
     def stages(self, num_layers: int) -> Stages:
         """How the layers are dealt to pipeline ranks. Raises ValueError where they cannot be."""
-        ranks, per_rank = self.pipeline_model_parallel_size, 1
-        if self.pipeline_schedule == "interleaved":
-            per_rank = num_layers // (ranks * self.num_layers_per_virtual_pipeline_stage)
+        ranks, per_rank, each = self.pipeline_model_parallel_size, 1, self.num_layers_per_virtual_pipeline_stage
+        if self.pipeline_schedule == "interleaved" and each:
+            per_rank = num_layers // (ranks * each)
         if self.pipeline_schedule == "zero-bubble":
             per_rank = 2
         return make_stages(
@@ -189,23 +192,25 @@ class Parallel:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    data_path: list[str] = flag(
+    data_path: list[str] | None = flag(
         None, "corpora cut by --split: PREFIX, or pairs WEIGHT PREFIX; without weights all count the same", identity="free"
     )
     split: str = flag("969,30,1", "shares of --data-path for train, valid, test", identity="experiment", needs=CUT)
-    train_data_path: list[str] = flag(
+    train_data_path: list[str] | None = flag(
         None, "training corpora: PREFIX, or WEIGHT [START:END] PREFIX ...; without weights all count the same", identity="free"
     )
-    valid_data_path: list[str] = flag(None, "validation corpora, likewise", identity="free")
-    test_data_path: list[str] = flag(None, "test corpora, likewise (scored once, at the end)", identity="free")
-    train_data_path_file: str = flag(None, "file with the training corpora, `weight [start:end] prefix` a line", identity="free")
-    valid_data_path_file: list[str] = flag(
+    valid_data_path: list[str] | None = flag(None, "validation corpora, likewise", identity="free")
+    test_data_path: list[str] | None = flag(None, "test corpora, likewise (scored once, at the end)", identity="free")
+    train_data_path_file: str | None = flag(
+        None, "file with the training corpora, `weight [start:end] prefix` a line", identity="free"
+    )
+    valid_data_path_file: list[str] | None = flag(
         None,
         "file with the validation corpora, likewise; or several sets, NAME=FILE ...: the first chooses the best checkpoint",
         identity="free",
     )
-    test_data_path_file: str = flag(None, "file with the test corpora, likewise", identity="free")
-    unique_tokens: float = flag(
+    test_data_path_file: str | None = flag(None, "file with the test corpora, likewise", identity="free")
+    unique_tokens: float | None = flag(
         None,
         "train on the first so many tokens of the training data only, again and again: 100M, or a share such as 0.25",
         count=True,
@@ -225,33 +230,38 @@ class Data:
         identity="free",
         needs=PACKED,
     )
-    data_cache_path: str = flag(
+    data_cache_path: str | None = flag(
         None, "of Megatron's orders: folder that keeps their indices [built in memory]", identity="free", needs=MEGATRON_ORDER
     )
-    categories: list[str] = flag(None, "random-window: categories to take papers from [all]", identity="free", needs=PAPERS)
-    num_categories: int = flag(
+    categories: list[str] | None = flag(
+        None, "random-window: categories to take papers from [all]", identity="free", needs=PAPERS
+    )
+    num_categories: int | None = flag(
         None, "random-window: or so many of them, in an order drawn from --seed", identity="free", needs=PAPERS
     )
-    tokens_per_category: int = flag(
+    tokens_per_category: int | None = flag(
         None, "random-window: train on so many tokens of each category [all]", count=True, identity="free", needs=PAPERS
     )
     data_impl: Literal["mmap"] = flag("mmap", "how tokens are read", only="files are memory-mapped", identity="free")
     tokenizer_type: Literal["GPT2BPETokenizer", "TikTokenizer", "SentencePieceTokenizer", "HFTokenizer", "ByteTokenizer"] = flag(
         "GPT2BPETokenizer", "how text became ids", identity="experiment"
     )
-    tokenizer_model: str = flag(
+    tokenizer_model: str | None = flag(
         None,
         "file of TikTokenizer (.tiktoken), SentencePieceTokenizer (.model) or HFTokenizer (.json or folder)",
         identity="free",
         needs=TOKENIZER_FILE,
     )
-    vocab_file: str = flag(None, "vocabulary of GPT2BPETokenizer (vocab.json) [GPT-2's]", identity="free", needs=GPT2_BPE)
-    merge_file: str = flag(None, "its merges (merges.txt) [GPT-2's]", identity="free", needs=GPT2_BPE)
+    vocab_file: str | None = flag(None, "vocabulary of GPT2BPETokenizer (vocab.json) [GPT-2's]", identity="free", needs=GPT2_BPE)
+    merge_file: str | None = flag(None, "its merges (merges.txt) [GPT-2's]", identity="free", needs=GPT2_BPE)
 
     def valid_sets(self) -> list[tuple[str | None, str]]:
         """(name, file) of each validation set of --valid-data-path-file; a file alone has no name."""
-        found = [re.fullmatch(r"(?:([A-Za-z][\w.-]*)=)?(.*)", word) for word in self.valid_data_path_file or []]
-        return [(match[1], match[2]) for match in found]
+        found: list[tuple[str | None, str]] = []
+        for word in self.valid_data_path_file or []:
+            name, sign, path = word.partition("=")
+            found.append((name, path) if sign and re.fullmatch(r"[A-Za-z][\w.-]*", name) else (None, word))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,16 +285,21 @@ class Objective:
 @dataclass(frozen=True, kw_only=True)
 class Optim:
     optimizer: Literal["adam"] = flag("adam", "AdamW, fused", only="the optimizer is AdamW", identity="noted")
-    lr: float = flag(None, "peak learning rate", least=0, identity="noted")
+    lr: float | None = flag(None, "peak learning rate", least=0, identity="noted")
     min_lr: float = flag(0.0, "learning rate at the end of the decay", least=0, identity="noted")
-    lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = flag("linear", "from peak to --min-lr", identity="noted")
-    lr_decay_samples: int = flag(None, "samples until --min-lr [all]", count=True, identity="noted")
-    lr_decay_iters: int = flag(None, "the same in iterations", count=True, identity="noted")
+    lr_decay_style: Literal["cosine", "linear", "constant", "inverse-square-root", "WSD"] = flag(
+        "linear", "from peak to --min-lr", identity="noted"
+    )
+    lr_decay_samples: int | None = flag(None, "samples until --min-lr [all]", count=True, identity="noted")
+    lr_decay_iters: int | None = flag(None, "the same in iterations", count=True, identity="noted")
     lr_warmup_samples: int = flag(None, "samples of linear warm-up [0]", count=True, least=0, identity="noted")
-    lr_warmup_iters: int = flag(None, "the same in iterations", count=True, least=0, identity="noted")
-    lr_warmup_fraction: float = flag(None, "the same as a share of the decay samples", least=0, below=1, identity="noted")
-    lr_wsd_decay_samples: int = flag(None, "WSD: samples of the final decay [a tenth]", count=True, identity="noted", needs=WSD)
-    lr_wsd_decay_iters: int = flag(None, "the same in iterations", count=True, identity="noted", needs=WSD)
+    lr_warmup_iters: int | None = flag(None, "the same in iterations", count=True, least=0, identity="noted")
+    lr_warmup_fraction: float | None = flag(None, "the same as a share of the decay samples", least=0, below=1, identity="noted")
+    lr_warmup_init: float = flag(0.0, "rate that the warm-up starts from", least=0, identity="noted", needs=WARMUP)
+    lr_wsd_decay_samples: int | None = flag(
+        None, "WSD: samples of the final decay [a tenth]", count=True, identity="noted", needs=WSD
+    )
+    lr_wsd_decay_iters: int | None = flag(None, "the same in iterations", count=True, identity="noted", needs=WSD)
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = flag(
         "exponential", "WSD: shape of the final decay", identity="noted", needs=WSD
     )
@@ -301,26 +316,26 @@ class Train:
     global_batch_size: int = flag(
         None, "samples a step [micro-batch x --grad-accum-steps x data-parallel size]", identity="experiment"
     )
-    grad_accum_steps: int = flag(
+    grad_accum_steps: int | None = flag(
         None, "micro-batches a step and data-parallel process, instead of --global-batch-size", identity="experiment"
     )
-    train_samples: int = flag(
+    train_samples: int | None = flag(
         None, "samples to train on; any length goes down to whole global batches", count=True, identity="noted"
     )
-    train_iters: int = flag(None, "or: steps", count=True, identity="noted")
-    train_tokens: int = flag(None, "or: tokens", count=True, identity="noted")
-    flops: float = flag(None, "or: training FLOPs, C = 6 x all parameters x tokens", count=True, identity="noted")
+    train_iters: int | None = flag(None, "or: steps", count=True, identity="noted")
+    train_tokens: int | None = flag(None, "or: tokens", count=True, identity="noted")
+    flops: float | None = flag(None, "or: training FLOPs, C = 6 x all parameters x tokens", count=True, identity="noted")
     seed: int = flag(1234, "names weights, data order and noise", least=0, identity="experiment")
     bf16: bool = flag(False, "compute in bfloat16; weights and moments stay fp32", identity="noted")
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "where to run", identity="free")
-    num_threads: int = flag(None, "CPU threads [OMP_NUM_THREADS, or all cores]", identity="free")
+    num_threads: int | None = flag(None, "CPU threads [OMP_NUM_THREADS, or all cores]", identity="free")
     compile: Literal["auto", "on", "off"] = flag(
         "auto", "torch.compile of the blocks; auto: where the run is long enough to repay it", identity="free"
     )
     deterministic_mode: bool = flag(
         False, "only deterministic kernels (eager on CPU is deterministic without it)", identity="free"
     )
-    recompute_granularity: Literal["full", "selective"] = flag(
+    recompute_granularity: Literal["full", "selective"] | None = flag(
         None, "what the backward pass computes again. full: all but each block's input; selective: attention", identity="free"
     )
     recompute_method: Literal["uniform"] = flag("uniform", "which blocks", only="all blocks are treated alike", identity="free")
@@ -330,26 +345,31 @@ class Train:
     eval_interval: int = flag(1000, "steps between validations", identity="free")
     eval_iters: int = flag(100, "validation rows, in global batches; 0: none", least=0, identity="free")
     eval_seed: int = flag(4321, "names the validation slice's noise", least=0, identity="free")
-    save: str = flag(None, "folder for checkpoints", identity="free")
-    save_interval: int = flag(None, "steps between checkpoints [only at the end]", identity="free", needs=SAVING)
-    save_at: list[int] = flag(None, "also checkpoint at these steps, and keep those", identity="free", needs=SAVING)
-    keep_last: int = flag(None, "keep this many newest checkpoints [all]", identity="free", needs=SAVING)
-    keep_every: int = flag(None, "and each whose step is a multiple of this", identity="free", needs=SAVING)
-    load: str = flag(None, "folder of checkpoints, or one checkpoint, to go on from", identity="free")
+    save: str | None = flag(None, "folder for checkpoints", identity="free")
+    save_interval: int | None = flag(None, "steps between checkpoints [only at the end]", identity="free", needs=SAVING)
+    save_at: list[int] | None = flag(None, "also checkpoint at these steps, and keep those", identity="free", needs=SAVING)
+    keep_last: int | None = flag(None, "keep this many newest checkpoints [all]", identity="free", needs=SAVING)
+    keep_every: int | None = flag(None, "and each whose step is a multiple of this", identity="free", needs=SAVING)
+    load: str | None = flag(None, "folder of checkpoints, or one checkpoint, to go on from", identity="free")
     finetune: bool = flag(False, "take only the weights from --load, and start at step 0", identity="free", needs=LOADING)
-    exit_interval: int = flag(None, "save and stop at a step that is a multiple of this", identity="free")
-    exit_duration_in_mins: float = flag(None, "save and stop after this many minutes", identity="free")
+    exit_interval: int | None = flag(None, "save and stop at a step that is a multiple of this", identity="free")
+    exit_duration_in_mins: float | None = flag(None, "save and stop after this many minutes", identity="free")
     exit_signal_handler: bool = flag(
         True, "SIGTERM and SIGUSR1 save and stop", only="signals are always handled", identity="free"
     )
-    kill_switch_file: str = flag(None, "save and stop (exit 86) when this file appears", identity="free")
+    kill_switch_file: str | None = flag(None, "save and stop (exit 86) when this file appears", identity="free")
     preflight: bool = flag(False, "check everything that a run needs, print it, and stop", identity="free")
     dry_run: bool = flag(
         False, "print what each process of a layout will hold and send, without starting one, and stop", identity="free"
     )
-    device_memory: str = flag(
+    device_memory: str | None = flag(
         None, "with --dry-run: memory of each GPU, such as 80G; what does not fit is refused", identity="free", needs=DRY_RUN
     )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples to train on; 0 where nothing is trained."""
+        return self.train_samples or 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,15 +379,15 @@ class Log:
     log_names: Literal["simple", "megatron", "both"] = flag(
         "both", "tags in TensorBoard and W&B: train/loss, the reference's, or both", identity="free", needs=VIEWS
     )
-    tensorboard_dir: str = flag(None, "write TensorBoard events here", identity="free")
+    tensorboard_dir: str | None = flag(None, "write TensorBoard events here", identity="free")
     tensorboard_queue_size: int = flag(1000, "events kept before a flush", identity="free", needs=TENSORBOARD)
     log_timers_to_tensorboard: bool = flag(False, "also step time and throughput", identity="free", needs=VIEWS)
     log_batch_size_to_tensorboard: bool = flag(False, "also the batch size", identity="free", needs=VIEWS)
     log_validation_ppl_to_tensorboard: bool = flag(False, "also the validation perplexity", identity="free", needs=VIEWS)
-    wandb_project: str = flag(None, "log to this W&B project (offline without a key)", identity="free")
-    wandb_exp_name: str = flag(None, "name of the W&B run, and of runs/NAME [run-dir's name]", identity="free")
-    wandb_group: str = flag(None, "W&B group", identity="free", needs=WANDB)
-    wandb_save_dir: str = flag(None, "where W&B keeps its files [run-dir]", identity="free", needs=WANDB)
+    wandb_project: str | None = flag(None, "log to this W&B project (offline without a key)", identity="free")
+    wandb_exp_name: str | None = flag(None, "name of the W&B run, and of runs/NAME [run-dir's name]", identity="free")
+    wandb_group: str | None = flag(None, "W&B group", identity="free", needs=WANDB)
+    wandb_save_dir: str | None = flag(None, "where W&B keeps its files [run-dir]", identity="free", needs=WANDB)
     no_wandb: bool = flag(False, "no W&B, whatever else is said", identity="free")
 
 
@@ -407,7 +427,7 @@ class Config:
 
 
 # Presets of --model-config.
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(num_layers=6, hidden_size=384, num_attention_heads=6, ffn_hidden_size=1536),
     "medium": dict(num_layers=8, hidden_size=512, num_attention_heads=8, ffn_hidden_size=2048),
     "large": dict(num_layers=12, hidden_size=768, num_attention_heads=12, ffn_hidden_size=3072),
@@ -416,9 +436,11 @@ PRESETS = {
 
 # Flags that exclude each other: of one source only one is taken, and one on the command line replaces a file's others.
 BUDGETS = ("train_samples", "train_iters", "train_tokens", "flops")
-WARMUPS = ("lr_warmup_samples", "lr_warmup_iters", "lr_warmup_fraction")
-TOKENIZERS_OF_FILES = ("TikTokenizer", "SentencePieceTokenizer", "HFTokenizer")
-CORPORA = tuple(("data_path", f"{split}_data_path", f"{split}_data_path_file") for split in ("train", "valid", "test"))
+WARMUPS: tuple[str, ...] = ("lr_warmup_samples", "lr_warmup_iters", "lr_warmup_fraction")
+TOKENIZERS_OF_FILES: tuple[str, ...] = ("TikTokenizer", "SentencePieceTokenizer", "HFTokenizer")
+CORPORA: tuple[tuple[str, ...], ...] = tuple(
+    ("data_path", f"{split}_data_path", f"{split}_data_path_file") for split in ("train", "valid", "test")
+)
 EXCLUSIVE = (BUDGETS, ("lr_decay_samples", "lr_decay_iters"), WARMUPS, ("lr_wsd_decay_samples", "lr_wsd_decay_iters"), *CORPORA)
 PIPELINE_ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
 
@@ -428,9 +450,9 @@ SETTLED_TOGETHER = (("global_batch_size", "grad_accum_steps"), ("pipeline_schedu
 
 @functools.cache
 def declared() -> Table:
-    """Field name -> (section, field, type)."""
+    """Field name -> (section, field, type of the flag's value)."""
     return {
-        f.name: (name, f, hints[f.name])
+        f.name: (name, f, without_none(hints[f.name]))
         for name, section in get_type_hints(Config).items()
         for hints in [get_type_hints(section)]
         for f in fields(section)
@@ -461,7 +483,8 @@ def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def parse(argv: list[str], objective: str = "ar", environ: dict[str, str] | None = None) -> Config:
     """Flags -> Config. `objective` is the entry point's default. Raises ConfigError with every mistake."""
-    table, mistakes = declared(), []
+    table = declared()
+    mistakes: list[str] = []
     given = split_words(list(argv), mistakes)
     got: dict[str, Any] = {"objective": objective}
     for words in (words for spelled, words in given if spelled == "--config"):
@@ -482,7 +505,7 @@ def parse(argv: list[str], objective: str = "ar", environ: dict[str, str] | None
     return cfg
 
 
-def resolve(cfg: Config, environ: dict[str, str], unread: set[str] = frozenset()) -> tuple[Config, list[str]]:
+def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) -> tuple[Config, list[str]]:
     """Derive what was left open and list what does not fit. A pure function.
 
     `unread`: fields that were given but could not be read, so that nobody is told to give them. With mistakes, the
@@ -528,7 +551,7 @@ def check_idle(cfg: Config, mistakes: list[str]) -> None:
     ]
 
 
-def resolve_model(cfg: Config, unread: set[str], mistakes: list[str]) -> Model:
+def resolve_model(cfg: Config, unread: Collection[str], mistakes: list[str]) -> Model:
     m = from_preset(cfg.model)
     missing = [n for n in ("num_layers", "hidden_size", "num_attention_heads") if getattr(m, n) is None]
     if ask := [spelling(n) for n in missing if n not in unread]:
@@ -768,7 +791,7 @@ def check_batch(p: Parallel, t: Train, mistakes: list[str]) -> None:
         )
 
 
-def resolve_train(t: Train, m: Model, p: Parallel, unread: set[str], mistakes: list[str]) -> Train:
+def resolve_train(t: Train, m: Model, p: Parallel, unread: Collection[str], mistakes: list[str]) -> Train:
     replicas = p.data_parallel_size
     batch = t.global_batch_size or t.micro_batch_size * (t.grad_accum_steps or 1) * replicas
     if t.grad_accum_steps and t.grad_accum_steps * t.micro_batch_size * replicas != batch:
@@ -780,7 +803,7 @@ def resolve_train(t: Train, m: Model, p: Parallel, unread: set[str], mistakes: l
     samples = None
     if given := given_of(t, BUDGETS):
         samples = budget_samples(given[0], t, m, batch, mistakes)
-    elif not (t.skip_train or t.dry_run) and not unread & set(BUDGETS):
+    elif not (t.skip_train or t.dry_run) and not set(BUDGETS) & set(unread):
         mistakes.append(f"how long to train? give {', '.join(map(spelling, BUDGETS[:-1]))} or --flops")
     if t.skip_train and not t.eval_iters:
         mistakes.append("--skip-train with --eval-iters 0 does nothing: give --eval-iters")
@@ -821,11 +844,13 @@ def flop_samples(flops: float, m: Model, mistakes: list[str]) -> int | None:
     return int(flops / (6 * m.shape().total())) // m.seq_length
 
 
-def resolve_optim(o: Optim, t: Train, unread: set[str], mistakes: list[str]) -> Optim:
+def resolve_optim(o: Optim, t: Train, unread: Collection[str], mistakes: list[str]) -> Optim:
     if o.lr is None and not (t.skip_train or t.dry_run) and "lr" not in unread:
         mistakes.append("--lr must be given")
     if o.lr is not None and o.min_lr > o.lr:
         mistakes.append(f"--min-lr {o.min_lr:g} is above --lr {o.lr:g}")
+    if o.lr is not None and o.lr_warmup_init > o.lr:
+        mistakes.append(f"--lr-warmup-init {o.lr_warmup_init:g} is above --lr {o.lr:g}")
     if o.adam_eps < 1.2e-38:
         mistakes.append(f"--adam-eps {o.adam_eps:g} underflows in fp32: use at least 1e-30")
     decay = in_samples(o.lr_decay_samples, o.lr_decay_iters, t) or t.train_samples
@@ -861,14 +886,14 @@ def resolve_objective(o: Objective, mistakes: list[str]) -> Objective:
     return replace(o, num_mc=o.num_mc or (1 if o.objective == "ar" else 2))
 
 
-def check_data(cfg: Config, unread: set[str], mistakes: list[str]) -> None:
+def check_data(cfg: Config, unread: Collection[str], mistakes: list[str]) -> None:
     d, skip, dry = cfg.data, cfg.train.skip_train, cfg.train.dry_run
     train, valid = CORPORA[0], CORPORA[1]
-    if not (skip or dry) and not given_of(d, train) and not unread & set(train):
+    if not (skip or dry) and not given_of(d, train) and not set(train) & set(unread):
         mistakes.append(
             "no training data: give --train-data-path-file FILE or --data-path PREFIX (tools/preprocess_data.py makes one)"
         )
-    if skip and not dry and not given_of(d, valid) and not unread & set(valid):
+    if skip and not dry and not given_of(d, valid) and not set(valid) & set(unread):
         mistakes.append("--skip-train needs validation data: give --valid-data-path-file FILE or --data-path PREFIX")
     check_kind(d, mistakes)
     try:
@@ -901,7 +926,7 @@ def check_kind(d: Data, mistakes: list[str]) -> None:
     names = [name for name, _ in d.valid_sets()]
     if len(names) > 1 and (None in names or len(set(names)) < len(names)):
         mistakes.append(
-            f"--valid-data-path-file {' '.join(d.valid_data_path_file)}: several sets need a name each, "
+            f"--valid-data-path-file {' '.join(d.valid_data_path_file or [])}: several sets need a name each, "
             "NAME=FILE, and no name twice"
         )
     if empty := [word for word, (_, path) in zip(d.valid_data_path_file or [], d.valid_sets()) if not path]:

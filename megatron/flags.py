@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import functools
 import json
 import math
@@ -87,7 +88,7 @@ ALIASES: dict[str, tuple[str, Any]] = {
     "no-position-embedding": ("use_rotary_position_embeddings", True),
 }
 
-# Flags of work that is not built yet, and what each needs.
+# Flags of work that is not built yet, and what each needs; a star stands for anything.
 LATER = {
     "ar-ratio": "left-to-right masking",
     "randmask-ratio": "token masking for autoregressive models",
@@ -122,6 +123,33 @@ LATER = {
     ),
     "upload-results-to-s3": "remote storage of results",
     **dict.fromkeys(["num-query-groups", "group-query-attention"], "grouped-query attention"),
+    **dict.fromkeys(["start-weight-decay", "end-weight-decay", "weight-decay-incr-style"], "a weight decay that changes"),
+    **dict.fromkeys(["rampup-batch-size", "decrease-batch-size-if-needed"], "a batch size that grows"),
+    **dict.fromkeys(["decoupled-lr", "decoupled-min-lr"], "a rate of its own for embedding and head"),
+    **dict.fromkeys(["sgd-momentum", "muon-*", "dist-muon*"], "another optimizer than AdamW"),
+    **dict.fromkeys(["num-experts", "expert-*parallel-size", "moe-*"], "mixtures of experts"),
+    **dict.fromkeys(
+        ["context-parallel-size", "cp-comm-type", "hierarchical-context-*", "ds-sequence-parallel-size"], "context parallelism"
+    ),
+    **dict.fromkeys(["fp8-*", "fp4-*", "first-last-layers-bf16", "num-layers-at-*-in-bf16"], "computing in 8 bits or fewer"),
+    **dict.fromkeys(
+        ["multi-latent-attention", "q-lora-rank", "kv-lora-rank", "qk-head-dim", "qk-pos-emb-head-dim", "v-head-dim"],
+        "multi-head latent attention",
+    ),
+    "mtp-*": "prediction of several tokens",
+    **dict.fromkeys(["window-size", "window-attn-skip-freq"], "attention within a sliding window"),
+    **dict.fromkeys(["qk-layernorm", "qk-l2-norm"], "norms of queries and keys"),
+    "add-qkv-bias": "biases of queries, keys and values",
+    **dict.fromkeys(
+        ["rotary-percent", "rotary-interleaved", "rotary-seq-len-*", "use-rope-scaling", "rope-scaling-*", "no-rope-freq"],
+        "rotary positions of another kind",
+    ),
+    **dict.fromkeys(["squared-relu", "openai-gelu", "quick-geglu"], "another MLP than SwiGLU"),
+    **dict.fromkeys(["reset-position-ids", "reset-attention-mask", "eod-mask-loss"], "borders of documents within a row"),
+    **dict.fromkeys(["hybrid-*", "mamba-*", "is-hybrid-model"], "state-space layers"),
+    **dict.fromkeys(["init-method-xavier-uniform", "embedding-init-method-std"], "another initialisation"),
+    **dict.fromkeys(["perform-initial-eval", "eval-at-start"], "a validation before the first step"),
+    "log-num-zeros-in-grad": "counting zeros in gradients",
     "epochs": "a length in epochs (--train-tokens is there)",
     "target-param-data-ratio": "a length by tokens a parameter (--flops is there)",
 }
@@ -148,6 +176,56 @@ DEAD = {
     "pretrained-checkpoint": "give --load FOLDER --finetune",
     "distributed-timeout-minutes": "it is in seconds: --distributed-timeout N",
     "reduce-lr-factor": "the rate follows --lr-decay-style, not the loss",
+    **dict.fromkeys(
+        [
+            "no-*-fusion",
+            "cross-entropy-*fusion*",
+            "no-persist-layer-norm",
+            "attention-softmax-in-fp32",
+            "*query-key-layer-scaling",
+        ],
+        "kernels are chosen here: the fastest that keeps the numbers",
+    ),
+    **dict.fromkeys(
+        ["transformer-impl", "use-mcore-models", "use-legacy-models", "attention-backend", "*cuda-graph*", "tp-comm-overlap*"],
+        "there is one implementation of the model",
+    ),
+    **dict.fromkeys(
+        ["accumulate-allreduce-grads-in-fp32", "grad-reduce-in-bf16", "main-*-dtype", "exp-avg*-dtype"],
+        "weights, gradients and moments are fp32",
+    ),
+    **dict.fromkeys(
+        ["use-torch-fsdp2", "use-megatron-fsdp", "data-parallel-sharding-strategy", "overlap-param-gather*"], "use --zero-stage"
+    ),
+    **dict.fromkeys(["check-for-nan-*", "no-check-for-nan-*", "check-for-large-grads"], "every step is checked"),
+    **dict.fromkeys(["ckpt-*", "use-dist-ckpt*", "dist-ckpt-*", "auto-detect-ckpt-format"], "there is one format of checkpoints"),
+    "save-retain-interval": "give --keep-last and --keep-every",
+    **dict.fromkeys(
+        [
+            "override-opt-param-scheduler",
+            "use-checkpoint-opt-param-scheduler",
+            "use-checkpoint-args",
+            "exit-on-missing-checkpoint",
+        ],
+        "the flags of this start count, and every change since the checkpoint is said or refused",
+    ),
+    **dict.fromkeys(["no-save-optim", "no-save-rng"], "a checkpoint is whole; randomness has no state to save"),
+    **dict.fromkeys(
+        [
+            "log-throughput",
+            "log-params-norm",
+            "log-progress",
+            "timing-log-*",
+            "log-memory-to-tensorboard",
+            "tensorboard-log-interval",
+        ],
+        "it is always recorded in metrics.jsonl; --log-interval says how often",
+    ),
+    **dict.fromkeys(["vocab-extra-ids", "no-initialization", "lazy-mpu-init", "use-cpu-initialization"], "nothing here reads it"),
+    **dict.fromkeys(
+        ["num-layers-per-stage", "num-virtual-stages-per-pipeline-rank", "pipeline-model-parallel-layout"],
+        "give --num-layers-per-virtual-pipeline-stage, or --decoder-first-pipeline-num-layers and -last-",
+    ),
 }
 
 LARGEST = 2**53  # whole numbers that every JSON reader keeps
@@ -158,11 +236,15 @@ def spelling(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def without_none(hint) -> Any:
+    """`int | None` -> int."""
+    kept = [part for part in get_args(hint) if part is not type(None)]
+    return kept[0] if kept and type(None) in get_args(hint) else hint
+
+
 def choices(hint) -> tuple:
-    """Legal values of a Literal, also inside `Literal | None`."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    return next((choices(part) for part in get_args(hint) if get_origin(part) is Literal), ())
+    """Legal values of a Literal."""
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def parse_count(text: str) -> float:
@@ -250,14 +332,19 @@ def find(spelled: str, table: Table) -> tuple[str | None, Any]:
     return ALIASES.get(flat(spelled), (None, None))
 
 
+def reason(name: str, table: dict[str, str]) -> str | None:
+    """What LATER or DEAD says of a flag, by its own name or by a pattern with a star."""
+    return next((what for known, what in table.items() if fnmatch.fnmatchcase(name, known)), None)
+
+
 def refuse(spelled: str, table: Table) -> str:
     """The sentence for a flag that does not exist here."""
     name = flat(spelled)
-    if name in LATER:
-        return f"--{name} needs {LATER[name]}, which is not built yet: leave the flag out"
-    if name in DEAD:
-        return f"--{name} is refused for good: {DEAD[name]}"
-    near = difflib.get_close_matches(name, [flat(n) for n in table] + list(ALIASES) + ["config"], n=1)
+    if later := reason(name, LATER):
+        return f"--{name} needs {later}, which is not built yet: leave the flag out"
+    if dead := reason(name, DEAD):
+        return f"--{name} is refused for good: {dead}"
+    near = difflib.get_close_matches(name, [flat(n) for n in table] + list(ALIASES) + ["config"], n=1, cutoff=0.8)
     return f"--{name} is not a flag" + (f"; did you mean --{near[0]}?" if near else "; --help lists all")
 
 
@@ -343,7 +430,7 @@ def read_file(path: str, sections: set[str], mistakes: list[str]) -> list[tuple[
     if not isinstance(tree, dict | None):
         mistakes.append(f"--config {path}: must hold `flag: value` lines, found {type(tree).__name__}")
         return []
-    pairs = []
+    pairs: list[tuple[Any, Any]] = []
     for key, value in (tree or {}).items():
         pairs += value.items() if key in sections and isinstance(value, dict) else [(key, value)]
     return [(str(key), value) for key, value in pairs if value is not None]

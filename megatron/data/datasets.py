@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 
 from megatron.config import Data
+from megatron.data.blend import Rule
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.instruct import Instruct
 from megatron.data.lineage import shared
@@ -20,8 +22,10 @@ from megatron.data.token_file import PaperFolder
 from megatron.data.tokenizer import Tokenizer
 from megatron.errors import BadData, Mismatch
 
+Kind = TypeVar("Kind", bound=Samples)
 SPLITS = ("train", "valid", "test")
-RULES = {"strict": "core", "reference": "deepspeed", "megatron-core": "core"}  # whose arithmetic, by --epoch-order
+# whose arithmetic, by --epoch-order
+RULES: dict[str, Rule] = {"strict": "core", "reference": "deepspeed", "megatron-core": "core"}
 DEFAULT_SPLIT = next(one.default for one in fields(Data) if one.name == "split")
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}  # in a paper folder
 
@@ -38,7 +42,7 @@ class SampleSpec:
 
     @property
     def vocab_size(self) -> int | None:
-        return self.tokenizer and self.tokenizer.vocab_size
+        return self.tokenizer.vocab_size if self.tokenizer else None
 
     def seed_of(self, split: str, data: Data) -> int:
         """Megatron's order has one seed for all splits."""
@@ -51,14 +55,17 @@ def build_datasets(data: Data, spec: SampleSpec) -> dict[str, Samples | None]:
     Raises MissingInput, BadData, also when training and evaluation share tokens, or Mismatch when another tokenizer made a
     corpus.
     """
+    built: dict[str, Samples | None]
     if data.data_kind == "random-window":
         built = {split: windows(data, split, spec) for split in SPLITS}
     else:
-        kind = {"packed": packed, "instruct": instruct, "pairs": pairs}[data.data_kind]
+        kinds: dict[str, Callable[[Data, str, list[Source], SampleSpec], Samples]]
+        kinds = {"packed": packed, "instruct": instruct, "pairs": pairs}
+        kind = kinds[data.data_kind]
         built = {split: kind(data, split, sources, spec) if sources else None for split, sources in chosen(data, spec).items()}
     for split, found in built.items():
-        if split != "train" and built["train"] and found:
-            refuse_shared(built["train"], found, split)
+        if split != "train" and (train := built["train"]) and found:
+            refuse_shared(train, found, split)
     return built
 
 
@@ -208,7 +215,7 @@ def alone(sources: list[Source], split: str) -> str:
 # What is refused
 
 
-def checked(found: Samples, spec: SampleSpec) -> Samples:
+def checked(found: Kind, spec: SampleSpec) -> Kind:
     """The dataset, once each of its corpora is known to be the tokenizer's.  Raises Mismatch or BadData."""
     for corpus, _, _ in found.extents():
         check_origin(corpus, spec.tokenizer)

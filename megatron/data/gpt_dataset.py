@@ -142,7 +142,10 @@ class PackedDataset(Samples):
         self.sources = sources
         self.walks = [order(source, place) for place, source in enumerate(used)]
         self.blend = Blend([source.weight for source in used], rule)
-        self.tokens_per_epoch = sum(walk.num_tokens for walk in self.walks)
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        return sum(walk.num_tokens for walk in self.walks)
 
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """Samples by number.  int64 [b] -> int64 [b, s+1]"""

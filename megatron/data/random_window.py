@@ -102,7 +102,10 @@ class RandomWindow(Samples):
         self.counts = np.array([len(pool) for pool in pools], np.int64)
         self.offsets = np.array([paper.offset for paper in self.papers], np.int64)
         self.lengths = np.array([paper.length for paper in self.papers], np.int64)
-        self.tokens_per_epoch = int(self.lengths.sum())
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        return int(self.lengths.sum())
 
     def chosen(self, categories: Sequence[str] | None, count: int | None, seed: int) -> list[str]:
         known = self.source.categories
@@ -133,7 +136,7 @@ class RandomWindow(Samples):
         """The paper of each sample, and where in it the window starts.  int64 [b] -> int64 [b], int64 [b]"""
         first, count = np.zeros(len(numbers), np.int64), np.full(len(numbers), len(self.papers))
         if self.component_uniform:
-            cat = below(self.seed, CATEGORY, numbers, np.int64(len(self.counts)))
+            cat = below(self.seed, CATEGORY, numbers, np.array(len(self.counts)))
             first, count = (self.counts.cumsum() - self.counts)[cat], self.counts[cat]
         paper = first + below(self.seed, PAPER, numbers, count)
         return paper, below(self.seed, START, numbers, self.lengths[paper] - self.seq_length)

@@ -99,7 +99,7 @@ def build_sample_idx(sizes: np.ndarray, document_index: np.ndarray, seq_length: 
     """The twin of helpers.cpp.  int32 [n], int32 [d] -> dtype [num_samples + 1, 2]"""
     if seq_length < 1 or num_samples < 0:
         raise ValueError(f"{num_samples} samples of {seq_length} tokens: expected 0 or more of at least 1")
-    index = np.zeros((num_samples + 1, 2), dtype)  # sample 0 begins in document 0 even where that is empty
+    index: np.ndarray = np.zeros((num_samples + 1, 2), dtype)  # sample 0 begins in document 0 even where that is empty
     known, end = 1, 0  # samples whose beginning is found, tokens walked
     for at in range(0, len(document_index), SAMPLE_BLOCK):
         if known > num_samples:

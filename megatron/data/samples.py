@@ -6,6 +6,8 @@ Randomness has an address, not a history: a row is a pure function of (seed, sam
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from typing import Protocol
 
 import numpy as np
 
@@ -14,9 +16,9 @@ from megatron.errors import BadData
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def hash64(*words: int | np.ndarray) -> np.ndarray:
+def hash64(*words: int | np.integer | np.ndarray) -> np.ndarray:
     """Integers mixed into uniform 64-bit ones by splitmix64 (Steele et al. 2014).  [b] ... -> uint64 [b]"""
-    h = np.zeros(1, np.uint64)
+    h: np.ndarray = np.zeros(1, np.uint64)
     for word in words:
         h = h + np.asarray(word).astype(np.uint64) + GOLDEN
         h = (h ^ (h >> 30)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -25,15 +27,41 @@ def hash64(*words: int | np.ndarray) -> np.ndarray:
     return h
 
 
-class Samples:
-    """A dataset. A subclass has `rows`, `tokens_per_epoch`, `rows_in_first_epoch`, `describe` and `fingerprint`."""
+class Samples(Protocol):
+    """A dataset. What has no body here, each kind of dataset must have; the rest holds for most of them."""
+
+    seq_length: int
+    seed: int
+    vocab_size: int | None
 
     def __init__(self, seq_length: int, seed: int, vocab_size: int | None):
         self.seq_length, self.seed, self.vocab_size = seq_length, seed, vocab_size
 
+    @abstractmethod
     def rows(self, numbers: np.ndarray) -> np.ndarray:
         """Samples by number.  int64 [b] -> int64 [b, s+1]"""
-        raise TypeError(f"{type(self).__name__} has no rows")
+
+    @abstractmethod
+    def origin(self, number: int) -> str:
+        """The file that sample `number` comes from, for messages."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What the data are, in one or several lines of the run's log."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Names the samples: equal where every sample is."""
+
+    @property
+    @abstractmethod
+    def tokens_per_epoch(self) -> int:
+        """Tokens that a pass over all data consumes."""
+
+    @property
+    @abstractmethod
+    def rows_in_first_epoch(self) -> int:
+        """Samples from 0 on that validation may score."""
 
     def scored(self, numbers: np.ndarray) -> np.ndarray | None:
         """Which tokens are to be predicted, None for all.  int64 [b] -> bool [b, s+1]
@@ -49,10 +77,6 @@ class Samples:
     def vectors(self, numbers: np.ndarray) -> np.ndarray | None:
         """The vector that belongs to each sample, None where there is none.  int64 [b] -> float32 [b, d]"""
         return None
-
-    def origin(self, number: int) -> str:
-        """The file that sample `number` comes from, for messages."""
-        raise TypeError(f"{type(self).__name__} has no origin")
 
     def extents(self) -> list[tuple]:
         """(corpus, start, stop) of all tokens that are read, where they are ranges of corpora."""

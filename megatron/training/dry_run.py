@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 from megatron.config import Config, ConfigError, memory_bytes, resolve
 from megatron.errors import exits
@@ -159,14 +160,12 @@ def single_changes(cfg: Config) -> Iterator[tuple[str, int | str]]:
 
 def changed(cfg: Config, values: dict[str, int | str]) -> Config | None:
     """The config with other values, if they are legal and would act."""
-    parallel = {n: v for n, v in values.items() if hasattr(cfg.parallel, n)}
-    train = {n: v for n, v in values.items() if hasattr(cfg.train, n)}
+    parallel: dict[str, Any] = {n: v for n, v in values.items() if hasattr(cfg.parallel, n)}
+    train: dict[str, Any] = {n: v for n, v in values.items() if hasattr(cfg.train, n)}
+    late: dict[str, Any] = {"padded_vocab_size": None}  # it may grow with tensor parallelism
     other, mistakes = resolve(
         replace(
-            cfg,
-            model=replace(cfg.model, padded_vocab_size=None),
-            train=replace(cfg.train, **train),
-            parallel=replace(cfg.parallel, **parallel),
+            cfg, model=replace(cfg.model, **late), train=replace(cfg.train, **train), parallel=replace(cfg.parallel, **parallel)
         ),
         {},
     )

@@ -28,7 +28,7 @@ def oracle_nll(data: Slice, objective: Objective) -> tuple[np.ndarray, np.ndarra
         raise BadData("only packed samples of corpora of known entropy have an oracle; give --data-kind packed")
     numbers = np.arange(data.rows)
     known, rows = contiguous(data.dataset, numbers), data.dataset.rows(numbers)
-    origins = np.array([data.dataset.origin(n) for n in numbers])
+    origins = np.array([data.dataset.origin(n) for n in numbers.tolist()])
     found = np.zeros(data.rows)
     for prefix in np.unique(origins[known]):
         here = known & (origins == prefix)

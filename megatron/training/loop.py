@@ -119,13 +119,13 @@ def one_step(
 
 def left(cfg: Config, at: Progress) -> bool:
     """Whether a whole global batch is left."""
-    return at.samples + cfg.train.global_batch_size <= cfg.train.train_samples
+    return at.samples + cfg.train.global_batch_size <= cfg.train.num_samples
 
 
 def pose(objective: Objective, data: Samples, cfg: Config, at: Progress, dp: Group = ALONE) -> list[Batch]:
     """This replica's micro-batches of the step that begins at `at`: a pure function of config, progress and its place."""
     cleans = replica_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size, dp.rank, dp.size)
-    progress = at.samples / cfg.train.train_samples
+    progress = at.samples / cfg.train.num_samples
     return [objective.pose(c, Noise(cfg.train.seed, c.index), progress) for c in cleans]
 
 
@@ -150,4 +150,4 @@ def after(at: Progress, done: Step, samples: int) -> Progress:
 
 
 def due(at: Progress, every: int | None) -> bool:
-    return bool(every) and at.step % every == 0
+    return every is not None and at.step % every == 0

@@ -149,7 +149,7 @@ def describe(cfg: Config, data: dict[str, Samples | None], slices: dict[str, Sli
     if cfg.data.data_path and data["test"] is None and (cfg.data.split.split(",") + ["0"] * 3)[2] not in ("0", "0.0"):
         lines.append(f"test: the last share of --split {cfg.data.split} is shorter than one sample: nothing is tested at the end")
     if data["train"]:
-        tokens, per_epoch = (cfg.train.train_samples or 0) * cfg.model.seq_length, data["train"].tokens_per_epoch
+        tokens, per_epoch = cfg.train.num_samples * cfg.model.seq_length, data["train"].tokens_per_epoch
         lines.append(f"Tokens per epoch: {per_epoch} | {tokens} tokens to train on = {tokens / per_epoch:.3f} epochs")
     for split, found in slices.items():
         asked = cfg.train.eval_iters * cfg.train.global_batch_size
@@ -179,7 +179,7 @@ def use_deepspeed(cfg: Config, say: Callable[[str], None]) -> str:
 
 def batch(cfg: Config, data: Samples | None, objective: Objective, at: Progress, dp: Group) -> str:
     """Pose this replica's part of the step that comes next and look at it."""
-    if data is None or cfg.train.skip_train or at.samples + cfg.train.global_batch_size > cfg.train.train_samples:
+    if data is None or cfg.train.skip_train or at.samples + cfg.train.global_batch_size > cfg.train.num_samples:
         return ""
     batches = pose(objective, data, cfg, at, dp)
     largest = max(int(b.inputs.max()) for b in batches)

@@ -10,35 +10,37 @@ if TYPE_CHECKING:
 
 
 def learning_rate(cfg: config.Optim, samples: int) -> float:
-    """The rate of the step that begins after `samples` consumed samples (so the first warm-up step has rate 0)."""
-    warmup, end = cfg.lr_warmup_samples, cfg.lr_decay_samples
+    """The rate of the step that begins after `samples` consumed samples (so the first warm-up step has --lr-warmup-init).
+
+    The rules, the order of their cases too, are those of Megatron-LM's megatron/core/optimizer_param_scheduler.py.
+    """
+    peak, warmup, end = cfg.lr or 0.0, cfg.lr_warmup_samples, cfg.lr_decay_samples or 0
     if warmup and samples <= warmup:
-        return cfg.lr * samples / warmup
+        return cfg.lr_warmup_init + (peak - cfg.lr_warmup_init) * samples / warmup
     if cfg.lr_decay_style == "constant":
-        return cfg.lr
+        return peak
     if samples > end:
         return cfg.min_lr
-    return cfg.min_lr + (cfg.lr - cfg.min_lr) * decay(cfg, samples, warmup, end)
+    if cfg.lr_decay_style == "inverse-square-root":
+        return max(cfg.min_lr, peak * max(warmup, 1) ** 0.5 / max(samples, 1) ** 0.5)
+    return cfg.min_lr + (peak - cfg.min_lr) * decay(cfg, samples, warmup, end)
 
 
 def decay(cfg: config.Optim, samples: int, warmup: int, end: int) -> float:
     """What is left of the way from --lr to --min-lr, 1 to 0."""
-    x = (samples - warmup) / (end - warmup)
-    match cfg.lr_decay_style:
-        case "linear":
-            return 1 - x
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * x))
-        case "WSD":
-            x = max(0.0, (samples - (end - cfg.lr_wsd_decay_samples)) / cfg.lr_wsd_decay_samples)
-            return {
-                "linear": 1 - x,
-                "cosine": 0.5 * (1 + math.cos(math.pi * x)),
-                "exponential": 2 * 0.5**x - 1,
-                "minus_sqrt": 1 - math.sqrt(x),
-            }[cfg.lr_wsd_decay_style]
+    x, shape = (samples - warmup) / (end - warmup), cfg.lr_decay_style
+    if shape == "WSD":
+        last = cfg.lr_wsd_decay_samples or 1
+        x, shape = max(0.0, (samples - (end - last)) / last), cfg.lr_wsd_decay_style
+    return {
+        "linear": 1 - x,
+        "cosine": 0.5 * (1 + math.cos(math.pi * x)),
+        "exponential": 2 * 0.5**x - 1,
+        "minus_sqrt": 1 - math.sqrt(x),
+    }[shape]
 
 
 def decayed(cfg: config.Optim, samples: int, batch_size: int) -> bool:
     """Whether a run that ends after `samples` samples has come to the end of its schedule: what is left fills no step."""
-    return cfg.lr_decay_style != "constant" and cfg.lr_decay_samples is not None and samples + batch_size > cfg.lr_decay_samples
+    ends = cfg.lr_decay_style not in ("constant", "inverse-square-root")
+    return ends and cfg.lr_decay_samples is not None and samples + batch_size > cfg.lr_decay_samples

@@ -158,13 +158,13 @@ def sample_spec(cfg: Config, tokenizer: Tokenizer) -> SampleSpec:
     """What the datasets depend on; in Megatron's order that is also how many samples it would ask each split for."""
     t = cfg.train
     rows = t.eval_iters * t.global_batch_size
-    evaluations = 1 if t.skip_train else (t.train_samples or 0) // t.global_batch_size // t.eval_interval + 1
+    evaluations = 1 if t.skip_train else t.num_samples // t.global_batch_size // t.eval_interval + 1
     return SampleSpec(
         seq_length=cfg.model.seq_length,
         seed=t.seed,
         eval_seed=t.eval_seed,
         tokenizer=tokenizer,
-        lengths={"train": t.train_samples or 1, "valid": max(1, evaluations * rows), "test": max(1, rows)},
+        lengths={"train": t.num_samples or 1, "valid": max(1, evaluations * rows), "test": max(1, rows)},
     )
 
 
@@ -282,7 +282,7 @@ def refuse_untrained(path: Path, facts: dict) -> None:
 def refuse_unfinished(run: Path, cfg: Config, facts: dict) -> None:
     at = Progress(**facts["progress"])
     if left(cfg, at):
-        total = (cfg.train.train_samples or 0) // cfg.train.global_batch_size
+        total = cfg.train.num_samples // cfg.train.global_batch_size
         raise MissingInput(
             f"{run} is not finished: its newest checkpoint is at step {at.step} of {total}; wait for it, or name the "
             "checkpoint: newest, best or a step"

@@ -41,6 +41,17 @@ def test_wsd_decays_only_at_the_end(shape, left):
     assert learning_rate(cfg, 899) == pytest.approx(2e-4) and learning_rate(cfg, 1000) == pytest.approx(2e-5 + 1.8e-4 * left)
 
 
+def test_megatrons_inverse_square_root_and_warm_up_from_a_rate():
+    """Numbers by hand from OptimizerParamScheduler.get_lr (Megatron-LM, megatron/core/optimizer_param_scheduler.py)."""
+    root = optim("inverse-square-root", lr_warmup_init=4e-5)
+    assert [learning_rate(root, n) for n in (0, 25, 100)] == pytest.approx([4e-5, 8e-5, 2e-4])
+    assert [learning_rate(root, n) for n in (400, 900, 1100)] == pytest.approx([1e-4, 2e-4 / 3, 2e-4 / 11**0.5])
+    assert learning_rate(root, 1101) == 2e-5 and learning_rate(optim("inverse-square-root", min_lr=9e-5), 900) == 9e-5
+    cold = optim("inverse-square-root", lr_warmup_samples=0, min_lr=0.0)
+    assert [learning_rate(cold, n) for n in (0, 1, 64)] == pytest.approx([2e-4, 2e-4, 2.5e-5])
+    assert not decayed(root, 1100, 8)
+
+
 def test_no_warm_up():
     assert learning_rate(optim(lr_warmup_samples=0), 0) == pytest.approx(2e-4)
 

@@ -48,7 +48,7 @@ class Process:
 # Making one
 
 
-def hidden_markov(transitions: Sequence, spec: dict | None = None) -> Process:
+def hidden_markov(transitions: np.ndarray | Sequence, spec: dict | None = None) -> Process:
     """A source from its labelled transitions [symbols, states, states].  Raises BadData unless they are a law with one class."""
     t = np.asarray(transitions, np.float64)
     if t.ndim != 3 or t.shape[1] != t.shape[2] or not t.size or t.size > LARGEST:
@@ -76,7 +76,7 @@ def stationary(chain: np.ndarray) -> np.ndarray:
     return found.clip(0) / found.clip(0).sum()
 
 
-def markov(conditionals: Sequence, order: int = 1) -> Process:
+def markov(conditionals: np.ndarray | Sequence, order: int = 1) -> Process:
     """A chain: row i of [symbols ** order, symbols] is the law after the context i, its last symbol the lowest digit."""
     law = np.asarray(conditionals, np.float64)
     if law.ndim != 2 or order < 1 or len(law) != law.shape[1] ** order:
@@ -167,7 +167,7 @@ def mixture_rate(source: Process, tolerance: float) -> tuple[float, float]:
     """A document of part k with n symbols costs n h_k at least (its part is told), and at most H(part, first state) more."""
     q, weights = source.end_of_document, source.spec["weights"]
     rates = np.array([entropy_rate(part, tolerance) for part in source.parts])  # [parts, 2]
-    low, high = entropy([q, 1 - q]) + (1 - q) * (np.array(weights) @ rates)
+    low, high = entropy(np.array([q, 1 - q])) + (1 - q) * (np.array(weights) @ rates)
     return float(low), float(high + q * entropy(source.start))
 
 
