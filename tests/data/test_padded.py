@@ -18,7 +18,6 @@ class Rows(Padded):
         return ""
 
 
-
 @pytest.fixture
 def prefix(tmp_path):
     """Document n is n + 1 tokens of value n, 11 of them."""
