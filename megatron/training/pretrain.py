@@ -75,34 +75,6 @@ def main(cfg: Config) -> int:
                 return run.leave(at, reason)
 
 
-def sample_spec(cfg: Config, tokenizer: Tokenizer) -> SampleSpec:
-    """What the datasets depend on; in Megatron's order that is also how many samples it would ask each split for."""
-    t = cfg.train
-    rows = t.eval_iters * t.global_batch_size
-    evaluations = 1 if t.skip_train else t.num_samples // t.global_batch_size // t.eval_interval + 1
-    return SampleSpec(
-        seq_length=cfg.model.seq_length,
-        seed=t.seed,
-        eval_seed=t.eval_seed,
-        tokenizer=tokenizer,
-        lengths={"train": t.num_samples or 1, "valid": max(1, evaluations * rows), "test": max(1, rows)},
-    )
-
-
-def cut_slice(cfg: Config, dataset: Samples, reference: Objective, tokenizer: Tokenizer) -> Slice:
-    """The first rows of the validation data's own order; never a row twice."""
-    rows = min(cfg.train.eval_iters * cfg.train.global_batch_size, dataset.rows_in_first_epoch)
-    found = Slice(
-        dataset=dataset,
-        rows=rows,
-        seq_length=cfg.model.seq_length,
-        num_mc=cfg.objective.num_mc,
-        seed=cfg.train.eval_seed,
-        score_first_token=cfg.objective.score_first_token,
-    )
-    return replace(found, bytes_per_token=bytes_per_token(found, reference, tokenizer.token_bytes()))
-
-
 def take_up(cfg: Config, mesh: Mesh, fingerprints: dict[str, str | None]) -> tuple[Checkpoint | None, list[str], list[str]]:
     """The checkpoint to go on from, what changed since, and what is to be said once there is a log."""
     early: list[str] = []
