@@ -23,7 +23,7 @@ def corpus(tmp_path):
 @pytest.fixture(scope="session")
 def pool():
     """Warm processes for every test that needs several: `pool.run(world_size, function, *args)`, results by rank."""
-    from tools.verify_layouts import Pool
+    from megatron.proof.pool import Pool
 
     with Pool(8) as found:
         yield found

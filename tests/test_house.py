@@ -17,6 +17,7 @@ FLOORS = [
     {"objectives"},
     {"engine"},
     {"training"},
+    {"proof"},
     {"program"},
 ]
 # The rooms of megatron/scaling: finished runs make a table, tables a law, a law a plan, a plan runs; then questions are answered.

@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 
-from tools.verify_layouts import LAYOUTS, OBJECTIVES, Verifier, read_experiment, read_layout, same, why_not, within
+from megatron.proof.agreement import Verifier, same, within
+from megatron.proof.layouts import LAYOUTS, OBJECTIVES, read_experiment, read_layout, why_not
 
 CI = ["tp2xpp2xdp2", "tp2xpp2+sp", "dp2+zero3", "dp2+deepspeed-zero1"]
 MOVES = [

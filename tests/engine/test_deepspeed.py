@@ -25,7 +25,7 @@ from megatron.engine import deepspeed
 from megatron.engine.deepspeed import additions, check, ds_config, find_op, is_built, rectangles
 from megatron.engine.native import NativeEngine
 from megatron.errors import Mismatch, MissingInput
-from tools.verify_layouts import fingerprint
+from megatron.proof.trial import fingerprint
 
 OP = "deepspeed_shm_comm"
 MODEL = Model(

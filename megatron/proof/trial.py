@@ -1,0 +1,117 @@
+"""One rank's part of an experiment: some steps with an evaluation half way, and a record of what was asked and answered."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron import config, engine
+from megatron.batch import Batch, Progress, Step
+from megatron.config import Config
+from megatron.core import checkpoint
+from megatron.core.checkpoint import Piece
+from megatron.data.datasets import build_datasets
+from megatron.data.samples import Samples, hash64
+from megatron.engine import Engine
+from megatron.objectives import Objective
+from megatron.training import device
+from megatron.training.evaluate import Slice, evaluate
+from megatron.training.loop import Interval, one_step, pose
+from megatron.training.trained import build_objective, cut_slice, meet, open_tokenizer, sample_spec
+
+
+@dataclass(kw_only=True)
+class Record:
+    """What a layout did: on one rank, then on all together."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    validation: float = math.nan
+    samples: dict[int, str] = field(default_factory=dict)  # number -> hash of what was asked: inputs, targets, 1 / t, masks
+    begun: dict[str, int] = field(default_factory=dict)  # tensor -> fingerprint, before the first step
+    ended: dict[str, int] = field(default_factory=dict)  # the same after the last, as saved
+
+    def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
+        """What the training loop tells a run."""
+        self.losses.append(done.loss)
+        self.norms.append(done.grad_norm)
+
+    def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None:
+        """A skipped step is on record as a loss that is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """All that a run has on one rank."""
+
+    cfg: Config
+    engine: Engine
+    objective: Objective
+    train: Samples
+    valid: Slice
+
+
+def set_up(argv: list[str]) -> Trial:
+    cfg = config.parse(argv)
+    tokenizer = open_tokenizer(cfg)
+    cfg = cfg.with_vocabulary(tokenizer.vocab_size)
+    objective, data = build_objective(cfg), build_datasets(cfg.data, sample_spec(cfg, tokenizer))
+    return Trial(
+        cfg=cfg,
+        engine=engine.build(cfg, objective, device.setup(cfg), meet(cfg), lambda line: None),
+        objective=objective,
+        train=data["train"],
+        valid=cut_slice(cfg, data["valid"] or data["train"], objective.reference(), tokenizer),
+    )
+
+
+def train(argv: list[str], steps: int, save: str | None = None, load: str | None = None) -> Record:
+    """Some steps of a run with an evaluation half way, from its beginning or a checkpoint in `load`; then one in `save`."""
+    trial, record, at, interval = set_up(argv), Record(), Progress(), Interval()
+    if load:
+        found = checkpoint.load(Path(load), group=trial.engine.mesh.control)
+        trial.engine.load(found)
+        at = Progress(step=found.step, samples=found.step * trial.cfg.train.global_batch_size)
+    record.begun = fingerprints(trial.engine)
+    for step in range(1, steps + 1):
+        record.samples |= hashes(pose(trial.objective, trial.train, trial.cfg, at, trial.engine.mesh.dp))
+        at, interval = one_step(trial.cfg, trial.engine, trial.objective, trial.train, record, at, interval)
+        if step == (steps + 1) // 2:
+            record.validation = evaluate(trial.engine, trial.objective.reference(), trial.valid)["loss"]
+    if save:
+        checkpoint.save(Path(save), at.step, trial.engine.pieces(), {}, group=trial.engine.mesh.control)
+        record.ended = fingerprints(trial.engine)
+    return record
+
+
+def hashes(batches: list[Batch]) -> dict[int, str]:
+    """Sample number -> what its row asks of the model; rows that only fill up a batch are none."""
+    found = {}
+    for batch in batches:
+        for row in batch.scored.any(1).nonzero()[:, 0].tolist():
+            asked = (batch.inputs[row], batch.targets[row], batch.weights[row], batch.scored[row], batch.positions[row])
+            found[int(batch.index[row])] = hashlib.sha256(b"".join(x.numpy().tobytes() for x in asked)).hexdigest()
+    return found
+
+
+def fingerprints(engine: Engine) -> dict[str, int]:
+    """A number for each tensor. Over the ranks they add up to the same however the tensor is cut, if every entry is the same."""
+    found: dict[str, int] = {}
+    for piece in engine.pieces():
+        found[piece.name] = (found.get(piece.name, 0) + fingerprint(piece)) % 2**64
+    return found
+
+
+def fingerprint(piece: Piece) -> int:
+    """The sum of a hash of each entry's bits and its place in the whole tensor, modulo 2**64."""
+    place = np.zeros((), np.int64)
+    for start, size, extent in zip(piece.start, piece.shape, piece.tensor.shape):
+        place = place[..., None] * size + start + np.arange(extent)  # one dimension more
+    tensor = piece.tensor.detach().cpu().contiguous()
+    bits = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]).numpy()
+    return int(hash64(place, bits).sum())
