@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from megatron.batch import Noise
-from megatron.config import Model, Objective, Optim, parse
+from megatron.config import Model, Optim, parse
 from megatron.core.transformer import GPT
 from megatron.data.indexed import IndexedWriter
 from megatron.data.instruct import Instruct
 from megatron.data.pairs import Pairs
 from megatron.data.samples import Samples
 from megatron.engine.native import NativeEngine
-from megatron.objectives import MaskedDiffusion, NextToken, build_reference
+from megatron.objectives.autoregressive import NextToken
+from megatron.objectives.masked import MaskedDiffusion
 from megatron.training.evaluate import Slice, cleans
 from megatron.training.pretrain import main
 
@@ -43,7 +44,7 @@ MODEL = Model(
 
 
 def engine(causal):
-    return NativeEngine([GPT(MODEL, causal, 3)], Optim(lr=1e-3), 4)
+    return NativeEngine([GPT(MODEL, causal, 3)], Optim(lr=1e-3))
 
 
 class Ordered(Noise):
@@ -135,7 +136,7 @@ def test_likelihoods_of_all_rows_sum_to_one(kind, tmp_path):
     (exact,) = engine(True).score([NextToken().pose(clean, Noise(0, clean.index), 1.0)])
     assert np.exp(-exact.loss).sum() == pytest.approx(1.0, abs=1e-5)
     law = np.random.default_rng(0).dirichlet(np.full(len(clean.index), 0.3))
-    bound = mean_over_noise(Oracle(clean.tokens[:, :-1].numpy(), law), build_reference(Objective(objective="mdm"), MASK), clean)
+    bound = mean_over_noise(Oracle(clean.tokens[:, :-1].numpy(), law), MaskedDiffusion(mask_id=MASK).reference(), clean)
     assert bound == pytest.approx(-np.log(law), rel=1e-5)
 
 
@@ -158,7 +159,7 @@ def test_training_and_validation_pose_the_same_bound(tmp_path):
             noise.row = torch.tensor([0.5, *(0.0 if h else 1.0 for h in hidden)])
             posed = MaskedDiffusion(mask_id=MASK, eps=0.0, strata=16).pose(clean, noise, 0.0)
             total = total + weight * chance * model.score([posed])[0].loss
-    bound = mean_over_noise(model, build_reference(Objective(objective="mdm"), MASK), clean)
+    bound = mean_over_noise(model, MaskedDiffusion(mask_id=MASK).reference(), clean)
     assert total == pytest.approx(bound, rel=1e-4) and np.exp(-bound).sum() < 1
 
 

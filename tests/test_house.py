@@ -12,7 +12,20 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (".ci", ".github", "docs", "ds_configs", "examples", "megatron", "tests", "tools", "utils")
 MADE = ("__pycache__", "utils/data", ".so", ".pyc", "ds_configs/zero")  # made on the machine, not source
 FLOORS = [
-    {"__init__", "config", "catalogue", "batch", "budget", "errors", "files", "flags", "forecast", "layout", "progress"},
+    {
+        "__init__",
+        "config",
+        "catalogue",
+        "batch",
+        "budget",
+        "errors",
+        "files",
+        "flags",
+        "forecast",
+        "layout",
+        "progress",
+        "standard_errors",
+    },
     {"core", "data", "scaling"},
     {"objectives"},
     {"engine"},

@@ -68,9 +68,11 @@ def evaluate(engine: Engine, objective: Objective, data: Slice) -> dict:
     scored = draws[0].scored
     asked, hits = sum(int(d.asked.sum()) for d in draws), sum(int(d.hits.sum()) for d in draws)
     value = float(loss.mean(0).sum() / scored.sum())
+    noise, df = (0.0, None) if objective.exact else noise_error(loss, scored)
     return {
         "loss": value,
-        "loss_se_noise": 0.0 if objective.exact else noise_error(loss, scored),
+        "loss_se_noise": noise,
+        "loss_se_noise_df": df,
         "loss_se_data": data_error(loss, scored),
         "perplexity": math.exp(min(700.0, value)),
         "accuracy": hits / max(1, asked),
@@ -111,31 +113,41 @@ def draw(engine: Engine, objective: Objective, data: Slice, number: int) -> RowS
     return RowScores(**{f.name: rows for f, rows in zip(fields(RowScores), table)})
 
 
-def noise_error(loss: np.ndarray, scored: np.ndarray) -> float | None:
-    """Standard error of the mean over draws of t and masks, given the rows; None with a single draw.
+def noise_error(loss: np.ndarray, scored: np.ndarray) -> tuple[float | None, float | None]:
+    """Standard error of the mean over draws of t and masks, given the rows, and its degrees of freedom; None with one draw.
 
-    Rows that share a stratification of t are dependent, blocks of REFERENCE_STRATA rows and draws are not: the
-    variance between draws is taken block by block and summed.  loss [draws, rows]
+    Rows that share a stratification of t are dependent, blocks of REFERENCE_STRATA rows and draws are not: the variance
+    between draws is taken block by block and summed. The degrees of freedom are Satterthwaite's, (sum v)^2 / sum v^2 times
+    those of a block, with unbiased estimates of both sums, and lie between those of one block and of all.
+    loss [draws, rows], scored [rows]
     """
     num_draws, num_rows = loss.shape
     if num_draws < 2:
-        return None
+        return None, None
     blocks = np.add.reduceat(loss, np.arange(0, num_rows, REFERENCE_STRATA), axis=1)  # [draws, blocks]
-    return float(np.sqrt(blocks.var(0, ddof=1).sum() / num_draws) / scored.sum())
+    variance, each = blocks.var(0, ddof=1), num_draws - 1
+    squares = each / (each + 2) * (variance**2).sum()  # of the true variances
+    square_of_sum = variance.sum() ** 2 - 2 / each * squares
+    df = each * (square_of_sum / squares if squares else len(variance))
+    error = np.sqrt(variance.sum() / num_draws) / scored.sum()
+    return float(error), float(np.clip(df, each, each * len(variance)))
 
 
 def data_error(loss: np.ndarray, scored: np.ndarray) -> float | None:
-    """Standard error from the choice of rows; the part of the scatter between rows that is noise is taken off.
+    """Standard error from the choice of rows, of len(rows) - 1 degrees of freedom; the scatter that is noise is taken off.
 
-    With a single draw, or rows too few to tell, nothing can be taken off and the error is an upper one.
+    The value is a ratio, the loss of all rows over their scored tokens, so what scatters is each row's loss beyond the
+    value times its tokens (the ratio estimator: Cochran, Sampling Techniques, 1977, 6.4). With a single draw, or rows too few
+    to tell, nothing can be taken off and the error is an upper one.  loss [draws, rows], scored [rows]
     """
     num_draws, num_rows = loss.shape
     if num_rows < 2:
         return None
-    rows = loss / scored  # [draws, rows]
-    between = rows.mean(0).var(ddof=1)
-    within = rows.var(0, ddof=1).mean() / num_draws if num_draws > 1 else 0.0
-    return float(np.sqrt((between - within if between > within else between) / num_rows))
+    mean = loss.mean(0)
+    beyond = mean - mean.sum() / scored.sum() * scored  # [rows]
+    between = num_rows / (num_rows - 1) * (beyond**2).sum()
+    within = loss.var(0, ddof=1).sum() / num_draws if num_draws > 1 else 0.0
+    return float(np.sqrt(between - within if between > within else between) / scored.sum())
 
 
 def bytes_per_token(data: Slice, objective: Objective, token_bytes: np.ndarray) -> float:

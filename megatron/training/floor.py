@@ -6,8 +6,6 @@ difference over rows is an estimate of a KL divergence, which is never negative,
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from megatron.data.gpt_dataset import PackedDataset
@@ -16,7 +14,10 @@ from megatron.data.synthetic.process import token_nll
 from megatron.engine import Engine
 from megatron.errors import BadData
 from megatron.objectives import Objective
+from megatron.standard_errors import combined, half_width
 from megatron.training.evaluate import Slice, data_error, draw, noise_error
+
+SURE = 0.9973  # coverage of three standard errors, when they are well known
 
 
 def oracle_nll(data: Slice, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
@@ -56,13 +57,16 @@ def compare(engine: Engine, objective: Objective, data: Slice) -> dict:
     draws = [draw(engine, objective, data, m) for m in range(data.num_mc)]
     loss, scored = np.stack([d.loss for d in draws]) * known, draws[0].scored * known  # [draws, rows], [rows]
     excess = loss - floor
-    total, noise = scored.sum(), None if objective.exact else noise_error(loss, scored)
-    error = math.hypot(noise or 0.0, data_error(excess[:, known], scored[known]))
+    total, (noise, noise_df) = scored.sum(), (None, None) if objective.exact else noise_error(loss, scored)
+    error, df = combined((noise, noise_df), (data_error(excess[:, known], scored[known]), known.sum() - 1.0))
+    difference = float(excess.mean(0).sum() / total)
     return {
         "model": float(loss.mean(0).sum() / total),
         "oracle": float(floor.sum() / total),
-        "difference": float(excess.mean(0).sum() / total),
+        "difference": difference,
         "se": error,
+        "se_df": df,
+        "below_floor": difference < -half_width(error, df, SURE),
         "se_noise": noise,
         "rows": int(known.sum()),
         "rows_left_out": int((~known).sum()),

@@ -39,6 +39,7 @@ COLUMNS = (
     *AXES,
     "loss",
     "loss_se_noise",
+    "loss_se_noise_df",
     "loss_se_data",
     "perplexity",
     "bits_per_byte",
@@ -285,9 +286,10 @@ def evaluation_line(r: dict) -> str:
 def error_line(r: dict) -> str:
     """What Megatron's line lacks: both standard errors, bits per byte, accuracy, and whether the loss is exact or a bound."""
     noise, rows = ("unknown" if r[name] is None else f"{r[name]:.6f}" for name in ("loss_se_noise", "loss_se_data"))
+    few = f" ({r['loss_se_noise_df']:.0f} degrees of freedom)" if r.get("loss_se_noise_df") else ""
     return (
         f" {r['kind']} at iteration {r['step']} | {r['bound']} nats per token: {r['loss']:.6f} | "
-        f"+- se_noise: {noise} | +- se_data: {rows} | "
+        f"+- se_noise: {noise}{few} | +- se_data: {rows} | "
         f"bits per byte: {r['bits_per_byte']:.6f} | accuracy: {r['accuracy']:.6f} |"
     )
 

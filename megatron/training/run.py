@@ -245,6 +245,7 @@ class Run:
             "train_loss": self.last.get("train"),
             "loss": val.get("loss"),
             "loss_se_noise": val.get("loss_se_noise"),
+            "loss_se_noise_df": val.get("loss_se_noise_df"),
             "loss_se_data": val.get("loss_se_data"),
             "bits_per_byte": val.get("bits_per_byte"),
             "accuracy": val.get("accuracy"),
@@ -274,7 +275,7 @@ class Run:
         """Each named validation set's last scores with their errors; the first set's are the run's own."""
         names = [name for name, _ in self.cfg.data.valid_sets()]
         kinds = ["val", *(f"val-{name}" for name in names[1:])]
-        wanted = ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy", "rows", "convention")
+        wanted = ("loss", "loss_se_noise", "loss_se_noise_df", "loss_se_data", "bits_per_byte", "accuracy", "rows", "convention")
         return {
             name: {key: self.last[kind][key] for key in wanted} for name, kind in zip(names, kinds) if name and kind in self.last
         }

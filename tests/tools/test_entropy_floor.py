@@ -40,12 +40,13 @@ def test_rows_and_draws_may_be_chosen(trained):
 
 def test_below_the_floor_is_an_exit_code_and_a_sentence(trained, monkeypatch, capsys):
     run, _ = trained
-    found = {"difference": -0.4, "se": 0.1, "model": 1.0, "oracle": 1.4, "bound": "exact", "rows": 9, "rows_left_out": 2}
+    found = {"difference": -0.4, "se": 0.1, "below_floor": True, "model": 1.0, "oracle": 1.4, "bound": "exact"}
+    found |= {"rows": 9, "rows_left_out": 2}
     monkeypatch.setattr("megatron.training.floor.compare", lambda *_: found)
     assert main([str(run)]) == 1
     said = capsys.readouterr().out
-    assert "below the floor by more than 3 standard errors" in said and "(2 spliced rows left out)" in said
-    fine = found | {"difference": -0.2, "set": "valid", "objective": "ar", "step": 1}
+    assert "below the floor by more than three standard errors" in said and "(2 spliced rows left out)" in said
+    fine = found | {"below_floor": False, "set": "valid", "objective": "ar", "step": 1}
     assert "below the floor" not in describe(fine)
 
 

@@ -12,6 +12,7 @@ from megatron.data.datasets import SampleSpec, build_datasets
 from megatron.engine.native import NativeEngine
 from megatron.objectives.autoregressive import NextToken
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.standard_errors import combined, half_width
 from megatron.training.evaluate import Slice, bytes_per_token, cleans, data_error, evaluate, noise_error
 
 MODEL = Model(
@@ -86,7 +87,18 @@ def test_noise_error_predicts_the_scatter_of_independent_draws(data):
 
 
 def test_one_draw_has_no_noise_error():
-    assert noise_error(np.ones((1, 40)), np.full(40, 15)) is None
+    assert noise_error(np.ones((1, 40)), np.full(40, 15)) == (None, None)
+
+
+@pytest.mark.parametrize("num_rows, num_draws", [(16, 2), (64, 2), (40, 4)])
+def test_intervals_of_few_draws_cover_what_they_say(num_rows, num_draws):
+    rng, scored = np.random.default_rng(0), np.full(num_rows, 10)
+    found = [
+        (l.sum() / l.shape[0] / scored.sum(), *noise_error(l, scored)) for l in rng.normal(0, 1, (2000, num_draws, num_rows))
+    ]
+    covered = np.mean([abs(mean) < half_width(error, df) for mean, error, df in found])
+    assert covered == pytest.approx(0.95, abs=0.025)
+    assert np.mean([abs(mean) < 1.96 * error for mean, error, _ in found]) < (0.75 if num_rows == 16 else 0.94)
 
 
 def test_data_error_takes_the_noise_off():
@@ -95,6 +107,23 @@ def test_data_error_takes_the_noise_off():
     loss = (rows + noise) * 15
     assert data_error(loss, np.full(4000, 15)) == pytest.approx(0.3 / math.sqrt(4000), rel=0.15)
     assert data_error(loss[:1], np.full(4000, 15)) == pytest.approx(math.sqrt(1.09) / math.sqrt(4000), rel=0.1)
+
+
+@pytest.mark.parametrize("power", [-1.0, 0.0, 1.0])
+def test_data_error_of_ragged_rows_is_that_of_the_reported_value(power):
+    """Rows of 1 to 400 tokens whose nats per token fall with their length, do not depend on it, or rise with it."""
+    rng, value, error = np.random.default_rng(0), [], []
+    for _ in range(1500):
+        scored = np.exp(rng.uniform(0, 6, 200)).round()
+        loss = scored * (2 * (scored / 60) ** power + rng.normal(0, 0.3, 200)) + rng.normal(0, 4, (2, 200))
+        value.append(loss.mean(0).sum() / scored.sum())
+        error.append(data_error(loss, scored))
+    noise = math.sqrt(4**2 / 2 * 200) / np.mean([np.exp(rng.uniform(0, 6, 200)).sum() for _ in range(200)])
+    true = math.sqrt(np.var(value) - noise**2)
+    assert math.sqrt(np.mean(np.square(error))) == pytest.approx(true, rel=0.06)
+    center = np.mean(value)
+    covered = np.mean([abs(v - center) < half_width(*combined((noise, None), (e, 199))) for v, e in zip(value, error)])
+    assert covered == pytest.approx(0.95, abs=0.025)
 
 
 def test_bytes_behind_the_scored_tokens(data):

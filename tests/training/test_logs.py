@@ -78,6 +78,7 @@ def val_record(step, kind="val", loss=3.123456):
         flops=6e6 * step,
         loss=loss,
         loss_se_noise=0.0125,
+        loss_se_noise_df=3.0,
         loss_se_data=0.05,
         bits_per_byte=1.5,
         perplexity=math.exp(loss),
@@ -138,7 +139,7 @@ def test_validation_block(tmp_path, capsys):
     assert dashes == closing == "-" * (len(line) + 1)
     fields = parse(ours)
     assert fields["bound nats per token"] == "3.123456"
-    assert (fields["+- se_noise"], fields["+- se_data"]) == ("0.012500", "0.050000")
+    assert (fields["+- se_noise"], fields["+- se_data"]) == ("0.012500 (3 degrees of freedom)", "0.050000")
     assert (fields["bits per byte"], fields["accuracy"]) == ("1.500000", "0.375000")
     assert "validation loss" not in ours and "lm loss" not in ours
     assert test_line.startswith(" validation loss at iteration 1000 on test set | lm loss value: 2.500000E+01 | ")
@@ -352,6 +353,7 @@ SIMPLE = {
     "val/perplexity",
     "val/bits_per_byte",
     "val/loss_se_noise",
+    "val/loss_se_noise_df",
     "val/loss_se_data",
 }
 REFERENCE = {

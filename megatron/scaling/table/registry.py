@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,8 +15,8 @@ from megatron.config import experiment
 from megatron.errors import MissingInput
 from megatron.scaling.run.progress import GO_ON, is_claimed, last_line
 from megatron.scaling.table.runs import RUN_FILES, last_step, read_json, records
+from megatron.standard_errors import combined, half_width
 
-Z95 = 1.959963984540054
 METRICS = ("loss", "bits_per_byte", "accuracy", "test_loss", "best_loss", "train_loss")
 
 
@@ -105,7 +104,8 @@ def _so_far(directory: Path, config: dict, facts: dict) -> dict:
         }
     if scored:
         found |= {
-            name: scored[-1].get(name) for name in ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy", "bound")
+            name: scored[-1].get(name)
+            for name in ("loss", "loss_se_noise", "loss_se_noise_df", "loss_se_data", "bits_per_byte", "accuracy", "bound")
         }
     return found
 
@@ -144,23 +144,31 @@ def summary(run: dict) -> dict:
 
 def error_of(result: dict, name: str = "loss") -> float | None:
     """The standard error of a metric, from noise and from data together; None where none was recorded."""
+    return combined(*_errors(result, name))[0]
+
+
+def _errors(result: dict, name: str) -> list[tuple[float | None, float | None]]:
+    """A metric's errors from noise and from data, each with its degrees of freedom where they are recorded."""
     if name == "bits_per_byte":  # the loss in another unit
-        error, scale = error_of(result), result.get("loss")
-        return error * result[name] / scale if error is not None and scale else None
-    parts = [result.get(f"{name}_se_noise"), result.get(f"{name}_se_data")]
-    known = [part for part in parts if isinstance(part, (int, float))]
-    return math.hypot(*known) if known else None
+        scale = result[name] / result["loss"] if result.get("loss") else None
+        return [(error * scale if error is not None and scale else None, df) for error, df in _errors(result, "loss")]
+    rows = (result.get("convention") or {}).get("rows")
+    return [
+        (result.get(f"{name}_se_noise"), result.get(f"{name}_se_noise_df")),
+        (result.get(f"{name}_se_data"), rows - 1 if rows else None),
+    ]
 
 
 def compare(a: dict, b: dict) -> dict:
     """What sets two described runs apart: {"flags", "facts": {name: [a, b]}, "metrics": {name: {a, b, difference, error,
-    exceeds}}}. `error` is the 95 % half-width of the difference as if the two errors were independent; runs that were scored
-    on one slice with one noise seed share much of theirs, so that a true difference may be smaller than that."""
+    exceeds}}}. `error` is the 95 % half-width of the difference, by Student's t, as if the errors were independent; runs
+    that were scored on one slice with one noise seed share much of theirs, so that a true difference may be smaller than
+    that."""
     metrics = {}
     for name in METRICS:
         one, other = a["result"].get(name), b["result"].get(name)
         if isinstance(one, (int, float)) and isinstance(other, (int, float)):
-            metrics[name] = _side_by_side(one, other, error_of(a["result"], name), error_of(b["result"], name))
+            metrics[name] = _side_by_side(one, other, _errors(a["result"], name), _errors(b["result"], name))
     outcome = {
         name: {key: value for key, value in run["result"].items() if key not in METRICS and "_se_" not in key}
         for name, run in (("a", a), ("b", b))
@@ -172,8 +180,9 @@ def compare(a: dict, b: dict) -> dict:
     return {"flags": _differences(a["config"], b["config"]), "facts": _differences(*facts), "metrics": metrics}
 
 
-def _side_by_side(one: float, other: float, *errors: float | None) -> dict:
-    error = None if None in errors else Z95 * math.hypot(*errors)
+def _side_by_side(one: float, other: float, *errors: list[tuple[float | None, float | None]]) -> dict:
+    known = all(error is not None for error, _ in (combined(*parts) for parts in errors))
+    error = half_width(*combined(*errors[0], *errors[1])) if known else None
     return {
         "a": one,
         "b": other,
