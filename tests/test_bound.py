@@ -68,6 +68,13 @@ class Whole(Samples):
         text = np.array(list(itertools.product((*LETTERS, END), repeat=SEQ - 1)))
         return np.pad(text, ((0, 0), (1, 1)))[numbers]
 
+    tokens_per_epoch = rows_in_first_epoch = 81
+
+    def origin(self, number):
+        return "whole"
+
+    describe = fingerprint = lambda self: "whole"
+
 
 def texts(longest):
     """All texts of letters that end before `longest` tokens, without their end, and all that do not, cut."""
@@ -99,8 +106,7 @@ DATA = {
 
 
 def clean_rows(dataset):
-    count = 81 if isinstance(dataset, Whole) else dataset.rows_in_first_epoch
-    data = Slice(dataset=dataset, rows=count, seq_length=SEQ, num_mc=1, seed=1, score_first_token=False)
+    data = Slice(dataset=dataset, rows=dataset.rows_in_first_epoch, seq_length=SEQ, num_mc=1, seed=1, score_first_token=False)
     (clean,) = cleans(data, 0)
     return clean
 
