@@ -16,6 +16,7 @@ from megatron.errors import BadData
 from megatron.objectives import Objective
 from megatron.standard_errors import combined, half_width
 from megatron.training.evaluate import Slice, data_error, draw, noise_error
+from megatron.training.trained import Trained
 
 SURE = 0.9973  # coverage of three standard errors, when they are well known
 
@@ -74,3 +75,28 @@ def compare(engine: Engine, objective: Objective, data: Slice) -> dict:
         "bound": "exact" if objective.exact else "bound",
         "convention": data.convention(objective),
     }
+
+
+def measure(trained: Trained, which: str = "valid", rows: int | None = None, num_mc: int | None = None) -> dict:
+    """`compare` on one of the run's sets, and what was compared. Raises BadData for a set that the run does not have."""
+    return {
+        "set": which,
+        "objective": trained.cfg.objective.objective,
+        "checkpoint": str(trained.checkpoint.path),
+        "step": trained.checkpoint.step,
+        **compare(trained.engine, trained.reference, trained.slice(which, rows, num_mc)),
+    }
+
+
+def describe(found: dict) -> str:
+    """What was found, in two lines."""
+    left_out = f" ({found['rows_left_out']} spliced rows left out)" if found["rows_left_out"] else ""
+    below = (
+        "\nbelow the floor by more than three standard errors: the model sees what it should predict, "
+        "or the corpus is not its source's"
+    )
+    return (
+        f"{found['objective']} at step {found['step']}, {found['rows']} rows of {found['set']}{left_out}: "
+        f"{found['bound']} {found['model']:.6f}, oracle {found['oracle']:.6f} nats per token\n"
+        f"model minus oracle {found['difference']:+.6f} +- {found['se']:.6f}{below if found['below_floor'] else ''}"
+    )

@@ -254,8 +254,9 @@ def read_config(facts: dict, path: Path) -> Config:
         raise Mismatch(f"{path} was written by a version with other flags ({error}): open it with that version") from None
 
 
-def at_layout(cfg: Config, device: str, dtype: str | None, layout: dict) -> Config:
+def at_layout(cfg: Config, device: str, dtype: str | None = None, layout: dict | None = None) -> Config:
     """The run's config for scoring alone, at another layout. Raises ConfigError."""
+    layout = layout or {}
     mistakes = [f"{name} is no flag of the layout" for name in layout.keys() - {f.name for f in fields(Parallel)}]
     if dtype not in (None, *DTYPES):
         mistakes.append(f"dtype {dtype}: expected one of {', '.join(DTYPES)}")
@@ -264,7 +265,8 @@ def at_layout(cfg: Config, device: str, dtype: str | None, layout: dict) -> Conf
     if mistakes:
         raise ConfigError(mistakes)
     there = {"WORLD_SIZE": str(dist.get_world_size()), "RANK": str(dist.get_rank())} if dist.is_initialized() else os.environ
-    train = replace(cfg.train, device=device, bf16=cfg.train.bf16 if dtype is None else dtype == "bf16", skip_train=True)
+    bf16 = cfg.train.bf16 if dtype is None else dtype == "bf16"
+    train = replace(cfg.train, device=device, bf16=bf16, skip_train=True, recompute_granularity=None)
     parallel = resolve_parallel(Parallel(**layout), cfg.model, False, dict(there), mistakes)
     check_parallel(parallel, train, mistakes)
     if mistakes:

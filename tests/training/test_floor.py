@@ -19,10 +19,9 @@ from megatron.errors import BadData, MissingInput
 from megatron.objectives.autoregressive import NextToken
 from megatron.objectives.masked import MaskedDiffusion
 from megatron.scaling.__main__ import main as scaling
-from megatron.training import floor
+from megatron.training import floor, open_run
 from megatron.training.evaluate import Slice
 from megatron.training.pretrain import main
-from tools.entropy_floor import read_config, score
 
 FLAGS = """--hidden-size 64 --num-attention-heads 2 --seq-length 64 --micro-batch-size 16 --global-batch-size 16 --lr 3e-3
     --min-lr 3e-5 --lr-decay-style cosine --lr-warmup-samples 320 --tokenizer-type ByteTokenizer --split 90,10,0
@@ -53,7 +52,7 @@ def excess(prefix, folder, objective, *flags, rows=1000):
     """Train, and compare."""
     words = [*FLAGS, "--data-path", prefix, "--run-dir", str(folder), "--save", str(folder), *flags]
     assert main(parse(words, objective)) == 0
-    return score(read_config(folder, None), "valid", rows, None)
+    return floor.measure(open_run(folder), rows=rows)
 
 
 def test_a_small_ar_model_comes_within_two_hundredths_of_the_floor(chain, tmp_path):
@@ -133,7 +132,7 @@ def test_a_sweeps_law_holds_the_floor_or_says_that_it_is_not_identified(tmp_path
     assert scaling(["run", plan, "--runs-dir", str(runs), "--processes", "2"]) == 0
     assert scaling(["fit", str(runs), "--form", "chinchilla", "--out", str(tmp_path / "fit")]) == 0
     fitted = json.loads((tmp_path / "fit" / "fit.json").read_text())
-    found = [score(read_config(run, None), "valid", None, None) for run in sorted(runs.iterdir()) if run.is_dir()]
+    found = [floor.measure(open_run(run)) for run in sorted(runs.iterdir()) if run.is_dir()]
     assert len(found) == 20 and all(-3 * f["se"] < f["difference"] for f in found)
     low, high = (bound if bound is not None else open_ for bound, open_ in zip(fitted["ci"]["E"], (0.0, math.inf)))
     unidentified = any("the irreducible loss is not identified" in warning for warning in fitted["warnings"])

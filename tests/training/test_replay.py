@@ -143,6 +143,14 @@ def test_the_replay_computes_what_the_run_computed(bad_step, capsys, tmp_path):
     assert f"here the loss is {next(r['loss'] for r in record if r['step'] == 2):.6f}" in said
 
 
+def test_programs_get_json(bad_step, capsys):
+    dump = bad_step(lambda model: spoil(model, "blocks.1.mlp.up.weight", math.nan, (3, 4)))
+    assert replay.main([str(dump), "--device", "cpu", "--json"]) == 17
+    found = json.loads(capsys.readouterr().out)
+    assert found["reproduced"] and found["first"].startswith("weight blocks.1.mlp.up.weight") and found["loss"] is None
+    assert (found["step"], found["samples"], found["there"]["loss"]) == (2, list(range(8, 16)), "nan")
+
+
 def test_users_mistakes_get_a_sentence(bad_step, tmp_path, capsys):
     code, _, said = run(tmp_path / "nowhere", capsys)
     assert code == 66 and "there is no checkpoint in" in said
@@ -166,4 +174,4 @@ def test_a_dump_of_another_version_is_refused(bad_step, capsys):
     path = checkpoint.save(dump.path.parent, 9, checkpoint.whole(dump.tensors()), dump.facts, audit=False)
     capsys.readouterr()
     code, _, said = run(path, capsys)
-    assert code == 78 and "no_such_flag" in said and "replay it with that version" in said
+    assert code == 78 and "no_such_flag" in said and "open it with that version" in said
