@@ -1,14 +1,18 @@
 #!/bin/bash
-# What every recipe shares; a recipe sources it. It goes to the project's folder, settles the scale and the defaults, and defines
+# What every recipe shares; a recipe sources it. It goes to the project's folder, settles the scale and the data, and defines
 #   sizes, budgets, at_scale      what a sweep runs over, at either scale
-#   plan SIZE LENGTH...           a run's size and length, by `python -m megatron.budget`
-#   train_on, run, evaluate       its data; put the run into the recipe's plan; score a finished one
-#   finish, analyse               execute the plan on every GPU of the job, or in few processes; make its tables and figures
+#   plan FLAGS...                 more runs for this recipe, as `tools/scaling_laws.py plan FLAGS` makes them; the recipe sets
+#                                 `name`, what they are called, and may set `extra`, flags of pretrain_*.py for each
+#   finish, evaluate              execute the plan on every GPU of the job, or in few processes; score finished runs
+#   analyse                       its tables and figures
 # examples/README.md lists the variables that change a run.
 set -euo pipefail
 note() { echo "$*" >&2; }
 stop() { note "${@:2}"; exit "$1"; }
 from_caller() { if [[ $1 == /* ]]; then echo "$1"; else echo "$caller/$1"; fi; }
+whole() {                                             # NAME VALUE: bash would carry out what a word such as a[$(rm x)] says
+  [[ $2 =~ ^(0|[1-9][0-9]{0,17})$ ]] || stop 2 "$1=$2 must be a whole number: set it so, or leave it out"
+}
 
 caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -17,7 +21,7 @@ source utils/model_params.sh
 source utils/epoch_tokens.sh
 PYTHON=$(environment_python)
 more_flags=("$@")                                     # flags behind a recipe's name go to each of its runs
-failed='' list='' place='' names=() train_args=()
+extra=() names=()
 
 # -- scale
 if [[ -z ${SCALE:-} ]]; then
@@ -35,23 +39,20 @@ at_scale() { if [[ $SCALE == gpu ]]; then echo "$1"; else echo "$2"; fi; }
 num_gpus=${SLURM_GPUS_ON_NODE:-$(nvidia-smi -L 2>/dev/null | grep -c ^GPU || true)}
 export NPROC_PER_NODE=${NPROC_PER_NODE:-$(at_scale "$num_gpus" "${cpu_ranks:-1}")}
 num_nodes=${NNODES:-${SLURM_NNODES:-1}}
-several() { ((num_nodes * NPROC_PER_NODE > 1)); }
+whole NNODES "$num_nodes"
+whole NPROC_PER_NODE "$NPROC_PER_NODE"
+world_size=$((num_nodes * NPROC_PER_NODE > 0 ? num_nodes * NPROC_PER_NODE : 1))
+several() { ((world_size > 1)); }
 
 # -- settings; one that changes the result is in the run's name, so that only the same run counts as finished
 changed=${LEARNING_RATE:+_lr$LEARNING_RATE}${GRAD_CLIP_NORM:+_clip$GRAD_CLIP_NORM}
 changed+=${GLOBAL_BATCH_SIZE:+_gbs$GLOBAL_BATCH_SIZE}${SEED:+_seed$SEED}
-LEARNING_RATE=${LEARNING_RATE:-$(at_scale 2e-4 3e-3)}
-MIN_LEARNING_RATE=$(awk -v peak="$LEARNING_RATE" 'BEGIN { printf "%g", peak / 10 }')
-GLOBAL_BATCH_SIZE=${GLOBAL_BATCH_SIZE:-$(at_scale 256 8)}
-SEQ_LEN=$(at_scale 2048 128)
+if [[ ${PAPER:-} == 1 ]]; then changed+=_paper; fi
+whole GLOBAL_BATCH_SIZE "${GLOBAL_BATCH_SIZE:=$(at_scale 256 8)}"
 TENSORBOARD=${TENSORBOARD-$(at_scale 1 "")}           # empty: off
 WANDB_PROJECT=${WANDB_PROJECT-$(at_scale diffusion_data_constraint "")}
-if [[ ${PAPER:-} == 1 ]]; then
-  dropout=0.1 changed+=_paper
-  note "PAPER=1: dropout 0.1 on attention and residual, as the reference has without saying so"
-else
-  dropout=0
-  note "dropout 0 (the reference's is 0.1 without saying so; PAPER=1 sets it)"
+if [[ ${PAPER:-} == 1 ]]; then note "PAPER=1: dropout 0.1 on attention and residual, as the reference has without saying so"
+else note "dropout 0 (the reference's is 0.1 without saying so; PAPER=1 sets it)"
 fi
 
 # -- places; a corpus has its own data and its own runs
@@ -72,131 +73,104 @@ budgets() {
   found=${found//e+0/e}
   echo "${found//e+/e}"                               # 10e18 and 1e+19 are one budget and one name, 1e19
 }
+commas() { local IFS=,; echo "$*"; }
 
-# tokens_of U: of a subset of utils/epoch_tokens.sh, or a count.
-tokens_of() { local name=DATA_$1; if [[ $1 == *[!0-9]* ]]; then echo "${!name}"; else echo "$1"; fi; }
-
-# plan SIZE [--flops C | --tokens D] [--epochs E]: sets size_name, num_layers ..., train_samples, warmup_samples, unique_tokens.
+# plan FLAGS...: add runs to the recipe's plan.
 plan() {
-  local size=$1 said rule=(--seq-length "$SEQ_LEN")
-  shift
-  if [[ $SCALE == cpu ]]; then rule+=(--vocab-size 257 --params total); fi
-  said=$("$PYTHON" -m megatron.budget --model "${size//,/ }" "$@" "${rule[@]}" \
-    --field name num_layers hidden_size num_attention_heads kv_channels train_samples warmup_samples unique_tokens) || exit 2
-  read -r size_name num_layers hidden_size num_heads kv_channels train_samples warmup_samples unique_tokens <<<"$said"
+  local words=(--scale "$SCALE" --append --out "$draft" --name "$name$changed" --gpus "$world_size") flags=()
+  if [[ ${DRY_RUN:-} != 1 && ! ${evaluating:-} ]]; then words+=(--need-data); fi
+  if [[ ${LEARNING_RATE:-} ]]; then words+=(--lr "fixed:$LEARNING_RATE"); fi
+  if [[ ${SEED:-} ]]; then words+=(--seeds "$SEED"); fi
+  words+=(--batch-size "fixed:$GLOBAL_BATCH_SIZE" --valid-data "$valid_data")
+  if [[ ! ${evaluating:-} ]]; then words+=(--train-data "${train_data:-$1}"); fi
+  flags_of_the_caller
+  scaling_laws plan "${words[@]}" "${@:2}" -- ${flags[@]+"${flags[@]}"} >/dev/null || exit $?
 }
+scaling_laws() { "$PYTHON" tools/scaling_laws.py "$@"; }
 
-model_args() {
-  args+=(--num-layers "$num_layers" --hidden-size "$hidden_size" --num-attention-heads "$num_heads" --kv-channels "$kv_channels"
-    --seq-length "$SEQ_LEN" --max-position-embeddings "$SEQ_LEN" --use-rotary-position-embeddings --normalization rmsnorm --swiglu
-    --disable-bias-linear --attention-dropout "$dropout" --hidden-dropout "$dropout" --seed "${SEED:-1234}"
-    --micro-batch-size "$(least "${MICRO_BATCH_SIZE:-16}" "$GLOBAL_BATCH_SIZE")" --global-batch-size "$GLOBAL_BATCH_SIZE")
-  if [[ $SCALE == gpu ]]; then args+=(--bf16); else args+=(--device cpu); fi
-}
-
-optim_args() {
-  args+=(--train-samples "$train_samples" --lr-decay-samples "$train_samples" --lr-warmup-samples "$warmup_samples"
-    --optimizer adam --adam-beta1 0.9 --adam-beta2 0.95 --adam-eps 1e-8 --weight-decay 0.1 --clip-grad "${GRAD_CLIP_NORM:-1.0}"
-    --lr "$LEARNING_RATE" --min-lr "$MIN_LEARNING_RATE" --lr-decay-style cosine)
-}
-
-data_args() {
-  if [[ $SCALE == gpu ]]; then
-    args+=(--tokenizer-type GPT2BPETokenizer --vocab-file utils/data/gpt2-vocab.json --merge-file utils/data/gpt2-merges.txt
-      --data-impl mmap --valid-data-path-file "${VALID_DATA_PATH:-utils/datapaths/val_c4.txt}")
-  else
-    args+=(--tokenizer-type ByteTokenizer --data-impl mmap --valid-data-path "$text/valid_text_document")
+flags_of_the_caller() {                               # into `flags`: the variables of examples/README.md, as flags of pretrain_*.py
+  local variable_and_flag value run="{run}${evaluating:-}" group='{program}'
+  for variable_and_flag in GRAD_CLIP_NORM=--clip-grad LOG_INTERVAL=--log-interval EVAL_INTERVAL=--eval-interval \
+    EVAL_ITERS=--eval-iters SAVE_INTERVAL=--save-interval; do
+    value=${variable_and_flag%%=*}
+    if [[ ${!value:-} ]]; then flags+=("${variable_and_flag#*=}" "${!value}"); fi
+  done
+  if [[ ${MICRO_BATCH_SIZE:-} ]]; then
+    whole MICRO_BATCH_SIZE "$MICRO_BATCH_SIZE"
+    flags+=(--micro-batch-size "$(least "$MICRO_BATCH_SIZE" "$GLOBAL_BATCH_SIZE")")
   fi
-}
-
-# train_on SOURCE [unique]: a datapath file or a prefix, at SCALE=cpu the text instead; with `unique` its first unique_tokens.
-train_on() {
-  local source=${TRAIN_DATA_PATH:-$1}
-  if [[ $SCALE == cpu ]]; then
-    train_args=(--train-data-path "$text/train_text_document")
-    if [[ ${2:-} ]]; then unique_tokens=$(least "$unique_tokens" "$(text_tokens)"); fi
-  elif [[ $source == *.txt ]]; then train_args=(--train-data-path-file "$source")
-  else train_args=(--train-data-path "$source"); fi
-  if [[ ${2:-} ]]; then train_args+=(--unique-tokens "$unique_tokens"); fi
-}
-output_args() {                                       # NAME; sets place
-  place=$RUNS_DIR/$1
-  args+=(--log-interval "${LOG_INTERVAL:-$(at_scale 10 50)}" --eval-interval "${EVAL_INTERVAL:-1000}"
-    --eval-iters "${EVAL_ITERS:-100}" --kill-switch-file "$place/kill")
+  if [[ ${PAPER:-} == 1 ]]; then flags+=(--attention-dropout 0.1 --hidden-dropout 0.1); fi
   if [[ $TENSORBOARD ]]; then
-    args+=(--tensorboard-dir "$place/tensorboard" --tensorboard-queue-size 5 --log-timers-to-tensorboard
+    flags+=(--tensorboard-dir "$RUNS_DIR/$run/tensorboard" --tensorboard-queue-size 5 --log-timers-to-tensorboard
       --log-batch-size-to-tensorboard --log-validation-ppl-to-tensorboard)
   fi
   if [[ $WANDB_PROJECT ]]; then
-    args+=(--wandb-project "$WANDB_PROJECT" --wandb-exp-name "$1" --wandb-save-dir "$place"
-      --wandb-group "${WANDB_GROUP:-${ENTRY%.py}}")
+    flags+=(--wandb-project "$WANDB_PROJECT" --wandb-exp-name "$run" --wandb-save-dir "$RUNS_DIR/$run"
+      --wandb-group "${WANDB_GROUP:-$group}")
   fi
+  flags+=(${extra[@]+"${extra[@]}"} ${more_flags[@]+"${more_flags[@]}"})
 }
 
-# run NAME FLAGS...: put what `plan` and `train_on` said into the recipe's plan; it goes on from its own last checkpoint.
-run() {
-  local name=$1$changed args=()
-  shift
-  if [[ " ${names[*]:-} " == *" $name "* ]]; then return; fi
-  names+=("$name")
-  if [[ ${DRY_RUN:-} == 1 && -f $RUNS_DIR/$name/result.json ]]; then note "$name is finished: skipped"; return; fi
-  model_args; optim_args; data_args; output_args "$name"
-  args=("$ENTRY" "${args[@]}" "${train_args[@]}" --save "$RUNS_DIR/$name" --load "$RUNS_DIR/$name"
-    --save-interval "${SAVE_INTERVAL:-1000}" --keep-last 2 "$@" ${more_flags[@]+"${more_flags[@]}"})
-  if [[ ${DRY_RUN:-} == 1 ]]; then show "${args[@]}"; return; fi
-  if [[ $SCALE == gpu ]]; then need_corpus "${args[@]}"; fi
-  { printf '%q ' "${args[@]}"; echo; } >>"$list"
-}
-
-# evaluate NAME FLAGS...: score a run's last checkpoint, or that of CHECKPOINT; the result is in NAME_eval.
-evaluate() {
-  local name=$1$changed args=() through=() code=0
-  shift
-  model_args; data_args; EVAL_INTERVAL=1 output_args "${name}_eval"
-  args=("$ENTRY" "${args[@]}" --skip-train --load "${CHECKPOINT:-$RUNS_DIR/$name}" --run-dir "$RUNS_DIR/${name}_eval" "$@"
-    ${more_flags[@]+"${more_flags[@]}"})
-  if [[ ${DRY_RUN:-} == 1 ]]; then show "${args[@]}"; return; fi
-  if [[ $SCALE == gpu ]]; then need_corpus "${args[@]}"; fi
-  if several; then through=(bash examples/launch.sh); fi
-  launch "$num_nodes" ${through[@]+"${through[@]}"} "$PYTHON" "${args[@]}" || { failed=$?; note "exit code $failed: ${args[*]}"; }
-}
-
-show() { printf '%q ' "$PYTHON" "$@"; echo; }
-
-# finish: write the runs as a plan, and execute it. Small runs share a process a core, so that start-up does not eat the time.
+# finish: execute the plan. Small runs share a process a core, so that start-up does not eat the time.
 finish() {
-  local how=(--how one-by-one)
+  local how=(--how one-by-one) run
   if several; then how=(--how torchrun --nproc "$NPROC_PER_NODE" --nodes "$num_nodes")
   elif [[ $SCALE == cpu ]]; then how=(--how in-process ${PROCESSES:+--processes "$PROCESSES"}); fi
-  if [[ -s $list ]]; then
-    plan_file=$RUNS_DIR/plans/${plan_name:-${names[0]%%_[0-9]*}}$changed.json
-    launch 0 "$PYTHON" tools/scaling_laws.py run "$plan_file" --commands "$list" --runs-dir "$RUNS_DIR" --retry-failed \
-      "${how[@]}" || failed=$?
+  plan_file=$draft
+  if [[ ${DRY_RUN:-} != 1 ]]; then keep_plan; fi
+  carry_out "${how[@]}" --retry-failed
+  while read -r run; do names+=("$run"); done < <(
+    "$PYTHON" -c 'import json, sys; print(*(run["name"] for run in json.load(open(sys.argv[1]))["runs"]), sep="\n")' "$plan_file")
+}
+
+# evaluate: score the last checkpoint of each run, or that of CHECKPOINT; the result is in NAME_eval. `evaluating` was set before.
+evaluate() {
+  plan_file=$draft
+  carry_out --how "$(if several; then echo torchrun; else echo one-by-one; fi)" --nproc "$NPROC_PER_NODE" --nodes "$num_nodes" \
+    --evaluate ${CHECKPOINT:+--checkpoint "$(from_caller "$CHECKPOINT")"}
+}
+
+carry_out() {                                         # FLAGS of `run`
+  local words=(run "$plan_file" --runs-dir "$RUNS_DIR" "$@")
+  if [[ ${DRY_RUN:-} == 1 ]]; then
+    scaling_laws "${words[@]}" --dry-run --json | "$PYTHON" -c 'import json, os, shlex, sys
+for words in json.load(sys.stdin)["commands"]:
+    print(shlex.join([sys.argv[1], os.path.basename(words[0]), *words[1:]]))' "$PYTHON"
+  else
+    launch "$PYTHON" tools/scaling_laws.py "${words[@]}" || exit $?
   fi
-  if [[ $failed ]]; then exit "$failed"; fi
+}
+
+keep_plan() {                                         # beside the runs, whole or not at all, whatever other nodes do
+  local copy
+  plan_file=$RUNS_DIR/plans/$plan_name$changed.json
+  mkdir -p "$RUNS_DIR/plans" && copy=$(mktemp "$plan_file.XXXXXX") && cp "$draft" "$copy" && chmod 644 "$copy" && mv "$copy" "$plan_file" ||
+    stop 73 "$plan_file cannot be written: choose another RUNS_DIR"
 }
 
 # analyse VERB FLAGS...: what this recipe's runs say, into the folder `out` unless the flags name another.
 analyse() {
-  out=$RUNS_DIR/${plan_name:-${names[0]%%_[0-9]*}}$changed
-  if [[ ${DRY_RUN:-} != 1 ]]; then "$PYTHON" tools/scaling_laws.py "$1" --out "$out" "${@:2}"; fi
+  out=$RUNS_DIR/$plan_name$changed
+  if [[ ${DRY_RUN:-} != 1 ]]; then scaling_laws "$1" --out "$out" "${@:2}"; fi
 }
 
-# launch NODES COMMAND: on so many nodes of a Slurm job, or with 0 here. Signals reach it, and Ctrl-C means save and stop.
-# Preempted it exits 85: a Slurm job goes back to the queue.
+# launch COMMAND: signals reach it, and Ctrl-C means save and stop. It ends with 85 when it was stopped so, and with 75 when a
+# process was lost: a Slurm job then goes back to the queue, after a loss at most ten times.
 launch() {
-  local through=() child code signalled=1
-  if [[ ${SLURM_JOB_ID:-} && $1 != 0 ]]; then through=(srun --nodes="$1" --ntasks-per-node=1); fi
-  shift
-  ${through[@]+"${through[@]}"} "$@" &
+  local child code signalled=1
+  "$@" &
   child=$!
-  trap 'signalled=1; kill -USR1 "$child" 2>/dev/null || true' USR1 INT TERM                         # at TERM srun kills its tasks
+  trap 'signalled=1; kill -USR1 "$child" 2>/dev/null || true' USR1 INT TERM
   while [[ $signalled ]]; do signalled='' code=0; wait "$child" || code=$?; done
   trap - USR1 INT TERM
-  if ((code == 85)) && [[ ${SLURM_JOB_ID:-} ]]; then
+  case $code in
+  75) note "a process was lost (exit code 75): the same command goes on from what was saved" ;;
+  85) note "stopped: the same command goes on from what was saved" ;;
+  86) note "stopped by a kill switch: the same command goes on from what was saved, once that file is gone" ;;
+  esac
+  if [[ ${SLURM_JOB_ID:-} ]] && [[ $code == 85 || ($code == 75 && ${SLURM_RESTART_COUNT:-0} == [0-9]) ]]; then
     scontrol requeue "$SLURM_JOB_ID" || note "job $SLURM_JOB_ID is in the queue already, or needs another sbatch"
   fi
-  if ((code == 85 || code == 86)); then stop "$code" "stopped and saved: the same command goes on from here"; fi
   return "$code"
 }
 
@@ -204,17 +178,6 @@ launch() {
 text_tokens() {                                       # of the training text; before it is gathered, what it is going to be
   if [[ -f $text/train_text_document.bin ]]; then echo $(($(wc -c <"$text/train_text_document.bin") / 2))
   else echo $((text_megabytes * 975000)); fi
-}
-
-need_corpus() {                                       # every prefix among the data flags must have its .idx
-  local word prefixes
-  prefixes=$(for word in "$@"; do if [[ $word == *.txt && -f $word ]]; then sed 's/#.*//; s/"//g' "$word" | tr -s ' \t' '\n\n'
-    elif [[ $word == *_document ]]; then echo "$word"; fi; done | grep '_document$' || true)
-  for word in $prefixes; do
-    [[ -f $word.idx ]] || stop 66 "$word.idx is missing: prepare the corpus with python tools/preprocess_data.py" \
-      "--input TEXT.jsonl --output-prefix ${word%_text_document} --append-eod --workers 16," \
-      "name another with TRAIN_DATA_PATH=, or try SCALE=cpu"
-  done
 }
 
 split_corpus() {                                      # ENDING: the last twentieth of the lines is for validation
@@ -253,6 +216,10 @@ prepare_text() {                                      # SCALE=cpu: text to byte 
 if [[ ${DRY_RUN:-} != 1 ]]; then
   "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || make_environment tracking
   if [[ $SCALE == cpu ]]; then prepare_text; fi
-  list=$(mktemp)
-  trap 'rm -f "$list"' EXIT
+fi
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+draft=$folder/plan.json                               # the recipe's plan, until it is whole
+if [[ $SCALE == gpu ]]; then train_data=${TRAIN_DATA_PATH:-} valid_data=${VALID_DATA_PATH:-utils/datapaths/val_c4.txt}
+else train_data=$text/train_text_document valid_data=$text/valid_text_document
 fi

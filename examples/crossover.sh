@@ -14,22 +14,10 @@
 here=$(dirname "$0")
 [[ -f $here/common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples   # sbatch runs a copy: submit it from the project
 source "$here/common.sh"
-plan_name=crossover ar=() mdm=()
-sizes=$(sizes "57M 117M 217M" "CPU_12K CPU_25K CPU_46K")
-for unique in full ${UNIQUE:-$(at_scale "25M 50M 100M 500M" "8000 16000 32000")}; do
-  for flops in $(budgets "1e19 3e19 1e20" "2e10 6e10 2e11"); do
-    for size in $sizes; do
-      plan "$size" --flops "$flops"
-      part=1ep
-      if [[ $unique != full ]] && (($(tokens_of "$unique") < unique_tokens)); then
-        part=u$unique unique_tokens=$(tokens_of "$unique")
-      fi
-      train_on utils/datapaths/train_c4_full.txt unique
-      ENTRY=pretrain_gpt.py run "ar_crossover_${flops}_${size_name}_$part"
-      ENTRY=pretrain_diff_gpt.py run "mdm_crossover_${flops}_${size_name}_$part"
-    done
-  done
-done
+plan_name=crossover name='{objective}_crossover_{flops}_{size}_{part}' ar=() mdm=()
+plan utils/datapaths/train_c4_full.txt --kind critical-compute --sizes $(sizes "57M 117M 217M" "CPU_12K CPU_25K CPU_46K") \
+  --flops "$(commas $(budgets "1e19 3e19 1e20" "2e10 6e10 2e11"))" \
+  --unique-tokens "$(commas full ${UNIQUE:-$(at_scale "25M 50M 100M 500M" "8000 16000 32000")})"
 finish
 for name in "${names[@]}"; do if [[ $name == ar_* ]]; then ar+=("$RUNS_DIR/$name"); else mdm+=("$RUNS_DIR/$name"); fi; done
 out=$RUNS_DIR/crossover$changed      # AR overfits within these runs, which its law must be able to say; MDM does not

@@ -11,12 +11,20 @@ note() { echo "launch.sh on $(hostname): $*" >&2; }
 # -- who is who
 num_nodes=${NNODES:-${SLURM_STEP_NUM_NODES:-1}} node=${NODE_RANK:-${SLURM_NODEID:-0}}
 num_ranks=${NPROC_PER_NODE:-${SLURM_GPUS_ON_NODE:-$(nvidia-smi -L 2>/dev/null | grep -c ^GPU)}}
+whole() {                                              # NAME VALUE: bash would carry out what a word such as a[$(rm x)] says
+  [[ $2 =~ ^(0|[1-9][0-9]{0,17})$ ]] || { note "$1=$2 must be a whole number: set it so, or leave it out"; exit 2; }
+}
+whole NNODES "$num_nodes"
+whole NODE_RANK "$node"
+whole NPROC_PER_NODE "$num_ranks"
+whole GRACE_SECONDS "${GRACE_SECONDS:=60}"
 ((num_ranks > 0)) || num_ranks=1
 free_port() { "${PYTHON:-python3}" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
 if ((num_nodes == 1)); then
   MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-$(free_port)}
 elif [[ ${SLURM_JOB_ID:-} ]]; then
   MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)}
+  whole SLURM_JOB_ID "$SLURM_JOB_ID"
   MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 fi
 [[ ${MASTER_ADDR:-} && ${MASTER_PORT:-} ]] || { note "NNODES=$num_nodes: set MASTER_ADDR (node 0) and MASTER_PORT (free there)"; exit 2; }
@@ -54,7 +62,7 @@ while ((${#pids[@]})); do
     if ((ended && (code == 0 || code == 75))) && [[ ! $killed ]]; then code=$ended; fi
   done
   pids=(${running[@]+"${running[@]}"})
-  if [[ $ended_at ]] && ((${#pids[@]} && SECONDS > ended_at + ${GRACE_SECONDS:-60})); then
+  if [[ $ended_at ]] && ((${#pids[@]} && SECONDS > ended_at + GRACE_SECONDS)); then
     [[ $killed ]] || note "a rank ended with $code; ending the ${#pids[@]} that are left"
     killed=1
     forward KILL

@@ -12,28 +12,30 @@ grid=(
   "mdm 3e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
   "mdm 7e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
 )
-started='' plan_name=quickstart
 export SCALE=cpu
 source "$(dirname "$0")/setup.sh"
 [[ ${DRY_RUN:-} == 1 ]] || make_environment tracking
 source "$(dirname "$0")/common.sh"
+plan_name=quickstart name='quickstart_{objective}_{flops}_{size}'
+# One subset for all: no run is longer, so none reads a token twice.
+extra=(--unique-tokens "$(least 10000000 "$(text_tokens)")")
 
+plan_row() {                              # OBJECTIVE FLOPS SIZES...
+  if (($# > 2)); then plan text --objectives "$1" --flops "$2" --sizes "${@:3}"; fi
+}
+started='' TENSORBOARD='' WANDB_PROJECT=''
 for row in "${grid[@]}"; do
   read -r objective flops row_sizes <<<"$row"
-  for size in $row_sizes; do
-    plan "$size" --flops "$flops"
-    unique_tokens=10000000                # one subset for all: no run is longer, so none reads a token twice
-    train_on text unique
-    if [[ $objective == ar ]]; then ENTRY=pretrain_gpt.py; else ENTRY=pretrain_diff_gpt.py; fi
-    # TensorBoard and W&B (offline without a key) for the first run of each objective; they take seconds to start
-    TENSORBOARD='' WANDB_PROJECT=''
-    if [[ $objective != "$started" ]]; then started=$objective TENSORBOARD=1 WANDB_PROJECT=quickstart; fi
-    run "quickstart_${objective}_${flops}_${size_name}"
-  done
+  if [[ $objective != "$started" ]]; then # TensorBoard and W&B (offline without a key) for the first run of each; they are slow to start
+    started=$objective
+    TENSORBOARD=1 WANDB_PROJECT=quickstart plan_row "$objective" "$flops" "${row_sizes%% *}"
+    row_sizes=${row_sizes#* }
+  fi
+  plan_row "$objective" "$flops" $row_sizes
 done
 finish
 if [[ ${DRY_RUN:-} == 1 ]]; then exit; fi
-"$PYTHON" tools/scaling_laws.py status "$plan_file" --runs-dir "$RUNS_DIR"
+scaling_laws status "$plan_file" --runs-dir "$RUNS_DIR"
 analyse isoflop "${names[@]/#/$RUNS_DIR/}" || note "the page says why there is no exponent"
 analyse report "${names[@]/#/$RUNS_DIR/}"
 echo "the page: $(cd "$out" && pwd)/report.html"

@@ -164,8 +164,8 @@ def epoch_budget(unique_tokens: int, epochs: int, seq_length: int = 2048) -> tup
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One run, before it starts; `flops` is 6 x params x tokens."""
+class RunBudget:
+    """One run's size, length and compute; `flops` is 6 x params x tokens."""
 
     name: str
     num_layers: int
@@ -182,11 +182,11 @@ class Plan:
     flops: float = 0.0
 
 
-def plan(given: argparse.Namespace) -> Plan:
+def run_budget(given: argparse.Namespace) -> RunBudget:
     """What the command line asks for. Raises ValueError with a sentence."""
     name, shape = find_size(" ".join(given.model), given.vocab_size)
     params = shape.total() if given.params == "total" else shape.published()
-    size = Plan(
+    size = RunBudget(
         name=name,
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -256,14 +256,18 @@ def main(argv: list[str] | None = None) -> None:
         "--params", choices=["published", "total"], default="published", help="P: the published formula, or every parameter"
     )
     parser.add_argument(
-        "--field", nargs="+", metavar="NAME", choices=list(Plan.__dataclass_fields__), help="print only these values, on one line"
+        "--field",
+        nargs="+",
+        metavar="NAME",
+        choices=list(RunBudget.__dataclass_fields__),
+        help="print only these values, on one line",
     )
     given = parser.parse_args(argv)
     try:
-        planned = {name: spell(value) for name, value in asdict(plan(given)).items()}
+        said = {name: spell(value) for name, value in asdict(run_budget(given)).items()}
     except ValueError as error:
         parser.error(str(error))
-    print(" ".join(planned[f] for f in given.field) if given.field else "\n".join(f"{k}={v}" for k, v in planned.items()))
+    print(" ".join(said[f] for f in given.field) if given.field else "\n".join(f"{k}={v}" for k, v in said.items()))
 
 
 if __name__ == "__main__":

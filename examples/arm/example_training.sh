@@ -14,13 +14,11 @@
 here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/arm   # sbatch runs a copy: submit it from the project
 source "$here/../common.sh"
-ENTRY=pretrain_gpt.py
 
 MODEL_PARAM=${MODEL_PARAM:-$(at_scale 425M CPU_25K)}        # a name, or ("${PARAM_425M[@]}")
 DATA_CNT=${DATA_CNT:-$(at_scale "$DATA_100M" 500000)}       # unique tokens
 EPOCH_CNT=${EPOCH_CNT:-$(at_scale 100 4)}
 
-plan "$(sizes)" --tokens "$DATA_CNT" --epochs "$EPOCH_CNT"
-train_on utils/datapaths/train_c4_100m.txt unique
-run "ar_${size_name}_${DATA_CNT}x${EPOCH_CNT}"
+plan_name=ar name="{objective}_{size}_${DATA_CNT}x{epochs}"
+plan utils/datapaths/train_c4_100m.txt --objectives ar --sizes $(sizes) --unique-tokens "$DATA_CNT" --epochs "$EPOCH_CNT"
 finish

@@ -14,16 +14,12 @@
 here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/arm   # sbatch runs a copy: submit it from the project
 source "$here/../common.sh"
-ENTRY=pretrain_gpt.py
+plan_name=ar_chinchilla name='{objective}_chinchilla_{flops}_{size}'
 
 MODEL_PARAM=${MODEL_PARAM:-}        # one size alone: a name, or ("${PARAM_425M[@]}")
 FLOPS_FACTOR=${FLOPS_FACTOR:-}      # one budget alone: 6, 10, 30, 100 (x 1e18)
 
-for flops in $(budgets "6e18 1e19 3e19 1e20" "6e10 1.5e11 4e11 1e12"); do
-  for size in $(sizes "57M 117M 217M 425M 724M" "CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"); do
-    plan "$size" --flops "$flops"
-    train_on utils/datapaths/train_c4_full.txt
-    run "ar_chinchilla_${flops}_${size_name}"
-  done
-done
+plan utils/datapaths/train_c4_full.txt --objectives ar \
+  --flops "$(commas $(budgets "6e18 1e19 3e19 1e20" "6e10 1.5e11 4e11 1e12"))" \
+  --sizes $(sizes "57M 117M 217M 425M 724M" "CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K")
 finish

@@ -18,14 +18,13 @@ here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mdm   # sbatch runs a copy: submit it from the project
 cpu_ranks=2
 source "$here/../common.sh"
-ENTRY=pretrain_diff_gpt.py
 
 MODEL_PARAM=${MODEL_PARAM:-$(at_scale 2298M CPU_25K)}       # a name, or ("${PARAM_2298M[@]}")
 DATA_CNT=${DATA_CNT:-$(at_scale "$DATA_500M" 500000)}       # unique tokens
 EPOCH_CNT=${EPOCH_CNT:-$(at_scale 363 4)}
 MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-2}
 
-plan "$(sizes)" --tokens "$DATA_CNT" --epochs "$EPOCH_CNT"
-train_on data/gpt2tok_c4_500_text_document unique
-run "mdm_multi_node_${size_name}_${DATA_CNT}x${EPOCH_CNT}" --no-pipeline-parallel --zero-stage 1 --cpu-optimizer
+plan_name=mdm_multi_node name="{objective}_multi_node_{size}_${DATA_CNT}x{epochs}"
+extra=(--no-pipeline-parallel --zero-stage 1 --cpu-optimizer)
+plan data/gpt2tok_c4_500_text_document --objectives mdm --sizes $(sizes) --unique-tokens "$DATA_CNT" --epochs "$EPOCH_CNT"
 finish

@@ -14,7 +14,7 @@
 here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mdm   # sbatch runs a copy: submit it from the project
 source "$here/../common.sh"
-ENTRY=pretrain_diff_gpt.py
+plan_name=mdm_data_value name='{objective}_data_value_{flops}_{size}_{epochs}ep'
 
 MODEL_PARAM=${MODEL_PARAM:-}        # another size than the budget's optimum: a name, or ("${PARAM_425M[@]}")
 FLOPS_FACTOR=${FLOPS_FACTOR:-}      # one budget alone: 10, 30, 100 (x 1e18)
@@ -27,11 +27,8 @@ for flops in $(budgets "1e19 3e19 1e20" "3e10 1e11 3e11"); do
   cpu) size=CPU_25K ;;
   *) stop 2 "FLOPS=$flops has no published optimum: use 1e19, 3e19 or 1e20" ;;
   esac
-  for epochs in ${EPOCHS:-1 2 4 10 20 50 100}; do
-    plan "$(sizes "$size" "$size")" --flops "$flops" --epochs "$epochs"
-    train_on utils/datapaths/train_c4_full.txt unique
-    run "mdm_data_value_${flops}_${size_name}_${epochs}ep"
-  done
+  plan utils/datapaths/train_c4_full.txt --kind data-value --objectives mdm --flops "$flops" --sizes $(sizes "$size" "$size") \
+    --epochs "$(commas ${EPOCHS:-1 2 4 10 20 50 100})"
 done
 finish
 shopt -s nullglob

@@ -14,11 +14,13 @@
 here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/quickstart   # sbatch runs a copy: submit it from the project
 source "$here/../common.sh"
-ENTRY=pretrain_diff_gpt.py
-MODEL_PARAM=${MODEL_PARAM:-$(at_scale 425M CPU_25K)}        # as in train_mdm.sh
-EPOCH_CNT=${EPOCH_CNT:-$(at_scale 500 8)}
-MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-8} EVAL_ITERS=${EVAL_ITERS:-100}
 
-plan "$(sizes)"
-evaluate "quickstart_mdm_${size_name}_${EPOCH_CNT}ep" --num-mc 8
-finish
+MODEL_PARAM=${MODEL_PARAM:-$(at_scale 425M CPU_25K)}        # as in train_mdm.sh
+DATA_CNT=$(at_scale "$DATA_100M" 250000)
+EPOCH_CNT=${EPOCH_CNT:-$(at_scale 500 8)}
+MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-8} EVAL_ITERS=${EVAL_ITERS:-100} EVAL_INTERVAL=1
+
+name='quickstart_{objective}_{size}_{epochs}ep' evaluating=_eval
+extra=(--num-mc 8)
+plan utils/datapaths/train_c4_100m.txt --objectives mdm --sizes $(sizes) --unique-tokens "$DATA_CNT" --epochs "$EPOCH_CNT"
+evaluate

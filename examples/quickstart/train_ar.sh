@@ -14,13 +14,12 @@
 here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/quickstart   # sbatch runs a copy: submit it from the project
 source "$here/../common.sh"
-ENTRY=pretrain_gpt.py
+
 MODEL_PARAM=${MODEL_PARAM:-$(at_scale 140M CPU_25K)}        # a name, or ("${PARAM_425M[@]}")
 DATA_CNT=$(at_scale "$DATA_100M" 250000)                     # unique tokens
 EPOCH_CNT=${EPOCH_CNT:-$(at_scale 50 4)}
 MICRO_BATCH_SIZE=${MICRO_BATCH_SIZE:-8} EVAL_ITERS=${EVAL_ITERS:-10}
 
-plan "$(sizes)" --tokens "$DATA_CNT" --epochs "$EPOCH_CNT"
-train_on utils/datapaths/train_c4_100m.txt unique
-run "quickstart_ar_${size_name}_${EPOCH_CNT}ep"
+plan_name=quickstart_ar name='quickstart_{objective}_{size}_{epochs}ep'
+plan utils/datapaths/train_c4_100m.txt --objectives ar --sizes $(sizes) --unique-tokens "$DATA_CNT" --epochs "$EPOCH_CNT"
 finish

@@ -57,6 +57,13 @@ def test_each_of_two_nodes_by_hand(tmp_path):
     assert code == 2 and "NNODES=2: set MASTER_ADDR (node 0) and MASTER_PORT (free there)" in said[0]
 
 
+@pytest.mark.parametrize("name", ["NNODES", "NODE_RANK", "NPROC_PER_NODE", "GRACE_SECONDS"])
+def test_what_is_no_number_is_refused_and_not_carried_out(tmp_path, name):
+    code, said = finish(start(tmp_path, CHILD, **{"NPROC_PER_NODE": "1"} | {name: f"a[$(touch {tmp_path}/done)]"}))
+    assert code == 2 and f"{name}=a[$(touch {tmp_path}/done)] must be a whole number" in said[0]
+    assert not (tmp_path / "done").exists()
+
+
 def test_a_slurm_step(tmp_path):
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho n1\necho n2\n")
     (tmp_path / "scontrol").chmod(0o755)

@@ -195,13 +195,15 @@ def test_a_finished_run_is_skipped(tmp_path):
     [
         ({"SCALE": "gpu"}, 66, "is missing: prepare the corpus with python tools/preprocess_data.py"),
         ({"SCALE": "tpu"}, 2, "SCALE=tpu must be cpu or gpu"),
+        ({"SCALE": "cpu", "NNODES": "a[$(touch runs)]"}, 2, "NNODES=a[$(touch runs)] must be a whole number"),
+        ({"SCALE": "gpu", "DRY_RUN": "1", "SIZES": "57M", "GLOBAL_BATCH_SIZE": "x[1]"}, 2, "GLOBAL_BATCH_SIZE=x[1] must be"),
         ({"SCALE": "cpu", "CORPUS": "no such file.jsonl"}, 66, "cannot be read"),
         ({"SCALE": "gpu", "DRY_RUN": "1", "SIZES": "426M"}, 2, "did you mean 425M or 489M?"),
     ],
 )
 def test_refusals(settings, code, sentence, tmp_path):
     done = start("mdm/example_training_chinchilla.sh", cwd=tmp_path, RUNS_DIR="runs", DATA_DIR="data", **settings)
-    assert (done.returncode, done.stdout) == (code, "") and sentence in done.stderr
+    assert (done.returncode, done.stdout) == (code, "") and sentence in done.stderr and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r != "quickstart.sh"])

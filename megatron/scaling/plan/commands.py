@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from megatron.budget import GPT2_VOCAB
-from megatron.config import Config, parse
+from megatron.config import parse
 from megatron.errors import BadData, MissingInput
 from megatron.flags import ConfigError
 from megatron.scaling.plan.cost import Rates, forecast
-from megatron.scaling.plan.flags import ENTRIES, corpus_tokens, without
-from megatron.scaling.plan.plan import Plan, numbers
+from megatron.scaling.plan.flags import ENTRIES, without
+from megatron.scaling.plan.plan import Plan, numbers, unique_tokens
 
 PLACES = {"run_dir", "save", "load"}  # where a run lives is for `run` to say
 
@@ -59,20 +59,9 @@ def planned_run(line: str, where: str) -> dict:
         "size": f"{cfg.model.num_layers}x{cfg.model.hidden_size}",
         "budget": {},
         "trunk": None,
+        "varied": {},
         "entry": Path(entry).name,
         **numbers(cfg, unique_tokens(cfg)),
         "flags": without(argv, PLACES),
         "forecast": forecast(cfg, 0, None, Rates()),
     }
-
-
-def unique_tokens(cfg: Config) -> int | None:
-    """What --unique-tokens says, `1.0 0:N PREFIX`, or a whole corpus that is here; None where nothing does."""
-    words, part = cfg.data.train_data_path, cfg.data.unique_tokens
-    if part and part > 1:
-        return int(part)
-    if words and len(words) == 3 and words[1].startswith("0:") and words[1][2:].isdigit():
-        whole = int(words[1][2:])
-    else:
-        whole = corpus_tokens(tuple(words or ()))
-    return round(part * whole) if part and whole else whole

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron.budget import GPT2_VOCAB, Shape, epoch_tokens
-from megatron.config import EXCLUSIVE, SAVING, declared
+from megatron.config import BUDGETS, CORPORA, EXCLUSIVE, SAVING, Data, declared
 from megatron.errors import BadData
 from megatron.flags import find, split_words
 
 ENTRIES = {"ar": "pretrain_gpt.py", "mdm": "pretrain_diff_gpt.py"}
 SUBSET_SLACK = 0.01  # a prepared subset stands for so many unique tokens, give or take this share
+DATA = {name for group in CORPORA for name in group}  # the flags that name corpora
+MARK = re.compile(r"[\d.]+(e[+-]?\d+)?|[\d.]*(e\d+)?[kMBGT]?:[\d.]*(e\d+)?[kMBGT]?", re.IGNORECASE)  # a weight, a range
 ON_SAVE = {name for name, (_, f, _) in declared().items() if f.metadata["needs"] is SAVING}
+# And those that an evaluation has no use for: how long, by which optimizer and on what a run trains.
+TRAINING = {name for name, (section, _, _) in declared().items() if section == "optim"}.union(BUDGETS, ON_SAVE, CORPORA[0])
+TRAINING |= {"unique_tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +178,36 @@ def prepared_subset(unique: int) -> tuple[str, int]:
         )
     name = min(enough, key=lambda n: abs(table[n] - unique))
     return name, table[name]
+
+
+def missing_data(data: Data) -> list[str]:
+    """A sentence for every corpus, and for every file that lists some, that a run's flags name and that is not here."""
+    found = []
+    for name in sorted(DATA):
+        lists = [getattr(data, name)] if not name.endswith("_file") else []
+        for path in files_of(data, name):
+            try:
+                lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+            except OSError as error:
+                found.append(
+                    f"{path} cannot be read ({error.strerror}): it should list corpora, `weight [start:end] prefix` a line"
+                )
+                continue
+            lists.append([word for line in lines for word in re.sub(r"(^|\s)#.*", "", line).replace('"', " ").split()])
+        for prefix in (word for words in filter(None, lists) for word in words if not MARK.fullmatch(word)):
+            if not (Path(f"{prefix}.idx").is_file() or Path(prefix).is_file()):
+                found.append(
+                    f"{prefix}.idx is missing: prepare the corpus with python tools/preprocess_data.py --input TEXT.jsonl "
+                    f"--output-prefix {prefix.removesuffix('_text_document')} --append-eod --workers 16, or name another"
+                )
+    return found
+
+
+def files_of(data: Data, name: str) -> list[str]:
+    """The files of corpora that a flag names."""
+    if name.startswith("valid"):
+        return [path for _, path in data.valid_sets()] if name.endswith("_file") else []
+    return [getattr(data, name)] if name.endswith("_file") and getattr(data, name) else []
 
 
 def corpus_tokens(words: tuple[str, ...]) -> int | None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 from megatron.budget import Shape, epoch_budget, epoch_tokens, find_size, flop_budget, spell
 from megatron.flags import ConfigError, parse_count, spelling
-from megatron.scaling.plan import flags
+from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan import hyperparameters as rules
+from megatron.scaling.plan.axes import Axis
 from megatron.scaling.plan.hyperparameters import BATCH_SIZES, LEARNING_RATES, Choice, Facts, read_choices
 from megatron.scaling.plan.sizes import expected_optimum, sizes_between
 
 KINDS = {"chinchilla": "chinchilla", "isoflop": "chinchilla", "data-value": "data_value", "critical-compute": "crossover"}
 EPOCHS = (1, 2, 4, 10, 20, 50, 100, 200, 500)  # of a data-value plan that names none
 SEED = 1234
+FIELDS = ("objective", "flops", "tokens", "size", "unique", "epochs", "part")  # that stand in braces in a template of names
+CHOSEN = {"lr": "--lr", "global_batch_size": "--batch-size", "seed": "--seeds"}  # flags that an axis may vary instead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +33,17 @@ class Request:
     objectives: tuple[str, ...] = ("ar", "mdm")
     flops: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
-    unique_tokens: tuple[int, ...] = ()
+    unique_tokens: tuple[int | None, ...] = ()  # None: as many as are trained on
     epochs: tuple[int, ...] = ()
     sizes: tuple[str, ...] = ("auto",)
     optimum: str = "published"
     num_sizes: int | None = None
     span: float = 3.0
     params: str | None = None
-    seeds: tuple[int, ...] = (SEED,)
+    seeds: tuple[int, ...] | None = None
+    vary: tuple[Axis, ...] = ()
+    sample: int | None = None
+    sample_seed: int = 0
     lr: str | None = None
     batch_size: str | None = None
     schedule: str = "cosine"
@@ -48,16 +55,18 @@ class Request:
     valid_data: tuple[str, ...] | None = None
     name: str | None = None
     flags: tuple[str, ...] = ()
+    need_data: bool = False  # every corpus must be here already
 
     def settled(self) -> Request:
         """With the scale's and the kind's defaults, and all that does not fit together refused. Raises ConfigError."""
-        at = flags.SCALES[self.scale]
+        at, twice = flags.SCALES[self.scale], list(said_twice(self))
         epochs = EPOCHS if self.kind == "data-value" and not self.epochs else self.epochs
         found = replace(
             self,
             epochs=epochs,
             num_sizes=self.num_sizes or (1 if self.kind == "data-value" else 5),
             params=self.params or at.params,
+            seeds=self.seeds or (SEED,),
             lr=self.lr or f"fixed:{at.lr:g}",
             batch_size=self.batch_size or f"fixed:{at.batch_size}",
             seq_length=self.seq_length or at.seq_length,
@@ -67,9 +76,22 @@ class Request:
             valid_data=self.valid_data or (at.valid_data,),
             name=self.name or KINDS[self.kind],
         )
-        if mistakes := list(wrong_together(found)):
+        if mistakes := twice + list(wrong_together(found)):
             raise ConfigError(mistakes)
         return found
+
+
+def said_twice(r: Request) -> Iterator[str]:
+    """A sentence for every flag that an axis varies and that is also given."""
+    given = {"lr": r.lr, "global_batch_size": r.batch_size, "seed": r.seeds}
+    names = [axis.name for axis in r.vary]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            yield f"--vary {spelling(name)[2:]} stands there twice: give all its values at once"
+        if given.get(name):
+            yield f"{CHOSEN[name]} and --vary {spelling(name)[2:]} both set {spelling(name)}: give one"
+        if name in flags.fields_of(r.flags):
+            yield f"-- {spelling(name)} and --vary {spelling(name)[2:]} both set it: give one"
 
 
 def wrong_together(r: Request) -> Iterator[str]:
@@ -90,11 +112,20 @@ def wrong_together(r: Request) -> Iterator[str]:
         yield "--sizes auto needs --flops: the expected optimum is one of a budget"
     if r.schedule == "wsd" and not 0 < r.decay_share < 1:
         yield f"--decay-share {r.decay_share:g} must be between 0 and 1"
-    if not re.fullmatch(r"[\w.-]+", r.name):
+    if unknown := set(re.findall(r"{(\w*)}", r.name)) - set(FIELDS):
+        yield f"--name {r.name}: {{{min(unknown)}}} is none of {', '.join(f'{{{name}}}' for name in FIELDS)}"
+    if not re.fullmatch(r"[\w.+=-]+", re.sub(r"{\w*}", "x", r.name)):
         yield f"--name {r.name} stands in folders' names: give letters, digits, - and _"
+    if None in r.unique_tokens and (r.epochs or not (r.flops or r.tokens)):
+        yield "--unique-tokens full means as many as a budget trains on: give --flops or --tokens, and no --epochs"
+    most = math.prod(len(axis.values) for axis in r.vary)
+    if r.sample is not None and not r.vary:
+        yield "--sample chooses points of the axes that --vary names: give one"
+    elif r.sample is not None and not 0 < r.sample <= most:
+        yield f"--sample {r.sample}: the axes have {most} points; give a number up to that"
     if places := flags.fields_of(r.flags) & {"save", "load", "run_dir"}:
         yield f"-- {', '.join(map(spelling, sorted(places)))}: where runs live is for `run` to say: leave it out"
-    if "unique_tokens" in flags.fields_of(r.flags):
+    if "unique_tokens" in flags.fields_of(r.flags) and (r.unique_tokens or r.epochs):
         yield "-- --unique-tokens: plan has a flag of this name, which its numbers follow: give it before the --"
     for flag, text, table in (("--lr", r.lr, LEARNING_RATES), ("--batch-size", r.batch_size, BATCH_SIZES)):
         try:
@@ -123,20 +154,26 @@ class Cell:
     lr: float
     batch: int
     seed: int
+    point: dict[str, Any] = field(default_factory=dict)  # the values of the axes that --vary names
 
 
 def grid(r: Request, mistakes: list[tuple[str, str]]) -> Iterator[Cell]:
-    """Every point: objectives, budgets, sizes, unique tokens or epochs, rates, batches and seeds, in this order."""
+    """Every point: objectives, budgets, sizes, unique tokens or epochs, rates, batches, seeds and axes, in this order."""
     budgets = [{"flops": float(c)} for c in r.flops] or [{"tokens": int(d)} for d in r.tokens] or [{}]
-    lengths = list(product(r.unique_tokens or (None,), r.epochs or (None,)))
+    uniques = [(unique, None if unique else 1) for unique in r.unique_tokens] or [(None, None)]
+    lengths = [(unique, epochs or once) for (unique, once), epochs in product(uniques, r.epochs or (None,))]
     rates, batches = read_choices(r.lr, "--lr", LEARNING_RATES), read_choices(r.batch_size, "--batch-size", BATCH_SIZES)
-    choices = list(product(rates, batches, r.seeds))
+    choices = list(product(rates, batches, r.seeds, axes.points(r.vary, r.sample, r.sample_seed)))
     for objective, budget in product(r.objectives, budgets):
         for size in sizes_of(r, objective, budget, mistakes):
-            for (unique, epochs), (lr, batch, seed) in product(lengths, choices):
+            for (unique, epochs), (lr, batch, seed, point) in product(lengths, choices):
+                lr = Choice(point["lr"]) if "lr" in point else lr
+                batch = Choice(point["global_batch_size"]) if "global_batch_size" in point else batch
                 name = run_name(r, objective, budget, size, unique, epochs)
                 try:
-                    yield make_cell(r, name, objective, size, budget, unique, epochs, lr, batch, seed)
+                    cell = make_cell(r, name, objective, size, budget, unique, epochs, lr, batch, point.get("seed", seed))
+                    cell = replace(cell, point=point)
+                    yield replace(cell, name=cell.name + suffix_of(r, cell))
                 except ValueError as error:
                     mistakes.append((name, str(error)))
 
@@ -193,7 +230,7 @@ def make_cell(
     )
     rate, rows = rules.learning_rate(lr, facts), rules.batch_size(batch, facts)
     return Cell(
-        name=name + suffix(r, rate, rows, seed),
+        name=name,
         objective=objective,
         size=size_name,
         shape=shape,
@@ -220,23 +257,46 @@ def part_of(r: Request, unique: int, exactly: bool) -> tuple[tuple[str, ...], in
 
 
 def run_name(r: Request, objective: str, budget: dict[str, float], size: str, unique: int | None, epochs: int | None) -> str:
-    """As the recipes name runs: ar_chinchilla_1e19_217M, mdm_data_value_1e19_117M_10ep."""
-    parts = [
-        objective,
-        r.name,
-        *(spell(float(value)) + "tok" * (kind == "tokens") for kind, value in budget.items()),
-        find_size(size, r.vocab_size)[0],
-    ]
-    return "_".join(parts + [f"u{unique}"] * bool(unique) + [f"{epochs}ep"] * bool(epochs))
+    """As the recipes name runs, ar_chinchilla_1e19_217M or mdm_data_value_1e19_117M_10ep; or by the request's template."""
+    name_of_size, budgets = find_size(size, r.vocab_size)[0], {kind: spell(float(value)) for kind, value in budget.items()}
+    parts = [f"u{name_of_subset(unique, r.scale)}"] * bool(unique) + [f"{epochs}ep"] * bool(epochs)
+    if "{" in r.name:
+        said = {"objective": objective, "size": name_of_size, "unique": unique and name_of_subset(unique, r.scale)} | budgets
+        return filled(r.name, said | {"epochs": epochs, "part": "_".join(parts)})
+    spelled = [text + "tok" * (kind == "tokens") for kind, text in budgets.items()]
+    return "_".join([objective, r.name, *spelled, name_of_size, *parts])
 
 
-def suffix(r: Request, lr: float, batch: int, seed: int) -> str:
-    """What differs from the recipes' defaults and changes the result."""
-    at = flags.SCALES[r.scale]
+def trunk_name(r: Request, cell: Cell) -> str:
+    """Of the run that cells of every length branch off."""
+    apart, name = (cell.data, cell.first) != (r.train_data, None), f"{cell.objective}_{r.name}_{cell.size}"
+    if "{" in r.name:
+        unique = name_of_subset(cell.unique, r.scale) if apart else ""
+        said = dict.fromkeys(("flops", "tokens", "epochs"), "trunk") | {"part": f"u{unique}_trunk" if apart else "trunk"}
+        return filled(r.name, said | {"objective": cell.objective, "size": cell.size, "unique": unique}) + suffix_of(r, cell)
+    return name + f"_u{cell.unique}" * apart + suffix_of(r, cell) + "_trunk"
+
+
+def filled(template: str, said: dict[str, object]) -> str:
+    """`{size}` by what is said of it; nothing where nothing is."""
+    return re.sub(r"{(\w+)}", lambda match: str(said.get(match[1]) or ""), template)
+
+
+def name_of_subset(unique: int, scale: str) -> str:
+    """100M for the published subset of so many tokens, at its scale; else the count."""
+    return next((name for name, count in epoch_tokens().items() if scale == "gpu" and count == unique), str(unique))
+
+
+def suffix_of(r: Request, cell: Cell) -> str:
+    """What differs from the recipes' defaults and changes the result; a template of names says that itself, but for the axes."""
+    at, axis_part = flags.SCALES[r.scale], axes.name_of(cell.point)
+    if "{" in r.name:
+        return axis_part
     return (
-        f"_lr{lr:g}" * (lr != at.lr)
-        + f"_gbs{batch}" * (batch != at.batch_size)
-        + f"_seed{seed}" * (seed != SEED)
+        f"_lr{cell.lr:g}" * (cell.lr != at.lr and "lr" not in cell.point)
+        + f"_gbs{cell.batch}" * (cell.batch != at.batch_size and "global_batch_size" not in cell.point)
+        + f"_seed{cell.seed}" * (cell.seed != SEED and "seed" not in cell.point)
+        + axis_part
         + "_wsd" * (r.schedule == "wsd")
     )
 
@@ -261,8 +321,10 @@ def unique_cells(cells: list[Cell], mistakes: list[tuple[str, str]], notes: list
     return list(found.values())
 
 
-def read_unique(text: str, scale: str) -> int:
-    """A published subset (`100M` is 99952399 tokens) at scale gpu, else a count such as 5e5. Raises ValueError."""
+def read_unique(text: str, scale: str) -> int | None:
+    """A published subset (`100M`: 99952399 tokens) at scale gpu, else a count such as 5e5; None for `full`. Raises ValueError."""
+    if text == "full":
+        return None
     table = epoch_tokens() if scale == "gpu" else {}
     try:
         number = table[text] if text in table else parse_count(text)

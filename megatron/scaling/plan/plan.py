@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -20,17 +21,21 @@ from megatron.config import Config
 from megatron.errors import BadData, CannotWrite, MissingInput
 from megatron.files import replace_file
 from megatron.flags import ConfigError
-from megatron.scaling.plan import flags
+from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan.cost import Rates, Speed, forecast
-from megatron.scaling.plan.grid import Cell, Request, corpus_size, grid, suffix, unique_cells
+from megatron.scaling.plan.grid import CHOSEN, Cell, Request, corpus_size, grid, trunk_name, unique_cells
 
 SCHEMA_VERSION = 1
+NESTED = ("flags", "forecast", "budget", "varied")  # parts of a run's entry that are no cells of a table
 SUMMED = ("tokens", "hours", "gpu_hours", "cost", "energy_kwh")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs in the order of their start: a trunk stands before its branches. A run is a dict, as plan.json holds it."""
+    """Runs in the order of their start: a trunk stands before its branches. A run is a dict, as plan.json holds it.
+
+    `varied`: the flags, as fields of config.json, that the runs were planned to differ in; a run's `varied` holds its own values.
+    """
 
     kind: str
     scale: str
@@ -39,6 +44,7 @@ class Plan:
     created: str = ""
     schema_version: int = SCHEMA_VERSION
     notes: list[str] = field(default_factory=list)
+    varied: list[str] = field(default_factory=list)
 
     def totals(self) -> dict[str, float | None]:
         """Sums over the runs of what each one does itself; None where a run has no forecast of it."""
@@ -56,10 +62,31 @@ def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: R
         runs.append(run)
     if mistakes:
         raise ConfigError(merged(mistakes))
+    missing = list(dict.fromkeys(sentence for run in runs for sentence in flags.missing_data(run["config"].data)))
+    if missing and r.need_data:
+        raise MissingInput("; ".join(missing))
+    notes += [f"the data are not here yet: {sentence}" for sentence in missing]
     told = corpus_size(r.valid_data)
     finished = [finish_run(run, r, (speeds or {}).get(run["objective"]), rates, told) for run in runs]
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Plan(kind=r.kind, scale=r.scale, defaults=asdict(r), runs=finished, created=created, notes=notes)
+    varied = list(dict.fromkeys(name for run in finished for name in run["varied"]))
+    return Plan(kind=r.kind, scale=r.scale, defaults=asdict(r), runs=finished, created=created, notes=notes, varied=varied)
+
+
+def joined(plan: Plan, more: Plan) -> Plan:
+    """Both plans' runs, the first's first; a run that stands in both is one. Raises ConfigError for two that differ."""
+    known = {run["name"]: run for run in plan.runs}
+    other = [run["name"] for run in more.runs if known.get(run["name"], run) != run]
+    if other:
+        raise ConfigError([f"{name}: the plan holds another run of this name: give --name, or another --out" for name in other])
+    return replace(
+        plan,
+        kind=plan.kind if plan.kind == more.kind else "joined",
+        defaults=plan.defaults if plan.defaults == more.defaults else {},
+        runs=plan.runs + [run for run in more.runs if run["name"] not in known],
+        notes=list(dict.fromkeys(plan.notes + more.notes)),
+        varied=list(dict.fromkeys(plan.varied + more.varied)),
+    )
 
 
 # -- flags
@@ -82,6 +109,9 @@ def run_of(r: Request, cell: Cell, optim: list[str], save: dict[str, object], **
         *flags.data_flags(cell.data, r.valid_data, r.tokenizer, cell.first),
         *flags.cadence_flags(at.log_interval, save),
     ]
+    point = axes.flags_of({name: value for name, value in cell.point.items() if name not in CHOSEN})
+    said = {"run": cell.name, "objective": cell.objective, "program": flags.ENTRIES[cell.objective].removesuffix(".py")}
+    over = [re.sub(r"{(run|objective|program)}", lambda match: said[match[1]], word) for word in r.flags] + point
     return {
         "name": cell.name,
         "objective": cell.objective,
@@ -91,17 +121,24 @@ def run_of(r: Request, cell: Cell, optim: list[str], save: dict[str, object], **
         "trunk": None,
         **more,
         "entry": flags.ENTRIES[cell.objective],
-        "flags": flags.overlaid(words, list(r.flags)) if r.flags else words,
+        "varied": varied_of(r, cell),
+        "flags": flags.overlaid(words, over) if over else words,
     }
+
+
+def varied_of(r: Request, cell: Cell) -> dict[str, object]:
+    """What a run was planned to differ from others in: its point, and its rate, batch and seed where there are several."""
+    own = {"lr": cell.lr, "global_batch_size": cell.batch, "seed": cell.seed}
+    several = {"lr": r.lr, "global_batch_size": r.batch_size}
+    grids = [name for name, text in several.items() if text.startswith("grid:")] + ["seed"] * (len(r.seeds) > 1)
+    return {name: own[name] for name in grids} | cell.point
 
 
 def with_trunks(r: Request, cells: list[Cell], mistakes: list[tuple[str, str]]) -> Iterator[dict]:
     """Cells that differ in length alone become one run at a constant rate, and a cooldown for each."""
     groups: dict[str, tuple[Cell, list[Cell]]] = {}
     for cell in cells:
-        part = f"_u{cell.unique}" if (cell.data, cell.first) != (r.train_data, None) else ""
-        name = f"{cell.objective}_{r.name}_{cell.size}{part}"
-        trunk = replace(cell, name=name + suffix(r, cell.lr, cell.batch, cell.seed) + "_trunk", budget={}, samples=0, warmup=0)
+        trunk = replace(cell, name=trunk_name(r, cell), budget={}, samples=0, warmup=0)
         groups.setdefault(trunk.name, (trunk, []))[1].append(cell)
     for trunk, branches in groups.values():
         try:
@@ -170,11 +207,8 @@ def finish_run(run: dict, r: Request, speed: Speed | None, rates: Rates, valid_t
     if cfg.model.padded_vocab_size is None:
         cfg = cfg.with_vocabulary(r.vocab_size)
     entry = {name: value for name, value in run.items() if name not in ("config", "unique", "flags")}
-    return (
-        entry
-        | numbers(cfg, run["unique"])
-        | {"flags": run["flags"], "forecast": forecast(cfg, first, speed, rates, valid_tokens)}
-    )
+    unique = unique_tokens(cfg) if "unique_tokens" in flags.fields_of(r.flags) else run["unique"]
+    return entry | numbers(cfg, unique) | {"flags": run["flags"], "forecast": forecast(cfg, first, speed, rates, valid_tokens)}
 
 
 def numbers(cfg: Config, unique: int | None) -> dict:
@@ -201,6 +235,18 @@ def numbers(cfg: Config, unique: int | None) -> dict:
     }
 
 
+def unique_tokens(cfg: Config) -> int | None:
+    """What --unique-tokens says, `1.0 0:N PREFIX`, or a whole corpus that is here; None where nothing does."""
+    words, part = cfg.data.train_data_path, cfg.data.unique_tokens
+    if part and part > 1:
+        return int(part)
+    if words and len(words) == 3 and words[1].startswith("0:") and words[1][2:].isdigit():
+        whole = int(words[1][2:])
+    else:
+        whole = flags.corpus_tokens(tuple(words or ()))
+    return round(part * whole) if part and whole else whole
+
+
 def merged(mistakes: list[tuple[str, str]]) -> list[str]:
     """Each sentence once, with the runs it is about."""
     runs: dict[str, list[str]] = {}
@@ -220,7 +266,8 @@ def save_plan(plan: Plan, path: str | Path) -> None:
 def save_csv(plan: Plan, path: str | Path) -> None:
     """A line for each run: its numbers and its forecast. Raises CannotWrite."""
     rows = [
-        {name: value for name, value in run.items() if name not in ("flags", "forecast", "budget", "load", "checkpoints")}
+        {name: value for name, value in run.items() if name not in (*NESTED, "load", "checkpoints")}
+        | {name: run["varied"].get(name) for name in plan.varied}
         | {f"forecast_{name}": value for name, value in run["forecast"].items()}
         for run in plan.runs
     ]

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import megatron
-from megatron.errors import KILLED, PREEMPTED, CannotWrite, MissingInput
+from megatron.errors import KILLED, PEER_LOST, PREEMPTED, CannotWrite, MissingInput
 from megatron.files import replace_file
 from megatron.flags import ConfigError
+from megatron.scaling.plan.flags import TRAINING, without
 from megatron.scaling.run.progress import last_line, stand
 
 ROOT = Path(megatron.__file__).resolve().parents[1]
@@ -100,8 +101,8 @@ def run_plan(
     say: Callable[[str], None] = tell,
 ) -> int:
     """Run what is not finished, trunks before their branches. Returns 0 when all is done, 1 when a run failed or could not
-    start, 85 or 86 when a signal or a kill switch stopped it; of one run
-    alone its own exit code.
+    start, 75 when runs lost a process and nothing failed, 85 or 86 when a signal or a kill switch stopped it;
+    of one run alone its own exit code.
 
     A run that failed is left alone unless `retry_failed`; one that was interrupted, or killed without a word, goes on.
     Raises ConfigError for a name that is not in the plan, MissingInput, CannotWrite.
@@ -122,6 +123,16 @@ def run_plan(
     for run in todo:
         say(f"{run['name']} cannot start: {lacking(run, runs_dir)}")
     return summarize(chosen, runs_dir, bool(todo) or left, say)
+
+
+def evaluate(plan, runs_dir: str | Path, start: Start, *, only: list[str] | None = None, checkpoint: str | None = None) -> int:
+    """Score the runs one after another. Returns the last exit code that is not 0."""
+    failed = 0
+    with Interruption() as interruption:
+        for run in choose(plan, only):
+            words = [*start.words(), sys.executable, *evaluation_line(run, Path(runs_dir), checkpoint)]
+            failed = interruption.call(words, start.environ(Path(runs_dir) / f"{run['name']}_eval")) or failed
+    return failed if failed >= 0 else 128 - failed
 
 
 def choose(plan, only: list[str] | None) -> list[dict]:
@@ -215,6 +226,8 @@ def summarize(runs: list[dict], runs_dir: Path, unfinished: bool, say: Callable[
     say(f"{len(now)} runs: {counts['done']} done, {counts['failed']} failed, {len(now) - sum(counts.values())} unfinished")
     if len(now) == 1 and now[0].code:
         return now[0].code
+    if not counts["failed"] and any(run.code == PEER_LOST for run in now):
+        return PEER_LOST
     return int(unfinished or counts["done"] < len(now))
 
 
@@ -230,6 +243,14 @@ def command_line(run: dict, runs_dir: Path) -> list[str]:
         load = (checkpoints(runs_dir / trunk, step) or [runs_dir / trunk / f"step-{step:08}"])[-1]
     words = [str(program(run["entry"])), *run["flags"], "--save", str(folder), "--load", str(load)]
     return words if "--kill-switch-file" in words else [*words, "--kill-switch-file", str(folder / "kill")]
+
+
+def evaluation_line(run: dict, runs_dir: Path, checkpoint: str | None) -> list[str]:
+    """The words that score a run's last checkpoint, or another, on its validation data; the result goes to NAME_eval."""
+    folder = runs_dir / f"{run['name']}_eval"
+    places = ["--load", checkpoint or str(runs_dir / run["name"]), "--run-dir", str(folder)]
+    kill = [] if "--kill-switch-file" in run["flags"] else ["--kill-switch-file", str(folder / "kill")]
+    return [str(program(run["entry"])), *without(run["flags"], TRAINING), "--skip-train", *places, *kill]
 
 
 def checkpoints(folder: Path, step: int | None = None) -> list[Path]:

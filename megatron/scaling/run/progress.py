@@ -53,7 +53,7 @@ def stand(run: dict, folder: Path) -> Standing:
         forecast_seconds=None if hours is None else 3600.0 * hours,
     )
     result = read_json(folder / "result.json")
-    if result:
+    if result is not None:
         return replace(
             found,
             state="done",

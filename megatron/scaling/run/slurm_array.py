@@ -17,17 +17,18 @@ SCRIPT = """#!/bin/bash
 #SBATCH --array={array}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node=1
-{gpus}#SBATCH --output={logs}/%x-%A_%a.out
+{gpus}#SBATCH --output={output}
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
-{more}# One task is one run of the plan. It saves before its time limit and when preempted (exit 85), and is queued again.
+{more}# One task is one run of the plan. It saves before its time limit and when preempted (exit 85), and is queued again; also,
+# up to ten times, after it lost a process (exit 75).
 cd {cwd}
 {command} --only-index "$SLURM_ARRAY_TASK_ID" &
 child=$! signalled=1
 trap 'signalled=1; kill -USR1 "$child" 2>/dev/null' USR1 TERM INT
 while [[ $signalled ]]; do signalled='' code=0; wait "$child" || code=$?; done
-if ((code == 85)); then scontrol requeue "$SLURM_JOB_ID"; fi
+if [[ $code == 85 || ($code == 75 && ${{SLURM_RESTART_COUNT:-0}} == [0-9]) ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 """
 
@@ -60,7 +61,10 @@ def array_script(
     sbatch: list[str] | None = None,
     retry_failed: bool = False,
 ) -> str:
-    """The text of one array's batch script. `sbatch`: more words for its header, such as --partition=gpu."""
+    """The text of one array's batch script. `sbatch`: more words for its header, such as --partition=gpu.
+
+    A header's values are quoted as in a shell, and a % in a folder's name is doubled: sbatch reads both so.
+    """
     how = "torchrun" if start.nproc * start.nodes > 1 else "one-by-one"
     command = [
         sys.executable,
@@ -82,11 +86,17 @@ def array_script(
         array=spell_indices(indices) + (f"%{at_a_time}" if at_a_time else ""),
         nodes=start.nodes,
         gpus=f"#SBATCH --gpus-per-node={gpus}\n" if gpus else "",
-        logs=runs_dir.resolve() / "slurm",
-        more="".join(f"#SBATCH {word}\n" for word in sbatch or ()),
+        output=shlex.quote(str(runs_dir.resolve() / "slurm").replace("%", "%%") + "/%x-%A_%a.out"),
+        more="".join(f"#SBATCH {option(word)}\n" for word in sbatch or ()),
         cwd=shlex.quote(str(Path.cwd())),
         command=shlex.join([*command, *(["--retry-failed"] if retry_failed else [])]),
     )
+
+
+def option(word: str) -> str:
+    """--comment='two words'"""
+    name, equals, value = word.partition("=")
+    return name + equals + (shlex.quote(value) if value else "")
 
 
 def submit(scripts: list[str], runs_dir: Path, name: str) -> list[str]:

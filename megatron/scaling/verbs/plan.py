@@ -4,7 +4,9 @@
   plan --flops 1e19 --sizes auto --schedule wsd --mfu 0.4 --peak 989e12 --gpus 8         one trunk for each size
   plan --kind data-value --flops 1e19 --train-data PREFIX                                1 to 500 epochs at one budget
   plan --kind critical-compute --flops 1e18,1e19 --unique-tokens 25M,100M --train-data PREFIX
+  plan --flops 1e19 --sizes 117M --vary weight-decay=0.1,0.3,1 --vary hidden-dropout=0,0.1     a run for each point of the axes
 Flags of pretrain_*.py behind -- go to every run:   plan --flops 1e18 -- --eval-iters 50 --zero-stage 1
+In them {run}, {objective} and {program} stand for the run's own:   -- --tensorboard-dir logs/{run}
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,11 +23,13 @@ from rich.table import Table
 
 from megatron.budget import GPT2_VOCAB, find_size, positive, spell
 from megatron.flags import ConfigError, parse_count
+from megatron.scaling.plan import axes
+from megatron.scaling.plan.axes import read_axis
 from megatron.scaling.plan.cost import Rates, Speed, speed_of_peak, speed_of_points
 from megatron.scaling.plan.flags import SCALES
-from megatron.scaling.plan.grid import KINDS, SEED, Request, read_unique
+from megatron.scaling.plan.grid import CHOSEN, FIELDS, KINDS, SEED, Request, read_unique
 from megatron.scaling.plan.hyperparameters import BATCH_SIZES, LEARNING_RATES
-from megatron.scaling.plan.plan import Plan, make_plan, save_csv, save_plan
+from megatron.scaling.plan.plan import Plan, joined, load_plan, make_plan, save_csv, save_plan
 from megatron.scaling.plan.probe import probe_plan
 from megatron.scaling.plan.sizes import KNOWN
 from megatron.scaling.verbs import Answer, json_argument
@@ -69,6 +74,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     run_arguments(parser.add_argument_group("every run"))
     cost_arguments(parser.add_argument_group("the forecast"))
     parser.add_argument("--out", default="plan.json", metavar="FILE", help="the plan [plan.json]")
+    parser.add_argument("--append", action="store_true", help="the runs join those of the plan that --out already holds")
     parser.add_argument("--csv", metavar="FILE", help="also a table of it")
     json_argument(parser)
     parser.add_argument("flags", nargs="*", metavar="-- FLAGS", help="of pretrain_*.py, for every run")
@@ -79,7 +85,11 @@ def grid_arguments(group: argparse._ArgumentGroup) -> None:
     add("--kind", choices=KINDS, default="chinchilla", help="budgets x sizes; epochs; or C x U for both objectives [chinchilla]")
     add("--flops", type=listed(positive(float)), default=(), metavar="C,...", help="budgets: D = C / (6 N) tokens")
     add("--tokens", type=listed(whole_number), default=(), metavar="D,...", help="or: training tokens")
-    add("--unique-tokens", metavar="U,...", help="the first U tokens of the data: 5e5; 25M,100M (scale gpu: published subsets)")
+    add(
+        "--unique-tokens",
+        metavar="U,...",
+        help="the first U tokens of the data: 5e5; 25M,100M (scale gpu: published subsets); full: as many as a budget trains on",
+    )
     add(
         "--epochs",
         type=listed(whole_number),
@@ -99,7 +109,16 @@ def grid_arguments(group: argparse._ArgumentGroup) -> None:
     add("--num-sizes", type=positive(int), metavar="N", help="of auto [5; data-value 1]")
     add("--span", type=positive(float), default=3.0, metavar="X", help="of auto: from N* / X to N* x X [3]")
     add("--params", choices=["published", "total"], help="N of the budgets [published; scale cpu: total]")
-    add("--seeds", type=listed(seed_number), default=(SEED,), metavar="S,...", help=f"[{SEED}]")
+    add("--seeds", type=listed(seed_number), metavar="S,...", help=f"[{SEED}]")
+    add(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="FLAG=X,Y",
+        help="an axis over any flag of pretrain_*.py, as weight-decay=0,0.1,0.3; again for another axis: their full grid",
+    )
+    add("--sample", type=positive(int), metavar="N", help="N points of the axes' grid, a scrambled Latin hypercube [all]")
+    add("--sample-seed", type=seed_number, default=0, metavar="S", help="which points those are [0]")
 
 
 def run_arguments(group: argparse._ArgumentGroup) -> None:
@@ -127,7 +146,12 @@ def run_arguments(group: argparse._ArgumentGroup) -> None:
     for name in ("--tokenizer-model", "--vocab-file", "--merge-file"):
         add(name, metavar="FILE", help="as in pretrain_*.py")
     add("--vocab-size", type=positive(int), metavar="N", help="ids of a tokenizer that is neither GPT-2's nor bytes")
-    add("--name", metavar="WORD", help="stands in the runs' names instead of the kind")
+    add("--need-data", action="store_true", help="refuse to plan while a corpus is missing [say it below the table]")
+    add(
+        "--name",
+        metavar="WORD",
+        help="stands in the runs' names instead of the kind; or the whole of them, with " + ", ".join(f"{{{x}}}" for x in FIELDS),
+    )
 
 
 def cost_arguments(group: argparse._ArgumentGroup) -> None:
@@ -154,6 +178,8 @@ def command(args: argparse.Namespace) -> Answer:
     if args.probe:
         speeds, measured = probe_plan(plan, args.probe_steps, args.gpus, args.probe_timeout)
         plan = make_plan(request, speeds, rates)
+    if args.append and Path(args.out).exists():
+        plan = joined(load_plan(args.out), plan)
     save_plan(plan, args.out)
     if args.csv:
         save_csv(plan, args.csv)
@@ -165,6 +191,9 @@ def command(args: argparse.Namespace) -> Answer:
 def request_of(args: argparse.Namespace) -> Request:
     """Raises ConfigError."""
     same = (
+        "sample",
+        "sample_seed",
+        "need_data",
         "kind",
         "scale",
         "objectives",
@@ -185,12 +214,14 @@ def request_of(args: argparse.Namespace) -> Request:
     )
     try:
         unique = tuple(read_unique(word, args.scale) for word in (args.unique_tokens or "").split(",") if word)
+        vary = tuple(map(read_axis, args.vary))
     except ValueError as error:
         raise ConfigError([str(error)]) from None
     tokenizer, vocab_size = tokenizer_of(args)
     return Request(
         **{name: getattr(args, name) for name in same},
         unique_tokens=unique,
+        vary=vary,
         sizes=sizes_of(args.sizes),
         tokenizer=tokenizer,
         vocab_size=vocab_size,
@@ -293,6 +324,8 @@ def show(plan: Plan, measured: list[dict], written: list[str]) -> None:
         "kWh": rounded(totals["energy_kwh"]),
     }
     columns = {name: [cell(run) for run in plan.runs] for name, cell in COLUMNS.items()}
+    for name in (name for name in plan.varied if name not in CHOSEN):
+        columns[name] = [axes.spell(run["varied"].get(name)) for run in plan.runs]
     columns = {name: cells for name, cells in columns.items() if set(cells) != {"-"}}
     for name in columns:
         table.add_column(name, justify="left" if name == "run" else "right", footer=sums.get(name, ""), no_wrap=True)

@@ -3,7 +3,7 @@
 A run lives in RUNS_DIR/NAME; with a result.json there it is finished. One that was interrupted goes on from its last checkpoint;
 one that failed is reported, the rest goes on, and it is left alone from then on unless --retry-failed is given.
 SIGTERM, SIGINT and SIGUSR1 save and stop (exit code 85), a run's kill switch (RUNS_DIR/NAME/kill) too (86); 0: all is done;
-1: a run failed, could not start, or runs in another process.
+1: a run failed, could not start, or runs in another process; 75: nothing failed, and a run that lost a process can go on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from megatron.flags import ConfigError
 from megatron.scaling.plan.commands import plan_of_commands
 from megatron.scaling.plan.plan import Plan, load_plan, save_plan
 from megatron.scaling.run import slurm_array
-from megatron.scaling.run.execute import HOW, Start, choose, choose_start, command_line, on_cpu, pending, run_plan
+from megatron.scaling.run.execute import (
+    HOW,
+    Start,
+    choose,
+    choose_start,
+    command_line,
+    evaluate,
+    evaluation_line,
+    on_cpu,
+    pending,
+    run_plan,
+)
 from megatron.scaling.run.progress import status
 from megatron.scaling.verbs import Answer, json_argument
 from megatron.scaling.verbs.status import as_record
@@ -43,6 +54,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--only", nargs="+", metavar="NAME", help="these runs alone")
     which.add_argument("--only-index", type=int, metavar="I", help="the run at this place of the plan, from 0")
     parser.add_argument("--retry-failed", action="store_true", help="start runs that failed before once more")
+    parser.add_argument("--evaluate", action="store_true", help="score each run's last checkpoint instead, into NAME_eval")
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="--evaluate: score this one")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, or the Slurm scripts, and stop")
     json_argument(parser)
     slurm = parser.add_argument_group("--how slurm")
@@ -64,15 +77,34 @@ def command(args: argparse.Namespace) -> Answer:
     plan = load_plan(args.plan)
     only = args.only if args.only_index is None else [name_at(plan, args.only_index)]
     start = choose_start(plan, args.how, args.processes, args.nproc, args.nodes)
+    if args.evaluate:
+        return evaluated(plan, args, only, start)
+    if args.checkpoint:
+        raise ConfigError(["--checkpoint is what --evaluate scores: give both, or neither"])
     if args.how == "slurm":
         return submit(plan, args, only, start)
     if args.dry_run:
-        commands = [command_line(run, args.runs_dir) for run in pending(choose(plan, only), args.runs_dir, args.retry_failed)[0]]
-        for words in commands:
-            print(shlex.join(words))
-        return Answer({"commands": commands})
+        todo, _ = pending(choose(plan, only), args.runs_dir, args.retry_failed)
+        return print_commands([command_line(run, args.runs_dir) for run in todo], args.json)
     code = run_plan(plan, args.runs_dir, start, only=only, retry_failed=args.retry_failed)
-    return Answer(as_record(status(replace(plan, runs=choose(plan, only)), args.runs_dir)), code)
+    chosen = replace(plan, runs=choose(plan, only))
+    return Answer(as_record(chosen, status(chosen, args.runs_dir)), code)
+
+
+def evaluated(plan: Plan, args: argparse.Namespace, only: list[str] | None, start: Start) -> Answer:
+    """Score runs: {commands}, with the exit code of one that failed."""
+    if args.how == "slurm":
+        raise ConfigError(["--evaluate scores here: give another --how than slurm, within a job of your own"])
+    commands = [evaluation_line(run, args.runs_dir, args.checkpoint) for run in choose(plan, only)]
+    if args.dry_run:
+        return print_commands(commands, args.json)
+    return Answer({"commands": commands}, evaluate(plan, args.runs_dir, start, only=only, checkpoint=args.checkpoint))
+
+
+def print_commands(commands: list[list[str]], as_json: bool) -> Answer:
+    if not as_json:
+        print("\n".join(map(shlex.join, commands)))
+    return Answer({"commands": commands})
 
 
 def name_at(plan: Plan, index: int) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from megatron.scaling.plan.plan import load_plan
+from megatron.scaling.plan.axes import spell
+from megatron.scaling.plan.plan import Plan, load_plan
 from megatron.scaling.run.progress import STATES, Standing, status, total
 from megatron.scaling.show.screen import console
 from megatron.scaling.verbs import Answer, json_argument
@@ -26,24 +27,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> Answer:
-    runs = status(load_plan(args.plan), args.runs_dir)
-    record = as_record(runs)
+    plan = load_plan(args.plan)
+    runs = status(plan, args.runs_dir)
+    record = as_record(plan, runs)
     screen = console()
-    screen.print(as_table(runs))
+    screen.print(as_table(plan, runs))
     for line in sentences(record["total"], runs):
         screen.print(line, highlight=False)
     return Answer(record, int(record["total"]["failed"] > 0))
 
 
-def as_record(runs: list[Standing]) -> dict:
-    """For programs: total, and the runs with seconds in full."""
-    return {"total": total(runs), "runs": [asdict(run) for run in runs]}
+def as_record(plan: Plan, runs: list[Standing]) -> dict:
+    """For programs: total, and the runs with seconds in full and with their values on the plan's axes."""
+    known = points(plan)
+    return {"total": total(runs), "runs": [asdict(run) | {"varied": known[run.run]} for run in runs]}
 
 
-def as_table(runs: list[Standing]) -> Table:
-    """A line a run: time as it was and as it was forecast, loss likewise."""
-    table = Table(box=None, header_style="bold")
-    for column in ("run", "state"):
+def points(plan: Plan) -> dict[str, dict]:
+    """Each run's values on the plan's axes."""
+    return {run["name"]: {name: run.get("varied", {}).get(name) for name in plan.varied} for run in plan.runs}
+
+
+def as_table(plan: Plan, runs: list[Standing]) -> Table:
+    """A line a run: its values on the plan's axes; time as it was and as it was forecast, loss likewise."""
+    table, known = Table(box=None, header_style="bold"), points(plan)
+    for column in ("run", *plan.varied, "state"):
         table.add_column(column, overflow="fold")
     for column in ("done", "step", "time", "forecast", "left", "loss", *(["forecast"] if has_loss(runs) else [])):
         table.add_column(column, justify="right")
@@ -53,6 +61,7 @@ def as_table(runs: list[Standing]) -> Table:
         left = "" if run.state == "done" else clock(run.remaining_seconds)
         table.add_row(
             run.run,
+            *map(spell, known[run.run].values()),
             f"[{COLORS[run.state]}]{run.state}",
             f"{run.share:.0%}",
             str(run.step or ""),

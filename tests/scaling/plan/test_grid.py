@@ -4,7 +4,8 @@ import pytest
 
 from megatron import budget
 from megatron.flags import ConfigError
-from megatron.scaling.plan.grid import EPOCHS, Request, grid, read_unique, unique_cells
+from megatron.scaling.plan.axes import read_axis
+from megatron.scaling.plan.grid import EPOCHS, Request, grid, read_unique, trunk_name, unique_cells
 
 SIZES = ("57M", "117M")
 
@@ -73,6 +74,15 @@ def test_critical_compute_has_both_objectives_over_every_u_and_reads_large_ones_
     assert len(notes) == 1 and "2 runs" in notes[0]
 
 
+def test_names_by_a_template_and_published_subsets_by_their_own():
+    asked = dict(kind="critical-compute", flops=(1e18, 2e18), unique_tokens=(None, 99952399), sizes=("57M",), objectives=("mdm",))
+    found, _ = cells(**asked, name="q_{objective}_{flops}_{size}_{part}_x", lr="5e-4")
+    assert [cell.name for cell in found] == [f"q_mdm_{c}_57M_{part}_x" for c in ("1e18", "2e18") for part in ("1ep", "u100M")]
+    assert [cell.unique for cell in found[:2]] == [budget.flop_budget(1e18, found[0].shape.published())[0], 99952399]
+    trunks = [trunk_name(Request(**asked, name="{objective}_{flops}_{size}_{part}").settled(), cell) for cell in found]
+    assert len(set(trunks)) == 3 and trunks[1] == "mdm_trunk_57M_u100M_trunk"
+
+
 def test_more_unique_tokens_than_the_corpus_has(corpus):
     common = dict(scale="cpu", flops=(1e9,), sizes=("CPU_5K",), train_data=(corpus,))
     assert "has 8192 tokens, less than the 20000" in refused(kind="critical-compute", unique_tokens=(20_000,), **common)
@@ -102,7 +112,14 @@ def test_wsd_has_the_same_sizes_at_every_budget():
         (dict(flops=(1e18,), sizes=("426M", "0 0 0 0 0")), "did you mean 425M"),
         (dict(flops=(1e18,), name="../x"), "--name ../x"),
         (dict(flops=(1e18,), flags=("--output-dir", "x", "--load", "y")), "--load, --run-dir: where runs live"),
-        (dict(flops=(1e18,), flags=("--unique-tokens", "5M")), "give it before the --"),
+        (dict(flops=(1e18,), epochs=(2,), flags=("--unique-tokens", "5M")), "give it before the --"),
+        (dict(flops=(1e18,), name="{size}_{sise}"), "{sise} is none of"),
+        (dict(flops=(1e18,), sizes=SIZES, name="x{flops}"), "two runs would have this name"),
+        (dict(unique_tokens=(None,), epochs=(2,), sizes=SIZES), "--unique-tokens full means"),
+        (dict(flops=(1e18,), sample=2), "give one"),
+        (dict(flops=(1e18,), vary=(read_axis("lr=1e-3,2e-3"),), sample=3), "the axes have 2 points"),
+        (dict(flops=(1e18,), vary=(read_axis("lr=1e-3,2e-3"),), lr="1e-3"), "--lr and --vary lr both set"),
+        (dict(flops=(1e18,), vary=(read_axis("clip-grad=1"),), flags=("--clip-grad", "2")), "both set it"),
         (dict(flops=(1e18, 1e18), sizes=SIZES), "two runs would have this name"),
         (dict(flops=(1e18,), sizes=SIZES, epochs=(10**7,), train_data=("x",)), "less than one sample"),
     ],

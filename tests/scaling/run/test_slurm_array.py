@@ -1,6 +1,7 @@
 """Job arrays of a plan: the script's text, and what it does with signals, by a stand-in for the run and for scontrol."""
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -45,6 +46,14 @@ def test_the_script_says_all_that_an_array_needs(tmp_path):
     assert "--how one-by-one" in array_script(tmp_path / "p.json", tmp_path, [0], Start(how="slurm"), gpus=1)
 
 
+def test_values_with_spaces_reach_slurm_whole(tmp_path):
+    words = ["--comment=two words", "--exclusive", "--partition=gpu"]
+    text = array_script(tmp_path / "p.json", tmp_path / "my 5% runs", [0], Start(how="slurm"), gpus=0, sbatch=words)
+    lines = [shlex.split(line.removeprefix("#SBATCH ")) for line in text.splitlines() if line.startswith("#SBATCH ")]
+    assert all(len(line) == 1 for line in lines) and [[word] for word in words] == lines[-3:]
+    assert [f"--output={tmp_path}/my 5%% runs/slurm/%x-%A_%a.out"] in lines
+
+
 def test_trunks_are_submitted_before_their_branches():
     runs = [
         {"name": "b", "load": {"run": "t", "step": 4}},
@@ -76,8 +85,8 @@ def test_arrays_wait_for_each_other(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-@pytest.mark.parametrize("code, requeued", [(85, True), (86, False)])
-def test_a_preempted_task_saves_and_goes_back_to_the_queue(number, code, requeued, tmp_path):
+@pytest.mark.parametrize("code, restarts, requeued", [(85, 30, True), (86, 0, False), (75, 9, True), (75, 10, False)])
+def test_a_preempted_task_saves_and_goes_back_to_the_queue(number, code, restarts, requeued, tmp_path):
     stand_in(tmp_path / "bin", "scontrol", f'echo "$*" >{tmp_path}/requeued\n')
     stand_in(tmp_path / "bin", "python", f"trap 'exit {code}' USR1\ntouch {tmp_path}/ready\nwhile :; do sleep 0.02; done\n")
     text = array_script(tmp_path / "plan.json", tmp_path / "runs", [3], Start(how="slurm"), gpus=0)
@@ -85,7 +94,9 @@ def test_a_preempted_task_saves_and_goes_back_to_the_queue(number, code, requeue
     (tmp_path / "job.sh").write_text(text.replace(command, f"{tmp_path}/bin/python &"))
     job = subprocess.Popen(
         ["bash", str(tmp_path / "job.sh")],
-        env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "17"},
+        env=os.environ
+        | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "17"}
+        | {"SLURM_RESTART_COUNT": str(restarts)},
     )
     deadline = time.monotonic() + 20
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:

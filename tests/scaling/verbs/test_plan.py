@@ -50,6 +50,34 @@ def test_json(tmp_path, capsys):
     assert run(tmp_path, "--json", "--flops", "6e18", "--sizes", "58M")[0] == 2 and capsys.readouterr().out == ""
 
 
+def test_axes_join_and_reach_table_and_status(tmp_path, capsys):
+    grid = ["--flops", "1e18", "--sizes", "57M", "--objectives", "ar"]
+    _, plan = run(tmp_path, *grid, "--vary", "weight-decay=0.1,0.3", "--vary", "lr=1e-3,2e-3", "--sample", "3")
+    assert len(plan["runs"]) == 3 and plan["varied"] == ["weight_decay", "lr"] and "weight_decay" in capsys.readouterr().out
+    code, plan = run(tmp_path, *grid, "--append", "--csv", str(tmp_path / "plan.csv"), "--", "--tensorboard-dir", "x/{run}")
+    assert code == 0 and [one["varied"] for one in plan["runs"]][3:] == [{}] and plan["varied"] == ["weight_decay", "lr"]
+    assert plan["runs"][3]["flags"][-1] == "x/ar_chinchilla_1e18_57M"
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "plan.json"), "--runs-dir", str(tmp_path), "--json"]) == 0
+    said, aside = capsys.readouterr()
+    found = [one["varied"] for one in json.loads(said)["runs"]]
+    assert {point["weight_decay"] for point in found[:3]} == {0.1, 0.3} and found[3] == {"weight_decay": None, "lr": None}
+    assert "weight_decay" in aside
+    assert run(tmp_path, *grid, "--append", "--", "--clip-grad", "2")[0] == 2
+    assert "ar_chinchilla_1e18_57M: the plan holds another run of this name" in capsys.readouterr().err
+
+
+def test_data_that_are_not_here_are_told_or_refused(tmp_path, corpus, capsys):
+    grid = ["--flops", "1e9", "--sizes", "CPU_5K", "--scale", "cpu", "--objectives", "ar", "--valid-data", corpus]
+    (tmp_path / "list.txt").write_text(f"# here and not\n0.5 0:0.5 {corpus}\n0.5 lost\n")
+    for data, lost in ([str(tmp_path / "list.txt")], "lost.idx is missing"), (["gone.txt"], "gone.txt cannot be read"):
+        assert run(tmp_path, *grid, "--need-data", "--train-data", *data) == (66, None)
+        assert lost in capsys.readouterr().err
+    code, plan = run(tmp_path, *grid, "--train-data", "1.0", "0:0.5", corpus, "0.5", "lost")
+    assert code == 0 and len(plan["notes"]) == 1 and "lost.idx is missing" in capsys.readouterr().out
+    assert run(tmp_path, *grid, "--need-data", "--train-data", "1.0", "0:1e3", corpus)[1]["notes"] == []
+
+
 def test_data_tokenizer_and_other_flags_reach_every_run(tmp_path):
     _, plan = run(
         tmp_path,
@@ -116,6 +144,7 @@ def test_stated_speeds(tmp_path):
         (["--flops", "1e18", "--tokens-per-second", "58M=1"], 2, "did you mean 57M"),
         (["--flops", "1e18", "--tokenizer-type", "HFTokenizer"], 2, "needs --vocab-size"),
         (["--flops", "1e18", "--unique-tokens", "x"], 2, "x"),
+        (["--flops", "1e18", "--vary", "weight-decai=1,2"], 2, "did you mean --weight-decay"),
         (["--flops", "1e18", "--optimum", "none.json"], 66, "none.json"),
         (["--flops", "1e18", "--sizes", "57M", "--", "--eval-itres", "4"], 2, "did you mean --eval-iters?"),
     ],

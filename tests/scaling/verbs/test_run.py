@@ -82,6 +82,20 @@ def test_dry(planned, tmp_path, capfd):
     assert not (tmp_path / "runs").exists()
 
 
+def test_evaluate_scores_the_last_checkpoint(planned, tmp_path, capfd):
+    words = planned(objectives=("ar",))
+    assert main(["run", *words]) == 0
+    capfd.readouterr()
+    assert main(["run", *words, "--evaluate", "--json"]) == 0
+    (command,) = json.loads(capfd.readouterr().out)["commands"]
+    assert not {"--lr", "--train-samples", "--train-data-path"} & set(command) and "--skip-train" in command
+    (name,) = [run["name"] for run in json.loads((tmp_path / "plan.json").read_text())["runs"]]
+    scored = json.loads((tmp_path / "runs" / f"{name}_eval" / "evaluation.json").read_text())
+    assert scored["loss"] == json.loads((tmp_path / "runs" / name / "result.json").read_text())["loss"]
+    assert main(["run", *words, "--evaluate", "--checkpoint", str(tmp_path / "none")]) == 66
+    assert main(["run", *words, "--checkpoint", "x"]) == 2 and "--evaluate" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags, code, sentence",
     [(["--only-index", "2"], 2, "the plan has runs 0 to 1"), (["--only", "x"], 2, "the plan has no such run")],
