@@ -125,9 +125,10 @@ finish() {
 
 # evaluate: score the last checkpoint of each run, or that of CHECKPOINT; the result is in NAME_eval. `evaluating` was set before.
 evaluate() {
+  local how=(--how one-by-one)
+  if several; then how=(--how torchrun --nproc "$NPROC_PER_NODE" --nodes "$num_nodes"); fi
   plan_file=$draft
-  carry_out --how "$(if several; then echo torchrun; else echo one-by-one; fi)" --nproc "$NPROC_PER_NODE" --nodes "$num_nodes" \
-    --evaluate ${CHECKPOINT:+--checkpoint "$(from_caller "$CHECKPOINT")"}
+  carry_out "${how[@]}" --evaluate ${CHECKPOINT:+--checkpoint "$(from_caller "$CHECKPOINT")"}
 }
 
 carry_out() {                                         # FLAGS of `run`
