@@ -51,15 +51,21 @@ class Shape:
     vocab_size: int = GPT2_VOCAB
     padded_vocab_size: int = 50304
     tied: bool = True
+    num_query_groups: int | None = None  # heads of keys and values [each query head has its own]
 
     @property
     def attention_width(self) -> int:
         return self.num_attention_heads * self.kv_channels
 
+    @property
+    def key_width(self) -> int:
+        """Of all keys, and of all values."""
+        return (self.num_query_groups or self.num_attention_heads) * self.kv_channels
+
     def non_embedding(self) -> int:
         """Blocks and final norm, exactly as the model allocates them."""
         h = self.hidden_size
-        block = 4 * h * self.attention_width + 3 * h * self.ffn_hidden_size + 2 * h
+        block = 2 * h * (self.attention_width + self.key_width) + 3 * h * self.ffn_hidden_size + 2 * h
         return self.num_layers * block + h
 
     def total(self) -> int:

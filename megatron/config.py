@@ -41,6 +41,7 @@ from megatron.flags import (
 from megatron.layout import Stages, find_place, make_stages, num_micro_batches
 
 # What some flags act with.
+GROUPS = Needs("give --group-query-attention", lambda c: c.model.group_query_attention)
 SAVING = Needs("give --save", lambda c: c.train.save)
 LOADING = Needs("give --load", lambda c: c.train.load)
 DRY_RUN = Needs("give --dry-run", lambda c: c.train.dry_run)
@@ -69,6 +70,10 @@ class Model:
     num_layers: int = flag(None, "transformer blocks", identity="experiment")
     hidden_size: int = flag(None, "width of the residual stream", identity="experiment")
     num_attention_heads: int = flag(None, "query heads", identity="experiment")
+    group_query_attention: bool = flag(
+        False, "--num-query-groups groups of query heads share a head of keys and values each", identity="experiment"
+    )
+    num_query_groups: int | None = flag(None, "heads of keys and values", identity="experiment", needs=GROUPS)
     kv_channels: int = flag(None, "width of one head [hidden / heads]", identity="experiment")
     ffn_hidden_size: int = flag(None, "SwiGLU width [two thirds of 4 x hidden, down to a multiple of 64]", identity="experiment")
     seq_length: int = flag(2048, "tokens a sample", identity="experiment")
@@ -114,6 +119,7 @@ class Model:
             num_layers=self.num_layers,
             hidden_size=self.hidden_size,
             num_attention_heads=self.num_attention_heads,
+            num_query_groups=self.num_query_groups,
             kv_channels=self.kv_channels,
             ffn_hidden_size=self.ffn_hidden_size,
             vocab_size=self.vocab_size,
@@ -558,6 +564,7 @@ def resolve_model(cfg: Config, unread: Collection[str], mistakes: list[str]) -> 
         mistakes.append(f"{', '.join(ask)} must be given (or --model-config {'|'.join(PRESETS)})")
     if m.kv_channels is None and m.hidden_size and m.num_attention_heads:
         m = replace(m, kv_channels=head_width(m, mistakes))
+    check_groups(m, mistakes)
     if m.kv_channels and m.kv_channels % 2:
         mistakes.append(f"--kv-channels {m.kv_channels} must be even: rotary positions turn pairs of channels")
     if m.ffn_hidden_size is None and m.hidden_size:
@@ -589,6 +596,14 @@ def head_width(m: Model, mistakes: list[str]) -> int | None:
         )
         return None
     return m.hidden_size // m.num_attention_heads
+
+
+def check_groups(m: Model, mistakes: list[str]) -> None:
+    heads, groups = m.num_attention_heads, m.num_query_groups
+    if m.group_query_attention and not groups:
+        mistakes.append("--group-query-attention needs --num-query-groups: how many heads of keys and values there are")
+    elif groups and heads and heads % groups:
+        mistakes.append(f"--num-query-groups {groups} does not divide --num-attention-heads {heads}; try {divisors(heads)}")
 
 
 def known_vocabulary(cfg: Config, mistakes: list[str]) -> int | None:
@@ -659,7 +674,7 @@ def find_world(p: Parallel, dry_run: bool, environ: dict[str, str], mistakes: li
 
 def check_tensor(p: Parallel, m: Model, mistakes: list[str]) -> None:
     """Tensor parallelism cuts heads, SwiGLU width and vocabulary, and on request the sequence, into equal parts."""
-    tp, cut = p.tensor_model_parallel_size, ["num_attention_heads", "ffn_hidden_size", "padded_vocab_size"]
+    tp, cut = p.tensor_model_parallel_size, ["num_attention_heads", "num_query_groups", "ffn_hidden_size", "padded_vocab_size"]
     widths = {n: getattr(m, n) for n in cut + ["seq_length"] * p.sequence_parallel if getattr(m, n)}
     legal = divisors(math.gcd(*widths.values()))
     mistakes += [

@@ -122,7 +122,6 @@ LATER = {
         "the evaluation harness",
     ),
     "upload-results-to-s3": "remote storage of results",
-    **dict.fromkeys(["num-query-groups", "group-query-attention"], "grouped-query attention"),
     **dict.fromkeys(["start-weight-decay", "end-weight-decay", "weight-decay-incr-style"], "a weight decay that changes"),
     **dict.fromkeys(["rampup-batch-size", "decrease-batch-size-if-needed"], "a batch size that grows"),
     **dict.fromkeys(["decoupled-lr", "decoupled-min-lr"], "a rate of its own for embedding and head"),

@@ -62,7 +62,7 @@ def shapes(cfg: Config, layers: range) -> Shapes:
     for i in layers:
         block = {
             "norm1": (h,),
-            "attention.qkv": (3 * a // t, h),
+            "attention.qkv": ((a + 2 * m.shape().key_width) // t, h),
             "attention.out": (h, a // t),
             "norm2": (h,),
             "mlp.up": (2 * f // t, h),

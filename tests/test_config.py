@@ -274,6 +274,15 @@ def test_a_value_that_cannot_be(words, said):
         ("--padded-vocab-size 50432", "--padded-vocab-size 50432 is not the derived 50304: leave it out"),
         ("--save-interval 5", "--save-interval would do nothing here: give --save, or leave it out"),
         ("--finetune", "--finetune would do nothing here: give --load, or leave it out"),
+        ("--num-query-groups 2", "--num-query-groups would do nothing here: give --group-query-attention, or leave it out"),
+        (
+            "--group-query-attention",
+            "--group-query-attention needs --num-query-groups: how many heads of keys and values there are",
+        ),
+        (
+            "--group-query-attention --num-query-groups 3",
+            "--num-query-groups 3 does not divide --num-attention-heads 4; try 1, 2, 4",
+        ),
         ("--split 1,1,1", "--split would do nothing here: give --data-path, or leave it out"),
         (
             "--tokenizer-model x",
@@ -395,6 +404,10 @@ def test_layers_are_dealt_to_stages(words, layers, homes):
         (
             "--tensor-model-parallel-size 8 --num-attention-heads 12 --kv-channels 8",
             "--tensor-model-parallel-size 8 does not divide --num-attention-heads 12; try 1, 2, 4",
+        ),
+        (
+            "--tensor-model-parallel-size 4 --num-attention-heads 8 --kv-channels 8 --group-query-attention --num-query-groups 2",
+            "--tensor-model-parallel-size 4 does not divide --num-query-groups 2; try 1, 2",
         ),
         (
             "--tensor-model-parallel-size 8 --ffn-hidden-size 100",

@@ -74,6 +74,7 @@ def held(words: str, world: int):
         (2, "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1 --untie-embeddings-and-output-weights"),
         *((4, f"--tensor-model-parallel-size 2 --zero-stage {stage}") for stage in range(4)),
         (4, "--pipeline-model-parallel-size 2 --zero-stage 3"),
+        (2, "--tensor-model-parallel-size 2 --group-query-attention --num-query-groups 2"),
         (3, "--zero-stage 1"),
         (3, "--zero-stage 2"),
         (8, "--zero-stage 3"),

@@ -188,7 +188,8 @@ def check_shapes(path: Path, tensors: dict[str, Tensor], known: dict) -> None:
                     "padded_vocab_size",
                     "untie_embeddings_and_output_weights",
                 )
-            }
+            },
+            num_query_groups=known["model"].get("num_query_groups"),
         )
     except (KeyError, TypeError) as error:
         raise Mismatch(f"{path}: config.json does not describe a model of this trainer: {type(error).__name__} {error}") from None
@@ -208,15 +209,17 @@ def shapes(
     num_layers: int,
     hidden_size: int,
     num_attention_heads: int,
+    num_query_groups: int | None = None,
     kv_channels: int,
     ffn_hidden_size: int,
     padded_vocab_size: int,
     untie_embeddings_and_output_weights: bool,
 ) -> dict[str, tuple[int, ...]]:
     h, width, table = hidden_size, num_attention_heads * kv_channels, (padded_vocab_size, hidden_size)
+    keys = (num_query_groups or num_attention_heads) * kv_channels
     block = {
         "norm1": (h,),
-        "attention.qkv": (3 * width, h),
+        "attention.qkv": (width + 2 * keys, h),
         "attention.out": (h, width),
         "norm2": (h,),
         "mlp.up": (2 * ffn_hidden_size, h),
@@ -299,9 +302,6 @@ def check_settings(folder: Path, state: dict) -> dict:
         for name, value in REQUIRED.items()
         if name in settings and settings[name] != value
     ]
-    heads, groups = settings.get("num_attention_heads"), settings.get("num_key_value_heads")
-    if groups not in (None, heads):
-        wrong.append(f"num_key_value_heads is {groups}, expected {heads}: there is no grouped-query attention")
     if wrong:
         raise Mismatch(f"{folder} holds another architecture: {'; '.join(wrong)}")
     return settings | {"iteration": state.get("iteration")}
@@ -401,6 +401,9 @@ def describe(folder: Path, tensors: dict[str, Tensor], settings: dict, num_heads
         "padded_vocab_size": rows,
         "untie_embeddings_and_output_weights": "head.weight" in tensors,
     }
+    groups = number(settings, "num_key_value_heads")
+    if groups not in (None, num_heads):
+        found |= {"group_query_attention": True, "num_query_groups": groups}
     epsilon = number(settings, "layernorm_epsilon")
     return found if epsilon is None else found | {"norm_epsilon": epsilon}
 

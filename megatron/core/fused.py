@@ -20,14 +20,18 @@ def eager_on_cpu(x: Tensor) -> bool:
 
 
 def rotated_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys turned by their rotary angles, and values.
+    """Queries and keys turned by their rotary angles, and values; g groups of r = n/g queries share a key and a value.
 
-    qkv [b, s, n, 3, d], cos and sin [b, s, 1, 1, d/2] -> three [b, n, s, d]
+    qkv [b, s, g, r + 2, d], cos and sin [b, s, 1, 1, d/2] -> three [b, n, s, d]
     """
-    if eager_on_cpu(qkv):
+    shared = qkv.shape[-2] - 2
+    if shared == 1 and eager_on_cpu(qkv):
         return _RotatedHeads.apply(qkv, cos, sin)
-    q, k = rotate(qkv[..., :2, :], cos, sin).unbind(-2)
-    return q.transpose(1, 2), k.transpose(1, 2), qkv[..., 2, :].transpose(1, 2)
+    turned = rotate(qkv[..., :-1, :], cos, sin)  # [b, s, g, r + 1, d]
+    q, k, v = turned[..., :-1, :].flatten(2, 3), turned[..., -1, :], qkv[..., -1, :]
+    if shared > 1:
+        k, v = k.repeat_interleave(shared, 2), v.repeat_interleave(shared, 2)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The transformer: RMSNorm, rotary attention, SwiGLU. b batch, s sequence, h hidden; n heads, d head width, f ffn, v vocabulary.
 
 Weights are fp32; the model computes in the dtype of its embeddings' output, each weight cast where it is used. n and f are
-this tensor-parallel rank's share. Fused projections put the axis that the cut takes first, (head, q|k|v, d) and (f, gate|up),
-so that it never separates what belongs together.
+this tensor-parallel rank's share. Fused projections put the axis that the cut takes first, (group, q..q|k|v, d) and
+(f, gate|up), so that it never separates what belongs together; a query head alone is a group, or several share keys and values
+(grouped-query attention: Ainslie et al., arXiv:2305.13245; the rows stand as in Megatron).
 """
 
 from __future__ import annotations
@@ -93,14 +94,17 @@ class Dropout(nn.Module):
 class Attention(nn.Module):
     def __init__(self, cfg: Model, causal: bool, tp: Group, selective: bool):
         super().__init__()
-        width = cfg.num_attention_heads * cfg.kv_channels
+        width, self.groups = (
+            cfg.num_attention_heads * cfg.kv_channels,
+            (cfg.num_query_groups or cfg.num_attention_heads) // tp.size,
+        )
         self.d, self.n, self.causal, self.p = cfg.kv_channels, cfg.num_attention_heads // tp.size, causal, cfg.attention_dropout
         self.first_head, self.selective = tp.rank * self.n, selective
-        self.qkv = ColumnLinear(cfg.hidden_size, 3 * width, tp, cfg.init_method_std)
+        self.qkv = ColumnLinear(cfg.hidden_size, width + 2 * cfg.shape().key_width, tp, cfg.init_method_std)
         self.out = RowLinear(width, cfg.hidden_size, tp, residual_std(cfg))
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None, seen: Tensor | None) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (self.n, 3, self.d))  # [b, s, n, 3, d]
+        qkv = self.qkv(x).unflatten(-1, (self.groups, -1, self.d))  # [b, s, g, n/g + 2, d]
         if self.selective and torch.is_grad_enabled():
             y = checkpoint(self.attend, qkv, *rope, keys, seen, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -108,7 +112,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))  # [b, s, h]
 
     def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None, seen: Tensor | None) -> Tensor:
-        """[b, s, n, 3, d] -> [b, n, s, d]"""
+        """[b, s, g, n/g + 2, d] -> [b, n, s, d]"""
         q, k, v = rotated_heads(qkv, cos, sin)  # each [b, n, s, d]
         if keys is not None and self.p:
             return self.dropped(q, k, v, keys, seen)

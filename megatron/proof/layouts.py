@@ -63,6 +63,7 @@ EXPERIMENTS = {
     "dropout": "--hidden-dropout 0.1 --attention-dropout 0.1",
     "untied": "--untie-embeddings-and-output-weights",
     "bf16": "--bf16",
+    "gqa": "--group-query-attention --num-query-groups 2",
 }
 LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
     tp2+sp tp4+sp tp2xpp2+sp tp2xpp2xdp2+sp pp2+uneven pp2+interleaved pp2xdp2+interleaved pp2+zero-bubble tp2xpp2xdp2+zero-bubble
@@ -74,6 +75,7 @@ LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
     tp2xpp2xdp2+dropout tp2+sp+dropout dp2+zero3+dropout pp2+interleaved+dropout pp2+zero-bubble+dropout
     tp2xpp2+recompute-full+dropout tp1+recompute-selective+dropout pp2xdp3+micro4+dropout
     pp2+untied tp2xpp2xdp2+untied dp2+zero3+untied pp2+zero-bubble+untied
+    tp2+sp+gqa tp2xpp2xdp2+gqa dp2+zero3+gqa
     tp2xpp2xdp2+bf16 tp2+sp+bf16 dp2+zero3+bf16 pp2+zero-bubble+bf16
     dp2+deepspeed-zero0 dp2+deepspeed-zero1 dp2+deepspeed-zero2 dp2+deepspeed-zero3 pp2xdp2+deepspeed-zero1
     tp2xdp2+deepspeed-zero1 tp2xdp2+deepspeed-zero3 dp2+deepspeed-zero1+cpu-optimizer dp2+deepspeed-zero3+dropout

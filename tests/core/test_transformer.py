@@ -58,6 +58,28 @@ def test_parameter_count_is_the_budgets(tied):
     assert cfg.shape().total() - tables == cfg.shape().non_embedding()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_grouped_queries_are_full_attention_with_equal_keys_and_values(dropout):
+    """4 query heads in 2 groups; gradients of shared keys and values are sums over the heads that read them."""
+    whole = replace(TINY, attention_dropout=dropout, hidden_dropout=dropout)
+    cfg = replace(whole, group_query_attention=True, num_query_groups=2)
+    grouped, full = GPT(cfg, True, 1), GPT(whole, True, 1)
+    assert sum(p.numel() for p in grouped.parameters()) == cfg.shape().total() < whole.shape().total()
+    weights = grouped.state_dict()
+    for name in (n for n in weights if "qkv" in n):
+        rows = weights[name].unflatten(0, (2, 4, 8))  # [group, q q k v, d, h]
+        weights[name] = torch.stack([torch.stack([g[i], g[2], g[3]]) for g in rows for i in range(2)]).flatten(0, 2)
+    full.load_state_dict(weights)
+    (loss, grads), (expected, of_full) = gradients(grouped, batch()), gradients(full, batch())
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for name, grad in grads.items():
+        other = of_full[name]
+        if "qkv" in name:
+            heads = other.unflatten(0, (2, 2, 3, 8))  # [group, head, q|k|v, d, h]
+            other = torch.cat([heads[:, :, 0], heads[:, :, 1:].sum(1)], 1).flatten(0, 2)
+        torch.testing.assert_close(grad, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
+
+
 def test_causal_does_not_see_the_future_and_bidirectional_does():
     x = batch()
     changed = replace(x, inputs=torch.cat([x.inputs[:, :-1], (x.inputs[:, -1:] + 1) % 50], 1))

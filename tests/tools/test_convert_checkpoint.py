@@ -368,7 +368,7 @@ def with_tensor(name, tensor):
     [
         ({"version": 2.0}, 78, "checkpoint_version 2.0, whose rows are in another order"),
         ({"args": ARGS | {"swiglu": False}}, 78, "swiglu is False, expected True"),
-        ({"args": ARGS | {"num_key_value_heads": 2}}, 78, "no grouped-query attention"),
+        ({"args": ARGS | {"num_key_value_heads": 2}}, 78, "attention.qkv.weight has shape"),
         (
             {"shape": with_tensor("encoder.layers.0.mlp.dense_4h_to_h.bias", torch.ones(H))},
             78,
