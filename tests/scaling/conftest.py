@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from megatron.scaling.law.laws import Chinchilla
+from megatron.scaling.law.forms.chinchilla import Chinchilla
 from megatron.scaling.table.table import Table
 
 LAWS = {"ar": Chinchilla(E=1.0, A=15, B=60, alpha=0.4, beta=0.3), "mdm": Chinchilla(E=2.1, A=8, B=35, alpha=0.38, beta=0.32)}

@@ -14,9 +14,8 @@ from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq
 
 from megatron.errors import BadData, Mismatch
-from megatron.scaling.law.forms import FORMS
+from megatron.scaling.law.forms.chinchilla import Chinchilla
 from megatron.scaling.law.intervals import percentile_interval
-from megatron.scaling.law.laws import Chinchilla
 from megatron.scaling.table.comparable import check_comparable
 from megatron.scaling.table.labels import kind_of
 
@@ -71,7 +70,7 @@ def check_fits_comparable(fits: dict, allow=()) -> None:
 
 def drawn_law(fit, num_draws: int, num_axes: int):
     """The law with the first draws of the fit as its parameters, [draws, 1, ...] with `num_axes` axes to broadcast against."""
-    return FORMS[fit.form].from_values(fit.draws[:num_draws].reshape(num_draws, *[1] * num_axes, -1))
+    return fit.law_form.from_values(fit.draws[:num_draws].reshape(num_draws, *[1] * num_axes, -1))
 
 
 def num_paired_draws(fits: dict) -> int:

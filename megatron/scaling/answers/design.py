@@ -15,7 +15,7 @@ from scipy.special import erf
 
 from megatron.errors import BadData
 from megatron.scaling.answers.predict import NORMAL_975
-from megatron.scaling.law.forms import FORMS, Form, Rows
+from megatron.scaling.law.form import Form, Rows
 
 STEP = 1e-4  # of theta, in the central differences of a quantity
 OPTIMAL = ("N*", "D*", "epochs", "loss")
@@ -70,7 +70,7 @@ def weigh_evidence(fit) -> Knowledge:
     """
     if not fit.residuals:
         raise BadData("the fit does not list its rows, so that its information is not known; fit again (residuals.csv).")
-    form = FORMS[fit.form]
+    form = fit.law_form
     used = [row for row in fit.residuals if not row.get("held_out")]
     columns = (np.array([float(row[name]) for row in used]) for name in ("params", "tokens", "unique_tokens", "loss"))
     params, tokens, unique, loss = columns
@@ -133,7 +133,7 @@ def candidate_runs(known: Knowledge, max_flops: float, reach: float, epochs, num
     def axis(ln_values, count):
         return np.geomspace(np.exp(ln_values.min()) / reach, np.exp(ln_values.max()) * reach, count)
 
-    epochs = np.asarray(epochs if "R_D" in known.form.names else [1.0], np.float64)
+    epochs = np.asarray(epochs if known.form.repeats else [1.0], np.float64)
     grid = np.meshgrid(axis(known.rows.params, num_sizes), axis(known.rows.tokens, num_tokens), epochs, indexing="ij")
     params, tokens, repeats = (values.ravel() for values in grid)
     unique, ln_unique = tokens / repeats, known.rows.unique

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from megatron.scaling.law.fitted import Fit
-from megatron.scaling.law.forms import Form, Rows
+from megatron.scaling.law.form import Form, Rows
 
 VANISHED = 1e-3  # of the smallest loss: an E below that is none
 CLOSE = 1.01  # objectives within this ratio are equally good

@@ -7,7 +7,8 @@ import numpy as np
 from megatron.errors import BadData, Refusal
 from megatron.scaling.law.diagnosis import diagnose, vanished
 from megatron.scaling.law.fitted import Fit, load_fit, save_fit
-from megatron.scaling.law.forms import FORMS, LINEAR, Form, Rows
+from megatron.scaling.law.form import Form, Parameter, Rows
+from megatron.scaling.law.forms import FORMS
 from megatron.scaling.law.intervals import (
     OVERSAMPLING,
     bootstrap,
@@ -24,7 +25,6 @@ from megatron.scaling.law.solver import Ends, Problem, minimise, persist
 
 __all__ = ["Fit", "fit_chinchilla", "fit_law", "load_fit", "save_fit"]
 METHODS = ("percentile", "delta", "profile")
-PROFILED = ("E", "alpha", "beta", "alpha_N", "alpha_D", "R_D", "R_N", "phi", "psi")
 SAME_BASIN = 0.02  # largest distance, in centred parameters, of two descriptions of one optimum
 NUM_BASINS = 5
 RIVAL = 1.05  # objectives up to this multiple of the least also start every resample
@@ -32,7 +32,7 @@ RIVAL = 1.05  # objectives up to this multiple of the least also start every res
 
 def fit_law(
     table,
-    form: str = "chinchilla",
+    form: str | Form = "chinchilla",
     *,
     delta: float = 1e-3,
     reduction: str = "sum",
@@ -46,12 +46,12 @@ def fit_law(
 ) -> Fit:
     """Minimise the sum over rows of Huber_delta(ln L - ln loss) (Hoffmann et al., arXiv:2203.15556, approach 3).
 
-    table: a Table, rows as dicts, or columns {params, tokens, loss, unique_tokens?, flops?, run?, cluster?} of [n]; `cluster`
-    [n] overrides its column. `starts`: "default", "grid" (as published), how many to draw, or theta [m, p] with
-    terms at N = D = 1. `reduction` mean reports the same optimum: the solver does not depend on it. `holdout`: a condition
-    such as "flops>=1e21", whose rows are predicted instead of fitted. `chinchilla`: a Fit or {E, A, B, alpha, beta} whose part
-    of a data-constrained law is held, resample by resample where it has draws; "single-epoch" fits it on rows that repeat
-    nothing; None fits everything jointly. Intervals are 95 %.
+    form: the name of one of FORMS, or a form of your own. table: a Table, rows as dicts, or columns {params, tokens, loss,
+    unique_tokens?, flops?, run?, cluster?} of [n]; `cluster` [n] overrides its column. `starts`: "default", "grid" (as
+    published), how many to draw, or theta [m, p] with terms at N = D = 1. `reduction` mean reports the same optimum: the solver
+    does not depend on it. `holdout`: a condition such as "flops>=1e21", whose rows are predicted instead of fitted. `chinchilla`:
+    a Fit or {E, A, B, alpha, beta} whose part of a data-constrained law is held, resample by resample where it has draws;
+    "single-epoch" fits it on rows that repeat nothing; None fits everything jointly. Intervals are 95 %.
 
     Raises BadData for values that no law can have or too few rows, Refusal when no start converges.
     """
@@ -79,10 +79,17 @@ def fit_law(
         "basins": basins,
         "condition": _condition(gradient[low < high]),
         "residual_rms": float(np.sqrt(np.mean(residual**2))),
-        "residuals": _residual_table(observed, law.from_values(values), left_out),
+        "residuals": _residual_table(observed, law.predict(law.from_values(values), observed.columns), left_out),
         **trust,
     }
-    asked = {"form": law.name, "delta": delta, "reduction": reduction, "seed": seed, "held": _held_params(chinchilla)}
+    asked = {
+        "form": law.name,
+        "law_form": law,
+        "delta": delta,
+        "reduction": reduction,
+        "seed": seed,
+        "held": _held_params(chinchilla),
+    }
     fit = _record(asked, found, rows, clusters, observed, left_out, condition)
     if vanished(fit, rows):  # resamples that agree on no E at all say nothing of how large it may be
         for intervals in (fit.ci, fit.profile):
@@ -118,10 +125,12 @@ def _record(asked: dict, found: dict, rows: Rows, clusters, observed: Observatio
 # ---- what is fitted
 
 
-def _form(name: str) -> Form:
-    if name not in FORMS:
-        raise BadData(f"--form {name}: expected one of {', '.join(FORMS)}.")
-    return FORMS[name]
+def _form(form: str | Form) -> Form:
+    if isinstance(form, Form):
+        return form
+    if form not in FORMS:
+        raise BadData(f"--form {form}: expected one of {', '.join(FORMS)}.")
+    return FORMS[form]
 
 
 def _check(law: Form, rows: Rows, ci: str, reduction: str, sources: list[dict]) -> None:
@@ -245,9 +254,9 @@ def _intervals(problem, law, rows, ends: Ends, first, low, high, clusters, num_r
         return {}
     dof = max(int(clusters.max()) + 1 - int(np.sum(low < high)), 1)
     covariance, inverse = sandwich(problem, theta, low, high, clusters)
-    wanted = [index for index, name in enumerate(law.solved) if name in PROFILED and low[index] < high[index]]
+    wanted = [index for index, one in enumerate(law.parameters) if not one.exponent and low[index] < high[index]]
     found = profiles(problem, theta, objective, wanted, low, high, covariance, inverse, dof)
-    profiled = {law.solved[index]: _exponentiated(law.solved[index], pair) for index, pair in zip(wanted, found)}
+    profiled = {law.solved[index]: _published_ends(law.parameters[index], pair) for index, pair in zip(wanted, found)}
     made = _resampled(problem, law, rows, ends, first, low, high, clusters, num_resamples, seed, chinchilla)
     if method != "percentile":
         ci, se = _by_delta(law, rows, theta, covariance, dof, _held_params(chinchilla))
@@ -262,14 +271,15 @@ def _at_bound(law: Form, theta, low, high, name: str) -> bool:
     return not low[index] < theta[index] < high[index]
 
 
-def _exponentiated(name: str, ends: list) -> list:
-    return [end if end is None or name in LINEAR else float(np.exp(end)) for end in ends]
+def _published_ends(parameter: Parameter, ends: list) -> list:
+    return [end if end is None or parameter.linear else float(np.exp(end)) for end in ends]
 
 
 def _by_delta(law: Form, rows: Rows, theta, covariance, dof: int, held) -> tuple[dict, dict]:
     """(ci, se) of the published parameters that were fitted, from the covariance of theta."""
     step = 1e-6 * np.eye(len(theta))
-    values, logarithmic = law.values(theta, rows), np.array([name not in LINEAR for name in law.names])
+    as_they_are = {parameter.name for parameter in law.parameters if parameter.linear}
+    values, logarithmic = law.values(theta, rows), np.array([name not in as_they_are for name in law.names])
     slopes = (law.values(theta + step, rows) - law.values(theta - step, rows)).T / 2e-6
     slopes = slopes / np.where(logarithmic, values, 1)[:, None]
     intervals, errors = delta_method(values, slopes, covariance, dof, logarithmic)
@@ -287,8 +297,8 @@ def _resampled(problem, law, rows, ends, first, low, high, clusters, num_resampl
     optimum = ends.theta[0]
     rival = (ends.objective < RIVAL * ends.objective[0]) & (np.max(np.abs(ends.theta - optimum), axis=1) > SAME_BASIN)
     starts = np.concatenate([optimum[None], first[None], ends.theta[rival][:1]])
-    # scaling supposes a scatter about one optimum: R_D and R_N have several, and one at infinity
-    single = "R_D" not in law.solved and np.all((optimum > low) & (optimum < high))
+    # scaling supposes a scatter about one optimum
+    single = not law.several_optima and np.all((optimum > low) & (optimum < high))
     oversampling = OVERSAMPLING if single else 1
     weights = resample(clusters, num_resamples, seed, oversampling)
     found = bootstrap(problem, starts, *_hold_draws(low, high, chinchilla, rows, num_resamples, seed), weights)
@@ -321,19 +331,17 @@ def _outside(law: Form, theta, low, high) -> np.ndarray:
         name: np.where(theta[:, i] >= high[i] - 1e-9, 1, np.where(theta[:, i] <= low[i] + 1e-9, -1, 0)) * free[i]
         for i, name in enumerate(law.solved)
     }
-    for term, exponent in (("A", "alpha"), ("B", "beta"), ("N_c", "alpha_N"), ("D_c", "alpha_D"), ("P", "phi")):
-        if term in sides and exponent in sides:
-            sides[term] = np.where(sides[term] == 0, sides[exponent], sides[term])
+    for one in law.parameters:
+        if one.exponent:
+            sides[one.name] = np.where(sides[one.name] == 0, sides[one.exponent], sides[one.name])
     return np.stack([sides.get(name, np.zeros(len(theta))) for name in law.names], axis=1)
 
 
 # ---- what else is reported
 
 
-def _residual_table(observed: Observations, law, left_out) -> list[dict]:
+def _residual_table(observed: Observations, predicted, left_out) -> list[dict]:
     columns = observed.columns
-    axis = getattr(law, "axis", None)  # C is what the table says, which need not be 6ND
-    predicted = law.at(columns[axis]) if axis else law.loss(*(columns[name] for name in ("params", "tokens", "unique_tokens")))
     return [
         {
             "run": name,

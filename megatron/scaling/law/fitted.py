@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import scipy
 
 from megatron.errors import BadData, MissingInput
 from megatron.files import staged
+from megatron.scaling.law.form import Form
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.table.json_record import json_text, versions
 
@@ -25,7 +27,7 @@ RESIDUALS = ("run", "cluster", "params", "tokens", "unique_tokens", "flops", "lo
 class Fit:
     """A fitted law. `ci` and `se` are empty where nothing was resampled; None in `ci` is an end that the data do not bound."""
 
-    form: str
+    form: str  # its name
     params: dict[str, float]  # published parameters, and compute exponents a and b where the form has them
     objective: float = math.nan  # the sum over rows, not scaled, whatever the reduction
     delta: float = 1e-3
@@ -55,16 +57,21 @@ class Fit:
     rows_dropped: list[dict] = field(default_factory=list)
     residuals: list[dict] = field(default_factory=list, repr=False)  # a row each: RESIDUALS
     warnings: list[str] = field(default_factory=list)
+    law_form: Form = field(default=None, repr=False)  # FORMS[form], unless the form is somebody's own
+
+    def __post_init__(self):
+        if self.law_form is None:
+            object.__setattr__(self, "law_form", FORMS[self.form])
 
     @property
     def names(self) -> tuple[str, ...]:
         """The published parameters, in the order of the columns of `draws`."""
-        return FORMS[self.form].names
+        return self.law_form.names
 
     @property
     def law(self):
         """The law with these parameters."""
-        return FORMS[self.form].from_values([self.params[name] for name in self.names])
+        return self.law_form.from_values([self.params[name] for name in self.names])
 
     def predict(self, params, tokens, unique=None):
         """L(N, D) or L(N, D, U); without U no token is seen twice."""
@@ -87,7 +94,7 @@ class Fit:
     def _drawn(self, shape):
         if self.draws is None:
             raise BadData(f"the fit of the form {self.form} has no resamples: fit again with --bootstrap 1000.")
-        return FORMS[self.form].from_values(self.draws.reshape(len(self.draws), *[1] * len(shape), -1))
+        return self.law_form.from_values(self.draws.reshape(len(self.draws), *[1] * len(shape), -1))
 
     def extrapolation(self, params=None, tokens=None, unique=None, flops=None) -> list[str]:
         """A sentence for each quantity, numbers or arrays, that lies more than 10x beyond what was fitted."""
@@ -105,14 +112,14 @@ def save_fit(fit: Fit, folder: str | Path) -> None:
     record = {
         "schema_version": SCHEMA_VERSION,
         **vars(fit),
-        "equation": FORMS[fit.form].equation,
+        "equation": fit.law_form.equation,
         "names": list(fit.names),
-        "num_parameters": len(FORMS[fit.form].solved) - len(fit.held),
+        "num_parameters": len(fit.law_form.solved) - len(fit.held),
         "residual": "ln loss - ln L",
         "draws": None if fit.draws is None else fit.draws.tolist(),
         "versions": versions(scipy),
     }
-    del record["residuals"]
+    del record["residuals"], record["law_form"]
     with staged(Path(folder)) as stage:
         (stage / "fit.json").write_text(json_text(record) + "\n")
         (stage / "table.txt").write_text(as_text(fit))
@@ -122,10 +129,10 @@ def save_fit(fit: Fit, folder: str | Path) -> None:
             writer.writerows(fit.residuals)
 
 
-def load_fit(path: str | Path) -> Fit:
+def load_fit(path: str | Path, forms: Mapping[str, Form] = FORMS) -> Fit:
     """A fit from its fit.json or its folder. Only `params` must be there; the form defaults to what they name.
 
-    Raises MissingInput, BadData.
+    `forms`: those that may be named, where a fit has one of somebody's own. Raises MissingInput, BadData.
     """
     path = Path(path)
     path = path / "fit.json" if path.is_dir() else path
@@ -136,13 +143,18 @@ def load_fit(path: str | Path) -> Fit:
     except ValueError as error:
         raise BadData(f"{path}: not JSON ({error}); fit again.") from None
     params = _params(record, path)
-    form = record.get("form") if record.get("form") in FORMS else _form_of(params, path)
-    missing = [name for name in FORMS[form].names if name not in params]
+    stated = record.get("form")
+    if stated is not None and stated not in forms:
+        raise BadData(f"{path}: the form {stated} is none of {', '.join(forms)}; fit again, or load it with that form.")
+    form = forms[stated] if stated else _form_of(params, forms, path)
+    missing = [name for name in form.names if name not in params]
     if missing:
-        raise BadData(f"{path}: params of the form {form} lack {', '.join(missing)}; fit again.")
-    known = {name: record[name] for name in Fit.__dataclass_fields__ if record.get(name) is not None}
+        raise BadData(f"{path}: params of the form {form.name} lack {', '.join(missing)}; fit again.")
+    known: dict = {name: record[name] for name in Fit.__dataclass_fields__ if record.get(name) is not None}
     draws = _draws(record, form, path)
-    return Fit(**{**known, "form": form, "params": params, "draws": draws, "residuals": _read_residuals(path.parent)})
+    params = {name: value for name, value in params.items() if name not in ("a", "b") or name in form.names}
+    known |= {"form": form.name, "law_form": form, "params": params, "draws": draws}
+    return Fit(**{**known, "residuals": _read_residuals(path.parent)})
 
 
 def _params(record, path) -> dict[str, float]:
@@ -161,20 +173,20 @@ def _params(record, path) -> dict[str, float]:
     return params
 
 
-def _form_of(params: dict, path: Path) -> str:
+def _form_of(params: dict, forms: Mapping[str, Form], path: Path) -> Form:
     """The form with the most parameters of those that are all there."""
-    fitting = [form for form in FORMS.values() if set(form.names) <= set(params)]
+    fitting = [form for form in forms.values() if set(form.names) <= set(params)]
     if not fitting:
-        raise BadData(f"{path}: params ({', '.join(params)}) are those of no form ({', '.join(FORMS)}).")
-    return max(fitting, key=lambda form: len(form.names)).name
+        raise BadData(f"{path}: params ({', '.join(params)}) are those of no form ({', '.join(forms)}).")
+    return max(fitting, key=lambda form: len(form.names))
 
 
-def _draws(record: dict, form: str, path: Path):
+def _draws(record: dict, form: Form, path: Path):
     if record.get("draws") is None:
         return None
     draws = np.asarray(record["draws"], np.float64)
-    if draws.ndim != 2 or draws.shape[1] != len(FORMS[form].names):
-        raise BadData(f"{path}: draws have the shape {draws.shape}, expected [resamples, {len(FORMS[form].names)}]; fit again.")
+    if draws.ndim != 2 or draws.shape[1] != len(form.names):
+        raise BadData(f"{path}: draws have the shape {draws.shape}, expected [resamples, {len(form.names)}]; fit again.")
     return draws
 
 
@@ -211,7 +223,7 @@ def parameter_lines(fit: Fit) -> list[tuple[str, str, str, str, str]]:
 def setting_lines(fit: Fit) -> list[tuple[str, str]]:
     """(what, value) of everything else that a reader needs."""
     lines = [
-        ("form", FORMS[fit.form].equation),
+        ("form", fit.law_form.equation),
         ("objective", f"{fit.objective:.9g}, the sum of Huber terms, delta {fit.delta:g} on ln L"),
         ("rows", f"{fit.rows_used} used in {fit.num_runs} clusters, {len(fit.rows_dropped)} left out"),
         ("starts", f"{fit.num_starts}, {fit.share_at_optimum:.1%} of them at this optimum"),

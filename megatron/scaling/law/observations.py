@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron.errors import BadData
-from megatron.scaling.law.forms import Rows
+from megatron.scaling.law.form import Rows
 from megatron.scaling.table.comparable import SAME_FOR_ALL
 from megatron.scaling.table.table import COMPARE, parse_condition
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron.budget import Shape, find_size, padded_vocab, sizes, swiglu_width
 from megatron.errors import BadData, MissingInput
-from megatron.scaling.law.laws import Chinchilla
+from megatron.scaling.law.forms.chinchilla import Chinchilla
 
 # Tokens a parameter at the published optima of arXiv:2507.15857, all embeddings counted: the geometric mean of its three budgets.
 PUBLISHED_RATIOS = {"ar": 32.5, "mdm": 103.4}

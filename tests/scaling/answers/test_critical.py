@@ -8,7 +8,9 @@ from megatron.errors import BadData, Mismatch
 from megatron.scaling.answers.critical import find_crossover, one_epoch_flops
 from megatron.scaling.law.fit import Fit
 from megatron.scaling.law.forms import FORMS
-from megatron.scaling.law.laws import Chinchilla, DataConstrained, PowerLaw
+from megatron.scaling.law.forms.chinchilla import Chinchilla
+from megatron.scaling.law.forms.data_constrained import DataConstrained
+from megatron.scaling.law.forms.kaplan import PowerLaw
 
 AR = DataConstrained(E=1.87, A=520.8, B=1487.7, alpha=0.3527, beta=0.3527, R_D=15.39, R_N=5.31)
 MDM = DataConstrained(E=1.87, A=600.0, B=3500.0, alpha=0.3527, beta=0.3527, R_D=494.0, R_N=1266.0)

@@ -7,7 +7,7 @@ from megatron.errors import BadData
 from megatron.scaling.answers.data_value import as_record, curve_from_fit, curve_from_runs, value_of_repeated
 from megatron.scaling.law.fit import Fit
 from megatron.scaling.law.forms import FORMS
-from megatron.scaling.law.laws import DataConstrained
+from megatron.scaling.law.forms.data_constrained import DataConstrained
 from megatron.scaling.table.table import Table
 
 LAW = DataConstrained(E=1.87, A=520.8, B=1487.7, alpha=0.3527, beta=0.3527, R_D=15.387756, R_N=5.309743)

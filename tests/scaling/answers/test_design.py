@@ -15,7 +15,7 @@ from megatron.scaling.answers.design import (
     weigh_evidence,
 )
 from megatron.scaling.law.fit import fit_law
-from megatron.scaling.law.laws import Chinchilla
+from megatron.scaling.law.forms.chinchilla import Chinchilla
 from tests.scaling.answers.test_critical import AR
 
 LAW = Chinchilla(1.8, 482.0, 2085.0, 0.348, 0.366)

@@ -5,7 +5,8 @@ import pytest
 
 from megatron.scaling.answers.predict import compare_at_budget, in_words, predict_run, read_fits
 from megatron.scaling.law.fit import save_fit
-from megatron.scaling.law.laws import Chinchilla, DataConstrained
+from megatron.scaling.law.forms.chinchilla import Chinchilla
+from megatron.scaling.law.forms.data_constrained import DataConstrained
 from tests.scaling.answers.test_critical import AR, MDM, stated_fit
 
 DATABLATIONS = DataConstrained(E=1.86914, A=520.82, B=1487.72, alpha=0.3526596, beta=0.3526596, R_D=15.387756, R_N=5.309743)

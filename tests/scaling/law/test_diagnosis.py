@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from megatron.scaling.law.fit import fit_law
-from megatron.scaling.law.laws import Chinchilla, DataConstrained
+from megatron.scaling.law.forms.chinchilla import Chinchilla
+from megatron.scaling.law.forms.data_constrained import DataConstrained
 
 LAW = Chinchilla(E=1.7, A=300.0, B=900.0, alpha=0.34, beta=0.37)
 

@@ -10,7 +10,8 @@ from scipy.stats import binom, chi2
 from megatron.errors import BadData, Refusal
 from megatron.scaling.law.fit import fit_chinchilla, fit_law
 from megatron.scaling.law.forms import FORMS
-from megatron.scaling.law.laws import Chinchilla, DataConstrained, DataConstrainedOverfit
+from megatron.scaling.law.forms.chinchilla import Chinchilla
+from megatron.scaling.law.forms.data_constrained import DataConstrained, DataConstrainedOverfit
 
 TRUTH = Chinchilla(E=1.7, A=300.0, B=900.0, alpha=0.34, beta=0.37)
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "data" / "scaling"

@@ -6,7 +6,7 @@ import pytest
 from megatron.errors import BadData, MissingInput
 from megatron.scaling.law.fit import fit_law
 from megatron.scaling.law.fitted import Fit, as_text, load_fit, save_fit
-from megatron.scaling.law.laws import DataConstrained
+from megatron.scaling.law.forms.data_constrained import DataConstrained
 
 LAW = DataConstrained(E=1.7, A=300.0, B=900.0, alpha=0.34, beta=0.37, R_D=15.0, R_N=8.0)
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from megatron.scaling.law.forms import FORMS, Rows
-from megatron.scaling.law.laws import Chinchilla
+from megatron.scaling.law.form import Rows
+from megatron.scaling.law.forms import FORMS
+from megatron.scaling.law.forms.chinchilla import Chinchilla
 from megatron.scaling.law.solver import Problem, minimise
 
 LAW, TRUTH = FORMS["chinchilla"], Chinchilla(E=1.7, A=300.0, B=900.0, alpha=0.34, beta=0.37)

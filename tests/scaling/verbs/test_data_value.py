@@ -6,7 +6,7 @@ import pytest
 
 from megatron.scaling.__main__ import main
 from megatron.scaling.law.fit import save_fit
-from megatron.scaling.law.laws import DataConstrained
+from megatron.scaling.law.forms.data_constrained import DataConstrained
 from tests.scaling.answers.test_critical import AR, MDM, stated_fit
 
 LAWS = {"ar": (AR, "exact"), "mdm": (MDM, "bound")}

@@ -3,7 +3,7 @@ import pytest
 
 from megatron.scaling.law.fit import fit_chinchilla, fit_law
 from megatron.scaling.law.fitted import Fit
-from megatron.scaling.law.laws import DataConstrainedOverfit
+from megatron.scaling.law.forms.data_constrained import DataConstrainedOverfit
 from megatron.scaling.show.figures import draw_residuals
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from megatron.errors import BadData
-from megatron.scaling.law.forms import FORMS, Rows, variable_projection
-from megatron.scaling.law.laws import Chinchilla
+from megatron.scaling.law.form import Rows
+from megatron.scaling.law.forms import FORMS
+from megatron.scaling.law.forms.chinchilla import Chinchilla, variable_projection
 
 
 @pytest.fixture

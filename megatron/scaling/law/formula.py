@@ -1,0 +1,137 @@
+"""A form made of its formula alone: gradients, starts and the best split of compute are found by the tool."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from megatron.errors import BadData
+from megatron.scaling.law.form import Form, Parameter, Rows, search_split
+
+TINY = 1e-30  # the complex step: its square is nothing to float64, so that the derivative is exact
+WIDEST = 300.0  # of the logarithm of a term's size at N = D = 1
+LEAST_TERM = 1e-3  # of the smallest loss, that every term has in a start
+Loss = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class FormulaLaw:
+    """The formula with its parameters, numbers or arrays of one shape."""
+
+    formula: Loss
+    fields: dict
+
+    exponents = None
+
+    def loss(self, params, tokens, unique=None):
+        """L(N, D, U); without U no token is seen twice."""
+        unique = np.minimum(np.float64(tokens if unique is None else unique), tokens)
+        return self.formula(self.fields, np.float64(params), np.float64(tokens), unique)
+
+    def optimum(self, flops, unique=None):
+        """(N*, D*) of least loss under 6 N D = C, by search."""
+        shape = np.broadcast_shapes(*map(np.shape, (flops, *([] if unique is None else [unique]), *self.fields.values())))
+        return search_split(lambda params, tokens: self.loss(params, tokens, unique), flops, shape)
+
+    def optimal_loss(self, flops, unique=None):
+        """L(N*(C), D*(C))."""
+        return self.loss(*self.optimum(flops, unique), unique)
+
+
+class Formula(Form):
+    """A form L = `loss(p, N, D, U)` of parameters p[name], parameters N, tokens seen D and unique tokens U <= D, arrays that
+    broadcast. `loss` uses what complex numbers know (+ - * / **, exp, log, expm1): no minimum, no absolute value.
+
+    `exponents`: name -> (low, high) that each lies in. `terms`: name -> the exponent that the term follows; the loss is linear in
+    every term and in E, which is the irreducible loss. `steps`: exponents that a fit starts from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        equation: str,
+        loss: Loss,
+        terms: Mapping[str, str],
+        exponents: Mapping[str, tuple[float, float]],
+        steps: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0),
+        repeats: bool = False,
+    ):
+        self.name, self.equation, self.formula, self.steps, self.of_unique = name, equation, loss, steps, repeats
+        self.limits = dict(exponents)
+        self.parameters = (
+            *(Parameter(term, exponent=exponent) for term, exponent in terms.items()),
+            Parameter("E", linear=True),
+            *(Parameter(exponent, linear=True) for exponent in exponents),
+        )
+        self.names = self.solved
+
+    @property
+    def repeats(self) -> bool:
+        return self.of_unique
+
+    def log_loss(self, theta, rows: Rows):
+        theta = np.asarray(theta, np.float64)
+        step = 1j * TINY * np.eye(theta.shape[-1])
+        moved = theta[None] + step.reshape(len(step), *[1] * (theta.ndim - 1), -1)  # [p, ..., p]
+        log = np.log(self._at(moved, rows))
+        return log[0].real, np.moveaxis(log.imag / TINY, 0, -2)
+
+    def bounds(self, rows: Rows) -> np.ndarray:
+        low, high = rows.term_bounds
+        terms = [(low - WIDEST, high + WIDEST)] * (len(self.parameters) - 1 - len(self.limits))
+        return np.array([*terms, rows.irreducible_bounds, *self.limits.values()])
+
+    def starts(self, rows: Rows) -> np.ndarray:
+        """For every combination of exponents E and the terms by non-negative least squares of the relative error (VPNLS)."""
+        choices = [[x for x in self.steps if low <= x <= high] or [(low + high) / 2] for low, high in self.limits.values()]
+        return np.array([[*self._project(rows, exponents), *exponents] for exponents in itertools.product(*choices)])
+
+    def law(self, theta, rows: Rows) -> FormulaLaw:
+        return self.law_of(self._fields(np.moveaxis(theta, -1, 0)))
+
+    def law_of(self, fields) -> FormulaLaw:
+        return FormulaLaw(self.formula, dict(fields))
+
+    def values(self, theta, rows: Rows) -> np.ndarray:
+        return np.stack(list(self._fields(np.moveaxis(theta, -1, 0)).values()), axis=-1)
+
+    def theta(self, params: dict, rows: Rows) -> np.ndarray:
+        columns = [np.float64(params[one.name]) if one.linear else np.log(params[one.name]) for one in self.parameters]
+        return np.stack(np.broadcast_arrays(*columns), axis=-1)
+
+    def centred(self, theta, rows: Rows):
+        """From (ln terms, ln E, exponents)."""
+        at = np.array(theta, np.float64)
+        place = self.solved.index("E")
+        at[..., place] = np.exp(at[..., place])
+        return at
+
+    def _fields(self, columns) -> dict:
+        return {one.name: column if one.linear else np.exp(column) for one, column in zip(self.parameters, columns)}
+
+    def _at(self, theta, rows: Rows):
+        """The loss [..., n] at theta [..., p], real or complex."""
+        fields = self._fields(np.moveaxis(theta, -1, 0)[..., None])
+        return self.formula(fields, *(np.exp(axis) for axis in (rows.params, rows.tokens, rows.unique)))
+
+    def _project(self, rows: Rows, exponents) -> list[float]:
+        """ln of the terms, and E, of least squared relative error at these exponents. Raises BadData where L is not linear."""
+        loss, num_terms = np.exp(rows.loss), len(self.parameters) - 1 - len(exponents)
+        axes = [np.exp(axis) for axis in (rows.params, rows.tokens, rows.unique)]
+
+        def at(sizes):
+            return self.formula(dict(zip(self.solved, [*sizes, *exponents])), *axes) * np.ones_like(loss)
+
+        unit = np.eye(num_terms + 1)
+        columns = np.array([at(one) for one in unit])
+        if not np.allclose(at(2 * unit.sum(axis=0)), 2 * columns.sum(axis=0), rtol=1e-6):
+            linear = ", ".join(self.solved[: num_terms + 1])
+            raise BadData(f"the form {self.name} is not linear in {linear}: give it a method `starts` of its own.")
+        scale = columns.max(axis=1)
+        sizes = nnls((columns / scale[:, None] / loss).T, np.ones_like(loss))[0]
+        sizes = np.maximum(sizes, LEAST_TERM * loss.min()) / scale
+        return [*np.log(sizes[:-1]), sizes[-1]]
