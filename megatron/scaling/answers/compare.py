@@ -15,9 +15,10 @@ import numpy as np
 from megatron.errors import Mismatch
 from megatron.scaling.answers.critical import drawn_law
 from megatron.scaling.answers.isoflop import IsoFlop, compute_ratio, equal_loss_ratios, params_ratio
-from megatron.scaling.law.fit import load_fit
+from megatron.scaling.law.fit import Fit, load_fit
 from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.comparable import differences
+from megatron.scaling.table.covariates import FLAGS, FOLLOWING, covariate_differences, said, spelled
 from megatron.scaling.table.labels import kind_of
 from megatron.scaling.table.table import Table
 
@@ -66,6 +67,14 @@ def sides_of_runs(stem: str, table: Table, isoflops: dict[str, IsoFlop]) -> list
     ]
 
 
+def compare_parts(fits: dict[str, Fit]) -> list[dict]:
+    """The first of these fits {what was fitted: Fit} with each of the others, where their laws have an optimum. [] otherwise."""
+    if any(fit.law.exponents is None for fit in fits.values()):
+        return []
+    first, *others = [Side(name, [fit.conventions], fit=fit) for name, fit in fits.items()]
+    return [compare(first, other) for other in others]
+
+
 def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
     """What differs between and within the sides, a sentence each, and what a bound means for the ratios.
 
@@ -73,22 +82,37 @@ def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
     """
     rows = [row for side in sides for row in side.rows]
     found = differences(rows)
+    for side in sides:
+        found |= covariate_differences(side.rows)
     units = {row.get("unit") or "nats" for row in rows}
     refused = [f"{sentence}, or give --allow {name}." for name, sentence in found.items() if name not in allow]
     if len(units) > 1:
         refused.append(f"losses are in {' and in '.join(sorted(units))}: fit again with the same --unit.")
     if refused:
         raise Mismatch(" ".join(refused))
-    said = [f"allowed: {sentence}." for sentence in found.values()]
+    notes = [f"allowed: {sentence}." for sentence in found.values()]
+    notes += _covariates_between(sides)
     kinds = {row.get("bound") for row in rows}
     if len(kinds) > 1:
-        said.append(
+        notes.append(
             "an upper bound lies above the negative log-likelihood that it bounds: ratios of an exact loss and a bound "
             "overstate what the bounded model needs."
         )
     elif kinds == {None}:
-        said.append("no side says whether its losses are exact or bounds: give the column bound.")
-    return said
+        notes.append("no side says whether its losses are exact or bounds: give the column bound.")
+    return notes
+
+
+def _covariates_between(sides: list[Side]) -> list[str]:
+    """A sentence for each flag of training that is one value in one side and another in the next."""
+    values = [{name: {row[name] for row in side.rows if row.get(name) is not None} for name in FLAGS} for side in sides]
+    found = []
+    for name in FLAGS:
+        each = [side[name] for side in values]
+        if all(len(one) == 1 for one in each) and len(set.union(*each)) > 1 and name not in FOLLOWING:
+            which = "; ".join(f"{said(*one)} in {side.name}" for one, side in zip(each, sides))
+            found.append(f"the sides differ in {spelled(name)}: {which}.")
+    return found
 
 
 def compare(reference: Side, other: Side, at_loss: Iterable[float] = (), at_flops: Iterable[float] = ()) -> dict:

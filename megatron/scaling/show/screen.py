@@ -48,3 +48,30 @@ def interval(ends: Sequence | None, form: str) -> str:
     if not ends or ends[0] is ends[1] is None:
         return "-" if not ends else "open"
     return " .. ".join("open" if end is None else f"{end:{form}}" for end in ends)
+
+
+def show_pair(pair: dict) -> None:
+    """Print what `compare` found of two sides."""
+    show(
+        f"compute of {pair['other']} over {pair['reference']} at equal loss (*: extrapolated)",
+        ["loss", "ratio", "95 % interval"],
+        [
+            (f"{row['loss']:.4f}", f"{row['ratio']:.4g}{'*' * row['extrapolated']}", interval(row["ci"], ".4g"))
+            for row in pair["compute"]
+        ],
+    )
+    show(
+        f"optimal parameters of {pair['reference']} over {pair['other']} at equal compute (*: extrapolated)",
+        ["C (FLOPs)", "ratio", "95 % interval", "parameters"],
+        [
+            (
+                f"{row['flops']:.3g}",
+                f"{row['ratio']:.4g}{'*' * row['extrapolated']}",
+                interval(row["ci"], ".4g"),
+                " / ".join(f"{size:.4g}" for size in row["params"]),
+            )
+            for row in pair["params"]
+        ],
+    )
+    if not pair["compute"] and not pair["params"]:
+        say(f"{pair['reference']} and {pair['other']}: no ratio; both need two budgets with their minimum inside the data.")

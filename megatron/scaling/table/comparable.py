@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from megatron.errors import Mismatch
+from megatron.scaling.table.covariates import covariate_differences
 
 SAME_FOR_ALL = ("tokenizer", "eval_slice", "event", "params_convention", "flops_convention")
 LINTS = (*SAME_FOR_ALL, "lr_decayed", "bound")
 
 
 def check_comparable(runs: list[dict], allow: Iterable[str] = ()) -> None:
-    """Raise Mismatch with every difference that makes losses or axes incomparable, but for the names of LINTS in `allow`."""
-    found = [f"{sentence}, or give --allow {name}." for name, sentence in differences(runs).items() if name not in allow]
+    """Raise Mismatch with every difference that makes losses or axes incomparable, but for the names in `allow`:
+    of LINTS, or a flag of training as it is spelled (weight-decay)."""
+    apart = differences(runs) | covariate_differences(runs)
+    found = [f"{sentence}, or give --allow {name}." for name, sentence in apart.items() if name not in allow]
     if found:
         raise Mismatch(" ".join(found))
 
@@ -51,7 +54,8 @@ def _bounds(runs: list[dict]) -> str | None:
     """An exact NLL and a bound may stand side by side, each under its own objective and its own label."""
     labels: dict = {}
     for run in runs:
-        labels.setdefault(run["objective"], {}).setdefault(run.get("bound"), []).append(run["run"])
+        objective = run.get("trained_objective") or run["objective"]
+        labels.setdefault(objective, {}).setdefault(run.get("bound"), []).append(run["run"])
     for objective, by_bound in labels.items():
         if len(by_bound) > 1:
             return f"{objective} runs mix exact losses and bounds: {_sides(by_bound)}; fit them apart"

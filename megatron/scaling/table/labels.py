@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 NAMES = {"ar": "AR", "mdm": "MDM"}
 BOUNDS = {"exact": "exact NLL", "bound": "upper bound"}
 
@@ -14,3 +16,8 @@ def kind_of(bound: str | None) -> str:
 def label_of(objective: str, bound: str | None) -> str:
     """'AR (exact NLL)', 'MDM (upper bound)'."""
     return f"{NAMES.get(objective, objective)} ({kind_of(bound)})"
+
+
+def file_name(objective: str) -> str:
+    """A name for files of this objective, whatever a table calls it: 'mdm weight-decay=0.1' -> 'mdm-weight-decay=0.1'."""
+    return re.sub(r"[^\w.=+-]+", "-", objective).strip(".") or "unnamed"

@@ -20,7 +20,8 @@ import numpy as np
 from megatron.errors import BadData, MissingInput
 from megatron.flags import parse_count
 from megatron.scaling.table.comparable import check_comparable
-from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
+from megatron.scaling.table.covariates import choose_best, column_of, keep_varied, read_covariates, spelled, split_by
+from megatron.scaling.table.runs import read_json, read_result, records, run_directories, table_lines
 
 NUMBERS = (
     "params",
@@ -124,6 +125,8 @@ def read_table(
     allow: Sequence[str] = (),
     lint: bool = True,
     group_by: str = "run",
+    by: Sequence[str] = (),
+    best_of: Sequence[str] = (),
 ) -> Table:
     """Read tables, run directories and folders of them into one Table.
 
@@ -131,12 +134,15 @@ def read_table(
     left out) or conditions such as `loss>3.4`, on the rows with their chosen unit and conventions. `loss`: final (rows of a
     table as they stand), best or last-k:n of every run. `unit`: nats or bits-per-byte. `params`: params (as it stands),
     total, non-embedding, with-head, published or a column. `flops`: column (6ND where there is none), 6nd, exact,
-    exact-skipped-head or a column. `group_by`: the column whose equal values are one cluster.
+    exact-skipped-head or a column. `group_by`: the column whose equal values are one cluster. `by`: flags of training whose
+    every combination of values becomes an objective of its own. `best_of`: flags of which only the best setting stays at each
+    objective, N, D and U. `allow`: differences to fit across, of LINTS or flags of training.
 
     Raises MissingInput for paths that hold nothing, BadData with file and line for what no law can have (a loss of 0, NaN
     or nothing, unless `drop` or `drop_unfinished` leaves it out), Mismatch for rows that may not be compared (`lint`).
     """
     rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss)
+    varied = keep_varied(rows)
     if dropped and not rows:
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
     for row in rows:
@@ -153,8 +159,12 @@ def read_table(
             f"{sources[0]['path'] if sources else 'the table'}: no row is left of {len(dropped) + len(left_out)} "
             f"({_reasons(dropped + left_out)}); wait for the runs to end, or drop less."
         )
+    split_by(rows, by)
+    if best_of:
+        rows, gave_way, on_error = choose_best(rows, best_of)
+        left_out, said = left_out + gave_way, said + on_error
     if lint:
-        check_comparable(rows, allow)
+        check_comparable(rows, {*allow, *(spelled(column_of(flag, rows)) for flag in (*by, *best_of))})
     for row in rows:
         row["cluster"] = _cluster(row, group_by)
     choices = {
@@ -167,6 +177,9 @@ def read_table(
         "drop_unfinished": drop_unfinished,
         "allow": list(allow),
         "group_by": group_by,
+        "by": list(by),
+        "best_of": list(best_of),
+        "varied": varied,
     }
     return Table(rows, dropped + left_out, sources, choices, warnings + said)
 
@@ -219,7 +232,8 @@ def _read_run(directory: Path, mapping, loss):
     if loss != "final":
         result |= _from_curve(directory, result, loss)
     row = _typed(result, mapping, str(directory / "result.json"))
-    return [row | {"line": None, "run": directory.name, "path": str(directory), "group": str(directory.resolve().parent)}], []
+    where = {"line": None, "run": directory.name, "path": str(directory), "group": str(directory.resolve().parent)}
+    return [row | where | {"covariates": read_covariates(read_json(directory / "config.json"))}], []
 
 
 def _from_curve(directory: Path, result: dict, loss: str) -> dict:

@@ -15,6 +15,7 @@ from megatron.errors import CannotWrite
 from megatron.files import replace_file
 from megatron.scaling.show.screen import say
 from megatron.scaling.table.comparable import LINTS, SAME_FOR_ALL
+from megatron.scaling.table.covariates import FLAGS, spelled
 from megatron.scaling.table.json_record import json_text, versions
 from megatron.scaling.table.table import MAPPING, Table, read_table
 
@@ -104,7 +105,17 @@ def table_arguments(parser: argparse.ArgumentParser, paths: bool = True) -> None
         action="append",
         default=[],
         metavar="X,...",
-        help="differences to fit across: " + ", ".join(LINTS),
+        help=f"differences to fit across: {', '.join(LINTS)}, or a flag of training, as weight-decay",
+    )
+    group.add_argument(
+        "--by", type=_words, default=[], metavar="FLAG,...", help="runs that differ in these flags of training are fitted apart"
+    )
+    group.add_argument(
+        "--best-of",
+        type=_words,
+        default=[],
+        metavar="FLAG,...",
+        help="of runs that differ in these flags of training, as lr,weight-decay, the best setting at each N, D and U",
     )
 
 
@@ -124,6 +135,8 @@ def load_table(args: argparse.Namespace, paths: Iterable[str | Path] | None = No
         allow=allow,
         lint=lint,
         group_by=args.group_by,
+        by=args.by,
+        best_of=args.best_of,
     )
 
 
@@ -135,11 +148,15 @@ def _mapping(text: str) -> dict[str, str]:
 
 
 def _lints(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in LINTS]
+    names = [name if name in LINTS else spelled(name.lstrip("-")) for name in _words(text)]
+    unknown = [name for name in names if name not in (*LINTS, *map(spelled, FLAGS))]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(LINTS)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(LINTS)}, and no flag of training")
     return names
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def positive(text: str) -> float:

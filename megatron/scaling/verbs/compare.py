@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron.errors import BadData
 from megatron.scaling.answers.compare import compare, findings, is_fit, side_of_fit, sides_of_runs
-from megatron.scaling.show.screen import interval, say, show
+from megatron.scaling.show.screen import say, show_pair
 from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
 from megatron.scaling.verbs.isoflop import fit_from, isoflop_arguments
@@ -43,36 +43,10 @@ def command(args: argparse.Namespace) -> None:
     said = findings(sides, allow)
     found = [compare(sides[0], other, args.at_loss, args.at_flops) for other in sides[1:]]
     for pair in found:
-        _show(pair)
+        show_pair(pair)
     for line in said:
         say(f"note: {line}")
     if args.out:
         record = {"sides": [side.label for side in sides], "pairs": found, "warnings": said}
         table = tables[0] if tables else Table([{}])
         write_record(Path(args.out) / "compare.json", record, table, vars(args))
-
-
-def _show(pair: dict) -> None:
-    show(
-        f"compute of {pair['other']} over {pair['reference']} at equal loss (*: extrapolated)",
-        ["loss", "ratio", "95 % interval"],
-        [
-            (f"{row['loss']:.4f}", f"{row['ratio']:.4g}{'*' * row['extrapolated']}", interval(row["ci"], ".4g"))
-            for row in pair["compute"]
-        ],
-    )
-    show(
-        f"optimal parameters of {pair['reference']} over {pair['other']} at equal compute (*: extrapolated)",
-        ["C (FLOPs)", "ratio", "95 % interval", "parameters"],
-        [
-            (
-                f"{row['flops']:.3g}",
-                f"{row['ratio']:.4g}{'*' * row['extrapolated']}",
-                interval(row["ci"], ".4g"),
-                " / ".join(f"{size:.4g}" for size in row["params"]),
-            )
-            for row in pair["params"]
-        ],
-    )
-    if not pair["compute"] and not pair["params"]:
-        say(f"{pair['reference']} and {pair['other']}: no ratio; both need two budgets with their minimum inside the data.")

@@ -10,10 +10,12 @@ import argparse
 import re
 from pathlib import Path
 
+from megatron.scaling.answers.compare import compare_parts
 from megatron.scaling.law.fit import METHODS, Fit, fit_law, load_fit, save_fit
 from megatron.scaling.law.fitted import parameter_lines, setting_lines
 from megatron.scaling.law.forms import FORMS
-from megatron.scaling.show.screen import say, show, show_record
+from megatron.scaling.show.screen import say, show, show_pair, show_record
+from megatron.scaling.table.labels import file_name
 from megatron.scaling.verbs import load_table, positive, table_arguments
 
 GIVEN = re.compile(r"\s*(\w+)\s*=\s*([-+.\deE]+)\s*")
@@ -73,14 +75,16 @@ def fit_from(args: argparse.Namespace, table) -> Fit:
 def command(args: argparse.Namespace) -> None:
     """Fit, print, write."""
     table = load_table(args)
-    objectives = table.objectives
-    for objective in objectives:
-        fit = fit_from(args, table.only(objective))
+    fits = {objective: fit_from(args, table.only(objective)) for objective in table.objectives}
+    for objective, fit in fits.items():
         _show(fit, objective)
         if args.out:
-            folder = Path(args.out) / (objective if len(objectives) > 1 else "")
+            folder = Path(args.out) / (file_name(objective) if len(fits) > 1 else "")
             save_fit(fit, folder)
             say(f"wrote {folder / 'fit.json'}, residuals.csv and table.txt")
+    pairs = compare_parts(fits) if args.by else []
+    for pair in pairs:
+        show_pair(pair)
 
 
 def _show(fit: Fit, objective: str) -> None:

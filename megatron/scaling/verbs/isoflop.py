@@ -10,8 +10,9 @@ import argparse
 from pathlib import Path
 
 from megatron.errors import BadData
+from megatron.scaling.answers.compare import compare, sides_of_runs
 from megatron.scaling.answers.isoflop import IsoFlop, as_record, equal_loss_ratios, fit_table
-from megatron.scaling.show.screen import interval, say, show, show_record
+from megatron.scaling.show.screen import interval, say, show, show_pair, show_record
 from megatron.scaling.table.json_record import by_field
 from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
@@ -72,6 +73,9 @@ def command(args: argparse.Namespace) -> None:
     for objective, isoflop in found.items():
         _show(objective, isoflop)
         show_record(records[objective]["rows_dropped"], table.warnings + isoflop.warnings)
+    first, *others = sides_of_runs("runs", table, found) if args.by else [None]
+    for other in others:
+        show_pair(compare(first, other))
     if args.out:
         write_record(Path(args.out) / "isoflop.json", by_field(records), table, vars(args))
         if args.x == "params":

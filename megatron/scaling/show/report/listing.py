@@ -216,7 +216,8 @@ IDENTITY = (
 def list_identities(report) -> Listing:
     """Every run with what it takes to do it again; columns that no run has are left out."""
     runs = [run | _origin(run) for study in report.studies for run in study.runs]
-    columns = [name for name in IDENTITY if any(run.get(name) is not None for run in runs)]
+    asked = dict.fromkeys([*IDENTITY, *report.table.choices.get("varied", {})])
+    columns = [name for name in asked if any(run.get(name) is not None for run in runs)]
     return Listing(
         "What it takes to do each run again",
         ["run", *(name.replace("_", " ") for name in columns)],

@@ -18,6 +18,7 @@ from megatron.scaling.show.report.page import render
 from megatron.scaling.show.report.study import Study, study_runs
 from megatron.scaling.table.comparable import SAME_FOR_ALL
 from megatron.scaling.table.json_record import json_text, versions
+from megatron.scaling.table.labels import file_name
 from megatron.scaling.table.table import Table
 
 SCHEMA_VERSION = 1
@@ -140,7 +141,7 @@ def draw(report: Report) -> dict[str, tuple[str, Figure]]:
     if any((Path(run.get("path") or "none") / "metrics.jsonl").is_file() for run in report.table.rows):
         found["loss_curves"] = ("Loss curves", draw_curves(report.table.rows, report.unit))
     for study in (study for study in report.studies if study.law):
-        found[f"residuals_{study.objective}"] = (
+        found[f"residuals_{file_name(study.objective)}"] = (
             f"Residuals of L(N, D), {study.label}",
             draw_residuals(study.law, study.label, report.unit),
         )
