@@ -107,8 +107,8 @@ class Fit:
         return found
 
 
-def save_fit(fit: Fit, folder: str | Path) -> None:
-    """Write fit.json, residuals.csv and table.txt into a folder, all or none. Raises CannotWrite."""
+def as_record(fit: Fit) -> dict:
+    """What fit.json says."""
     record = {
         "schema_version": SCHEMA_VERSION,
         **vars(fit),
@@ -120,8 +120,13 @@ def save_fit(fit: Fit, folder: str | Path) -> None:
         "versions": versions(scipy),
     }
     del record["residuals"], record["law_form"]
+    return record
+
+
+def save_fit(fit: Fit, folder: str | Path) -> None:
+    """Write fit.json, residuals.csv and table.txt into a folder, all or none. Raises CannotWrite."""
     with staged(Path(folder)) as stage:
-        (stage / "fit.json").write_text(json_text(record) + "\n")
+        (stage / "fit.json").write_text(json_text(as_record(fit)) + "\n")
         (stage / "table.txt").write_text(as_text(fit))
         with open(stage / "residuals.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, RESIDUALS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -24,11 +25,15 @@ def json_text(value) -> str:
 
 
 def json_value(value):
-    """As JSON takes it: no numpy, and null for what is not finite."""
+    """As JSON takes it: no numpy, paths as text, and null for what is not finite."""
     if isinstance(value, dict):
         return {str(name): json_value(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_value(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return json_value(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -170,10 +170,11 @@ def positive(text: str) -> float:
     return value
 
 
-def write_record(path: Path, record: dict, table: Table, args: dict) -> None:
-    """Write a result as JSON with the table's sources, choices and conventions, the flags and the versions behind it.
+def conclude(args: argparse.Namespace, name: str, record: dict, table: Table) -> Answer:
+    """The answer of a verb: a result with the table's sources, choices and conventions, the flags and the versions behind it.
 
-    JSON has no NaN: numbers that are not finite become null. Raises CannotWrite.
+    With --out it is written there too, as the file `name`. JSON has no NaN: numbers that are not finite become null. Raises
+    CannotWrite.
     """
     whole = {
         "schema_version": 1,
@@ -181,12 +182,15 @@ def write_record(path: Path, record: dict, table: Table, args: dict) -> None:
         "sources": table.sources,
         "choices": table.choices,
         "conventions": {name: table.rows[0].get(name) for name in SAME_FOR_ALL},
-        "flags": args,
+        "flags": vars(args),
         "versions": versions(),
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json_text(whole).encode())
-    except OSError as error:
-        raise CannotWrite(f"{path} cannot be written: {error.strerror}; make room or choose another --out.") from None
-    say(f"wrote {path}")
+    if args.out:
+        path = Path(args.out) / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json_text(whole).encode())
+        except OSError as error:
+            raise CannotWrite(f"{path} cannot be written: {error.strerror}; make room or choose another --out.") from None
+        say(f"wrote {path}")
+    return Answer(whole)

@@ -14,7 +14,7 @@ from megatron.errors import BadData
 from megatron.scaling.answers.compare import compare, findings, is_fit, side_of_fit, sides_of_runs
 from megatron.scaling.show.screen import say, show_pair
 from megatron.scaling.table.table import Table
-from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
+from megatron.scaling.verbs import Answer, conclude, json_argument, load_table, positive, table_arguments
 from megatron.scaling.verbs.isoflop import fit_from, isoflop_arguments
 
 
@@ -26,9 +26,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     table_arguments(parser, paths=False)
     isoflop_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for compare.json")
+    json_argument(parser)
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Lint, compare, print, write."""
     sides, tables = [], []
     for path in args.sets:
@@ -46,7 +47,5 @@ def command(args: argparse.Namespace) -> None:
         show_pair(pair)
     for line in said:
         say(f"note: {line}")
-    if args.out:
-        record = {"sides": [side.label for side in sides], "pairs": found, "warnings": said}
-        table = tables[0] if tables else Table([{}])
-        write_record(Path(args.out) / "compare.json", record, table, vars(args))
+    record = {"sides": [side.label for side in sides], "pairs": found, "warnings": said}
+    return conclude(args, "compare.json", record, tables[0] if tables else Table([{}]))

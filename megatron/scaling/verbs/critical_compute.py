@@ -17,7 +17,7 @@ from megatron.scaling.answers.predict import read_fits
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.comparable import LINTS
 from megatron.scaling.table.table import Table
-from megatron.scaling.verbs import positive, write_record
+from megatron.scaling.verbs import Answer, conclude, json_argument, positive
 
 POINTS_A_DECADE = 3
 
@@ -45,9 +45,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="differences between the two fits to accept: " + ", ".join(LINTS),
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for critical_compute.json and the figure")
+    json_argument(parser)
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Find the crossing, print, draw, write."""
     from megatron.scaling.show.figures import draw_crossover, save
 
@@ -58,9 +59,10 @@ def command(args: argparse.Namespace) -> None:
     found = find_crossover(ar, mdm, args.unique_tokens, args.flops and (args.flops[0], args.flops[-1]), args.allow)
     found["unit"] = ar.choices.get("unit") or "nats"
     _show(found)
-    write_record(Path(args.out) / "critical_compute.json", found, Table([mdm.conventions], sources=sources), vars(args))
+    answer = conclude(args, "critical_compute.json", found, Table([mdm.conventions], sources=sources))
     for path in save(draw_crossover(found), Path(args.out) / "crossover"):
         say(f"wrote {path}")
+    return answer
 
 
 def span(text: str) -> list[float]:

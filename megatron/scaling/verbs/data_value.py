@@ -15,7 +15,7 @@ from megatron.scaling.answers.data_value import DataValue, as_record, curve_at, 
 from megatron.scaling.answers.predict import read_fits
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.table import Table
-from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
+from megatron.scaling.verbs import Answer, conclude, json_argument, load_table, positive, table_arguments
 
 SHOWN_EPOCHS = (2, 4, 8, 16, 40, 100, 500)
 
@@ -29,9 +29,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap [0]")
     table_arguments(parser, paths=False)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for data_value.json and the figure")
+    json_argument(parser)
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Fit what is not fitted, print, draw, write."""
     from megatron.scaling.show.figures import draw_data_value, save
     from megatron.scaling.show.report.inputs import read_data_value
@@ -50,9 +51,10 @@ def command(args: argparse.Namespace) -> None:
         "curves": [as_record(curve) | {"objective": objective} for objective, curve in curves.items()],
         "warnings": [warning for curve in curves.values() for warning in curve.warnings],
     }
-    write_record(path, record, whole, vars(args))
+    answer = conclude(args, path.name, record, whole)
     for picture in save(draw_data_value(read_data_value(str(path), path.parent)), path.parent / "data_value"):
         say(f"wrote {picture}")
+    return answer
 
 
 def _show(curve: DataValue) -> None:

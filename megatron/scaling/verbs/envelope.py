@@ -7,13 +7,12 @@ no exponent can be had.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from megatron.errors import BadData
 from megatron.scaling.answers.envelope import Envelope, as_record, fit_envelope, read_curves
 from megatron.scaling.show.screen import interval, show, show_record
 from megatron.scaling.table.json_record import by_field
-from megatron.scaling.verbs import load_table, table_arguments, write_record
+from megatron.scaling.verbs import Answer, conclude, json_argument, load_table, table_arguments
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +27,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bootstrap", type=int, default=400, metavar="N", help="number of resamples of whole runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", metavar="DIR", help="folder for envelope.json")
+    json_argument(parser)
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Fit, print, write; raises BadData when an objective has no exponent."""
     table = load_table(args)
     found = {}
@@ -40,15 +40,15 @@ def command(args: argparse.Namespace) -> None:
         found[objective] = fit_envelope(curves, args.bootstrap, [args.seed, *objective.encode()])
         _show(objective, found[objective])
         show_record(table.dropped, found[objective].warnings)
-    if args.out:
-        records = {objective: as_record(envelope, table.only(objective)) for objective, envelope in found.items()}
-        write_record(Path(args.out) / "envelope.json", by_field(records), table, vars(args))
+    records = {objective: as_record(envelope, table.only(objective)) for objective, envelope in found.items()}
+    answer = conclude(args, "envelope.json", by_field(records), table)
     lacking = [objective for objective, envelope in found.items() if envelope.exponents["a"] is None]
     if lacking:
         raise BadData(
             f"no exponent for {', '.join(lacking)}: fewer than two sizes are best with a smaller and a larger model "
             "beside them; add sizes, or longer runs of the small and shorter records of the large."
         )
+    return answer
 
 
 def _show(objective: str, envelope: Envelope) -> None:

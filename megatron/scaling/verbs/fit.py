@@ -12,11 +12,11 @@ from pathlib import Path
 
 from megatron.scaling.answers.compare import compare_parts
 from megatron.scaling.law.fit import METHODS, Fit, fit_law, load_fit, save_fit
-from megatron.scaling.law.fitted import parameter_lines, setting_lines
+from megatron.scaling.law.fitted import as_record, parameter_lines, setting_lines
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.show.screen import say, show, show_pair, show_record
 from megatron.scaling.table.labels import file_name
-from megatron.scaling.verbs import load_table, positive, table_arguments
+from megatron.scaling.verbs import Answer, json_argument, load_table, positive, table_arguments
 
 GIVEN = re.compile(r"\s*(\w+)\s*=\s*([-+.\deE]+)\s*")
 
@@ -26,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     table_arguments(parser)
     fit_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for fit.json, residuals.csv and table.txt")
+    json_argument(parser)
 
 
 def fit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,19 +73,23 @@ def fit_from(args: argparse.Namespace, table) -> Fit:
     )
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Fit, print, write."""
     table = load_table(args)
     fits = {objective: fit_from(args, table.only(objective)) for objective in table.objectives}
+    written = []
     for objective, fit in fits.items():
         _show(fit, objective)
         if args.out:
             folder = Path(args.out) / (file_name(objective) if len(fits) > 1 else "")
             save_fit(fit, folder)
-            say(f"wrote {folder / 'fit.json'}, residuals.csv and table.txt")
+            written.append(str(folder / "fit.json"))
+            say(f"wrote {written[-1]}, residuals.csv and table.txt")
     pairs = compare_parts(fits) if args.by else []
     for pair in pairs:
         show_pair(pair)
+    records = {objective: as_record(fit) | {"draws": None} for objective, fit in fits.items()}  # the files have the draws
+    return Answer({"fits": records, "pairs": pairs, "written": written})
 
 
 def _show(fit: Fit, objective: str) -> None:

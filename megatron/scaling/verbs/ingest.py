@@ -15,6 +15,7 @@ from rich.text import Text
 
 from megatron.scaling.table.ingest.points import Choices, Points, Sources, ingest, write_points
 from megatron.scaling.table.table import MAPPING
+from megatron.scaling.verbs import Answer, json_argument
 from megatron.scaling.verbs.runs import wide_console
 
 SETTING = re.compile(r"(?:(.+):)?(\w+)=(.*)")
@@ -53,9 +54,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smooth", type=_last_k, default=1, metavar="last-k:N", help="every loss is the mean of its last N")
     parser.add_argument("--rows", choices=("all", "final"), default="all", help="every point, or the last of every run")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="runs.csv or runs.jsonl")
+    json_argument(parser)
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
+    """Read, write the table, say what is in it and what is missing."""
     sources = Sources(metrics=args.metrics, tensorboard=args.tb, wandb=args.wandb, csv=args.csv, jsonl=args.jsonl, logs=args.log)
     choices = Choices(
         mapping={new: old for item in args.map for new, old in item.items()},
@@ -70,6 +73,15 @@ def command(args: argparse.Namespace) -> None:
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{args.out}: {sum(map(len, runs))} rows of {len(runs)} runs", highlight=False, soft_wrap=True)
+    return Answer(
+        {"table": args.out, "num_rows": sum(map(len, runs)), "runs": [_record(points) for points in runs], "notes": notes}
+    )
+
+
+def _record(points: Points) -> dict:
+    """A run that was read, and its last point."""
+    last = {name: points.last(name) for name in ("step", "params", "tokens", "loss")}
+    return {"run": points.run, "num_rows": len(points), "num_overwritten": points.num_overwritten, **last}
 
 
 def _summary(runs: list[Points]) -> Table:

@@ -15,7 +15,7 @@ from megatron.scaling.answers.isoflop import IsoFlop, as_record, equal_loss_rati
 from megatron.scaling.show.screen import interval, say, show, show_pair, show_record
 from megatron.scaling.table.json_record import by_field
 from megatron.scaling.table.table import Table
-from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
+from megatron.scaling.verbs import Answer, conclude, json_argument, load_table, positive, table_arguments
 
 MEANING = {"a": "a: N* ~ C^a", "b": "b: D* ~ C^b", "g": "g: L* ~ C^-g"}
 
@@ -25,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     table_arguments(parser)
     isoflop_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for isoflop.json and the figure")
+    json_argument(parser)
 
 
 def isoflop_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +66,7 @@ def fit_from(args: argparse.Namespace, table: Table) -> dict[str, IsoFlop]:
     )
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Fit, print, write; raises BadData when an objective has no exponent."""
     table = load_table(args)
     found = fit_from(args, table)
@@ -74,10 +75,11 @@ def command(args: argparse.Namespace) -> None:
         _show(objective, isoflop)
         show_record(records[objective]["rows_dropped"], table.warnings + isoflop.warnings)
     first, *others = sides_of_runs("runs", table, found) if args.by else [None]
-    for other in others:
-        show_pair(compare(first, other))
+    pairs = [compare(first, other) for other in others]
+    for pair in pairs:
+        show_pair(pair)
+    answer = conclude(args, "isoflop.json", by_field(records) | ({"pairs": pairs} if pairs else {}), table)
     if args.out:
-        write_record(Path(args.out) / "isoflop.json", by_field(records), table, vars(args))
         if args.x == "params":
             _draw(found, table, Path(args.out))
         else:
@@ -88,6 +90,7 @@ def command(args: argparse.Namespace) -> None:
             f"no exponent for {', '.join(lacking)}: two budgets with their minimum inside the data are needed, found "
             f"{len(found[lacking[0]].interior)} of {len(found[lacking[0]].minima)}; add sizes, or give --budgets."
         )
+    return answer
 
 
 def _show(objective: str, isoflop: IsoFlop) -> None:

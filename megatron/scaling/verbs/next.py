@@ -9,7 +9,6 @@ Writes next.json or score.json into --out.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from megatron.flags import ConfigError
 from megatron.scaling.answers.design import parse_quantity, propose
@@ -17,7 +16,7 @@ from megatron.scaling.answers.ledger import read_ledger, score
 from megatron.scaling.answers.predict import read_fits
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.table import Table
-from megatron.scaling.verbs import load_table, positive, table_arguments, write_record
+from megatron.scaling.verbs import Answer, conclude, json_argument, load_table, positive, table_arguments
 
 EPOCHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -53,9 +52,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", action="append", default=[], metavar="RUNS", help="with --score: more tables or runs")
     table_arguments(parser, paths=False)
     parser.add_argument("--out", metavar="DIR", help="folder for next.json or score.json")
+    json_argument(parser)
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Propose runs, or score a ledger."""
     if args.score:
         return _score(args)
@@ -67,13 +67,8 @@ def command(args: argparse.Namespace) -> None:
     found = [{"fit": path, **propose(fit, quantity, *asked)} for fit, path in zip(fits, args.paths)]
     for proposal in found:
         _show_proposal(proposal, args)
-    if args.out:
-        write_record(
-            Path(args.out) / "next.json",
-            {"quantity": args.quantity, "proposals": found},
-            Table([fits[0].conventions], sources=sources),
-            vars(args),
-        )
+    table = Table([fits[0].conventions], sources=sources)
+    return conclude(args, "next.json", {"quantity": args.quantity, "proposals": found}, table)
 
 
 def _show_proposal(proposal: dict, args: argparse.Namespace) -> None:
@@ -100,7 +95,7 @@ def _show_proposal(proposal: dict, args: argparse.Namespace) -> None:
         say(f"warning: no single run of this budget shrinks the interval by {args.least:.0%}; these shrink it most.")
 
 
-def _score(args: argparse.Namespace) -> None:
+def _score(args: argparse.Namespace) -> Answer:
     paths = [*args.paths, *args.runs]
     if not paths:
         raise ConfigError(["next --score needs the runs to score by: tables or folders of runs."])
@@ -128,5 +123,4 @@ def _score(args: argparse.Namespace) -> None:
         f"{said['inside']} of {said['num_scored']} inside (expected {said['expected']:.1f}); {said['verdict']}; "
         f"{len(found['pending'])} predictions wait for their run."
     )
-    if args.out:
-        write_record(Path(args.out) / "score.json", found, table, vars(args))
+    return conclude(args, "score.json", found, table)

@@ -7,7 +7,6 @@ before the run ends (`next --score FILE` scores it). Writes predict.json into --
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from megatron.flags import ConfigError
 from megatron.scaling.answers.critical import check_fits_comparable
@@ -16,7 +15,7 @@ from megatron.scaling.answers.predict import compare_at_budget, in_words, predic
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.comparable import LINTS
 from megatron.scaling.table.table import Table
-from megatron.scaling.verbs import positive, write_record
+from megatron.scaling.verbs import Answer, conclude, json_argument, positive
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +36,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ledger", metavar="FILE", help="append the predictions, with intervals, to this file")
     parser.add_argument("--run", metavar="NAME", help="the run that the ledger's prediction is about (default: by N, D and U)")
     parser.add_argument("--out", metavar="DIR", help="folder for predict.json")
+    json_argument(parser)
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Predict, say it in words, write it down."""
     given = [value is not None for value in (args.flops, args.params, args.tokens)]
     if sum(given) != 2 and given != [True, False, False]:
@@ -58,9 +58,8 @@ def command(args: argparse.Namespace) -> None:
     if args.ledger:
         enter(args.ledger, found, sources, fits[0].choices.get("unit", "nats"), args.run)
         say(f"wrote {args.ledger}")
-    if args.out:
-        record = {"predictions": found, "verdict": verdict, "answer": answer}
-        write_record(Path(args.out) / "predict.json", record, Table([fits[0].conventions], sources=sources), vars(args))
+    record = {"predictions": found, "verdict": verdict, "answer": answer}
+    return conclude(args, "predict.json", record, Table([fits[0].conventions], sources=sources))
 
 
 def _named(fits: list, paths: list[str]) -> dict:

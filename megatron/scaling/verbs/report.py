@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from megatron.scaling.show.screen import say
-from megatron.scaling.verbs import load_table, table_arguments
+from megatron.scaling.verbs import Answer, json_argument, load_table, table_arguments
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for report.json, figures and report.html")
     parser.add_argument("--bootstrap", type=_count, default=400, metavar="N", help="resamples behind every interval [400]")
     parser.add_argument("--seed", type=_count, default=0, help="of the bootstrap [0]")
+    json_argument(parser)
     parser.add_argument(
         "--fit", action="append", default=[], metavar="FIT", help="a fit.json of the verb fit to show too [DIR/*/fit.json]"
     )
@@ -24,9 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--critical", metavar="FILE", help="what the verb critical-compute wrote [DIR/critical_compute.json]")
 
 
-def command(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> Answer:
     """Do it; matplotlib is imported here."""
-    from megatron.scaling.show.report import build_report, write_report
+    from megatron.scaling.show.report import as_record, build_report, write_report
     from megatron.scaling.show.report.inputs import read_critical, read_data_value, read_fits
     from megatron.scaling.show.report.listing import print_report
 
@@ -41,8 +42,10 @@ def command(args: argparse.Namespace) -> None:
         command=words,
     )
     print_report(found)
-    for path in write_report(found, folder):
+    written = write_report(found, folder)
+    for path in written:
         say(f"wrote {path}")
+    return Answer(as_record(found) | {"written": list(map(str, written))})
 
 
 def _count(text: str) -> int:
