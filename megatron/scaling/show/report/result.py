@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from megatron.files import staged
 from megatron.scaling.answers.isoflop import equal_loss_ratios
 from megatron.scaling.law.fitted import Fit
+from megatron.scaling.law.fitted import as_record as fit_record
 from megatron.scaling.show.figures import draw_crossover, draw_curves, draw_data_value, draw_isoflop, draw_residuals
 from megatron.scaling.show.figures.style import encode
 from megatron.scaling.show.report.page import render
@@ -124,7 +125,7 @@ def _study_record(study: Study) -> dict:
 def _law_record(study: Study) -> dict:
     if study.law is None:
         return {"params": None, "objective": None, "ci": {}, "rows_used": 0, "rows_dropped": [], "warnings": study.warnings}
-    return {name: value for name, value in vars(study.law).items() if name not in ("draws", "residuals")}
+    return {name: value for name, value in fit_record(study.law).items() if name != "draws"}
 
 
 def draw(report: Report) -> dict[str, tuple[str, Figure]]:
