@@ -82,19 +82,9 @@ def fit_law(
         "residuals": _residual_table(observed, law.predict(law.from_values(values), observed.columns), left_out),
         **trust,
     }
-    asked = {
-        "form": law.name,
-        "law_form": law,
-        "delta": delta,
-        "reduction": reduction,
-        "seed": seed,
-        "held": _held_params(chinchilla),
-    }
-    fit = _record(asked, found, rows, clusters, observed, left_out, condition)
-    if vanished(fit, rows):  # resamples that agree on no E at all say nothing of how large it may be
-        for intervals in (fit.ci, fit.profile):
-            intervals |= {"E": [None, None]} if intervals else {}
-        fit.se.pop("E", None)
+    asked = {"form": law.name, "law_form": law, "delta": delta, "reduction": reduction, "seed": seed}
+    fit = _record(asked | {"held": _held_params(chinchilla)}, found, rows, clusters, observed, left_out, condition)
+    _open_vanished(fit, rows)
     fit.warnings.extend(diagnose(fit, law, rows, theta, low, high, residual))
     return fit
 
@@ -120,6 +110,14 @@ def _record(asked: dict, found: dict, rows: Rows, clusters, observed: Observatio
         range=observed.range(~left_out),
         **observed.record,
     )
+
+
+def _open_vanished(fit: Fit, rows: Rows) -> None:
+    """Resamples that agree on no E at all say nothing of how large it may be."""
+    if vanished(fit, rows):
+        for intervals in (fit.ci, fit.profile):
+            intervals |= {"E": [None, None]} if intervals else {}
+        fit.se.pop("E", None)
 
 
 # ---- what is fitted

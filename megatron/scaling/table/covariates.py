@@ -58,7 +58,13 @@ class Places:
 def read_covariates(config: dict) -> dict:
     """Flag -> value of a run's config.json, for every flag of FLAGS; {} where there is none."""
     stated = experiment(config) if config else {}
-    return {name: UNSET if stated[name] is None else stated[name] for name in FLAGS if name in stated}
+    return {name: _as_in_a_table(stated[name]) for name in FLAGS if name in stated}
+
+
+def _as_in_a_table(value):
+    if value is None:
+        return UNSET
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def keep_varied(rows: Sequence[dict]) -> dict[str, list]:

@@ -145,12 +145,7 @@ def read_table(
     varied = keep_varied(rows)
     if dropped and not rows:
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
-    for row in rows:
-        if unit == "bits-per-byte" and "loss" not in row and "bits_per_byte" in row:
-            row["loss"] = row["bits_per_byte"]
-    warnings = _choose_params(rows, params) + _choose_tokens(rows) + _choose_flops(rows, flops)
-    for row in rows:
-        _choose_unit(row, unit)
+    warnings = _settle(rows, params, flops, unit)
     rows, left_out = _drop(rows, drop, drop_unfinished)
     dropped += left_out
     rows, left_out, said = _choose_loss(rows, loss)
@@ -167,21 +162,21 @@ def read_table(
         check_comparable(rows, {*allow, *(spelled(column_of(flag, rows)) for flag in (*by, *best_of))})
     for row in rows:
         row["cluster"] = _cluster(row, group_by)
-    choices = {
-        "loss": loss,
-        "unit": unit,
-        "params": params,
-        "flops": flops,
-        "map": dict(mapping or {}),
-        "drop": list(drop),
-        "drop_unfinished": drop_unfinished,
-        "allow": list(allow),
-        "group_by": group_by,
-        "by": list(by),
-        "best_of": list(best_of),
-        "varied": varied,
-    }
+    choices = {"loss": loss, "unit": unit, "params": params, "flops": flops, "map": dict(mapping or {}), "drop": list(drop)}
+    choices |= {"drop_unfinished": drop_unfinished, "allow": list(allow), "group_by": group_by}
+    choices |= {"by": list(by), "best_of": list(best_of), "varied": varied}
     return Table(rows, dropped + left_out, sources, choices, warnings + said)
+
+
+def _settle(rows: list[dict], params: str, flops: str, unit: str) -> list[str]:
+    """N, D, U, C and the loss of every row by these choices; sentences on what had to be derived."""
+    for row in rows:
+        if unit == "bits-per-byte" and "loss" not in row and "bits_per_byte" in row:
+            row["loss"] = row["bits_per_byte"]
+    warnings = _choose_params(rows, params) + _choose_tokens(rows) + _choose_flops(rows, flops)
+    for row in rows:
+        _choose_unit(row, unit)
+    return warnings
 
 
 def parse_condition(text: str):
