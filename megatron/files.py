@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import stat
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from megatron.errors import CannotWrite
+from megatron.errors import BadData, CannotWrite, MissingInput
 
 
 def output_prefix(text: str) -> str:
@@ -48,6 +49,21 @@ def own_folder(folder: Path) -> Path:
 def open_lock(path: Path) -> TextIO:
     """A lock file, created where absent and never followed through a link.  Raises OSError."""
     return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "a")
+
+
+def read_json(path: Path, remedy: str, expected: str = "an object") -> dict:
+    """The object in a JSON file. Raises MissingInput where it cannot be read, BadData for what is none; both end in `remedy`."""
+    try:
+        text = Path(path).read_bytes()
+        found = json.loads(text)
+    except OSError as error:
+        raise MissingInput(f"{path}: {error.strerror}; {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        what = f"not JSON ({' '.join(str(error).split())})" if text.strip(b"\0 \r\n\t") else "empty"
+        raise BadData(f"{path}: {what}, expected {expected}; {remedy}") from None
+    if not isinstance(found, dict):
+        raise BadData(f"{path}: found a {type(found).__name__}, expected {expected}; {remedy}")
+    return found
 
 
 def write_synced(path: Path, data: bytes) -> None:

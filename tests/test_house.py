@@ -23,7 +23,9 @@ FLOORS = [
         "flags",
         "forecast",
         "layout",
+        "locks",
         "progress",
+        "rundir",
         "standard_errors",
     },
     {"core", "data", "scaling"},
@@ -137,6 +139,8 @@ def wrong_companions(name: str, tree: ast.AST) -> list[str]:
         "budget": ("torch", "numpy"),
         "errors": ("torch", "numpy"),
         "files": ("torch", "numpy"),
+        "locks": ("torch", "numpy"),
+        "rundir": ("torch", "numpy"),
         "__init__": ("torch", "numpy"),
     }
     return [

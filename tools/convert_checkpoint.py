@@ -28,9 +28,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.core import checkpoint  # noqa: E402
-from megatron.core.checkpoint import CHECKPOINT, whole  # noqa: E402
+from megatron.core.checkpoint import whole  # noqa: E402
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Untrusted, exits  # noqa: E402
-from megatron.files import staged  # noqa: E402
+from megatron.files import read_json, staged  # noqa: E402
+from megatron.rundir.names import CHECKPOINT  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INDEX = "model.safetensors.index.json"
@@ -139,7 +140,7 @@ def read_checkpoint(path: Path) -> Weights:
 
 def read_plain(folder: Path) -> Weights:
     """model.safetensors, or the files of an index, with the config.json beside them."""
-    known, tensors = read_json(folder / "config.json"), {}
+    known, tensors = read_json(folder / "config.json", "plain weights need the config.json that this tool writes beside them"), {}
     for name in plain_files(folder):
         try:
             tensors |= load_file(folder / name)
@@ -149,22 +150,10 @@ def read_plain(folder: Path) -> Weights:
     return Weights(tensors=tensors, known=known, source=folder)
 
 
-def read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise MissingInput(f"{path} is not there: plain weights need the config.json that this tool writes beside them") from None
-    except (OSError, ValueError) as error:
-        raise BadData(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise BadData(f"{path} holds no JSON object")
-    return found
-
-
 def plain_files(folder: Path) -> list[str]:
     if not (folder / INDEX).exists():
         return ["model.safetensors"]
-    files = read_json(folder / INDEX).get("weight_map")
+    files = read_json(folder / INDEX, "copy the weights again").get("weight_map")
     if not isinstance(files, dict):
         raise BadData(f"{folder / INDEX} has no weight_map")
     for name in files.values():

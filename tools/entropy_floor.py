@@ -11,7 +11,6 @@ whatever layout the run had, and writes RUN_DIR/entropy_floor.json.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from megatron.errors import BadData, exits  # noqa: E402
 from megatron.training import floor, open_run  # noqa: E402
-from megatron.training.run import write_json  # noqa: E402
+from megatron.training.branch import write_json  # noqa: E402
 
 
 @exits

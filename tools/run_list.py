@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
 import shlex
@@ -28,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 from megatron.config import Config, ConfigError, parse  # noqa: E402
 from megatron.errors import KILLED, PREEMPTED, BadData, MissingInput, exits  # noqa: E402
 from megatron.layout import find_place  # noqa: E402
+from megatron.locks import is_held  # noqa: E402
+from megatron.rundir.folders import read_file  # noqa: E402
+from megatron.rundir.names import EXIT, RESULT  # noqa: E402
 from megatron.scaling.run.execute import record_failure  # noqa: E402
-from megatron.scaling.run.progress import is_claimed  # noqa: E402
 
 OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 
@@ -43,7 +44,7 @@ class Member:
     mistakes: str = ""
 
     def finished(self) -> bool:
-        return not self.cfg.train.skip_train and (Path(self.cfg.log.run_dir) / "result.json").exists()
+        return not self.cfg.train.skip_train and (Path(self.cfg.log.run_dir) / RESULT).exists()
 
     def flops(self) -> float:
         tokens = (self.cfg.train.train_samples or 0) * self.cfg.model.seq_length
@@ -80,10 +81,10 @@ def train(member: Member) -> int:
     from megatron.training.pretrain import main as pretrain
 
     began, folder = time.monotonic(), Path(member.cfg.log.run_dir)
-    before = stamp(folder / "exit.json")
+    before = stamp(folder / EXIT)
     with contextlib.redirect_stderr(Echo(sys.stderr)) as said:
         code = pretrain(member.cfg)  # a crash is its code 70: it does not end the others
-    if code and stamp(folder / "exit.json") == before and find_place(os.environ).rank == 0 and not is_claimed(folder):
+    if code and stamp(folder / EXIT) == before and find_place(os.environ).rank == 0 and not is_held(folder):
         record_failure(folder, code, said.last)  # it ended before its folder was its own
     sys.stderr.write(f"{member.name} {summary(member, code)}, {time.monotonic() - began:.0f} s\n")  # whole: others write too
     return code
@@ -113,10 +114,11 @@ def summary(member: Member, code: int) -> str:
         return f"stopped and saved (exit code {code})"
     if code:
         return f"FAILED with exit code {code}; the reason is above"
-    result = Path(member.cfg.log.run_dir) / "result.json"
-    if member.cfg.train.skip_train or not result.exists():
+    result = read_file(Path(member.cfg.log.run_dir), RESULT)
+    loss = result.get("loss")
+    if member.cfg.train.skip_train or not isinstance(loss, (int, float)):
         return "done"
-    return "done, loss {loss:.4f} ({bound})".format(**json.loads(result.read_text()))
+    return f"done, loss {loss:.4f} ({result.get('bound')})"
 
 
 def train_in_turn(members: list[Member]) -> list[int]:

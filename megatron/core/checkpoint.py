@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +36,7 @@ from torch import Tensor
 from megatron.core.mesh import ALONE, Group, agreed, gather_json
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Refusal, Untrusted
 from megatron.files import sync_folder, write_synced
+from megatron.rundir.names import CHECKPOINT, LATEST, MANIFEST, checkpoint_name, step_and_attempt, step_of
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 2 << 30
@@ -43,7 +44,6 @@ HEADER_BYTES = 100_000_000  # the longest header that safetensors accepts
 MANIFEST_BYTES = 1 << 20  # room asked for beside the tensors
 HASH_THREADS = min(8, os.cpu_count() or 1)
 ABANDONED_SECONDS = 24 * 3600  # a temporary of another machine, whose processes cannot be seen, is dead after this
-CHECKPOINT = re.compile(r"step-([0-9]+)(?:\.a([0-9]+))?")
 SHARD = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
 DTYPES = {
     torch.float64: "F64",
@@ -58,6 +58,7 @@ DTYPES = {
     torch.bool: "BOOL",
 }
 DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
+Refuse = Callable[[int, dict], str]  # step, facts -> why not, or nothing
 Box = Sequence[Sequence[int]]  # a rectangle: (start, stop) of each dimension
 
 
@@ -88,6 +89,7 @@ class Checkpoint:
     step: int
     facts: dict  # what the trainer wrote beside the tensors
     entries: list[dict]  # the manifest's record of every stored piece
+    refused: tuple[str, ...] = ()  # names of newer ones in its folder that were not good
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -157,7 +159,7 @@ def save(
     `facts` is plain JSON, rank 0's counts. Raises BadData for a NaN or Inf (unless not `audit`) and for pieces that do not
     fill their tensors, CannotWrite for lack of space or permission.
     """
-    folder, name, aside = Path(folder), f"step-{step:08d}", None
+    folder, name, aside = Path(folder), checkpoint_name(step), None
     with agreed(group):
         check_pieces(step, pieces, audit)
     needed = sum(gather_json(sum(piece.tensor.nbytes for piece in pieces), group)) + MANIFEST_BYTES
@@ -247,7 +249,7 @@ def write_manifest(aside: Path, step: int, parts: list[tuple[dict, list[dict]]],
         raise not_shared(aside.parent)
     check_tiling(f"step {step} was not saved", entries)
     manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files, "tensors": entries, "facts": facts}
-    write_synced(aside / "manifest.json", render(manifest))
+    write_synced(aside / MANIFEST, render(manifest))
     sync_folder(aside)
 
 
@@ -331,30 +333,23 @@ def render(manifest: dict) -> bytes:
 def publish(aside: Path, folder: Path, step: int) -> Path:
     """Rename to step-N, or to step-N.a1, .a2 ... past every earlier attempt at that step."""
     attempts = [attempt for at, attempt in map(step_and_attempt, os.listdir(folder)) if at == step]
-    suffix = f".a{max(attempts) + 1}" if attempts else ""
-    path = folder / f"step-{step:08d}{suffix}"
+    path = folder / checkpoint_name(step, max(attempts) + 1 if attempts else 0)
     os.rename(aside, path)
     sync_folder(folder)
     return path
 
 
 def write_latest(folder: Path, name: str, say: Callable[[str], None]) -> None:
-    aside = aside_path(folder, "latest")
+    aside = aside_path(folder, LATEST)
     try:
         write_synced(aside, f"{name}\n".encode())
-        os.replace(aside, folder / "latest")
+        os.replace(aside, folder / LATEST)
     except OSError as error:  # the checkpoint is published; a hint is not worth a run
-        say(f"{folder / 'latest'} could not be written ({error.strerror}); {name} is complete and will be found without it")
+        say(f"{folder / LATEST} could not be written ({error.strerror}); {name} is complete and will be found without it")
         aside.unlink(missing_ok=True)
 
 
 # Finding, keeping, removing
-
-
-def step_and_attempt(name: str) -> tuple[int, int]:
-    """(200, 1) for step-00000200.a1; (-1, -1) for any other name."""
-    match = CHECKPOINT.fullmatch(name)
-    return (int(match[1]), int(match[2] or 0)) if match else (-1, -1)
 
 
 def find(folder: Path) -> list[Path]:
@@ -441,18 +436,19 @@ def is_abandoned(path: Path) -> bool:
 # Loading
 
 
-def load(path: Path, *, group: Group = ALONE, say: Callable[[str], None] = print) -> Checkpoint:
+def load(path: Path, *, group: Group = ALONE, say: Callable[[str], None] = print, refuse: Refuse | None = None) -> Checkpoint:
     """One checkpoint (no other will do), or the newest good one of a folder; every byte is verified, shared out over the ranks.
 
-    Raises BadData naming file and tensor, MissingInput where there is none, Untrusted, Mismatch: the same on every rank.
+    `refuse`: why one of that step and facts will not do, the same on every rank. Raises BadData naming file and tensor,
+    MissingInput where there is none, Untrusted, Mismatch: the same on every rank.
     """
     path, named = Path(path), False
     with agreed(group):
         if group.rank == 0:
             named = is_named(path)
     if gather_json(named, group)[0]:
-        return read(path, group)
-    checkpoint = load_latest(path, group=group, say=say)
+        return read(path, group, refuse)
+    checkpoint = load_latest(path, group=group, say=say, refuse=refuse)
     if checkpoint is None:
         raise MissingInput(f"there is no checkpoint in {path}: expected step-00000100 or the like; check --load")
     return checkpoint
@@ -460,14 +456,16 @@ def load(path: Path, *, group: Group = ALONE, say: Callable[[str], None] = print
 
 def is_named(path: Path) -> bool:
     """Whether a path is one checkpoint and not a folder of them. Raises MissingInput."""
-    named = bool(CHECKPOINT.fullmatch(path.name)) or (path / "manifest.json").exists()
+    named = bool(CHECKPOINT.fullmatch(path.name)) or (path / MANIFEST).exists()
     if named and not path.is_dir():
         others = ", ".join(other.name for other in find(path.parent))
         raise MissingInput(f"there is no checkpoint {path}; its folder holds {others or 'none'}: check --load")
     return named
 
 
-def load_latest(folder: Path, *, group: Group = ALONE, say: Callable[[str], None] = print) -> Checkpoint | None:
+def load_latest(
+    folder: Path, *, group: Group = ALONE, say: Callable[[str], None] = print, refuse: Refuse | None = None
+) -> Checkpoint | None:
     """The newest good checkpoint of a folder, rank 0 saying which were refused; None where there are none at all."""
     folder, names = Path(folder), []
     tell = say if group.rank == 0 else lambda line: None
@@ -478,35 +476,38 @@ def load_latest(folder: Path, *, group: Group = ALONE, say: Callable[[str], None
     names = gather_json(names, group)[0]  # rank 0's: a listing may change between two looks
     for name in names:
         try:
-            checkpoint = read(folder / name, group)
+            checkpoint = read(folder / name, group, refuse)
         except BadData as error:
             tell(f"checkpoint {name} is refused: {error}")
             continue
         if name != names[0]:
             tell(f"going on from {folder / name}, the newest good checkpoint")
-        return checkpoint
+        return replace(checkpoint, refused=tuple(names[: names.index(name)]))
     if names:
-        raise BadData(f"none of the {len(names)} checkpoints in {folder} is intact: restore one, or start anew in another folder")
+        raise BadData(
+            f"none of the {len(names)} checkpoints in {folder} is intact and of the run's last start: "
+            "restore one, or start anew in another folder"
+        )
     return None
 
 
 def read_latest(folder: Path) -> str:
     """What `latest` says; empty if it cannot be read or is no plain file."""
     try:
-        with open_regular(folder / "latest") as file:
+        with open_regular(folder / LATEST) as file:
             return file.read(256).decode().strip()
     except (OSError, ValueError, Untrusted):
         return ""
 
 
 def check_latest(folder: Path, found: list[str], say: Callable[[str], None]) -> None:
-    if not os.path.lexists(folder / "latest"):
+    if not os.path.lexists(folder / LATEST):
         return
     hint = read_latest(folder)
     if hint not in found:
-        say(f"{folder / 'latest'} is ignored: it holds {hint!r}, which is no checkpoint of this folder")
+        say(f"{folder / LATEST} is ignored: it holds {hint!r}, which is no checkpoint of this folder")
     elif hint != found[0]:
-        say(f"{folder / 'latest'} names {hint}, but {found[0]} is newer and is tried first")
+        say(f"{folder / LATEST} names {hint}, but {found[0]} is newer and is tried first")
 
 
 def verify(path: Path) -> None:
@@ -514,15 +515,17 @@ def verify(path: Path) -> None:
     read(Path(path), ALONE)
 
 
-def read(path: Path, group: Group) -> Checkpoint:
-    """One checkpoint, of which each rank has hashed its share."""
+def read(path: Path, group: Group, refuse: Refuse | None = None) -> Checkpoint:
+    """One checkpoint, of which each rank has hashed its share. Raises BadData for a damaged one and for what `refuse` refuses."""
     with agreed(group):
         if not path.is_dir():
             raise MissingInput(f"{path} is not there on {platform.node()}: --load must be on a file system that all nodes share")
         manifest = read_manifest(path)
-        with damage_refused(path / "manifest.json"):
+        with damage_refused(path / MANIFEST):
+            if why := refuse and refuse(manifest["step"], manifest["facts"]):
+                raise BadData(f"{path}: {why}")
             entries = manifest["tensors"]
-            check_tiling(f"{path / 'manifest.json'} is damaged", entries)
+            check_tiling(f"{path / MANIFEST} is damaged", entries)
             for name, record in islice(manifest["files"].items(), group.rank, None, group.size):
                 check_file(path / name, record)
             with ThreadPoolExecutor(HASH_THREADS) as pool:
@@ -599,7 +602,9 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_manifest(path: Path) -> dict:
-    file = path / "manifest.json"
+    file = path / MANIFEST
+    if path.is_symlink():
+        raise Untrusted(f"{path} is a link: a checkpoint is a folder of its own; give the one that it points to")
     with damage_refused(file):
         with open_regular(file) as opened:
             text = opened.read()
@@ -613,6 +618,8 @@ def read_manifest(path: Path) -> dict:
         own = manifest["manifest_sha256"]
         if text != render({name: value for name, value in manifest.items() if name != "manifest_sha256"}):
             raise BadData(f"{file} is damaged: its content does not agree with its sha256 {own}")
+        if step_of(path.name) not in (None, manifest["step"]):
+            raise BadData(f"{path} holds step {manifest['step']}: give the folder the name of its step again")
     return manifest
 
 

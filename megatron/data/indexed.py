@@ -14,7 +14,6 @@ import functools
 import hashlib
 import os
 import stat
-import struct
 import weakref
 import zlib
 from array import array
@@ -27,9 +26,8 @@ from megatron.data import sidecar
 from megatron.data.sidecar import check_belongs, read_sidecar, sealed, sidecar_path
 from megatron.errors import BadData, CannotWrite, MissingInput
 from megatron.files import sync_folder, write_synced
+from megatron.rundir.index import HEADER, MAGIC, VERSION
 
-MAGIC, VERSION = b"MMIDIDX\x00\x00", 1
-HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: np.dtype("u1"), 2: np.dtype("i1"), 3: np.dtype("<i2"), 4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 BLOCK = 1 << 16  # entries checked at a time: they stay in the cache, and opening a corpus of any size takes 2 MiB

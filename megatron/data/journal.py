@@ -17,7 +17,6 @@ leave a later line or a part of one, makes a wrong corpus.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -34,6 +33,7 @@ from megatron.data.indexed import IndexedWriter
 from megatron.data.text_files import Mark
 from megatron.errors import BadData, CannotWrite
 from megatron.files import replace_file
+from megatron.locks import Held, held
 
 SECONDS, TOKENS = 1.0, 1 << 23  # of work between two journal lines, whichever comes first
 
@@ -58,7 +58,7 @@ class WorkFolder:
 
     def __init__(self, folder: Path, name: str, key: dict[str, Any]):
         self.folder, self.key = folder / f".{name}.work", key
-        self.notes, self.dropped, self.done = 0, False, False
+        self.notes, self.dropped, self.done, self.lock = 0, False, False, contextlib.ExitStack()
 
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
@@ -69,34 +69,20 @@ class WorkFolder:
 
     def __enter__(self) -> WorkFolder:
         try:
-            self.lock = self.locked()
+            self.lock.enter_context(held(self.folder, "lock"))
             if self.key_before() != json.loads(json.dumps(self.key)):
                 self.dropped = self.path("journal.jsonl").exists()
                 self.clear()
             self.path("out").mkdir(exist_ok=True)
             self.notes = size_of(self.path("journal.jsonl"))  # kept as well when this run is refused for another reason
+        except Held:
+            raise CannotWrite(
+                f"{self.folder}: another run is preparing this output; wait for it, or choose another --output-prefix"
+            ) from None
         except OSError as error:
+            self.lock.close()
             raise CannotWrite(f"{self.folder}: {error.strerror or error}") from error
         return self
-
-    def locked(self) -> Any:
-        """The lock, on a folder that no other run has removed in between."""
-        while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                lock = open(self.path("lock"), "a")
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    lock.close()
-                    raise CannotWrite(
-                        f"{self.folder}: another run is preparing this output; wait for it, or choose another --output-prefix"
-                    ) from error
-                except OSError:  # a file system without locks: runs are not kept apart there
-                    return lock
-                if os.stat(self.path("lock")).st_ino == os.fstat(lock.fileno()).st_ino:
-                    return lock
-                lock.close()
 
     def key_before(self) -> Any:
         try:
@@ -109,7 +95,7 @@ class WorkFolder:
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != "lock":
+            elif not path.name.startswith("lock"):
                 path.unlink()
         replace_file(self.path("key.json"), json.dumps(self.key).encode())
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from megatron.data.indexed import RawFile
 from megatron.errors import BadData, CannotWrite, MissingInput
-from megatron.files import staged
+from megatron.files import read_json, staged
 
 DTYPES = ("uint16", "int32", "uint32", "int64")
 EDGE = 1 << 18  # tokens of each end of a file that its checks and its fingerprint read
@@ -112,19 +112,10 @@ def read_text(path: Path, what: str) -> str:
         raise BadData(f"{path}: byte {error.start} is not UTF-8, expected {what}") from None
 
 
-def read_json(path: Path, what: str) -> dict:
-    """The object in a JSON file.  Raises MissingInput or BadData."""
-    try:
-        found = json.loads(read_text(path, what))
-    except (ValueError, RecursionError) as error:
-        raise BadData(f"{path}: is not JSON ({error}), expected {what}") from None
-    if not isinstance(found, dict):
-        raise BadData(f"{path}: holds a {type(found).__name__}, expected an object, {what}")
-    return found
-
-
 def read_config(path: Path) -> dict:
-    return read_json(path, 'how the tokens beside it are stored, such as {"dtype": "int32"}') if path.exists() else {}
+    return (
+        read_json(path, "repair it", 'how the tokens beside it are stored, such as {"dtype": "int32"}') if path.exists() else {}
+    )
 
 
 def chosen_dtype(path: Path, dtype: str | np.dtype | None, config: dict) -> np.dtype:
@@ -326,7 +317,7 @@ def check_overlaps(path: Path, papers: list[Paper]) -> None:
 def read_splits(path: Path, known: dict[str, int]) -> dict[str, list[int]]:
     """splits.json with papers by their place in the index.  Raises BadData."""
     splits, taken = {}, {}
-    for split, members in read_json(path, "{split: [paper_id, ...]}").items():
+    for split, members in read_json(path, "repair it", "{split: [paper_id, ...]}").items():
         if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
             raise BadData(f"{path}: split {split!r} is not a list of paper_ids, expected {{split: [paper_id, ...]}}")
         for member in members:

@@ -92,7 +92,7 @@ def ruled(cfg: Config) -> dict[str, tuple[str, Any]]:
     }
 
 
-def read_json(path: str) -> dict[str, Any]:
+def read_settings(path: str) -> dict[str, Any]:
     """A DeepSpeed file's settings by dotted name. Raises ConfigError where it is no JSON object."""
 
     def refuse(what: str) -> ConfigError:
@@ -126,7 +126,7 @@ def leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def additions(cfg: Config) -> dict[str, Any]:
     """What the file adds to the flags, by dotted name. Raises ConfigError with a sentence for each conflict."""
     path = cfg.parallel.deepspeed_config
-    found, flags, mistakes, added = read_json(path) if path else {}, ruled(cfg), [], {}
+    found, flags, mistakes, added = read_settings(path) if path else {}, ruled(cfg), [], {}
     for name, value in found.items():
         if value == "auto" or offloads_nothing(name, cfg):
             continue

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import errno
 import io
-import json
 import math
 import os
 import secrets
@@ -22,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from megatron import config
-from megatron.errors import BadData, MissingInput, Refusal
+from megatron.errors import CannotWrite, Refusal
 from megatron.files import replace_file
+from megatron.rundir.names import LOG, METRICS, METRICS_TABLE, SUPERSEDED
+from megatron.rundir.records import decode, encode
 
-RECORD = "metrics.jsonl"
-RETRIED = (RECORD, "log line")
+RETRIED = (METRICS, "log line")
+NUM_SHOWN = 3  # damaged lines
 NUM_PENDING = 10_000  # records kept in memory while metrics.jsonl cannot be written
 FLUSH_SECONDS = 30  # TensorBoard events reach the disk at least this often, while records come
 WANDB_INIT_SECONDS = 10  # then the run goes on offline
-NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 AXES = ("step", "samples", "tokens", "epoch", "flops", "time")
 SETTINGS = ("batch_size", "seq_length", "world_size", "skipped_in_interval", "rows", "num_mc")  # recorded, but no curves
@@ -90,12 +90,14 @@ class Log:
         self.progress = None
         if is_terminal():
             self.progress = self.attempt("progress line", ProgressLine, name, total_steps, resumed_step or 0)
-        self.sinks[RECORD] = metrics = MetricsFile(self.run_dir, resumed_step)
-        self.attempt(RECORD, metrics.flush)
+        self.sinks[METRICS] = metrics = MetricsFile(self.run_dir, resumed_step)
+        self.attempt(METRICS, metrics.flush)
         if metrics.num_superseded:
             later = "" if resumed_step is None else f"later than step {resumed_step}, or "
-            self.say(f"{RECORD}: {metrics.num_superseded} lines {later}cut short moved to metrics.superseded.jsonl")
-        self.open("metrics.csv", MetricsTable, self.run_dir / "metrics.csv", metrics.kept)
+            self.say(f"{METRICS}: {metrics.num_superseded} lines {later}cut short moved to {SUPERSEDED}")
+        if metrics.fault:
+            self.say(f"{METRICS}: {metrics.fault}; they moved to {SUPERSEDED}")
+        self.open(METRICS_TABLE, MetricsTable, self.run_dir / METRICS_TABLE, metrics.kept)
         if cfg.tensorboard_dir:
             self.open("tensorboard", TensorBoard, cfg, metrics.kept)
         if cfg.wandb_project and not cfg.no_wandb:
@@ -108,13 +110,13 @@ class Log:
 
     def __exit__(self, kind, error, *_) -> None:
         if isinstance(error, Refusal):  # the terminal hears it from the program's exit
-            self.attempt("train.log", append, self.run_dir / "train.log", f"{kind.__name__}: {error}\n".encode())
+            self.attempt(LOG, append, self.run_dir / LOG, f"{kind.__name__}: {error}\n".encode())
         self.close(1 if kind else 0)
 
     def say(self, line: str) -> None:
         """One line for stdout and train.log."""
         self.attempt("stdout", self.print, line)
-        self.attempt("train.log", append, self.run_dir / "train.log", f"{line}\n".encode(errors="backslashreplace"))
+        self.attempt(LOG, append, self.run_dir / LOG, f"{line}\n".encode(errors="backslashreplace"))
 
     def record(self, record: dict) -> None:
         """Hand one record to every sink. `kind` is train, val, test or event; an event's name is in `event`."""
@@ -132,16 +134,26 @@ class Log:
 
     def close(self, exit_code: int = 0) -> None:
         """Flush and close every sink, and say what each of them missed. `exit_code` is what W&B shows."""
-        self.attempt(RECORD, self.sinks[RECORD].flush)
-        self.missed[RECORD] = self.sinks[RECORD].num_unwritten()
+        self.attempt(METRICS, self.sinks[METRICS].flush)
+        self.missed[METRICS] = self.sinks[METRICS].num_unwritten()
         self.finish("tensorboard")
         self.finish("wandb", exit_code)
         for name, count in self.missed.items():
             if count:
-                self.say(f"{name} missed {count} {'lines' if name in ('stdout', 'train.log') else 'records'}")
+                self.say(f"{name} missed {count} {'lines' if name in ('stdout', LOG) else 'records'}")
         if self.progress:
             self.attempt("progress line", self.progress.stop)
             self.progress = None
+
+    def require_record(self) -> None:
+        """Raises CannotWrite where metrics.jsonl lacks records: a run without them is not done."""
+        metrics = self.sinks[METRICS]
+        self.attempt(METRICS, metrics.flush)
+        if count := metrics.num_unwritten():
+            raise CannotWrite(
+                f"{self.run_dir / METRICS} lacks {count} records, which could not be written: make room and start again, "
+                "from a checkpoint that the record reaches"
+            )
 
     def open(self, name: str, sink: Callable, *given) -> None:
         opened = self.attempt(name, sink, *given)
@@ -197,6 +209,9 @@ class SilentLog:
         pass
 
     def record(self, record: dict) -> None:
+        pass
+
+    def require_record(self) -> None:
         pass
 
     def advance(self, step: int) -> None:
@@ -302,50 +317,14 @@ def megatron_ppl(r: dict) -> float:
 # metrics.jsonl
 
 
-def read_metrics(path: str | Path) -> list[dict]:
-    """The records of a metrics.jsonl; a last line cut short by a kill is left out. Raises MissingInput, BadData."""
-    try:
-        whole = Path(path).read_bytes().splitlines()
-    except OSError as error:
-        raise MissingInput(f"{path} cannot be read ({error.strerror}): give the metrics.jsonl of a run") from error
-    records = [decode(line) for line in whole]
-    if None in records[:-1]:
-        raise BadData(f"{path} line {records.index(None) + 1} is not a JSON record: restore the file, or delete that line")
-    return records[:-1] + [r for r in records[-1:] if r is not None]
-
-
-def plain(value: Any) -> Any:
-    """A value that JSON can hold. JSON has no NaN: non-finite numbers become the strings "nan", "inf", "-inf"."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def encode(record: dict) -> str:
-    """One line of JSON."""
-    return json.dumps(plain(record), allow_nan=False) + "\n"
-
-
-def decode(line: bytes) -> dict | None:
-    """`encode` undone; None where the line is no record."""
-
-    def restored(found: dict) -> dict:
-        return {k: NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in found.items()}
-
-    try:
-        record = json.loads(line, object_hook=restored)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
 class MetricsFile:
     """Appends records to metrics.jsonl; what cannot be written waits in memory, the oldest of NUM_PENDING giving way."""
 
     def __init__(self, run_dir: Path, resumed_step: int | None):
-        self.path, self.resumed_step, self.ready = run_dir / RECORD, resumed_step, False
+        self.path, self.resumed_step, self.ready = run_dir / METRICS, resumed_step, False
         self.pending: deque[str] = deque(maxlen=NUM_PENDING)
         self.num_lost = self.num_superseded = 0
+        self.fault = ""
         self.kept: list[dict] = []
 
     def write(self, record: dict) -> None:
@@ -361,19 +340,36 @@ class MetricsFile:
         self.pending.clear()
 
     def rewind(self) -> None:
-        """Make the file that of a run which never went beyond `resumed_step`; later and torn lines move aside."""
-        before = self.path.read_bytes().splitlines() if self.path.exists() else []
+        """Make the file that of a run which never went beyond `resumed_step`; later, torn and odd lines move aside."""
+        before = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+        before = [line for line in before if line.strip()]
         last = math.inf if self.resumed_step is None else self.resumed_step
-        records = [decode(line) for line in before]
-        keep = [r is not None and r.get("step", 0) <= last for r in records]
+        records, faults = [], []
+        for number, line in enumerate(before, 1):
+            record, fault = own_record(line)
+            records.append(record)
+            if fault and number < len(before):
+                faults.append(f"line {number}: {fault}")
+        keep = [record is not None and record["step"] <= last for record in records]
         if not all(keep):
-            append(self.path.with_name("metrics.superseded.jsonl"), joined(compress(before, [not k for k in keep])))
+            append(self.path.with_name(SUPERSEDED), joined(compress(before, [not k for k in keep])))
         if before:
             replace_file(self.path, joined(compress(before, keep)))
-        self.kept, self.num_superseded, self.ready = list(compress(records, keep)), keep.count(False), True
+        self.kept, self.num_superseded, self.ready = list(compress(records, keep)), keep.count(False) - len(faults), True
+        self.fault = "; ".join(faults[:NUM_SHOWN]) + (f"; and {len(faults) - NUM_SHOWN} more lines" if faults[NUM_SHOWN:] else "")
 
     def num_unwritten(self) -> int:
         return self.num_lost + len(self.pending)
+
+
+def own_record(line: bytes) -> tuple[dict | None, str]:
+    """A record as a run writes it, or what keeps a line from being one."""
+    try:
+        record = decode(line)
+    except ValueError as error:
+        return None, str(error)
+    missing = [name for name in ("kind", "step") if record.get(name) is None]
+    return (None, f"it has no {missing[0]}") if missing else (record, "")
 
 
 def joined(whole: Iterable[bytes]) -> bytes:

@@ -47,7 +47,8 @@ class Run(Protocol):
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None: ...
     def validate(self, at: Progress) -> Progress: ...
-    def save(self, at: Progress, interval: Interval) -> None: ...
+    def save(self, at: Progress, interval: Interval, last: bool = False) -> bool: ...
+    def owes_save(self, at: Progress) -> bool: ...
     def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None: ...
     def stop_reason(self, at: Progress) -> str | None: ...
 
@@ -71,15 +72,14 @@ def train(
         if left(cfg, at) and cfg.train.eval_iters and due(at, cfg.train.eval_interval):
             at = run.validate(at)
             new_best = bool(cfg.train.save_interval) and at.best_step == at.step
-        wanted = due(at, cfg.train.save_interval) or at.step in (cfg.train.save_at or ())
-        if left(cfg, at) and (wanted or new_best):
-            run.save(at, interval)
+        wanted = due(at, cfg.train.save_interval) or at.step in (cfg.train.save_at or ()) or run.owes_save(at)
+        if left(cfg, at) and (wanted or new_best) and run.save(at, interval):
             saved = at.step
         reason = run.stop_reason(at)
     if reason is None and cfg.train.eval_iters:
         at = run.validate(at)
     if reason is None or saved != at.step:
-        run.save(at, interval)
+        run.save(at, interval, last=True)
     return at, reason
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,8 +14,11 @@ from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, agreed
 from megatron.data.datasets import build_datasets
 from megatron.engine import learner as learners
-from megatron.errors import CannotWrite, Refusal, exits
-from megatron.training import device, dry_run, launch, preflight
+from megatron.errors import BadData, CannotWrite, Refusal, exits
+from megatron.locks import Held, held
+from megatron.rundir.folders import read_file
+from megatron.rundir.names import CONFIG, EXIT
+from megatron.training import branch, device, dry_run, launch, preflight
 from megatron.training.logs import Log, SilentLog
 from megatron.training.loop import train
 from megatron.training.resume import check_agreement, differences, open_checkpoint, standing
@@ -52,6 +53,7 @@ def main(cfg: Config) -> int:
         with claimed(cfg, mesh, watch):
             loaded, changed, early = take_up(cfg, mesh, fingerprints)
             at, interval = standing(cfg, loaded)
+            begun = start_branch(cfg, mesh, at, loaded, changed, early)
             with open_log(cfg, mesh, at, loaded) as log:
                 for line in early:
                     log.say(line)
@@ -67,10 +69,10 @@ def main(cfg: Config) -> int:
                     if learning:
                         learning.load(loaded, weights_only=cfg.train.finetune or cfg.train.skip_train)
                 epoch = data["train"].tokens_per_epoch if data["train"] else None
-                run = Run(cfg, engine, learner, reference, slices, where, stop, watch, log, fingerprints, epoch, at)
+                run = Run(cfg, engine, learner, reference, slices, where, stop, watch, log, fingerprints, epoch, at, begun)
                 if cfg.train.skip_train:
                     return run.evaluate_only(at)
-                run.identify(at, loaded, changed)
+                run.identify()
                 at, reason = train(cfg, engine, objective, data["train"], run, at, interval, learner)
                 return run.leave(at, reason)
 
@@ -87,6 +89,16 @@ def take_up(cfg: Config, mesh: Mesh, fingerprints: dict[str, str | None]) -> tup
         raise
 
 
+def start_branch(
+    cfg: Config, mesh: Mesh, at: Progress, loaded: Checkpoint | None, changed: list[str], early: list[str]
+) -> branch.Start:
+    """A training leaves behind what it does not begin from; an evaluation or a preflight leaves all as it is."""
+    with agreed(mesh.control):
+        if mesh.chief and not cfg.train.skip_train and not cfg.train.preflight:
+            return branch.begin(cfg, mesh, at, loaded, changed, early.append)
+    return branch.Start()
+
+
 @contextmanager
 def claimed(cfg: Config, mesh: Mesh, watch: Watch) -> Iterator[None]:
     """Make the run's folders, refuse those that hold another experiment, and keep other runs out. The chief does it for all."""
@@ -95,45 +107,44 @@ def claimed(cfg: Config, mesh: Mesh, watch: Watch) -> Iterator[None]:
             for folder in dict.fromkeys(Path(p).resolve() for p in (cfg.log.run_dir, cfg.train.save) if p and mesh.chief):
                 stack.enter_context(locked(folder))
             if mesh.chief and not cfg.train.skip_train and not cfg.train.preflight:
-                refuse_other_run(cfg, Path(cfg.log.run_dir) / "config.json")
+                refuse_other_run(cfg, Path(cfg.log.run_dir))
         watch.run_dir = Path(cfg.log.run_dir)
         if mesh.chief:
-            (watch.run_dir / "exit.json").unlink(missing_ok=True)
+            (watch.run_dir / EXIT).unlink(missing_ok=True)
         yield
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which the system lets go when the process ends in whatever way. Raises CannotWrite."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
-    except OSError as error:
-        raise CannotWrite(f"{folder} cannot be made or written ({error.strerror}): choose another --run-dir or --save") from error
-    with lock:
+    """Keep other runs out of a folder. Raises CannotWrite."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(held(folder))
+        except Held:
             raise CannotWrite(
                 f"{folder} is in use by another running process: choose another --run-dir or --save, or wait for it"
             ) from None
+        except OSError as error:
+            raise CannotWrite(
+                f"{folder} cannot be made or written ({error.strerror}): choose another --run-dir or --save"
+            ) from error
         yield
 
 
-def refuse_other_run(cfg: Config, path: Path) -> None:
+def refuse_other_run(cfg: Config, folder: Path) -> None:
     """A folder's records belong to one experiment; going on from its own checkpoint is checked against that."""
     own = [Path(p).resolve() for p in (cfg.log.run_dir, cfg.train.save) if p]
     load = Path(cfg.train.load).resolve() if cfg.train.load and not cfg.train.finetune else None
-    if not path.exists() or (load and (load in own or load.parent in own)):
+    if load and (load in own or load.parent in own):
         return
     try:
-        saved = json.loads(path.read_text())
-    except ValueError:
-        raise CannotWrite(f"{path} is damaged: move the folder away, or choose another --run-dir") from None
-    other = [line for _, _, line in differences(saved, cfg)]
+        saved = read_file(folder, CONFIG)
+    except BadData as error:
+        raise CannotWrite(f"{error}; or choose another --run-dir") from None
+    other = [line for _, _, line in differences(saved, cfg)] if saved else []
     if other:
         raise CannotWrite(
-            f"{path.parent} holds another run ({'; '.join(other[:6])}): choose another --run-dir or --save, "
+            f"{folder} holds another run ({'; '.join(other[:6])}): choose another --run-dir or --save, "
             "or --load its checkpoint to go on"
         )
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from megatron.batch import Progress
 from megatron.config import Config, declared, experiment, spelling
 from megatron.core import checkpoint
 from megatron.core.checkpoint import Checkpoint
-from megatron.core.mesh import ALONE, Group
+from megatron.core.mesh import ALONE, Group, gather_json
 from megatron.errors import Mismatch, MissingInput
+from megatron.rundir.names import step_of
+from megatron.training import branch
 from megatron.training.loop import Interval
 
 
@@ -33,14 +36,25 @@ def open_checkpoint(cfg: Config, say: Callable[[str], None], group: Group = ALON
     if not cfg.train.load:
         return None
     path = Path(cfg.train.load)
-    if checkpoint.CHECKPOINT.fullmatch(path.name):
-        return checkpoint.load(path, group=group, say=say)
-    found = checkpoint.load_latest(path, group=group, say=say)
+    named = step_of(path.name) is not None
+    ledger = branch.read_ledger(cfg, path.parent if named else path) if group.rank == 0 else None
+    refuse = partial(branch.refusal, gather_json(ledger, group)[0])
+    if named:
+        return given(cfg, checkpoint.load(path, group=group, say=say), refuse)
+    found = checkpoint.load_latest(path, group=group, say=say, refuse=refuse)
     if found is None and (cfg.train.load != cfg.train.save or cfg.train.finetune or cfg.train.skip_train):
         raise MissingInput(f"--load {path}: there is no checkpoint in it; check the path")
     if found is None:
         say(f"--load {path} holds no checkpoint yet: starting from step 0")
     return found
+
+
+def given(cfg: Config, loaded: Checkpoint, refuse: checkpoint.Refuse) -> Checkpoint:
+    """The checkpoint that --load names one by one. Raises Mismatch where its run would go on from it without its records."""
+    goes_on = branch.is_own(cfg, loaded.path.parent) and not (cfg.train.finetune or cfg.train.skip_train)
+    if goes_on and (why := refuse(loaded.step, loaded.facts)):
+        raise Mismatch(f"--load {loaded.path}: {why}; give another --save and --run-dir, to branch off from it")
+    return loaded
 
 
 def check_agreement(
@@ -88,7 +102,9 @@ def standing(cfg: Config, loaded: Checkpoint | None) -> tuple[Progress, Interval
     return Progress(**loaded.facts["progress"]), Interval(**loaded.facts["interval"])
 
 
-def facts(cfg: Config, at: Progress, interval: Interval, fingerprints: dict[str, str | None], wandb_id: str | None) -> dict:
+def facts(
+    cfg: Config, at: Progress, interval: Interval, fingerprints: dict[str, str | None], wandb_id: str | None, start: branch.Start
+) -> dict:
     """What a checkpoint says beside its tensors; the first six fields are those that readers of other trainers expect."""
     return {
         "global_step": at.step,
@@ -102,4 +118,6 @@ def facts(cfg: Config, at: Progress, interval: Interval, fingerprints: dict[str,
         "interval": asdict(interval),
         "fingerprints": fingerprints,
         "wandb_id": wandb_id,
+        "branch": start.branch,
+        "parent": start.parent,
     }

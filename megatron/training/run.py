@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import subprocess
@@ -17,14 +16,16 @@ import megatron
 from megatron.batch import Batch, Progress, Step
 from megatron.config import Config
 from megatron.core import checkpoint
-from megatron.core.checkpoint import Checkpoint, Piece, whole
-from megatron.core.mesh import gather_json
+from megatron.core.checkpoint import Piece, whole
+from megatron.core.mesh import agreed, gather_json
 from megatron.engine import Engine
 from megatron.engine.learner import Learner
 from megatron.errors import CannotWrite
-from megatron.files import replace_file
 from megatron.objectives import Objective
-from megatron.training import logs
+from megatron.rundir import records
+from megatron.rundir.folders import read_file
+from megatron.rundir.names import BAD_BATCHES, CONFIG, EVALUATION, FACTS, METRICS, RESULT, step_and_attempt
+from megatron.training.branch import Start, write_json
 from megatron.training.device import Where, memory_bytes, utilization
 from megatron.training.evaluate import Slice, evaluate
 from megatron.training.logs import Log, SilentLog
@@ -33,6 +34,8 @@ from megatron.training.resume import facts
 from megatron.training.schedule import decayed
 from megatron.training.signals import StopRequest
 from megatron.training.watch import Watch
+
+MOST_STEPS_BETWEEN_TRIES = 64  # of a checkpoint that could not be written
 
 
 class Run:
@@ -52,11 +55,14 @@ class Run:
         fingerprints: dict[str, str | None],
         tokens_per_epoch: int | None,
         at: Progress,
+        begun: Start,
     ):
         self.cfg, self.engine, self.learner, self.reference, self.slices = cfg, engine, learner, reference, slices
         self.where, self.stop, self.watch, self.log, self.mesh = where, stop, watch, log, engine.mesh
-        self.fingerprints, self.tokens_per_epoch = fingerprints, tokens_per_epoch
+        self.fingerprints, self.tokens_per_epoch, self.begun = fingerprints, tokens_per_epoch, begun
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
+        self.owed_at: int | None = None
+        self.patience = 1
         self.shape, self.dumps, self.stopped, self.saved, self.last = cfg.model.shape(), 0, None, None, {}
 
     def where_at(self, at: Progress) -> dict:
@@ -128,24 +134,42 @@ class Run:
 
     def has_record(self, kind: str, at: Progress, loss: float) -> bool:
         """Whether an earlier process measured just this: it ended between its last save and its result, or had finished."""
-        path = self.dir / "metrics.jsonl"
+        path = self.dir / METRICS
         return (
             at.step == self.began.step
             and path.exists()
-            and any((r["kind"], r.get("step"), r.get("loss")) == (kind, at.step, loss) for r in logs.read_metrics(path))
+            and any((r.get("kind"), r.get("step"), r.get("loss")) == (kind, at.step, loss) for _, r in records.read(path))
         )
 
-    def save(self, at: Progress, interval: Interval) -> None:
+    def save(self, at: Progress, interval: Interval, last: bool = False) -> bool:
+        """Whether it was saved. One that cannot be written is owed, after twice as many steps each time; the last one must be."""
         train = self.cfg.train
         if not train.save or (at == self.began and train.load == train.save):  # nothing happened since it was loaded
-            return
+            return True
         self.watch.at(at.step, "saving")
-        wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id)
+        try:
+            self.publish(at, interval)
+        except CannotWrite as error:
+            if last:
+                raise
+            self.owed_at = at.step + self.patience
+            self.patience = min(2 * self.patience, MOST_STEPS_BETWEEN_TRIES)
+            self.log.say(f"{error}; the run goes on and tries again at step {self.owed_at}")
+            return False
+        self.owed_at, self.patience = None, 1
+        return True
+
+    def owes_save(self, at: Progress) -> bool:
+        return at.step == self.owed_at
+
+    def publish(self, at: Progress, interval: Interval) -> None:
+        train = self.cfg.train
+        wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id, self.begun)
         self.saved = checkpoint.save(Path(train.save), at.step, self.pieces(), wrote, group=self.mesh.control, say=self.log.say)
         self.log.say(f"saved {self.saved}")
         if self.mesh.chief:
             found = checkpoint.find(Path(train.save))
-            best = next((p for p in found if at.best_step == checkpoint.step_and_attempt(p.name)[0]), None)
+            best = next((p for p in found if at.best_step == step_and_attempt(p.name)[0]), None)
             checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, train.save_at or (), say=self.log.say)
 
     def pieces(self) -> list[Piece]:
@@ -158,7 +182,7 @@ class Run:
             "skipped, weights and moments untouched"
         )
         if self.dumps >= self.cfg.train.max_skipped_steps:
-            self.log.say(f"its batch is not kept: {self.dumps} are in {self.dir / 'bad_batches'} already")
+            self.log.say(f"its batch is not kept: {self.dumps} are in {self.dir / BAD_BATCHES} already")
             return
         self.dumps += 1
         pieces = [piece for piece in self.engine.pieces() if piece.name.startswith("model/")] + self.batch_pieces(batches)
@@ -174,7 +198,7 @@ class Run:
         }
         try:
             path = checkpoint.save(
-                self.dir / "bad_batches", at.step + 1, pieces, said, group=self.mesh.control, audit=False, say=self.log.say
+                self.dir / BAD_BATCHES, at.step + 1, pieces, said, group=self.mesh.control, audit=False, say=self.log.say
             )
             self.log.say(f"its batch is in {path}: python tools/replay.py {path}")
         except CannotWrite as error:
@@ -204,9 +228,11 @@ class Run:
             return self.end(at, self.stopped[1], reason)
         if "test" in self.slices:
             self.score("test", at)
+        with agreed(self.mesh.control):
+            self.log.require_record()
         if self.mesh.chief:
-            write_json(self.dir / "result.json", self.result(at))
-        self.log.say(f"finished: {self.dir / 'result.json'}")
+            write_json(self.dir / RESULT, self.result(at))
+        self.log.say(f"finished: {self.dir / RESULT}")
         return self.end(at, 0, "finished")
 
     def end(self, at: Progress, code: int, reason: str) -> int:
@@ -218,7 +244,7 @@ class Run:
         """--skip-train: score the slices and leave evaluation.json."""
         found = {split: self.score(split, at) for split in self.slices}
         if self.mesh.chief:
-            write_json(self.dir / "evaluation.json", {"objective": self.cfg.objective.objective, **self.where_at(at), **found})
+            write_json(self.dir / EVALUATION, {"objective": self.cfg.objective.objective, **self.where_at(at), **found})
         return self.end(at, 0, "evaluated")
 
     def result(self, at: Progress) -> dict:
@@ -280,25 +306,16 @@ class Run:
             name: {key: self.last[kind][key] for key in wanted} for name, kind in zip(names, kinds) if name and kind in self.last
         }
 
-    def identify(self, at: Progress, loaded: Checkpoint | None, changed: list[str]) -> None:
-        """config.json and run.json: who this run is, and every time it went on. An earlier process's result is no longer one."""
+    def identify(self) -> None:
+        """config.json and run.json: who this run is. An earlier process's result is no longer one."""
         if not self.mesh.chief:
             return
-        write_json(self.dir / "config.json", self.cfg.as_dict())
-        (self.dir / "result.json").unlink(missing_ok=True)
-        path = self.dir / "run.json"
-        known = json.loads(path.read_text()) if path.exists() and at.step else {}
-        resumes = known.get("resumes", [])
-        if loaded:
-            resumes = [
-                *resumes,
-                {"time": time.time(), "step": at.step, "from": str(loaded.path), "changed": changed, "layout": self.layout()},
-            ]
+        write_json(self.dir / CONFIG, self.cfg.as_dict())
+        (self.dir / RESULT).unlink(missing_ok=True)
         write_json(
-            path,
-            {
-                "name": self.dir.name,
-                "created": known.get("created", time.time()),
+            self.dir / FACTS,
+            read_file(self.dir, FACTS)  # how it began and went on: training/branch.py
+            | {
                 "version": megatron.__version__,
                 "code": code_version(),
                 "environment": environment(self.where),
@@ -318,31 +335,8 @@ class Run:
                 "flops_convention": "6ND, N = all parameters",
                 "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,
                 "convention": self.slices["valid"].convention(self.reference) if "valid" in self.slices else None,
-                "layout": known.get("layout", self.layout()),
-                "resumes": resumes,
             },
         )
-
-    def layout(self) -> dict:
-        parallel = self.cfg.parallel
-        return {
-            "world_size": self.mesh.world.size,
-            "tensor": self.mesh.tp.size,
-            "pipeline": self.mesh.pp.size,
-            "data": self.mesh.dp.size,
-            "schedule": parallel.pipeline_schedule,
-            "zero_stage": parallel.zero_stage,
-            "sequence_parallel": parallel.sequence_parallel,
-            "deepspeed": parallel.deepspeed,
-        }
-
-
-def write_json(path: Path, what: dict) -> None:
-    """Publish plain JSON at once. Raises CannotWrite."""
-    try:
-        replace_file(path, json.dumps(logs.plain(what), indent=1, allow_nan=False).encode())
-    except OSError as error:
-        raise CannotWrite(f"{path} cannot be written: {error.strerror}; make room or choose another --run-dir") from error
 
 
 def environment(where: Where) -> dict:

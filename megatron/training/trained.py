@@ -12,7 +12,6 @@ b rows, s positions, v ids that can be predicted.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -36,6 +35,8 @@ from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
 from megatron.engine import Engine
 from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.objectives import Objective
+from megatron.rundir.folders import read_file
+from megatron.rundir.names import CHECKPOINT, CONFIG, MANIFEST, step_and_attempt
 from megatron.training import device as devices
 from megatron.training import launch
 from megatron.training.device import Where
@@ -209,12 +210,12 @@ def reading(ids: Tensor) -> Batch:
 
 def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
     """Raises MissingInput, BadData."""
-    if which is None and checkpoints.CHECKPOINT.fullmatch(run.name) and (run / "manifest.json").exists():
+    if which is None and CHECKPOINT.fullmatch(run.name) and (run / MANIFEST).exists():
         return run
     if not run.is_dir():
         raise MissingInput(f"{run} is not there: give the folder of a run, or one of its checkpoints")
     folder = run if which is None or not Path(str(which)).is_dir() else Path(str(which))
-    if checkpoints.CHECKPOINT.fullmatch(folder.name):
+    if CHECKPOINT.fullmatch(folder.name):
         return folder
     found = checkpoints.find(folder) or checkpoints.find(saved_elsewhere(folder))
     complete = [path for path in found if checkpoints.is_complete(path)]
@@ -225,9 +226,9 @@ def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
     if which in (None, "newest") or folder != run:
         return complete[0]
     step = best_step(complete[0]) if which == "best" else int(which) if str(which).isdecimal() else None
-    named = [path for path in complete if checkpoints.step_and_attempt(path.name)[0] == step]
+    named = [path for path in complete if step_and_attempt(path.name)[0] == step]
     if not named:
-        steps = ", ".join(str(checkpoints.step_and_attempt(path.name)[0]) for path in reversed(complete))
+        steps = ", ".join(str(step_and_attempt(path.name)[0]) for path in reversed(complete))
         what = f"best (step {step})" if which == "best" else which
         raise MissingInput(f"{run} has no checkpoint {what}: expected newest, best, a path, or a step of {steps}")
     return named[0]
@@ -236,8 +237,8 @@ def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
 def saved_elsewhere(run: Path) -> Path:
     """The folder of checkpoints that a run's own records name; the run's, where they name none."""
     try:
-        return Path(json.loads((run / "config.json").read_text())["train"]["save"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Path(read_file(run, CONFIG).get("train", {}).get("save") or run)
+    except (BadData, TypeError):
         return run
 
 

@@ -22,6 +22,7 @@ import megatron
 from megatron.errors import PEER_LOST, PREEMPTED, Refusal, Unsaid
 from megatron.files import replace_file
 from megatron.layout import Place
+from megatron.rundir.names import EXIT
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 2.5  # once a collective broke, a rank without a sign of life for so long is the one that was lost
@@ -242,9 +243,9 @@ class Watch:
         if self.run_dir:
             said = {"code": code, "reason": reason, "step": step, "rank": rank, "requeue": code in (PREEMPTED, PEER_LOST)}
             try:
-                replace_file(self.run_dir / "exit.json", json.dumps(said, indent=1).encode())
+                replace_file(self.run_dir / EXIT, json.dumps(said, indent=1).encode())
             except OSError as error:
-                print(f"{self.run_dir / 'exit.json'} cannot be written: {error.strerror}", file=sys.stderr)
+                print(f"{self.run_dir / EXIT} cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def is_spokesman(place: Place) -> bool:

@@ -19,6 +19,7 @@ from megatron.core.checkpoint import Piece, find, load, load_latest, render, ret
 from megatron.core.mesh import Group, build_mesh
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Refusal, Untrusted
 from megatron.layout import split_evenly
+from megatron.rundir.names import step_and_attempt
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -772,7 +773,7 @@ def test_bytes_to_verify_are_dealt_out_once(sizes, num_ranks):
 
 
 def steps(folder):
-    return [checkpoint.step_and_attempt(path.name)[0] for path in find(folder)]
+    return [step_and_attempt(path.name)[0] for path in find(folder)]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from megatron.config import parse
 from megatron.core import checkpoint
+from megatron.rundir.names import step_and_attempt
 from megatron.training.pretrain import main
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +186,7 @@ def hashes():
     """{tensor name: sha256} of the newest checkpoint, or of the one at a step; every byte verified."""
 
     def read(folder: Path, step: int | None = None) -> dict[str, str]:
-        path = next(p for p in checkpoint.find(folder) if step in (None, checkpoint.step_and_attempt(p.name)[0]))
+        path = next(p for p in checkpoint.find(folder) if step in (None, step_and_attempt(p.name)[0]))
         checkpoint.verify(path)
         return {t["name"]: t["sha256"] for t in json.loads((path / "manifest.json").read_text())["tensors"]}
 

@@ -13,8 +13,8 @@ from megatron.config import declared, parse
 from megatron.core import checkpoint
 from megatron.data.indexed import IndexedWriter
 from megatron.errors import Mismatch
+from megatron.rundir.records import read
 from megatron.scaling.table.registry import config_hash
-from megatron.training.logs import read_metrics
 from megatron.training.resume import check_agreement, differences
 
 
@@ -145,8 +145,8 @@ def test_finetune_takes_the_weights_and_starts_at_step_0(tmp_path, trainer, half
         )
         == 0
     )
-    trained = [r for r in read_metrics(new / "metrics.jsonl") if r["kind"] == "train"]
-    fresh = [r for r in read_metrics(half / "metrics.jsonl") if r["kind"] == "train"]
+    trained = [r for _, r in read(new / "metrics.jsonl") if r["kind"] == "train"]
+    fresh = [r for _, r in read(half / "metrics.jsonl") if r["kind"] == "train"]
     assert [r["step"] for r in trained] == [1, 2, 3] and trained[0]["samples"] == 8
     assert abs(trained[0]["params_norm"] - fresh[-1]["params_norm"]) < 0.01
     assert "--seed was 1234, is 7" in capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_intact(tmp_path, t
         signal.signal(signal.SIGXFSZ, handler)
     assert code == 73 and hashes(run, 4) == before
     assert checkpoint.find(run) == saved and not [n for n in os.listdir(run) if n.startswith(".tmp")]
-    assert [r["step"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 9))
+    assert [r["step"] for _, r in read(run / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 13))
     assert trainer.run(run, load=run) == 0
 
 

@@ -10,7 +10,8 @@ from megatron.core import checkpoint
 from megatron.core.transformer import GPT
 from megatron.engine.native import NativeEngine
 from megatron.errors import CannotWrite
-from megatron.training.run import write_json
+from megatron.rundir.names import step_and_attempt
+from megatron.training.branch import write_json
 
 
 @pytest.fixture
@@ -181,4 +182,4 @@ def test_validation_sets_by_name(tmp_path, trainer, records, corpus, objective, 
 
 def test_checkpoints_at_given_steps_are_kept(tmp_path, trainer):
     assert trainer.run(tmp_path / "run", save_interval=None, save_at=[3, 7, 99], keep_last=1) == 0
-    assert sorted(checkpoint.step_and_attempt(path.name)[0] for path in checkpoint.find(tmp_path / "run")) == [3, 7, 12]
+    assert sorted(step_and_attempt(path.name)[0] for path in checkpoint.find(tmp_path / "run")) == [3, 7, 12]

@@ -11,6 +11,7 @@ import pytest
 from megatron.config import parse
 from megatron.core import checkpoint
 from megatron.engine.native import NativeEngine
+from megatron.rundir.names import step_and_attempt
 from megatron.training import pretrain, run
 from megatron.training.signals import StopRequest
 
@@ -100,7 +101,7 @@ def test_exit_interval_stops_at_each_multiple_and_gets_to_the_end(tmp_path, trai
     assert trainer.run(whole) == 0
     codes = [trainer.run(parts, load=parts, exit_interval=5) for _ in range(3)]
     assert codes == [85, 85, 0]
-    assert [checkpoint.step_and_attempt(p.name)[0] for p in checkpoint.find(parts)] == [12, 10, 8, 5, 4]
+    assert [step_and_attempt(p.name)[0] for p in checkpoint.find(parts)] == [12, 10, 8, 5, 4]
     assert records(parts) == records(whole) and hashes(parts) == hashes(whole)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -40,7 +39,8 @@ from megatron.data.tokenizer import Tokenizer, build_tokenizer
 from megatron.data.tokenizer_json import tokenizer_json
 from megatron.data.train_tokenizer import train_byte_level_bpe
 from megatron.errors import BadData, CannotWrite, Mismatch
-from megatron.files import open_lock, own_folder, replace_file, sync_folder
+from megatron.files import own_folder, replace_file, sync_folder
+from megatron.locks import Held, held
 from megatron.progress import ProgressLine
 
 ANNOUNCING = ("meta.json", "idx", "config.json")  # written and sent behind the data, in this order
@@ -186,16 +186,13 @@ def papers(corpus: Corpus, text: Path, parts: dict[str, Path]) -> Iterator[tuple
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time prepares a folder.  Raises CannotWrite."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open_lock(folder / ".lock")
-    except OSError as error:
-        raise CannotWrite(f"--output {folder} cannot be made or written: {error.strerror}") from error
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(held(folder))
+        except Held:
             raise CannotWrite(f"--output {folder} is being prepared by another process: wait for it, or choose another") from None
+        except OSError as error:
+            raise CannotWrite(f"--output {folder} cannot be made or written: {error.strerror}") from error
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from megatron.errors import BadData, MissingInput
-from megatron.files import staged
+from megatron.errors import BadData
+from megatron.files import read_json, staged
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.table.json_record import json_text, versions
@@ -141,12 +140,7 @@ def load_fit(path: str | Path, forms: Mapping[str, Form] = FORMS) -> Fit:
     """
     path = Path(path)
     path = path / "fit.json" if path.is_dir() else path
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingInput(f"{path}: {error.strerror}; give a fit.json or the folder that `fit --out` wrote.") from None
-    except ValueError as error:
-        raise BadData(f"{path}: not JSON ({error}); fit again.") from None
+    record = read_json(path, "give a fit.json or the folder that `fit --out` wrote.", "the fit.json of `fit --out`")
     params = _params(record, path)
     stated = record.get("form")
     if stated is not None and stated not in forms:

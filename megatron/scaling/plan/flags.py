@@ -9,8 +9,8 @@ from pathlib import Path
 
 from megatron.budget import GPT2_VOCAB, Shape, epoch_tokens
 from megatron.config import BUDGETS, CORPORA, EXCLUSIVE, SAVING, Data, declared
-from megatron.errors import BadData
 from megatron.flags import find, split_words
+from megatron.rundir.index import count_tokens
 
 ENTRIES = {"ar": "pretrain_gpt.py", "mdm": "pretrain_diff_gpt.py"}
 SUBSET_SLACK = 0.01  # a prepared subset stands for so many unique tokens, give or take this share
@@ -212,14 +212,4 @@ def files_of(data: Data, name: str) -> list[str]:
 
 def corpus_tokens(words: tuple[str, ...]) -> int | None:
     """Tokens of one whole corpus that is here already; None for what cannot be counted. Raises BadData."""
-    if len(words) != 1 or is_list(words):
-        return None
-    try:
-        with open(f"{words[0]}.idx", "rb") as index, open(f"{words[0]}.bin", "rb") as tokens:
-            header, num_bytes = index.read(18), tokens.seek(0, 2)
-    except OSError:
-        return None
-    widths = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}  # by the index's code of the type of an id
-    if len(header) < 18 or header[17] not in widths:
-        raise BadData(f"{words[0]}.idx: is no index of a corpus; tools/preprocess_data.py makes one")
-    return num_bytes // widths[header[17]]
+    return None if len(words) != 1 or is_list(words) else count_tokens(words[0])

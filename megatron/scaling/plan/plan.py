@@ -18,8 +18,8 @@ from pathlib import Path
 
 from megatron import config
 from megatron.config import Config
-from megatron.errors import BadData, CannotWrite, MissingInput
-from megatron.files import replace_file
+from megatron.errors import BadData, CannotWrite
+from megatron.files import read_json, replace_file
 from megatron.flags import ConfigError
 from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan.cost import Rates, Speed, forecast
@@ -288,13 +288,9 @@ def write(path: Path, data: bytes) -> None:
 
 def load_plan(path: str | Path) -> Plan:
     """A plan from its file. Raises MissingInput, and BadData for what is no plan of this version."""
-    try:
-        held = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingInput(f"{path}: {error.strerror}; `scaling_laws.py plan --out {path}` writes one") from None
-    except ValueError as error:
-        raise BadData(f"{path}: is not JSON ({error}); plan again") from None
-    if not isinstance(held, dict) or held.get("schema_version") != SCHEMA_VERSION or not isinstance(held.get("runs"), list):
-        found = held.get("schema_version") if isinstance(held, dict) else None
-        raise BadData(f"{path}: expected a plan of schema_version {SCHEMA_VERSION}, found {found}; plan again")
+    held = read_json(Path(path), f"`scaling_laws.py plan --out {path}` writes one", "a plan")
+    if held.get("schema_version") != SCHEMA_VERSION or not isinstance(held.get("runs"), list):
+        raise BadData(
+            f"{path}: expected a plan of schema_version {SCHEMA_VERSION}, found {held.get('schema_version')!r:.40}; plan again"
+        )
     return Plan(**{name: held[name] for name in Plan.__dataclass_fields__ if name in held})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import megatron
 from megatron.errors import PREEMPTED, Refusal
+from megatron.rundir.names import METRICS
+from megatron.rundir.records import read
 from megatron.scaling.plan.cost import Speed, speed_of_points
 from megatron.scaling.plan.flags import ON_SAVE, overlaid, without
 from megatron.scaling.plan.plan import Plan
@@ -55,7 +56,8 @@ def probe_run(run: dict, steps: int, gpus: int, timeout: float) -> dict:
         start = time.monotonic()
         done = start_run(run, steps, gpus, timeout, folder)
         wall = time.monotonic() - start
-        records = train_records(Path(folder) / "metrics.jsonl")
+        path = Path(folder) / METRICS
+        records = [record for _, record in read(path) if record.get("kind") == "train"] if path.exists() else []
     if done.returncode not in (0, PREEMPTED) or not records:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no step was recorded"]
         raise ProbeFailed(
@@ -97,10 +99,3 @@ def start_run(run: dict, steps: int, gpus: int, timeout: float, folder: str) -> 
             f"--probe: {run['name']} did not train {steps} steps in {timeout:g} s: take fewer with --probe-steps",
             ProbeFailed.code,
         ) from None
-
-
-def train_records(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    return [record for record in records if record["kind"] == "train"]

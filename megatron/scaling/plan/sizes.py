@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 from megatron.budget import Shape, find_size, padded_vocab, sizes, swiglu_width
-from megatron.errors import BadData, MissingInput
+from megatron.errors import BadData
+from megatron.files import read_json
 from megatron.scaling.law.forms.chinchilla import Chinchilla
 
 # Tokens a parameter at the published optima of arXiv:2507.15857, all embeddings counted: the geometric mean of its three budgets.
@@ -56,10 +56,8 @@ def read_law(path: str) -> Chinchilla:
     if not path.endswith(".json"):
         raise ValueError(f"--optimum {path}: expected {KNOWN}")
     try:
-        params = json.loads(Path(path).read_text(encoding="utf-8"))["params"]
+        params = read_json(Path(path), "`fit` writes one")["params"]
         return Chinchilla(**{name: float(params[name]) for name in ("E", "A", "B", "alpha", "beta")})
-    except OSError as error:
-        raise MissingInput(f"--optimum {path}: {error.strerror}; `fit` writes one") from None
     except (ValueError, KeyError, TypeError):
         raise BadData(
             f"--optimum {path}: expected `params` with E, A, B, alpha and beta; `fit --form chinchilla` writes them"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -23,12 +22,14 @@ import megatron
 from megatron.errors import KILLED, PEER_LOST, PREEMPTED, CannotWrite, MissingInput
 from megatron.files import replace_file
 from megatron.flags import ConfigError
+from megatron.locks import LOCK
+from megatron.rundir.names import EXIT, MANIFEST, checkpoint_name, step_and_attempt
+from megatron.rundir.records import last_line
 from megatron.scaling.plan.flags import TRAINING, without
-from megatron.scaling.run.progress import last_line, stand
+from megatron.scaling.run.progress import stand
 
 ROOT = Path(megatron.__file__).resolve().parents[1]
 HOW = ("auto", "in-process", "one-by-one", "torchrun", "slurm")
-CHECKPOINT = re.compile(r"step-([0-9]+)(?:\.a([0-9]+))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +189,7 @@ def run_together(runs: list[dict], runs_dir: Path, start: Start, interruption: I
 
 def stamps(folder: Path) -> list[int]:
     """Times of the lock, which a run takes when it begins, and of exit.json, which it leaves; 0 where there is none."""
-    return [path.stat().st_mtime_ns if path.exists() else 0 for path in (folder / ".lock", folder / "exit.json")]
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in (folder / LOCK, folder / EXIT)]
 
 
 def note_deaths(batch: list[dict], runs_dir: Path, before: list[list[int]], code: int) -> list[dict]:
@@ -212,9 +213,9 @@ def record_failure(folder: Path, code: int, reason: str) -> None:
     said = {"code": code, "reason": reason, "step": 0, "rank": 0, "requeue": False}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "exit.json", json.dumps(said, indent=1).encode())
+        replace_file(folder / EXIT, json.dumps(said, indent=1).encode())
     except OSError as error:
-        raise CannotWrite(f"{folder / 'exit.json'} cannot be written: {error.strerror}") from None
+        raise CannotWrite(f"{folder / EXIT} cannot be written: {error.strerror}") from None
 
 
 def summarize(runs: list[dict], runs_dir: Path, unfinished: bool, say: Callable[[str], None]) -> int:
@@ -240,7 +241,7 @@ def command_line(run: dict, runs_dir: Path) -> list[str]:
     load = folder
     if run.get("load") and not checkpoints(folder):
         trunk, step = run["load"]["run"], run["load"]["step"]
-        load = (checkpoints(runs_dir / trunk, step) or [runs_dir / trunk / f"step-{step:08}"])[-1]
+        load = (checkpoints(runs_dir / trunk, step) or [runs_dir / trunk / checkpoint_name(step)])[-1]
     words = [str(program(run["entry"])), *run["flags"], "--save", str(folder), "--load", str(load)]
     return words if "--kill-switch-file" in words else [*words, "--kill-switch-file", str(folder / "kill")]
 
@@ -255,9 +256,8 @@ def evaluation_line(run: dict, runs_dir: Path, checkpoint: str | None) -> list[s
 
 def checkpoints(folder: Path, step: int | None = None) -> list[Path]:
     """A folder's complete checkpoints (of one step), the newest attempt last."""
-    found = ((CHECKPOINT.fullmatch(path.parent.name), path.parent) for path in folder.glob("step-*/manifest.json"))
-    steps = sorted((int(match[1]), int(match[2] or 0), path) for match, path in found if match)
-    return [path for at, _, path in steps if step in (None, at)]
+    found = sorted((step_and_attempt(path.parent.name), path.parent) for path in folder.glob(f"step-*/{MANIFEST}"))
+    return [path for (at, _), path in found if at >= 0 and step in (None, at)]
 
 
 def lacking(run: dict, runs_dir: Path) -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron.errors import KILLED, PEER_LOST, PREEMPTED
-
-STATES = ("done", "running", "stopped", "failed", "waiting")
-GO_ON = (PREEMPTED, KILLED, PEER_LOST)  # saved, or to be started again: no failure
-TAIL_BYTES = 65536
+from megatron.errors import BadData
+from megatron.rundir import status as rundir
+from megatron.rundir.folders import read_file
+from megatron.rundir.names import FACTS, METRICS, RESULT
+from megatron.rundir.records import last_record, read
+from megatron.rundir.status import STATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,38 +40,28 @@ def status(plan, runs_dir: str | Path) -> list[Standing]:
 
 
 def stand(run: dict, folder: Path) -> Standing:
-    """What one folder says. A process that holds its lock runs; one that left without a word was killed."""
+    """What one folder says."""
     forecast = run.get("forecast") or {}
     hours, inherited = forecast.get("hours"), (run["load"]["step"] / run["steps"] if run.get("load") else 0.0)
+    now, last = rundir.status(folder), last_record(folder)
     found = Standing(
         run=run["name"],
-        state="waiting",
+        state="waiting" if now.state == "evaluated" else now.state,
+        reason="" if now.state == "running" else now.reason,
+        code=now.code,
         work=run["flops_6nd"] * (1.0 - inherited),
         forecast_loss=forecast.get("loss"),
         forecast_seconds=None if hours is None else 3600.0 * hours,
     )
-    result = read_json(folder / "result.json")
-    if result is not None:
-        return replace(
-            found,
-            state="done",
-            step=result.get("steps", 0),
-            share=1.0,
-            loss=result.get("loss"),
-            seconds=seconds_so_far(folder, result),
-        )
-    said, last = read_json(folder / "exit.json"), last_record(folder)
-    share = min(1.0, max(0.0, last.get("tokens", 0) / run["tokens"] - inherited) / (1.0 - inherited))
-    found = replace(found, step=last.get("step", 0), share=share, loss=last.get("loss"), seconds=seconds_so_far(folder))
-    if is_claimed(folder):
-        rate = last.get("tokens_per_sec") or 0.0
-        left = (run["tokens"] - last["tokens"]) / rate if rate else None
-        return replace(found, state="running", remaining_seconds=left)
-    if said:
-        state = "stopped" if said["code"] in GO_ON else "failed"
-        return replace(found, state=state, code=said["code"], reason=said.get("reason") or f"exit code {said['code']}")
-    if (folder / ".lock").exists():
-        return replace(found, state="failed", reason=f"killed without a word; its log ends: {last_line(folder) or 'nothing'}")
+    if now.state == "done":
+        result = read_file(folder, RESULT)
+        step, loss = result.get("steps") or 0, result.get("loss")
+        return replace(found, step=step, share=1.0, loss=loss, seconds=seconds_so_far(folder, result))
+    tokens = last.get("tokens") or 0
+    share = min(1.0, max(0.0, tokens / run["tokens"] - inherited) / (1.0 - inherited))
+    found = replace(found, step=last.get("step") or 0, share=share, loss=last.get("loss"), seconds=seconds_so_far(folder))
+    if now.state == "running" and (rate := last.get("tokens_per_sec")):
+        return replace(found, remaining_seconds=(run["tokens"] - tokens) / rate)
     return found
 
 
@@ -116,73 +104,27 @@ def sum_hours(seconds: Iterable[float | None]) -> float | None:
     return None if None in seconds else math.fsum(seconds) / 3600
 
 
-def read_json(path: Path) -> dict | None:
-    """A small JSON object; None where there is none, or none that can be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def is_claimed(folder: Path) -> bool:
-    """Whether a living process holds the run's lock, here or, on a shared file system, elsewhere."""
-    try:
-        with open(folder / ".lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def read_tail(path: Path) -> list[bytes]:
-    """The last whole lines of a file that may still be growing."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.path.getsize(path) - TAIL_BYTES))
-            return file.read().split(b"\n")[:-1]
-    except OSError:
-        return []
-
-
-def last_record(folder: Path) -> dict:
-    """The newest train record; empty before the first."""
-    for line in reversed(read_tail(folder / "metrics.jsonl")):
-        if b'"train"' in line:
-            try:
-                return json.loads(line)
-            except ValueError:
-                continue
-    return {}
-
-
-def last_line(folder: Path) -> str:
-    return next((line.decode(errors="replace").strip() for line in reversed(read_tail(folder / "train.log")) if line.strip()), "")
-
-
 def seconds_so_far(folder: Path, result: dict | None = None) -> float | None:
-    """Of every process of a run from its start to its last record; None before the first record."""
-    known = read_json(folder / "run.json") or {}
-    starts = [known.get("created"), *(resume.get("time") for resume in known.get("resumes", []))]
-    if result and len(starts) == 1:
-        return result.get("seconds")
-    if None in starts:
+    """Of every process of a run from its start to its last record; None before the first, and where its files are damaged."""
+    try:
+        known = read_file(folder, FACTS)
+        starts = [known.get("created"), *(resume.get("time") for resume in known.get("resumes", []))]
+        if result and len(starts) == 1:
+            return result.get("seconds")
+        times = record_times(folder) if len(starts) > 1 else [t for t in [last_record(folder).get("time")] if t]
+    except BadData:
         return None
-    ends = last_times(folder, starts) if len(starts) > 1 else [last_record(folder).get("time")]
-    spent = [end - start for start, end in zip(starts, ends) if end]
+    if not all(isinstance(start, (int, float)) for start in starts):
+        return None
+    lives = [[t for t in times if start <= t < end] for start, end in itertools.pairwise([*starts, math.inf])]
+    spent = [life[-1] - start for life, start in zip(lives, starts) if life]
     if result and result.get("seconds"):
         spent = [*spent[:-1], result["seconds"]]
     return math.fsum(spent) if spent else None
 
 
-def last_times(folder: Path, starts: list[float]) -> list[float | None]:
-    """The time of the last record in each process's life."""
-    try:
-        lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
-    except OSError:
-        lines = []
-    times = sorted(record["time"] for record in map(json.loads, filter(None, lines)) if record.get("time"))
-    lives = [[t for t in times if start <= t < end] for start, end in itertools.pairwise([*starts, math.inf])]
-    return [life[-1] if life else None for life in lives]
+def record_times(folder: Path) -> list[float]:
+    """When the records were made, sorted. Raises BadData."""
+    if not (folder / METRICS).is_file():
+        return []
+    return sorted(record["time"] for _, record in read(folder / METRICS) if record.get("time"))

@@ -14,10 +14,12 @@ from pathlib import Path, PurePosixPath
 import megatron
 from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.files import staged
-from megatron.scaling.table.runs import RUN_FILES, read_result
+from megatron.rundir.folders import is_run, read_file
+from megatron.rundir.names import CONFIG, FACTS, METRICS, RESULT
+from megatron.scaling.table.runs import read_result
 
 SUFFIXES = {".cff", ".csv", ".html", ".json", ".jsonl", ".md", ".pdf", ".png", ".svg", ".txt"}
-RUN_RECORDS = (*sorted(RUN_FILES), "config.json")
+RUN_RECORDS = (CONFIG, METRICS, RESULT, FACTS)
 MANIFEST = "MANIFEST.sha256"
 MADE = ("README.md", "table.jsonl", MANIFEST)
 TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
@@ -92,7 +94,7 @@ def _collect(paths: Iterable[Path]) -> dict[str, Path]:
 
 def _collect_folder(folder: Path) -> dict[str, Path]:
     root, found = folder.resolve(), {}
-    if RUN_FILES & {path.name for path in root.iterdir()}:
+    if is_run(root):
         return {f"runs/{root.name}/{name}": root / name for name in RUN_RECORDS if (root / name).is_file()}
     for path in sorted(root.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
@@ -105,7 +107,7 @@ def _collect_folder(folder: Path) -> dict[str, Path]:
 
 def _code_versions(files: dict[str, Path]) -> list[str]:
     """The commits that trained the runs, as their run.json state them."""
-    stated = {json.loads(path.read_bytes()).get("code") for path in files.values() if path.name == "run.json"}
+    stated = {read_file(path.parent, FACTS).get("code") for path in files.values() if path.name == FACTS}
     return sorted(str(code) for code in stated if code)
 
 

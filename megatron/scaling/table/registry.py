@@ -7,48 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from megatron.config import experiment
 from megatron.errors import MissingInput
-from megatron.scaling.run.progress import GO_ON, is_claimed, last_line
-from megatron.scaling.table.runs import RUN_FILES, last_step, read_json, records
+from megatron.rundir.folders import is_run, read_file
+from megatron.rundir.names import CONFIG, FACTS, LOG, MARKS, RESULT
+from megatron.rundir.status import Status, status
+from megatron.scaling.table.runs import records
 from megatron.standard_errors import combined, half_width
 
 METRICS = ("loss", "bits_per_byte", "accuracy", "test_loss", "best_loss", "train_loss")
-
-
-def find_runs(folders: Iterable[str | Path]) -> list[Path]:
-    """The run directories at or below these folders, sorted, each once. Raises MissingInput."""
-    found: dict[Path, Path] = {}
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise MissingInput(f"{folder}: no such folder; give run directories or folders of them.")
-        for at, below, files in os.walk(folder):
-            if (RUN_FILES | {"exit.json"}) & set(files):
-                below.clear()  # checkpoints below a run are no runs
-                found.setdefault(Path(at).resolve(), Path(at))
-    return sorted(found.values())
-
-
-def status(directory: Path) -> tuple[str, str]:
-    """(finished, running, stopped or failed; the reason in words) of a run directory."""
-    if (directory / "result.json").is_file():
-        return "finished", ""
-    if is_claimed(directory):
-        return "running", last_step(directory)
-    ended = read_json(directory / "exit.json")
-    if not ended:
-        line = last_line(directory)
-        if line.startswith("stopped at step"):
-            return "stopped", line
-        return "failed", f"killed without a word, {last_step(directory)}; its log ends: {line or 'nothing'}"
-    said = f"{ended.get('reason') or 'no reason given'} (exit code {ended.get('code')}, step {ended.get('step')})"
-    if ended.get("code") == 0:
-        return "finished", said  # an evaluation or a preflight
-    return ("stopped" if ended.get("code") in GO_ON else "failed"), said
 
 
 def config_hash(config: dict, fingerprints: dict) -> str | None:
@@ -67,20 +36,25 @@ def flat(nested: dict, prefix: str = "") -> dict:
     return found
 
 
+def in_words(now: Status) -> str:
+    """Why a run stands as it does, with its exit code."""
+    return now.reason if now.code is None else f"{now.reason} (exit code {now.code}, step {now.step})"
+
+
 def describe(directory: Path) -> dict:
     """All that a run directory says: status, config with its hash, facts (run.json), result, events.
 
     Raises MissingInput where it is no run directory, BadData for a damaged file.
     """
-    if not any((directory / name).is_file() for name in (*RUN_FILES, "exit.json")):
-        raise MissingInput(f"{directory}: no run directory (it has none of {', '.join(sorted(RUN_FILES))}); give one.")
-    config, facts, result = (read_json(directory / name) for name in ("config.json", "run.json", "result.json"))
-    state, reason = status(directory)
+    if not is_run(directory):
+        raise MissingInput(f"{directory}: no run directory (it has none of {', '.join(sorted(MARKS))}); give one.")
+    config, facts, result = (read_file(directory, name) for name in (CONFIG, FACTS, RESULT))
+    now = status(directory)
     return {
         "run": directory.name,
         "path": str(directory),
-        "status": state,
-        "reason": reason,
+        "status": now.state,
+        "reason": in_words(now),
         "config_hash": config_hash(config, facts.get("fingerprints", {})),
         "config": config,
         "facts": facts,
@@ -113,7 +87,7 @@ def _so_far(directory: Path, config: dict, facts: dict) -> dict:
 def _skips(directory: Path) -> list[str]:
     """The lines of train.log on steps that were skipped or what the run went through, in its own words."""
     try:
-        lines = (directory / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     return [line for line in lines if "is not finite" in line or line.startswith(("stopped at step", "changed since"))]

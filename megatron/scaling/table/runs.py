@@ -5,21 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from megatron.errors import BadData, MissingInput
-
-RUN_FILES = {"result.json", "run.json", "metrics.jsonl"}  # any of them makes a directory a run
-# The beginning of a train record as a run writes it: curves of 100 x 10,000 records must not need as many whole objects.
-TRAIN = re.compile(
-    rb'\{"kind": "train", "step": (\d+), "samples": \d+, "tokens": (\d+), "flops": ([^,]+), '
-    rb'"epoch": [^,]+, "time": [^,]+, "loss": ([-+\d.eE]+)[,}]'
-)
+from megatron.rundir.folders import find_runs, read_file
+from megatron.rundir.names import FACTS, METRICS, RESULT
+from megatron.rundir.records import last_step, scan
 
 
 def training_curve(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -34,30 +29,25 @@ def records(path: str | Path, kind: str) -> list[dict]:
     {step, tokens, flops, loss, ...}. Of a step written twice (a resume) the last counts; a line cut short by a kill is left
     out. Raises BadData.
     """
-    file = Path(path) / "metrics.jsonl"
+    file = Path(path) / METRICS
     if not file.is_file():
         return []
+    columns, others = scan(file)
+    if kind == "train" and columns is not None:
+        deque(others, maxlen=0)  # a damaged line is named, whatever it was
+        found: Iterable[dict] = (dict(zip(columns, values)) for values in zip(*columns.values()))
+    else:
+        found = (record for _, record in others)
     by_step = {}
-    for record in _train_records(file) if kind == "train" else (record for _, record in json_lines(file, f'"{kind}"'.encode())):
+    for record in found:
         if record.get("kind", kind) == kind and all(_is_number(record.get(name)) for name in ("loss", "flops", "step")):
             by_step[record["step"]] = record
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _train_records(file: Path) -> Iterator[dict]:
-    """Step, tokens, FLOPs and loss of the train records; whole records from files that another program wrote."""
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), 1):
-        found = TRAIN.match(line)
-        if found:
-            step, tokens, flops, loss = found.groups()
-            yield {"step": int(step), "tokens": int(tokens), "flops": float(flops), "loss": float(loss)}
-        elif b'"train"' in line and (record := _json_line(line, f"{file}, line {number}")):
-            yield record
-
-
 def run_directories(path: Path) -> Iterator[Path]:
     """The run directories at or below a folder, sorted. Raises MissingInput where there is none."""
-    found = sorted(_walk(path))
+    found = find_runs([path]) if path.is_dir() else []
     if not found:
         raise MissingInput(
             f"{path}: no run in this folder or below it (a run has a result.json); give run directories or a table."
@@ -65,24 +55,16 @@ def run_directories(path: Path) -> Iterator[Path]:
     yield from found
 
 
-def _walk(path: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(path):
-        if RUN_FILES & set(files):
-            folders.clear()  # checkpoints below a run are no runs
-            yield Path(folder)
-
-
 def read_result(directory: Path) -> dict:
     """What result.json says of a finished run, with its `trunk` where it branched off another run.
 
     {run, path, reason} of a run without one. Raises BadData for a damaged file.
     """
-    result = directory / "result.json"
-    if not result.is_file():
+    if not (directory / RESULT).is_file():
         reason = f"no result.json: running or stopped, {last_step(directory)}"
         return {"run": directory.name, "path": str(directory), "reason": reason}
-    row = read_json(result)
-    trunk, event = _trunk(directory), event_of(row)
+    row, trunk = read_file(directory, RESULT), _trunk(directory)
+    event = event_of(row)
     return row | ({"trunk": trunk} if trunk else {}) | ({"event": event} if event else {})
 
 
@@ -93,24 +75,9 @@ def event_of(record: dict) -> str | None:
     return f"{named[0]}, given {named[1]}" if all(named) else None
 
 
-def read_json(path: Path) -> dict:
-    """An object of a run directory, {} where the file is not there. Raises BadData."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise BadData(f"{path}: not JSON ({error}); run it again, or move it away.") from None
-    if not isinstance(found, dict):
-        raise BadData(f"{path}: found a {type(found).__name__}, expected an object; run it again, or move it away.")
-    return found
-
-
 def _trunk(directory: Path) -> str | None:
     """The name of the sibling run whose checkpoint this one went on from, by run.json."""
-    if not (directory / "run.json").is_file():
-        return None
-    for resume in read_json(directory / "run.json").get("resumes", []):
+    for resume in read_file(directory, FACTS).get("resumes", []):
         loaded = Path(str(resume.get("from", "")))
         if loaded.name and directory.name not in loaded.parts:
             home = directory.resolve().parent.name
@@ -118,25 +85,14 @@ def _trunk(directory: Path) -> str | None:
     return None
 
 
-def last_step(directory: Path) -> str:
-    """A phrase on where the record of an unfinished run ends."""
-    try:
-        with open(directory / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, os.path.getsize(file.name) - 65536))
-            steps = [line.split(b'"step":')[1].split(b",")[0].strip() for line in file.read().splitlines() if b'"step":' in line]
-        return f"last record at step {steps[-1].decode()}"
-    except (OSError, IndexError):
-        return "nothing recorded"
-
-
-def json_lines(path: Path, mark: bytes = b"", whole: bool = False) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a JSONL file's lines that hold `mark`. Raises BadData with file and line.
+def json_lines(path: Path, whole: bool = False) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a JSONL file. Raises BadData with file and line.
 
     A last line that is cut short is left out, as of a run that is being written, unless the file should be `whole`.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if mark not in line or not line.strip():
+            if not line.strip():
                 continue
             if (row := _json_line(line, f"{path}, line {number}")) is not None:
                 yield number, row
@@ -158,7 +114,7 @@ def listed_rows(path: Path) -> Iterator[tuple[int, dict]]:
     """(place in the list, row) of a JSON file that is one list of objects. Raises BadData."""
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadData(f"{path}: not JSON ({error}); expected a list of objects, or one object a line.") from None
     for number, row in enumerate(found, 1):
         if not isinstance(row, dict):
@@ -170,7 +126,7 @@ def _json_line(line: bytes, where: str) -> dict | None:
     """The object of a line; None where it is cut short: the last line of a run that is being written."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         if not line.endswith(b"\n"):
             return None
         raise BadData(f"{where}: not JSON; expected one object a line.") from None

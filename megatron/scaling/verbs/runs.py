@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megatron.scaling.table.registry import compare, describe, error_of, find_runs, flat, summary
+from megatron.rundir.folders import find_runs
+from megatron.scaling.table.registry import compare, describe, error_of, flat, summary
 from megatron.scaling.verbs import Answer, json_argument
 
 WIDE = 1000  # columns, where the output is no terminal

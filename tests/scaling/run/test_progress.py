@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from megatron.scaling.run.progress import TAIL_BYTES, last_record, seconds_so_far, stand, status, total
+from megatron.rundir.records import TAIL_BYTES, last_record
+from megatron.scaling.run.progress import seconds_so_far, stand, status, total
 
 
 def entry(name, **more):

@@ -4,8 +4,9 @@ import json
 import pytest
 
 from megatron.errors import BadData, MissingInput
-from megatron.scaling.table.registry import compare, config_hash, describe, error_of, find_runs, flat, status, summary
-from megatron.scaling.table.runs import read_json
+from megatron.rundir.folders import find_runs, read_file
+from megatron.rundir.status import status
+from megatron.scaling.table.registry import compare, config_hash, describe, error_of, flat, in_words, summary
 
 CONFIG = {
     "model": {"hidden_size": 32},
@@ -69,14 +70,14 @@ def test_finds_every_run_once_and_none_below_a_run(tmp_path):
         ({"code": 75, "reason": "lost", "step": 4}, "stopped"),
         ({"code": 86, "reason": "kill switch", "step": 4}, "stopped"),
         ({"code": 65, "reason": "BadData: x", "step": 4}, "failed"),
-        ({"code": 0, "reason": "evaluated", "step": 4}, "finished"),
+        ({"code": 0, "reason": "evaluated", "step": 4}, "evaluated"),
     ],
 )
 def test_an_unfinished_run_gives_its_reason(tmp_path, ended, state):
     records = [{"kind": "train", "step": 4, "loss": 3.0, "flops": 1.0}]
-    found, reason = status(write_run(tmp_path / "a", result=None, exit=ended, records=records))
-    assert found == state
-    assert reason == (
+    found = status(write_run(tmp_path / "a", result=None, exit=ended, records=records))
+    assert found.state == state
+    assert in_words(found) == (
         f"{ended['reason']} (exit code {ended['code']}, step 4)"
         if ended
         else "killed without a word, last record at step 4; its log ends: nothing"
@@ -86,12 +87,12 @@ def test_an_unfinished_run_gives_its_reason(tmp_path, ended, state):
 def test_a_run_whose_lock_is_held_is_running(tmp_path):
     run = write_run(tmp_path / "a", result=None)
     with open(run / ".lock", "w") as lock:
-        assert status(run)[0] == "failed"
+        assert status(run).state == "failed"
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert status(run) == ("running", "nothing recorded")
+        assert (status(run).state, status(run).reason) == ("running", "nothing recorded")
     (run / "train.log").write_text("stopped at step 4: reached --exit-interval 4\n")
-    assert status(run) == ("stopped", "stopped at step 4: reached --exit-interval 4")
-    assert status(write_run(tmp_path / "b")) == ("finished", "")
+    assert (status(run).state, status(run).reason) == ("stopped", "stopped at step 4: reached --exit-interval 4")
+    assert status(write_run(tmp_path / "b")).state == "done"
 
 
 def test_equal_experiments_have_equal_hashes():
@@ -158,7 +159,7 @@ def test_errors_of_other_units_and_of_no_record():
 
 
 def test_a_file_that_is_not_there_says_nothing(tmp_path):
-    assert read_json(tmp_path / "run.json") == {}
+    assert read_file(tmp_path, "run.json") == {}
     (tmp_path / "run.json").write_text("[1]")
     with pytest.raises(BadData, match="found a list"):
-        read_json(tmp_path / "run.json")
+        read_file(tmp_path, "run.json")

@@ -22,9 +22,9 @@ def test_ls_lists_every_run_with_status_and_error(two, capsys):
     write_run(two / "c", result=None, exit={"code": 65, "reason": "BadData: [x]", "step": 3})
     text = said(capsys, "ls", two)
     assert "2.50000 +- 0.05000 (bound)" in text and "BadData: [x] (exit code 65, step 3)" in text
-    assert text.splitlines()[-1] == "3 runs, 2 finished, 1 failed"
+    assert text.splitlines()[-1] == "3 runs, 2 done, 1 failed"
     rows = json.loads(said(capsys, "ls", two, "--json"))
-    assert [(row["run"], row["status"]) for row in rows] == [("a", "finished"), ("b", "finished"), ("c", "failed")]
+    assert [(row["run"], row["status"]) for row in rows] == [("a", "done"), ("b", "done"), ("c", "failed")]
     write_run(two / "sweep" / "a")
     text = said(capsys, "ls", two)
     assert str(two / "a") in text and str(two / "sweep" / "a") in text  # namesakes are told apart
@@ -35,7 +35,7 @@ def test_ls_lists_every_run_with_status_and_error(two, capsys):
 def test_show_tells_all_of_one(two, capsys):
     text = said(capsys, "show", two / "a")
     for part in (
-        "a: finished",
+        "a: done",
         "config, hash",
         "optim.lr",
         "fingerprints.tokenizer",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from megatron.errors import BadData, MissingInput
+from megatron.files import read_json
 from megatron.scaling.law.fitted import Fit, load_fit
 from megatron.scaling.table.labels import label_of
 
@@ -60,11 +60,8 @@ def _read(path: str | None, default: Path, verb: str, needed: dict[str, type]) -
         if path:
             raise MissingInput(f"{file}: no such file; run the verb {verb} first.")
         return {name: kind() for name, kind in needed.items()}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadData(f"{file}: not JSON ({error}); run the verb {verb} again.") from None
+    found = read_json(file, f"run the verb {verb} again.", f"what the verb {verb} writes")
     for name, kind in needed.items():
-        if not (isinstance(found, dict) and isinstance(found.get(name), kind)):
+        if not isinstance(found.get(name), kind):
             raise BadData(f"{file}: no {name} in it; expected what the verb {verb} writes.")
     return found

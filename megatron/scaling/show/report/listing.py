@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron.rundir.folders import read_file
+from megatron.rundir.names import FACTS
 from megatron.scaling.show.figures.style import UNITS
 from megatron.scaling.show.screen import interval, show, show_record
 
@@ -227,10 +229,9 @@ def list_identities(report) -> Listing:
 
 def _origin(run: dict) -> dict:
     """Code version, seeds and resumes that the run's own directory states."""
-    path = Path(run.get("path") or "") / "run.json"
-    if not run.get("path") or not path.is_file():
+    stated = read_file(Path(run["path"]), FACTS) if run.get("path") else {}
+    if not stated:
         return {}
-    stated = json.loads(path.read_text(encoding="utf-8"))
     return {
         "code": stated.get("code"),
         "torch": stated.get("environment", {}).get("torch"),

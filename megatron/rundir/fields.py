@@ -1,0 +1,170 @@
+"""The fields of a run folder's files: name -> (type, unit, meaning). null stands for what is not known.
+
+JSON has no NaN: a number that is not finite is one of the strings "nan", "inf", "-inf". Times are seconds since 1970, losses nats
+a token, FLOPs 6 N D with N of `params_convention`.
+"""
+
+from __future__ import annotations
+
+from megatron.errors import BadData
+from megatron.rundir import names
+
+TEXT, COUNT, NUMBER, FLAG, OBJECT, OBJECTS = "text", "count", "number", "flag", "object", "list of objects"
+TYPES: dict[str, tuple[type, ...]] = {
+    TEXT: (str,),
+    COUNT: (int,),
+    NUMBER: (int, float),
+    FLAG: (bool, int),
+    OBJECT: (dict,),
+    OBJECTS: (list,),
+}
+NON_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+Fields = dict[str, tuple[str, str, str]]
+
+AXES: Fields = {
+    "step": (COUNT, "steps", "optimizer steps taken, skipped ones included"),
+    "samples": (COUNT, "samples", "training samples consumed"),
+    "tokens": (COUNT, "tokens", "training tokens consumed: samples x sequence length"),
+    "flops": (NUMBER, "FLOPs", "6 x all parameters x tokens"),
+    "epoch": (NUMBER, "epochs", "passes over the training data"),
+    "time": (NUMBER, "s", "when the record was made"),
+}
+SCORES: Fields = {
+    "loss": (NUMBER, "nats/token", "mean negative log-likelihood, exact or a bound"),
+    "loss_se_noise": (NUMBER, "nats/token", "standard error from the noise draws; null for an exact loss of one draw"),
+    "loss_se_data": (NUMBER, "nats/token", "standard error from the choice of validation rows"),
+    "perplexity": (NUMBER, "", "exp(loss)"),
+    "bits_per_byte": (NUMBER, "bits/byte", "loss over the bytes of the scored text"),
+    "accuracy": (NUMBER, "0..1", "share of scored positions whose likeliest token is right"),
+    "bound": (TEXT, "exact | bound", "what the loss is"),
+    "rows": (COUNT, "rows", "validation rows scored"),
+    "num_mc": (COUNT, "draws", "noise draws a row"),
+    "convention": (OBJECT, "", "how the score was made"),
+}
+RECORD: Fields = {
+    "kind": (TEXT, "train | val | val-NAME | test | event", "what the record is"),
+    **AXES,
+    **SCORES,
+    "lr": (NUMBER, "", "learning rate of the step"),
+    "grad_norm": (NUMBER, "", "norm of the gradient before clipping"),
+    "clipped_norm": (NUMBER, "", "norm of the gradient after clipping"),
+    "params_norm": (NUMBER, "", "norm of all parameters"),
+    "batch_size": (COUNT, "samples", "global batch"),
+    "seq_length": (COUNT, "tokens", "of a sample"),
+    "step_seconds": (NUMBER, "s", "mean over the interval"),
+    "tokens_per_sec": (NUMBER, "tokens/s", "of the whole world"),
+    "tokens_per_gpu_per_sec": (NUMBER, "tokens/s", "of one process"),
+    "world_size": (COUNT, "processes", ""),
+    "tflops": (NUMBER, "TFLOP/s", "of one process"),
+    "mfu": (NUMBER, "0..1", "share of the device's peak"),
+    "memory_bytes": (COUNT, "bytes", "peak of the fullest process"),
+    "utilization": (NUMBER, "0..1", "of the device"),
+    "skipped": (COUNT, "steps", "not finite and skipped, so far"),
+    "skipped_in_interval": (COUNT, "steps", "of these, since the last record"),
+    "event": (TEXT, "", "name of an event"),
+}
+FACTS: Fields = {
+    "name": (TEXT, "", "of the folder"),
+    "created": (NUMBER, "s", "when it began"),
+    "branch": (TEXT, "", "id of the newest start; checkpoints carry the id of theirs"),
+    "began": (COUNT, "steps", "where the first start of this record began"),
+    "first_branch": (TEXT, "", "id of that first start"),
+    "version": (TEXT, "", "of the package"),
+    "code": (TEXT, "", "commit, + with local changes"),
+    "environment": (OBJECT, "", "versions, device, threads, dtype, peak FLOP/s"),
+    "fingerprints": (OBJECT, "", "of tokenizer and data sets"),
+    "tokens_per_epoch": (COUNT, "tokens", ""),
+    "params": (COUNT, "parameters", "all"),
+    "params_non_embedding": (COUNT, "parameters", "without embeddings and head"),
+    "params_with_head": (COUNT, "parameters", "without the input embedding"),
+    "params_published": (COUNT, "parameters", "as the reference counts"),
+    "flops_per_token": (NUMBER, "FLOPs/token", "exact, not 6 N"),
+    "noise_seed": (COUNT, "", "--seed"),
+    "eval_seed": (COUNT, "", "--eval-seed"),
+    "host": (TEXT, "", "of the first process"),
+    "objective": (TEXT, "", ""),
+    "bound": (TEXT, "exact | bound", "what its validation loss is"),
+    "params_convention": (TEXT, "", "which count N is"),
+    "flops_convention": (TEXT, "", "how FLOPs are counted"),
+    "eval_slice": (TEXT, "", "fingerprint of the validation rows"),
+    "layout": (OBJECT, "", "of the first start"),
+    "resumes": (OBJECTS, "", "an object for each time it went on: time, step, from, changed, layout, branch"),
+}
+OUTCOME: Fields = {
+    "name": (TEXT, "", "of the folder"),
+    "run": (TEXT, "", "the same, in tables"),
+    "objective": (TEXT, "", ""),
+    "params": (NUMBER, "parameters", "all"),
+    "params_non_embedding": (NUMBER, "parameters", "without embeddings and head"),
+    "params_with_head": (NUMBER, "parameters", "without the input embedding"),
+    "params_published": (NUMBER, "parameters", "as the reference counts"),
+    "params_convention": (TEXT, "", "which count N is"),
+    "tokens": (NUMBER, "tokens", "trained on"),
+    "unique_tokens": (NUMBER, "tokens", "of these, different ones"),
+    "epochs": (NUMBER, "epochs", ""),
+    "samples": (NUMBER, "samples", ""),
+    "steps": (COUNT, "steps", ""),
+    "flops": (NUMBER, "FLOPs", "by flops_convention"),
+    "flops_convention": (TEXT, "", ""),
+    "flops_exact": (NUMBER, "FLOPs", "attention and head counted"),
+    "train_loss": (NUMBER, "nats/token", "of the last interval"),
+    **{name: SCORES[name] for name in ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy", "bound")},
+    "test_loss": (NUMBER, "nats/token", ""),
+    "valid_sets": (OBJECT, "", "scores of each named validation set"),
+    "best_loss": (NUMBER, "nats/token", "the lowest validation loss"),
+    "seq_length": (NUMBER, "tokens", ""),
+    "batch_size": (NUMBER, "samples", ""),
+    "lr": (NUMBER, "", "peak"),
+    "lr_decay_style": (TEXT, "", ""),
+    "lr_decayed": (FLAG, "", "whether the rate came to its end"),
+    "seed": (NUMBER, "", ""),
+    "tokenizer": (TEXT, "", "fingerprint"),
+    "vocab_size": (NUMBER, "tokens", ""),
+    "eval_slice": (TEXT, "", "fingerprint of the validation rows"),
+    "convention": (OBJECT, "", "how the score was made"),
+    "attention_dropout": (NUMBER, "0..1", ""),
+    "hidden_dropout": (NUMBER, "0..1", ""),
+    "seconds": (NUMBER, "s", "of the last process"),
+    "tokens_per_sec": (NUMBER, "tokens/s", "of the last process"),
+    "world_size": (NUMBER, "processes", ""),
+    "skipped": (NUMBER, "steps", "not finite and skipped"),
+}
+ENDING: Fields = {
+    "code": (COUNT, "", "exit code of all processes: megatron/errors.py"),
+    "reason": (TEXT, "", "in words"),
+    "step": (COUNT, "steps", "where it ended"),
+    "rank": (COUNT, "", "that it began with"),
+    "requeue": (FLAG, "", "whether the same command goes on from here"),
+}
+SECTIONS = ("data", "model", "objective", "optim", "parallel", "train", "log")
+OF_FILE: dict[str, Fields] = {
+    names.METRICS: RECORD,
+    names.FACTS: FACTS,
+    names.RESULT: OUTCOME,
+    names.EXIT: ENDING,
+    names.CONFIG: {section: (OBJECT, "", "flags") for section in SECTIONS},
+}
+
+
+def fault_of(found: dict, fields: Fields) -> str:
+    """A phrase on the first field that is of another type than it should be; empty where all are well."""
+    for name, value in found.items():
+        kind = fields[name][0] if name in fields else None
+        if kind is None or value is None or (kind == NUMBER and value in ("nan", "inf", "-inf")):
+            continue
+        wrong = not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != FLAG)
+        if wrong or (kind == COUNT and value < 0) or (kind == OBJECTS and not all(isinstance(item, dict) for item in value)):
+            return f"{name} is {spell(value)}, expected a {kind}"
+    return ""
+
+
+def spell(value: object) -> str:
+    """A value that may be of any size, in few words."""
+    short = isinstance(value, (bool, float)) or (isinstance(value, (str, int)) and len(repr(value)) < 40)
+    return repr(value) if short else type(value).__name__
+
+
+def check_fields(where: str, found: dict, fields: Fields, remedy: str) -> None:
+    """Raises BadData."""
+    if fault := fault_of(found, fields):
+        raise BadData(f"{where}: {fault}; {remedy}")

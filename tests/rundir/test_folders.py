@@ -1,0 +1,79 @@
+"""Files of a run folder that are not as a run wrote them: one sentence each, wherever they are read."""
+
+import json
+
+import pytest
+
+from megatron.errors import BadData
+from megatron.rundir.folders import find_runs, read_file
+from megatron.rundir.status import status
+from megatron.scaling.run.progress import seconds_so_far, stand
+from megatron.scaling.table.ingest.run_records import read_run
+from megatron.scaling.table.registry import describe
+from megatron.scaling.table.runs import read_result
+
+DAMAGED = {
+    "empty": b"",
+    "zeros": b"\0" * 64,
+    "cut": b'{"name": "a", "crea',
+    "list": b"[1, 2]",
+    "number": b"7",
+    "null": b"null",
+    "not utf-8": b'{"name": "\xff"}',
+    "deep": b"[" * 100_000,
+}
+ODD = {
+    "run.json": {"resumes": [1], "created": "x", "fingerprints": 3, "params": [1]},
+    "result.json": {"steps": "x", "loss": [], "flops": {}, "seconds": "y", "lr_decayed": "no"},
+    "config.json": {"objective": [1], "model": 3, "train": "x"},
+    "exit.json": {"code": "x", "reason": 7, "step": {}},
+}
+READERS = {
+    "run.json": [describe, read_run, read_result],
+    "result.json": [describe, read_run, read_result],
+    "config.json": [describe, read_run],
+    "exit.json": [],
+}
+
+
+def run_folder(folder):
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 4, "tokens": 9, "flops": 1.0, "loss": 3.0}\n')
+    (folder / "run.json").write_text('{"name": "a", "created": 1.0}')
+    (folder / "config.json").write_text("{}")
+    if folder.name != "unfinished":
+        (folder / "result.json").write_text('{"steps": 4, "loss": 3.0}')
+    return folder
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_damage_is_one_sentence_everywhere(tmp_path, name):
+    cases = DAMAGED | {f"{name} {key}": json.dumps({key: value}).encode() for key, value in ODD[name].items()}
+    run = run_folder(tmp_path / ("unfinished" if name == "exit.json" else "a"))
+    for case, data in cases.items():
+        (run / name).write_bytes(data)
+        for reader in (lambda folder: read_file(folder, name), *READERS[name]):
+            with pytest.raises(BadData) as refused:
+                reader(run)
+            assert f"{run / name}: " in str(refused.value) and len(str(refused.value)) < 400, case
+        now = status(run)
+        if name in ("result.json", "exit.json"):
+            assert now.state == "failed" and name in now.reason and now.code is None
+        stand({"name": "a", "tokens": 10, "steps": 10, "flops_6nd": 1.0}, run)
+        assert name != "run.json" or seconds_so_far(run) is None
+
+
+def test_null_in_the_place_of_an_object_is_as_good_as_nothing(tmp_path):
+    run = run_folder(tmp_path / "a")
+    (run / "run.json").write_text('{"fingerprints": null, "resumes": null, "params": null}')
+    assert read_file(run, "run.json") == {"params": None} and describe(run)["facts"] == {"params": None}
+
+
+def test_each_run_is_found_once(tmp_path):
+    one = run_folder(tmp_path / "a")
+    (one / "step-00000004").mkdir()
+    (one / "step-00000004" / "run.json").write_text("{}")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "exit.json").write_text("{}")
+    (tmp_path / "none").mkdir()
+    assert find_runs([tmp_path, one, tmp_path / "none"]) == [one, tmp_path / "b"]
