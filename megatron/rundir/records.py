@@ -76,6 +76,8 @@ def scan(path: str | Path) -> tuple[Columns | None, Iterator[tuple[int, dict]]]:
         columns = columns_of(found)
     except ValueError:
         return None, _numbered(Path(path), data, b"\n")
+    if len(found) == data.count(b"\n"):  # nothing but train records
+        return columns, iter(())
     return columns, _numbered(Path(path), data, TRAIN_START)
 
 
@@ -83,7 +85,8 @@ def columns_of(found: list[tuple[bytes, ...]]) -> Columns:
     """Raises ValueError for what is no number."""
     step, samples, tokens, flops, loss = zip(*found) if found else ((),) * 5
     columns: Columns = {"step": list(map(int, step)), "samples": list(map(int, samples)), "tokens": list(map(int, tokens))}
-    return columns | {"flops": list(map(float, flops)), "loss": [float(one.strip(b'"')) for one in loss]}
+    losses = map(float, (one.strip(b'"') for one in loss) if b'"nan"' in loss or b'"inf"' in loss else loss)
+    return columns | {"flops": list(map(float, flops)), "loss": list(losses)}
 
 
 def _numbered(path: Path, data: bytes, left_out: bytes) -> Iterator[tuple[int, dict]]:

@@ -288,7 +288,7 @@ def write(path: Path, data: bytes) -> None:
 
 def load_plan(path: str | Path) -> Plan:
     """A plan from its file. Raises MissingInput, and BadData for what is no plan of this version."""
-    held = read_json(Path(path), f"`scaling_laws.py plan --out {path}` writes one", "a plan")
+    held = read_json(Path(path), f"plan again: `scaling_laws.py plan --out {path}` writes one", "a plan")
     if held.get("schema_version") != SCHEMA_VERSION or not isinstance(held.get("runs"), list):
         raise BadData(
             f"{path}: expected a plan of schema_version {SCHEMA_VERSION}, found {held.get('schema_version')!r:.40}; plan again"

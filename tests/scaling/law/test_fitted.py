@@ -63,7 +63,7 @@ def test_params_alone_are_a_fit(tmp_path):
     "text, said",
     [
         ("{", "not JSON"),
-        ("[]", "no params"),
+        ("[]", "found a list"),
         ('{"objectives": {}}', "the verb report wrote"),
         ('{"params": {"E": 1}}', "no form"),
         ('{"params": {"E": "x"}}', "expected a number"),

@@ -26,7 +26,7 @@ def test_what_lies_in_the_folder_is_found(tmp_path):
     [
         (None, MissingInput, "no such file"),
         ("{", BadData, "not JSON"),
-        ("[]", BadData, "no curves"),
+        ("[]", BadData, "found a list"),
         ("{}", BadData, "no curves"),
     ],
 )
