@@ -11,6 +11,7 @@ whatever layout the run had, and writes RUN_DIR/entropy_floor.json.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 

@@ -76,7 +76,7 @@ def scan(path: str | Path) -> tuple[Columns | None, Iterator[tuple[int, dict]]]:
         columns = columns_of(found)
     except ValueError:
         return None, _numbered(Path(path), data, b"\n")
-    if len(found) == data.count(b"\n"):  # nothing but train records
+    if len(found) == data.count(b"\n") + (not data.endswith(b"\n")):  # nothing but train records
         return columns, iter(())
     return columns, _numbered(Path(path), data, TRAIN_START)
 

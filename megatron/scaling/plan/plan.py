@@ -18,7 +18,7 @@ from pathlib import Path
 
 from megatron import config
 from megatron.config import Config
-from megatron.errors import BadData, CannotWrite
+from megatron.errors import BadData, CannotWrite, MissingInput
 from megatron.files import read_json, replace_file
 from megatron.flags import ConfigError
 from megatron.scaling.plan import axes, flags
