@@ -24,7 +24,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from megatron.data.sources import Source  # noqa: E402
 from megatron.data.tokenizer import END_OF_TEXT, GPT2_MERGE_FILE, GPT2_VOCAB_FILE, find_gpt2  # noqa: E402
 from megatron.errors import MissingInput, Refusal, exits  # noqa: E402
 from megatron.flags import parse_count  # noqa: E402
-from tools import benchmark  # noqa: E402
+from tools import benchmark, benchmark_timing  # noqa: E402
 from tools.benchmark_data_peers import Meter, fastest  # noqa: E402
 
 SEQ_LENGTH, MEAN_TOKENS = 2048, 1000
@@ -53,7 +53,7 @@ CALL = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row(benchmark.Row):
+class Row(benchmark_timing.Row):
     """A row of the benchmark with the numbers behind its words."""
 
     numbers: dict[str, float] = field(default_factory=dict)
@@ -375,7 +375,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--vocab-file", metavar="FILE", help="GPT-2's vocab.json [found, see tools/fetch_tokenizer.py]")
     add("--merge-file", metavar="FILE", help="GPT-2's merges.txt")
     add("--folder", metavar="DIR", help="where corpora are made; 100M documents take 2 GB there [a temporary folder]")
-    add("--json", metavar="FILE", help="write all numbers there, too")
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write all numbers there; without FILE to stdout, and all else to stderr",
+    )
     add("--check", action="store_true", help="leave with exit code 1 when a gate fails")
     given = parser.parse_args(argv)
     unknown = [name for name in given.names if name not in SECTIONS]
@@ -411,14 +417,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for name in given.names or SECTIONS:
             found = SECTIONS[name](flags)
-            benchmark.print_rows(found)
+            benchmark.print_rows(found, sys.stderr if given.json == "-" else sys.stdout)
             rows += found
-    if given.json:
-        Path(given.json).write_text(json.dumps([asdict(row) | {"verdict": row.verdict()} for row in rows], indent=1) + "\n")
-    failed = [row for row in rows if row.verdict() == "FAILED"]
-    for row in failed:
-        print(f"gate failed: {row.section}: {row.what}: {row.ratio:.3f}, expected at least {row.gate:g}", file=sys.stderr)
-    return int(given.check and bool(failed))
+    if given.json == "-":
+        print(benchmark.records(rows))
+    elif given.json:
+        Path(given.json).write_text(benchmark.records(rows) + "\n")
+    return benchmark.conclude(rows, given.check)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmark's sections at toy size. No absolute time is asserted."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -13,10 +14,10 @@ import torch
 from megatron.core import head
 from megatron.core.mesh import Group
 from megatron.core.transformer import Block, rotary
-from tools import benchmark
-from tools.benchmark import Row
+from tools import benchmark, benchmark_gpu, benchmark_layouts, benchmark_startup, benchmark_step, benchmark_timing
+from tools.benchmark_timing import Row
 
-TOY = replace(benchmark.MINIATURE, num_layers=1, seq_length=32)
+TOY = replace(benchmark_step.MINIATURE, num_layers=1, seq_length=32)
 
 
 def measured(rows):
@@ -36,27 +37,27 @@ def test_bad_flags_are_refused(argv, capsys):
 
 
 def test_a_peer_that_is_not_there_is_not_measured(monkeypatch):
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)
+    monkeypatch.setattr(benchmark_step.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmark_step.shutil, "which", lambda name: None)
     for peer, why in (("HF", "transformers is not installed"), ("compiled plain", "C++ compiler")):
-        row = benchmark.compare("step", 1, TOY, "float32", peer, 1.0)
+        row = benchmark_step.compare("step", 1, TOY, "float32", peer, 1.0)
         assert row.ratio is None and row.verdict().startswith("not measured: ") and why in row.why
 
 
 def test_the_faster_mode_of_a_peer_counts():
     seconds = {"matmul": [1.0], "ours": [2.0], "pure bf16": [3.0], "autocast": [5.0]}
-    row = benchmark.fastest_row("step", "against plain", ["pure bf16", "autocast"], TOY, seconds, 1.2)
+    row = benchmark_step.fastest_row("step", "against plain", ["pure bf16", "autocast"], TOY, seconds, 1.2)
     assert (row.what, row.ratio, row.verdict()) == ("against plain, pure bf16", 1.5, "passed")
 
 
 def test_ratios_are_taken_within_a_round():
-    assert benchmark.median_ratio([2.0, 20.0, 200.0], [1.0, 10.0, 50.0]) == 2.0
+    assert benchmark_timing.median_ratio([2.0, 20.0, 200.0], [1.0, 10.0, 50.0]) == 2.0
 
 
 def test_variants_run_in_turn(monkeypatch):
     calls = Calls()
-    monkeypatch.setattr(benchmark, "process", ThreadPoolExecutor)
-    seconds = benchmark.in_turn({"a": (note, calls, "a"), "b": (note, calls, "b")}, 3)
+    monkeypatch.setattr(benchmark_timing, "process", ThreadPoolExecutor)
+    seconds = benchmark_timing.in_turn({"a": (note, calls, "a"), "b": (note, calls, "b")}, 3)
     assert calls == ["a", "b"] * 5 and [len(s) for s in seconds.values()] == [3, 3]
 
 
@@ -70,8 +71,8 @@ def note(calls, name):
 
 def test_the_members_of_a_team_run_at_once(monkeypatch):
     together = threading.Barrier(2, timeout=20)
-    monkeypatch.setattr(benchmark, "process", lambda: ThreadPoolExecutor(1))
-    found = benchmark.side_by_side({"pair": [(meet, together)] * 2}, 1)["pair"]
+    monkeypatch.setattr(benchmark_timing, "process", lambda: ThreadPoolExecutor(1))
+    found = benchmark_timing.side_by_side({"pair": [(meet, together)] * 2}, 1)["pair"]
     assert [len(each) for each in found] == [2]
 
 
@@ -80,7 +81,7 @@ def meet(together):
 
 
 def test_a_thread_that_waits_does_not_compute():
-    spent = benchmark.timed_call(nap)
+    spent = benchmark_timing.timed_call(nap)
     assert spent.wall > 0.2 > 2 * spent.computing
 
 
@@ -90,38 +91,38 @@ def nap():
 
 def test_exposed_is_what_the_fastest_round_did_not_compute(monkeypatch):
     def spent(wall, computing):
-        return benchmark.Spent(wall=wall, cpu=0.0, computing=computing)
+        return benchmark_timing.Spent(wall=wall, cpu=0.0, computing=computing)
 
     rounds = [[spent(9.0, 2.0), spent(9.0, 2.0)], [spent(4.0, 2.0), spent(4.0, 4.0)]]
-    monkeypatch.setattr(benchmark, "side_by_side", lambda teams, count: dict.fromkeys(teams, rounds))
-    row = benchmark.exposed_row("tp2", [], 2)
+    monkeypatch.setattr(benchmark_layouts, "side_by_side", lambda teams, count: dict.fromkeys(teams, rounds))
+    row = benchmark_layouts.exposed_row("tp2", [], 2)
     assert (row.what, row.ratio, row.verdict()) == ("tp2, 25% of the step exposed", 0.75, "no gate")
 
 
 def test_summed_tokens_of_two_replicas(monkeypatch):
     def both(*walls):
-        return [[benchmark.Spent(wall=wall, cpu=0.0, computing=0.0) for wall in walls]]
+        return [[benchmark_timing.Spent(wall=wall, cpu=0.0, computing=0.0) for wall in walls]]
 
-    monkeypatch.setattr(benchmark, "side_by_side", lambda teams, count: {"ours": both(4.0, 4.0), "apart": both(2.0, 4.0)})
-    (row,) = benchmark.dp(1, TOY, 2)
+    monkeypatch.setattr(benchmark_layouts, "side_by_side", lambda teams, count: {"ours": both(4.0, 4.0), "apart": both(2.0, 4.0)})
+    (row,) = benchmark_layouts.dp(1, TOY, 2)
     assert row.ratio == pytest.approx(2 / 3) and (row.ours, row.verdict()) == ("32 tok/s", "FAILED")
 
 
 def test_two_replicas_run():
-    assert measured(benchmark.dp(1, TOY, 2))
+    assert measured(benchmark_layouts.dp(1, TOY, 2))
 
 
 @pytest.mark.parametrize("name", ["tp2+sp", pytest.param("", marks=pytest.mark.slow)])
 def test_every_layout_has_its_exposed_communication(name, monkeypatch):
-    monkeypatch.setattr(benchmark, "LAYOUTS", {n: p for n, p in benchmark.LAYOUTS.items() if name in n})
-    rows = benchmark.communication(1, replace(TOY, num_layers=2), 2)
-    assert [row.what.partition(",")[0] for row in rows] == ["two processes apart", *benchmark.LAYOUTS]
+    monkeypatch.setattr(benchmark_layouts, "LAYOUTS", {n: p for n, p in benchmark_layouts.LAYOUTS.items() if name in n})
+    rows = benchmark_layouts.communication(1, replace(TOY, num_layers=2), 2)
+    assert [row.what.partition(",")[0] for row in rows] == ["two processes apart", *benchmark_layouts.LAYOUTS]
     assert all(0 < row.ratio <= 1.05 and row.gate is None for row in rows)
 
 
 def test_the_block_with_plain_linears_computes_the_same():
     ours, plain = (Block(TOY, True, Group(), False) for _ in range(2))
-    benchmark.use_plain_linears(plain)
+    benchmark_layouts.use_plain_linears(plain)
     for name, p in ours.named_parameters():
         torch.nn.init.normal_(p, std=0.05)
         stored = p.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) if name == "mlp.up.weight" else p
@@ -132,7 +133,7 @@ def test_the_block_with_plain_linears_computes_the_same():
 
 def test_layers_are_gated_on_a_gpu_only(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    on_cpu, on_gpu = benchmark.layers(1, TOY)
+    on_cpu, on_gpu = benchmark_layouts.layers(1, TOY)
     assert measured([on_cpu]) and on_cpu.verdict() == "no gate"
     assert on_gpu.gate == 0.98 and on_gpu.verdict() == "not measured: torch sees no GPU here"
 
@@ -140,19 +141,19 @@ def test_layers_are_gated_on_a_gpu_only(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_layers_on_a_gpu():
-    assert measured([benchmark.layers_row(TOY, 2, 2, "cuda", 0.98)])
+    assert measured([benchmark_layouts.layers_row(TOY, 2, 2, "cuda", 0.98)])
 
 
 def test_the_plain_step_learns(monkeypatch):
     """The peer is a real training step: its loss on its one batch falls."""
-    losses, original = [], benchmark.plain_loss
+    losses, original = [], benchmark_step.plain_loss
 
     def watched(*given):
         losses.append(original(*given))
         return losses[-1]
 
-    monkeypatch.setattr(benchmark, "plain_loss", watched)
-    step = benchmark.plain_step(TOY, "float32", False)
+    monkeypatch.setattr(benchmark_step, "plain_loss", watched)
+    step = benchmark_step.plain_step(TOY, "float32", False)
     for _ in range(8):
         step()
     first, last = losses[0].item(), losses[-1].item()
@@ -160,18 +161,18 @@ def test_the_plain_step_learns(monkeypatch):
 
 
 def test_a_step_section_runs():
-    row = benchmark.compare("step", 1, TOY, "bfloat16", "plain", 1.2)
+    row = benchmark_step.compare("step", 1, TOY, "bfloat16", "plain", 1.2)
     assert measured([row]) and row.what.endswith(("pure bf16", "autocast"))
 
 
 @pytest.mark.slow
 def test_every_step_section_runs():
     pytest.importorskip("transformers")
-    assert measured(benchmark.step(1, TOY) + benchmark.step_fp32(1, TOY) + benchmark.step_compiled(1, TOY))
+    assert measured(benchmark_step.step(1, TOY) + benchmark_step.step_fp32(1, TOY) + benchmark_step.step_compiled(1, TOY))
 
 
 def test_mdm_runs_and_its_equality_is_checked_for_real(monkeypatch):
-    step, equal = benchmark.mdm(1, TOY, TOY, samples=2)
+    step, equal = benchmark_step.mdm(1, TOY, TOY, samples=2)
     assert measured([step]) and equal.verdict() == "passed"
     original = head._WeightedNLL.forward
 
@@ -179,32 +180,32 @@ def test_mdm_runs_and_its_equality_is_checked_for_real(monkeypatch):
         return original(ctx, x, table, targets, weights * (1 + 1e-4 * (len(x) == 4 * TOY.seq_length)), *rest)
 
     monkeypatch.setattr(head._WeightedNLL, "forward", careless)
-    assert benchmark.largest_difference(TOY) > 5e-5
+    assert benchmark_step.largest_difference(TOY) > 5e-5
 
 
 def test_head_runs_each_variant_in_its_own_process():
-    memory, seconds = benchmark.head(1, 512, 4096, 32)
+    memory, seconds = benchmark_step.head(1, 512, 4096, 32)
     assert measured([memory, seconds]) and "limit 400 MiB" in memory.peer
 
 
 def test_startup_notices_torch(monkeypatch):
-    monkeypatch.setattr(benchmark, "trainer", lambda *given: "import time: 1 | 2 | torch\n")
-    assert benchmark.answer_row("--help", 0, 1).verdict() == "FAILED"
+    monkeypatch.setattr(benchmark_startup, "trainer", lambda *given: "import time: 1 | 2 | torch\n")
+    assert benchmark_startup.answer_row("--help", 0, 1).verdict() == "FAILED"
 
 
 def test_an_unexpected_exit_code_is_no_measurement():
     with pytest.raises(RuntimeError, match="left with 2, expected 0"):
-        benchmark.trainer(["--no-such-flag"], 0)
+        benchmark_startup.trainer(["--no-such-flag"], 0)
 
 
 @pytest.mark.slow
 def test_startup_runs():
-    assert measured(benchmark.startup(1))
+    assert measured(benchmark_startup.startup(1))
 
 
 def test_without_a_gpu_every_cell_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert benchmark.gpu(1) == []
+    assert benchmark_gpu.gpu(1) == []
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 12 + 1 and all(line.count("not measured") == 5 for line in lines[2:-1]) and "no GPU" in lines[-1]
 
@@ -212,8 +213,8 @@ def test_without_a_gpu_every_cell_says_so(capsys, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_cells():
-    cells = benchmark.gpu_cells(TOY, "mdm", False, benchmark.gpu_matmul_flops(512), 2)
-    assert len(cells) == 5 and cells[0] == str(benchmark.GPU_BATCHES[0])
+    cells = benchmark_gpu.gpu_cells(TOY, "mdm", False, benchmark_gpu.gpu_matmul_flops(512), 2)
+    assert len(cells) == 5 and cells[0] == str(benchmark_gpu.GPU_BATCHES[0])
 
 
 @pytest.mark.parametrize("ratio, code", [(1.19, 1), (1.21, 0), (None, 0)])
@@ -222,5 +223,8 @@ def test_check_fails_below_the_gate_only(ratio, code, monkeypatch, capsys):
     monkeypatch.setitem(benchmark.SECTIONS, "step", lambda rounds: [row])
     assert benchmark.main(["step", "--check"]) == code and benchmark.main(["step"]) == 0
     said = capsys.readouterr()
+    assert benchmark.main(["step", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["ratio"], found["gate"], found["verdict"]) == (ratio, 1.2, row.verdict())
     assert ("gate failed: step: toy: 1.190" in said.err) == bool(code)
     assert ("not measured: no peer" in said.out) == (ratio is None)

@@ -1,0 +1,66 @@
+"""How long help, a refusal and a short run take from a cold start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tools.benchmark_timing import Row, limit_row
+
+ROOT = Path(__file__).resolve().parents[1]
+MISTAKES = ("--hiden-size 64", "--num-layers 2 --lr fast", "--num-attention-heads 12 --tensor-model-parallel-size 5")
+TINY_RUN = """--num-layers 2 --hidden-size 64 --num-attention-heads 2 --seq-length 64 --micro-batch-size 4 --global-batch-size 4
+    --train-iters 10 --lr 1e-3 --tokenizer-type ByteTokenizer --split 90,10,0 --eval-iters 1 --log-interval 1
+    --device cpu --num-threads 1""".split()
+
+
+def startup(rounds: int) -> list[Row]:
+    """Help and refusals without torch; a short run from a cold start, which also makes its own corpus."""
+    rows = [answer_row(words, code, rounds) for words, code in [("--help", 0), *((words, 2) for words in MISTAKES)]]
+    with tempfile.TemporaryDirectory() as folder:
+        make_corpus(f"{folder}/corpus")
+        began = time.monotonic()
+        trainer([*TINY_RUN, "--data-path", f"{folder}/corpus", "--run-dir", f"{folder}/run"], 0)
+        return [*rows, limit_row("startup", "10 steps of a tiny model, wall", time.monotonic() - began, 10, "s")]
+
+
+def answer_row(words: str, code: int, rounds: int) -> Row:
+    """CPU time of an answer that comes before any training, and that torch was not imported for it."""
+    what = f"pretrain_gpt.py {words}"
+    if "| torch\n" in trainer(words.split(), code, "-X", "importtime"):
+        return Row(section="startup", what=f"{what}, torch was imported", ratio=0.0, gate=1.0)
+    began = children_seconds()
+    for _ in range(rounds):
+        trainer(words.split(), code)
+    return limit_row("startup", f"{what}, CPU", (children_seconds() - began) / rounds, 0.3, "s")
+
+
+def trainer(words: list[str], code: int, *interpreter: str) -> str:
+    """Run pretrain_gpt.py; its standard error. Raises RuntimeError on another exit code than `code`."""
+    done = subprocess.run([sys.executable, *interpreter, str(ROOT / "pretrain_gpt.py"), *words], capture_output=True, text=True)
+    if done.returncode != code:
+        said = f"pretrain_gpt.py {' '.join(words)} left with {done.returncode}, expected {code}"
+        raise RuntimeError(f"{said}:\n{done.stderr[-2000:]}")
+    return done.stderr
+
+
+def children_seconds() -> float:
+    spent = os.times()
+    return spent.children_user + spent.children_system
+
+
+def make_corpus(prefix: str, documents: int = 64) -> None:
+    import numpy as np
+
+    from megatron.data.indexed import IndexedWriter
+    from megatron.data.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer("ByteTokenizer")
+    with IndexedWriter(prefix, np.uint16) as writer:
+        for number in range(documents):
+            text = f"Document {number} of a corpus for measuring. " * 10
+            writer.add_document(np.append(tokenizer.encode(text), tokenizer.eod).astype(np.uint16))
