@@ -30,18 +30,21 @@ def own_folder(folder: Path) -> Path:
     Raises CannotWrite for a link or another user's folder, which could lead elsewhere or hold planted files, and where
     it cannot be made.
     """
-    try:
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700, parents=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise CannotWrite(f"{folder}: {error.strerror}; make room there, or choose another place") from error
+    found = None
+    while found is None:  # another process may take it away in between
+        try:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700, parents=True)
+            with contextlib.suppress(FileNotFoundError):
+                found = folder.lstat()
+        except OSError as error:
+            raise CannotWrite(f"{folder}: {error.strerror}; make room there, or choose another place") from error
     if not stat.S_ISDIR(found.st_mode):
         kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no folder"
         raise CannotWrite(f"{folder} is {kind}, expected a folder of this user's own: delete it, or choose another place")
     if found.st_uid != os.geteuid():
         raise CannotWrite(f"{folder} belongs to user {found.st_uid}, expected this user's own: choose another place")
-    if found.st_mode & 0o022 and stat.S_ISDIR(found.st_mode):
+    if found.st_mode & 0o022:
         folder.chmod(found.st_mode & ~0o022)
     return folder
 

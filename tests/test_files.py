@@ -3,7 +3,7 @@ import os
 import pytest
 
 from megatron.errors import CannotWrite
-from megatron.files import replace_file, staged, write_synced
+from megatron.files import open_lock, own_folder, replace_file, staged, write_synced
 
 
 def test_replace_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -43,3 +43,20 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWrite, match="file"), staged(tmp_path / "file" / "sub"):
         pass
+
+
+def test_a_folder_of_ones_own_is_no_link_and_nobody_elses(tmp_path, monkeypatch):
+    made = own_folder(tmp_path / "a" / "b")
+    assert own_folder(made).stat().st_mode & 0o777 == 0o700
+    made.chmod(0o777)
+    assert own_folder(made).stat().st_mode & 0o777 == 0o755
+    (tmp_path / "planted").symlink_to(made)
+    (tmp_path / "file").touch()
+    for name, said in (("planted", "is a symbolic link"), ("file", "is no folder")):
+        with pytest.raises(CannotWrite, match=said):
+            own_folder(tmp_path / name)
+    with pytest.raises(OSError):
+        open_lock(tmp_path / "planted")
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    with pytest.raises(CannotWrite, match="belongs to user"):
+        own_folder(made)

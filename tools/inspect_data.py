@@ -11,124 +11,28 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
 from megatron.data.indexed import IndexedDataset  # noqa: E402
-from megatron.data.sources import Source, take_first  # noqa: E402
-from megatron.data.tokenizer import TYPES, Tokenizer, add_flags, build_tokenizer  # noqa: E402
-from megatron.errors import BadData, Mismatch, exits  # noqa: E402
+from megatron.data.inspection import QUANTILES, decode, describe_corpus, tokenizer_for, verify, visits  # noqa: E402
+from megatron.data.tokenizer import add_flags, flags_of  # noqa: E402
+from megatron.errors import exits  # noqa: E402
 from megatron.flags import parse_count  # noqa: E402
 
-QUANTILES = {"min": 0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1}
-CHUNK = 1 << 20  # tokens read at a time
-SHOWN = 100  # tokens of a decoded document
 
-
-def inspect(prefix: str, args: argparse.Namespace) -> dict:
-    """Everything there is to say of one corpus.  Raises MissingInput, BadData, Mismatch."""
+def inspect(prefix: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is asked of one corpus.  Raises MissingInput, BadData, Mismatch."""
     corpus = IndexedDataset(prefix)
-    meta = corpus.meta or {}
-    found = {
-        "prefix": prefix,
-        "documents": corpus.num_documents,
-        "sequences": corpus.num_sequences,
-        "tokens": corpus.num_tokens,
-        "dtype": corpus.dtype.name,
-        "bytes": corpus.num_tokens * corpus.dtype.itemsize,
-        "sidecar": bool(meta),
-        "largest_id": meta.get("largest_id"),
-        "tokenizer": meta.get("tokenizer"),
-        "extra": meta.get("extra"),
-        "fingerprint": corpus.fingerprint(),
-        "document_lengths": document_lengths(corpus),
-    }
+    found = describe_corpus(corpus)
     if args.verify:
         found |= verify(corpus)
     if args.train_tokens or args.unique_tokens:
-        found["plan"] = plan(corpus, args)
+        found["plan"] = visits(corpus, args.seq_length, args.unique_tokens, args.train_tokens)
     if args.decode:
-        found["decoded"] = decode(corpus, tokenizer_for(corpus, args), args.decode)
+        found["decoded"] = decode(corpus, tokenizer_for(corpus, flags_of(args)), args.decode)
     return found
-
-
-def document_lengths(corpus: IndexedDataset) -> dict:
-    """Tokens a document: mean, quantiles that are lengths which occur, and how many are empty."""
-    lengths = np.diff(corpus.document_starts, append=corpus.num_tokens)
-    quantiles = np.quantile(lengths, list(QUANTILES.values()), method="inverted_cdf").tolist()
-    return {
-        "mean": float(lengths.mean()),
-        **dict(zip(QUANTILES, map(int, quantiles), strict=True)),
-        "empty": int((lengths == 0).sum()),
-    }
-
-
-def verify(corpus: IndexedDataset) -> dict:
-    """Read all of it; without a sidecar that proves only that every id is one.  Raises BadData."""
-    if corpus.meta:
-        return {"blocks_verified": corpus.verify()}
-    largest = 0
-    for at in range(0, corpus.num_tokens, CHUNK):
-        ids = corpus.tokens(at, min(at + CHUNK, corpus.num_tokens))
-        if ids.min() < 0:
-            wrong = int((ids < 0).argmax())
-            raise BadData(f"{corpus.prefix}.bin: token {at + wrong} is {ids[wrong]}, expected 0 or more; copy the corpus again")
-        largest = max(largest, int(ids.max()))
-    return {"blocks_verified": 0, "largest_id": largest}
-
-
-def plan(corpus: IndexedDataset, args: argparse.Namespace) -> dict:
-    """How often a run of --train-tokens visits each of the unique tokens.  Raises BadData when there are too few."""
-    chosen = take_first([Source(1.0, 0, 1.0, corpus.prefix)], args.unique_tokens or 1.0)[0]
-    unique, length = chosen.stop, args.seq_length
-    if unique < length + 1:
-        raise BadData(
-            f"{corpus.prefix}, tokens 0:{unique}: --seq-length {length} needs at least {length + 1} tokens, "
-            f"has {unique}; lower --seq-length or add data"
-        )
-    found = {"unique_tokens": unique, "seq_length": length, "samples_per_epoch": unique / length}
-    if args.train_tokens:
-        found |= {"train_tokens": args.train_tokens, "epochs": args.train_tokens / unique, "samples": args.train_tokens // length}
-    return found
-
-
-# Text
-
-
-def tokenizer_for(corpus: IndexedDataset, args: argparse.Namespace) -> Tokenizer:
-    """The tokenizer of the flags, or of the type that the sidecar names.  Raises Mismatch when another made the corpus."""
-    made = corpus.meta and corpus.meta["tokenizer"]
-    kind = args.tokenizer_type or (made["type"] if made and made["type"] in TYPES else "GPT2BPETokenizer")
-    tokenizer = build_tokenizer(kind, args.vocab_file, args.merge_file, args.tokenizer_model)
-    if made and made["fingerprint"] != tokenizer.fingerprint():
-        raise Mismatch(
-            f"--decode: {corpus.prefix} was made by another tokenizer ({made['type']}, {made['vocab_size']} ids, "
-            f"{made['fingerprint'][:16]}) than this one ({tokenizer.name}, {tokenizer.vocab_size} ids, "
-            f"{tokenizer.fingerprint()[:16]}); give its --tokenizer-type and files"
-        )
-    return tokenizer
-
-
-def decode(corpus: IndexedDataset, tokenizer: Tokenizer, count: int) -> list[dict]:
-    """The beginnings of documents spread evenly over the corpus."""
-    count = min(count, corpus.num_documents)
-    return [decoded(corpus, tokenizer, corpus.num_documents * k // count) for k in range(count)]
-
-
-def decoded(corpus: IndexedDataset, tokenizer: Tokenizer, number: int) -> dict:
-    ids = corpus.document(number)
-    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
-        raise BadData(
-            f"{corpus.prefix}: document {number} holds ids from {ids.min()} to {ids.max()}, expected 0 to "
-            f"{tokenizer.vocab_size - 1}; give the tokenizer that made the corpus"
-        )
-    text = tokenizer.decode(ids[:SHOWN].tolist()) + (" ..." if len(ids) > SHOWN else "")
-    return {"document": number, "tokens": len(ids), "text": text}
-
-
-# What is printed
 
 
 def show(found: dict) -> None:
@@ -207,13 +111,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--verify", action="store_true", help="check every block against the sidecar's checksums")
     add("--json", action="store_true", help="one JSON object a corpus and line")
     add("--train-tokens", type=whole, metavar="N", help="plan: tokens to train on; says the epochs")
-    add("--seq-length", type=whole, default=2048, metavar="N", help="plan: tokens a sample [2048]")
+    add("--seq-length", type=whole, metavar="N", help="plan: tokens a sample [2048]")
     add("--unique-tokens", type=count, metavar="N", help="plan: only so many of the first tokens, or this share up to 1")
     add("--decode", type=whole, metavar="K", help="show the text of K documents, spread over the corpus")
     add_flags(parser, None, "of --decode [what the sidecar says, else GPT2BPETokenizer]")
     args = parser.parse_args(argv)
     if args.unique_tokens and args.unique_tokens > 1 and args.unique_tokens % 1:
         parser.error(f"--unique-tokens {args.unique_tokens:g} must be a whole number of tokens, or a share up to 1")
+    if args.seq_length and not (args.train_tokens or args.unique_tokens):
+        parser.error("--seq-length is of a plan: give --train-tokens or --unique-tokens as well")
+    if any(flags_of(args).values()) and not args.decode:
+        parser.error("the flags of a tokenizer are for --decode K: give it as well, or leave them out")
+    args.seq_length = args.seq_length or 2048
     return args
 
 

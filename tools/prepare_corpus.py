@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 from megatron.data import remote  # noqa: E402
 from megatron.data.corpora import CORPORA, Corpus  # noqa: E402
 from megatron.data.prepare.corpus import LAST, Preparation, download, locked, prepare, summary, upload  # noqa: E402
-from megatron.data.tokenizer import add_flags, flags_of  # noqa: E402
+from megatron.data.tokenizer import add_flags, flags_of, refuse_unread  # noqa: E402
 from megatron.data.train_tokenizer import SMALLEST_VOCABULARY  # noqa: E402
 from megatron.errors import CannotWrite, exits  # noqa: E402
 from megatron.files import own_folder  # noqa: E402
@@ -177,6 +177,7 @@ def check_tokenizer(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("--tokenizer-megabytes is above 0, and of --train-tokenizer")
     args.tokenizer_megabytes = args.tokenizer_megabytes or 256.0
     args.tokenizer_type = args.tokenizer_type or "GPT2BPETokenizer"
+    refuse_unread(**flags_of(args))
 
 
 def check_stores(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

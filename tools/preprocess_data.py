@@ -2,8 +2,9 @@
 
     python tools/preprocess_data.py --input corpus.jsonl --output-prefix data/corpus --append-eod --workers 8
 
-The order of the input is kept and the output is the same for any number of workers. A run that is killed leaves nothing
-under the final name, and the same command goes on where it stopped.
+The order of the input is kept, or drawn from --shuffle SEED, and the output is the same for any number of workers. A run that
+is killed leaves nothing under the final name, and the same command goes on where it stopped. There is no tool that merges
+corpora, because training blends them: --train-data-path 0.7 data/a 0.3 data/b.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
@@ -35,7 +36,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="extend",
         required=True,
         metavar="FILE",
-        help="files or quoted globs: .parquet, .txt (one document a file), anything else JSON Lines; .gz and .zst of both",
+        help="files or quoted globs: .parquet, .csv, .tsv, .txt (one document a file), .json with an array, anything else JSON "
+        "Lines; .gz and .zst of all but parquet",
     )
     add("--root", metavar="DIR", help="folder that --input and --output-prefix start from")
     add("--json-keys", nargs="+", default=["text"], metavar="KEY", help="one output a key [text]")
@@ -54,20 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="who makes GPT-2's ids, which are the same [auto: gigatoken where it is installed]",
     )
-    add("--append-eod", action="store_true", help="end each document with the end-of-document id")
-    add(
-        "--on-bad-line",
-        choices=["fail", "skip"],
-        default="fail",
-        help="fail: stop at the first line that is no document; skip: list such lines in PREFIX.rejects.jsonl",
-    )
-    add(
-        "--max-line-bytes",
-        type=int,
-        default=16 << 20,
-        metavar="N",
-        help="a longer line (value of a parquet file) is no document [16 MiB]",
-    )
+    add_document_flags(add)
     add("--workers", type=int, default=1, help="processes that tokenize [1]")
     add("--dataset-impl", choices=["mmap"], default="mmap", help="the one format there is")
     add("--partitions", type=int, choices=[1], default=1, help="Megatron's: the order is always kept, use --workers")
@@ -83,6 +72,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if len(set(args.json_keys)) < len(args.json_keys):
         parser.error("--json-keys names a key twice")
     return args
+
+
+def add_document_flags(add: Callable) -> None:
+    """What becomes a document, and in which order."""
+    add("--append-eod", action="store_true", help="end each document with the end-of-document id")
+    add(
+        "--on-bad-line",
+        choices=["fail", "skip"],
+        default="fail",
+        help="fail: stop at the first line that is no document; skip: list such lines in PREFIX.rejects.jsonl",
+    )
+    add(
+        "--max-line-bytes",
+        type=int,
+        default=16 << 20,
+        metavar="N",
+        help="a longer line (value of a parquet file) is no document [16 MiB]",
+    )
+    add(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="write the documents in an order drawn from the seed, so that the first tokens are a sample of all; meanwhile "
+        "takes the output's size on disk once more [the order of the input]",
+    )
 
 
 @exits
@@ -102,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=args.overwrite,
         skip_bad=args.on_bad_line == "skip",
         workers=args.workers,
+        shuffle=args.shuffle,
     )
     for found in preprocess(job):
         print(json.dumps(found) if args.json else summary(found))

@@ -11,7 +11,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,9 @@ SAFELY_CUT = ("GPT2BPETokenizer", "TikTokenizer", "ByteTokenizer")  # a letter o
 
 
 ANOTHER_ENCODING = "; text in another encoding is converted by iconv -f LATIN1 -t UTF-8"  # said where a line is refused
+
+
+SCAN = json.JSONDecoder().scan_once  # json.loads without what it does before and after
 
 
 class BadLine(ValueError):
@@ -108,13 +111,19 @@ def encode_block(recipe: Recipe, block: Block) -> Encoded:
     )
 
 
-def joined_ids(tokenizer: Tokenizer, texts: Iterable[str], append_eod: bool) -> tuple[np.ndarray, np.ndarray]:
+def joined_ids(tokenizer: Tokenizer, texts: Sequence[str], append_eod: bool) -> tuple[np.ndarray, np.ndarray]:
     """-> ids of all texts back to back, in the type they have on disk, and the length of each that is not empty"""
     dtype = best_dtype(tokenizer.vocab_size)
-    end = [np.array([tokenizer.eod], dtype)] if append_eod else []
-    found = [ids.astype(dtype, copy=False) for ids in map(tokenizer.encode, texts) if len(ids)]
-    lengths = np.array([len(ids) + len(end) for ids in found], np.int64)
-    return np.concatenate([np.empty(0, dtype), *(part for ids in found for part in (ids, *end))]), lengths
+    ids, lengths = tokenizer.encode_all(texts)
+    lengths = lengths[lengths > 0]
+    if not append_eod:
+        return ids.astype(dtype, copy=False), lengths
+    ends = (lengths + 1).cumsum() - 1
+    ended = np.full(len(ids) + len(ends), tokenizer.eod, dtype)
+    text = np.ones(len(ended), bool)
+    text[ends] = False
+    ended[text] = ids
+    return ended, lengths + 1
 
 
 def documents_of(recipe: Recipe, block: Block, rejects: list[Reject]) -> Iterator[tuple[str, ...]]:
@@ -123,12 +132,32 @@ def documents_of(recipe: Recipe, block: Block, rejects: list[Reject]) -> Iterato
         rejects.append(Reject(block.path, block.line, "too long", too_long(block.too_long, recipe.max_line_bytes)))
         return
     for number, raw in enumerate(block.rows if block.rows is not None else raw_lines(block), block.line):
-        if block.rows is None and block.line and not raw.strip():
-            continue
+        if block.rows is None and block.line:
+            if quick := plain_texts(recipe, raw):
+                yield quick
+                continue
+            if not raw.strip():
+                continue
         try:
             yield texts_of(recipe, raw, block)
         except BadLine as error:
             rejects.append(Reject(block.path, number, *error.args))
+
+
+def plain_texts(recipe: Recipe, raw: bytes) -> tuple[str, ...] | None:
+    """What `texts_of` gives of an ordinary line, in half the time of json.loads; None where that function has to say."""
+    try:
+        line = raw.decode().strip()
+        record, end = SCAN(line, 0)
+        if end != len(line) or len(raw) > recipe.max_line_bytes:
+            return None
+        texts = tuple([record[key] for key in recipe.keys])
+        for text in texts:
+            if not text.isascii():
+                text.encode()
+        return texts
+    except (StopIteration, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def raw_lines(block: Block) -> Iterable[bytes]:
@@ -271,7 +300,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=serve, args=(recipe, other), daemon=True)
-        self.process.start()
+        with interrupts_held():
+            self.process.start()
         other.close()
 
     def send(self, block: Block) -> None:
@@ -303,9 +333,21 @@ class Worker:
         self.process.kill()
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """What is started here never hears Ctrl-C, not even while it imports: its parent, who hears it afterwards, ends it."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # started with the first process otherwise, and lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def serve(recipe: Recipe, pipe) -> None:
-    """A worker's life: it leaves Ctrl-C to its parent, and ends when the pipe does, also when the parent was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker's life: it ends when the pipe does, also when the parent was killed."""
     blocks: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=take_in, args=(pipe, blocks), daemon=True).start()
     while True:

@@ -91,6 +91,7 @@ class IndexedDataset:
         self._bin, self._idx = RawFile(f"{prefix}.bin"), RawFile(f"{prefix}.idx")
         self.dtype, self.num_sequences, num_entries = read_header(self._idx)
         self.num_documents = num_entries - 1
+        self.sizes_at = HEADER.size  # the byte of the .idx where int32 sizes begin; int64 offsets follow them
         self._offsets_at = HEADER.size + 4 * self.num_sequences
         self._documents_at = HEADER.size + 12 * self.num_sequences
         bin_bytes, sizes_crc = check_sizes(self._idx, self.num_sequences, self.dtype.itemsize)
@@ -320,10 +321,12 @@ class IndexedWriter:
 
     def __enter__(self) -> "IndexedWriter":
         with self.guarded(".bin"):
-            self.bin = open(self.temporary("bin"), "wb", buffering=1 << 20)
+            self.temporary("bin").unlink(missing_ok=True)  # and never through a link that somebody put there
+            self.bin = open(self.temporary("bin"), "xb", buffering=1 << 20)
         try:
             with self.guarded(".idx"):
-                self.idx = open(self.temporary("idx"), "w+b", buffering=1 << 18)
+                self.temporary("idx").unlink(missing_ok=True)
+                self.idx = open(self.temporary("idx"), "x+b", buffering=1 << 18)
                 self.idx.write(bytes(HEADER.size))  # the sizes follow as they come
         except CannotWrite:
             self.discard()

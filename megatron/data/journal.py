@@ -32,7 +32,7 @@ import numpy as np
 from megatron.data.indexed import IndexedWriter
 from megatron.data.text_files import Mark
 from megatron.errors import BadData, CannotWrite
-from megatron.files import replace_file
+from megatron.files import own_folder, replace_file
 from megatron.locks import Held, held
 
 SECONDS, TOKENS = 1.0, 1 << 23  # of work between two journal lines, whichever comes first
@@ -69,7 +69,7 @@ class WorkFolder:
 
     def __enter__(self) -> WorkFolder:
         try:
-            self.lock.enter_context(held(self.folder, "lock"))
+            self.lock.enter_context(held(own_folder(self.folder), "lock"))
             if self.key_before() != json.loads(json.dumps(self.key)):
                 self.dropped = self.path("journal.jsonl").exists()
                 self.clear()

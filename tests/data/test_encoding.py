@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from megatron.data import text_files
-from megatron.data.encoding import Recipe, encode_all, encode_block, tokenizer_of
+from megatron.data.encoding import Recipe, encode_all, encode_block, joined_ids, tokenizer_of
 from megatron.data.text_files import Block, Mark, Reading, read_blocks
+from megatron.data.tokenizer import build_tokenizer
+from megatron.data.train_tokenizer import train_byte_level_bpe
 
 BYTES = Recipe("ByteTokenizer", append_eod=True)
 
@@ -96,3 +98,17 @@ def test_an_empty_plain_text_is_no_document(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"")
     (out,) = encode_all(BYTES, read_blocks([str(tmp_path / "t.txt")], how=Reading(whole_texts=True)), 1)
     assert not len(out.ids[0]) and not len(out.lengths[0])
+
+
+def test_many_short_texts_at_once_have_the_ids_of_each_alone(tmp_path):
+    """gigatoken encodes them in one call; empty ones have no ids and no end."""
+    pytest.importorskip("gigatoken")
+    texts = [f"{a}{b}" for a in ("", "the", " of", "\u65e5", "<|endoftext|>", "\n\n") for b in ("", "x", " ")] * 60
+    (tmp_path / "tokenizer.json").write_text(train_byte_level_bpe(texts, 300))
+    tokenizer = build_tokenizer("HFTokenizer", tokenizer_model=str(tmp_path), bpe_backend="gigatoken")
+    calls = []
+    many = tokenizer.encode.many
+    tokenizer.encode.many = lambda given: calls.append(len(given)) or many(given)
+    ids, lengths = joined_ids(tokenizer, texts, True)
+    alone = [[*tokenizer.encode(text).tolist(), tokenizer.eod] for text in texts if text]
+    assert calls == [len(texts)] and ids.tolist() == sum(alone, []) and lengths.tolist() == list(map(len, alone))

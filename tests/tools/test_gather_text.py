@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sysconfig
 
 import pytest
 
@@ -27,7 +28,7 @@ def library(tmp_path, monkeypatch):
     for name, data in left_out.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
-    monkeypatch.setattr(gather_text.sysconfig, "get_path", lambda name: str(folder))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
 
 
 def gather(tmp_path, name="t.jsonl", *args):

@@ -1,8 +1,10 @@
 """The tool as users run it, against an independent writer of the format."""
 
+import csv
 import gzip
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -13,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron.data import text_files
 from megatron.data.indexed import IndexedDataset
+from megatron.data.prepare import shuffle
+from tools import inspect_data, prepare_corpus, prepare_instruct, preprocess_data
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "preprocess_data.py"
@@ -179,7 +184,7 @@ def children(pid):
     return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
-def start_endless(tmp_path, workers):
+def start_endless(tmp_path, workers, **more):
     """A run whose input is a pipe that stays open: it has read something and waits for more."""
     pipe = tmp_path / "endless.jsonl"
     os.mkfifo(pipe)
@@ -195,7 +200,7 @@ def start_endless(tmp_path, workers):
         "--output-prefix",
         tmp_path / "o" / "out",
     ]
-    tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    tool = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
     file = open(pipe, "wb")
     line = json.dumps({"text": "x" * 1000}).encode() + b"\n"
     file.write(line * 3000)
@@ -545,3 +550,118 @@ def test_progress_is_shown_on_a_terminal(tmp_path):
     shown = os.read(ours, 1 << 16).decode()
     os.close(ours)
     assert done.returncode == 0 and "documents" in shown and "MB/s" in shown and " s left" in shown
+
+
+# ---- in this process
+
+
+def here(folder, *args):
+    words = ["--tokenizer-type", "ByteTokenizer", "--output-prefix", folder / "out", *args]
+    return preprocess_data.main([str(word) for word in words])
+
+
+def test_shuffled_documents_are_exactly_a_permutation(tmp_path, monkeypatch, capsys):
+    """The same for any number of workers and of documents at a time; both keys in one order; said in the sidecar."""
+    documents = [f"{i} {'x' * (i % 40)}" for i in range(1000)]
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": d, "title": d}) + "\n" for d in documents))
+    more = ["--input", source, "--append-eod", "--json-keys", "text", "title"]
+    assert here(tmp_path / "o", *more) == here(tmp_path / "1", *more, "--shuffle", 7, "--json") == 0
+    monkeypatch.setattr(shuffle, "DOCUMENTS", 300)
+    monkeypatch.setattr(shuffle, "TOKENS", 900)
+    assert here(tmp_path / "2", *more, "--shuffle", 7, "--workers", 2) == here(tmp_path / "3", *more, "--shuffle", 8) == 0
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "2") and written(tmp_path / "1") == written(tmp_path / "1", "title")
+    orders = []
+    for name in ("o", "1", "3"):
+        data = IndexedDataset(tmp_path / name / "out_text_document")
+        orders.append([bytes(data.document(i)[:-1].tolist()).decode() for i in range(1000)])
+    assert orders[0] == documents and sorted(orders[1]) == sorted(orders[2]) == sorted(documents)
+    assert len({tuple(order[:10]) for order in orders}) == 3
+    assert IndexedDataset(tmp_path / "1" / "out_text_document").meta["extra"]["shuffle"] == 7
+    assert [json.loads(line)["documents"] for line in capsys.readouterr().out.splitlines() if line[0] == "{"] == [1000, 1000]
+
+
+def test_several_sources_in_a_row_are_warned_of(tmp_path, capsys):
+    for name in ("c4.00000", "c4.00001", "wiki.00000"):
+        jsonl(tmp_path / f"{name}.jsonl", [name])
+    assert here(tmp_path / "a", "--input", tmp_path / "c4*.jsonl") == 0 and not capsys.readouterr().err
+    assert here(tmp_path / "b", "--input", tmp_path / "*.jsonl", "--shuffle", 1) == 0 and not capsys.readouterr().err
+    assert here(tmp_path / "c", "--input", tmp_path / "*.jsonl") == 0
+    assert "warning: the input names 2 sources" in (said := capsys.readouterr().err) and "--shuffle SEED" in said
+
+
+def test_arrays_and_tables_are_read(tmp_path, monkeypatch):
+    """As the same lines are, whatever the blocks; an array may be written over many lines, a value may hold line ends."""
+    documents = ["one, two", 'a "quoted"\nline', "\u65e5\u672c", "", "end"]
+    (tmp_path / "flat.json").write_text(json.dumps([{"text": d, "n": 1.5} for d in documents]))
+    (tmp_path / "pretty.json").write_text(
+        json.dumps([{"text": d, "n": [1, {}]} for d in documents], indent=2, ensure_ascii=False)
+    )
+    with open(tmp_path / "a.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("n", "text"), *enumerate(documents)])
+    with gzip.open(tmp_path / "b.tsv.gz", "wt", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([("n", "text"), *enumerate(documents)])
+    for size in (1 << 20, 7):
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", size)
+        for name in ("flat.json", "pretty.json", "a.csv", "b.tsv.gz"):
+            assert here(tmp_path / f"{name}{size}", "--input", tmp_path / name, "--append-eod") == 0
+            assert written(tmp_path / f"{name}{size}") == expected_files(documents), name
+
+
+@pytest.mark.parametrize(
+    "name, data, code, said",
+    [
+        ("a.jsonl", b"BZh91AY&SY", 65, "a.jsonl: is bzip2"),
+        ("a.jsonl", b"\x1f\x8b\x08", 65, "is gzip, expected UTF-8 text by its name; name it .gz"),
+        ("a.txt", "\ufeffwords".encode("utf-16-le"), 65, "iconv -f UTF-16"),
+        ("a.jsonl", json.dumps({"text": "words"}).encode("utf-16-le"), 65, "as in UTF-16"),
+        ("a.jsonl", b'{\n  "text": "a"\n}\n', 65, "a.jsonl:1: bad JSON: .*jq -c"),
+        ("a.jsonl", b'[{"text": "a"}]', 65, "an array is read from a file named .json"),
+        ("a.jsonl", b'{"text": "caf\xe9"}', 65, "invalid UTF-8: .*iconv -f LATIN1"),
+        ("a.json", b'[{"text": "a"}, {"text": ', 65, "begins as a JSON array and is none"),
+        ("a.json", b'[{"text": "a"} 3]', 65, "found '3', expected , or ]"),
+        ("a.csv", b"title\nx\n", 65, "missing key: no 'text' among its columns 'title'"),
+        ("a.jsonl", None, 66, "a.jsonl: is a link to .*gone, which is not there"),
+    ],
+)
+def test_files_that_are_not_what_their_names_say(tmp_path, name, data, code, said, capsys):
+    (tmp_path / name).symlink_to(tmp_path / "gone") if data is None else (tmp_path / name).write_bytes(data)
+    assert here(tmp_path / "o", "--input", tmp_path / name) == code
+    error = capsys.readouterr().err
+    assert re.search(said, error) and error.count("\n") == 1 and not list(tmp_path.glob("o/out*"))
+
+
+@pytest.mark.parametrize(
+    "tool, flags",
+    [
+        (preprocess_data, ["--input", "{file}", "--output-prefix", "{out}"]),
+        (prepare_corpus, ["mine", "--from", "{file}", "--output", "{out}"]),
+        (prepare_instruct, ["--input", "{file}", "--output-prefix", "{out}"]),
+        (inspect_data, ["{file}", "--decode", "1"]),
+    ],
+)
+@pytest.mark.parametrize("given", [["--tokenizer-model", "x.json"], ["--tokenizer-type", "ByteTokenizer", "--vocab-file", "x"]])
+def test_no_tool_ignores_a_tokenizer_flag(tmp_path, tool, flags, given, capsys):
+    source = jsonl(tmp_path / "a.jsonl", ["one"])
+    if tool is inspect_data:
+        assert here(tmp_path, "--input", source) == 0
+        source = tmp_path / "out_text_document"
+    made = set(tmp_path.iterdir())
+    words = [word.format(file=source, out=tmp_path / "o" / "x") for word in flags]
+    assert tool.main([*words, *given]) == 2
+    assert f"{given[-2]} {given[-1]} is not read by --tokenizer-type" in capsys.readouterr().err
+    assert not list((tmp_path / "o").rglob("*.*")) if (tmp_path / "o").exists() else made == set(tmp_path.iterdir())
+
+
+@needs_proc
+def test_ctrl_c_is_one_sentence_and_130(tmp_path):
+    """Also of the workers, whom the terminal interrupts too."""
+    tool, file, line = start_endless(tmp_path, workers=2, start_new_session=True)
+    try:
+        wait_until(lambda: (tmp_path / "o" / ".out.work" / "0.sizes").exists(), 60)
+        time.sleep(1.0)  # it waits for more of the pipe
+        os.killpg(tool.pid, signal.SIGINT)
+        _, error = tool.communicate(timeout=60)
+    finally:
+        file.close()
+    assert tool.returncode == 130 and error.count("\n") == 1 and "Ctrl-C" in error

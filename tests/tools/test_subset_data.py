@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from megatron.data.indexed import IndexedDataset, IndexedWriter
+from megatron.data.prepare import subset as room
 from tools import subset_data
 
 TOKENIZER = {"type": "ByteTokenizer", "fingerprint": "f" * 64, "vocab_size": 257, "eod": 256}
@@ -38,7 +39,7 @@ def documents(prefix):
     ],
 )
 def test_exactly_that_many_tokens_in_their_documents(tmp_path, big, capsys, monkeypatch, tokens, start, stop, chunk):
-    monkeypatch.setattr(subset_data, "CHUNK", chunk)
+    monkeypatch.setattr(room, "CHUNK", chunk)
     assert subset(big, tokens, tmp_path / "o" / "small") == 0
     small = IndexedDataset(tmp_path / "o" / "small")
     assert small.tokens(0, small.num_tokens).tolist() == list(range(start, stop))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron.data.encoding import SAFELY_CUT, Encoded, Recipe, encode_all, tokenizer_of
-from megatron.data.indexed import IndexedWriter, best_dtype, retire
+from megatron.data.indexed import IndexedDataset, IndexedWriter, best_dtype, retire
 from megatron.data.journal import Journal, Progress, WorkFolder, written
+from megatron.data.prepare.shuffle import write_shuffled
 from megatron.data.sidecar import read_sidecar
 from megatron.data.text_files import Reading, identity, is_plain_text, read_blocks
 from megatron.errors import BadData, CannotWrite
@@ -34,6 +36,7 @@ class Preprocessing:
     overwrite: bool = False
     skip_bad: bool = False  # bad lines are listed in PREFIX.rejects.jsonl; else the first one ends the work
     workers: int = 1
+    shuffle: int | None = None  # seed of an order of the documents; none: as they come
 
     @property
     def folder(self) -> Path:
@@ -56,6 +59,7 @@ class Preprocessing:
             "on_bad_line": "skip" if self.skip_bad else "fail",
             "max_line_bytes": self.recipe.max_line_bytes,
             "inputs": [identity(path) for path in self.files],
+            **({} if self.shuffle is None else {"shuffle": self.shuffle}),
         }
 
 
@@ -70,6 +74,8 @@ def preprocess(job: Preprocessing) -> list[dict[str, Any]]:
         raise BadData(f"{plain[0]} is plain text and has no keys: give one --json-keys, or JSON Lines only")
     fingerprint = tokenizer_of(job.recipe).fingerprint()  # one that cannot be built is refused before any work
     speed = 0.0
+    if job.shuffle is None and (warning := sources_in_a_row(job.files)):
+        print(f"warning: {warning}", file=sys.stderr)
     with WorkFolder(job.folder, Path(job.prefix).name, job.work_key(fingerprint)) as work:
         taken = [path for path in job.outputs() if path.exists()]
         if taken and not (job.overwrite or work.finished):
@@ -86,6 +92,18 @@ def preprocess(job: Preprocessing) -> list[dict[str, Any]]:
     return [about_output(str(job.folder / job.name(key))) | {"megabytes_per_second": speed} for key in job.recipe.keys]
 
 
+def sources_in_a_row(files: Sequence[str]) -> str | None:
+    """What to say of files of several sources, by their names without numbers; None where all are of one."""
+    names = list(dict.fromkeys(re.sub(r"[0-9]+", "", path) for path in files))
+    if len(names) < 2:
+        return None
+    first = ", ".join(Path(path).name for path in files[:3]) + " ..." * (len(files) > 3)
+    return (
+        f"the input names {len(names)} sources ({first}) and keeps their order: --unique-tokens takes the first of their "
+        "tokens, so the first sources; --shuffle SEED mixes the documents, or blend one corpus a source: WEIGHT PREFIX ..."
+    )
+
+
 def about_output(prefix: str) -> dict[str, Any]:
     """What a finished output holds, by its sidecar."""
     facts = read_sidecar(prefix) or {}
@@ -99,10 +117,12 @@ def write_outputs(job: Preprocessing, fingerprint: str, work: WorkFolder) -> flo
     recipe, started = job.recipe, time.monotonic()
     tokenizer = tokenizer_of(recipe)
     about = {"type": tokenizer.name, "fingerprint": fingerprint, "vocab_size": tokenizer.vocab_size, "eod": tokenizer.eod}
+    place = "out" if job.shuffle is None else "ordered"
+    work.path(place).mkdir(exist_ok=True)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
-                IndexedWriter(str(work.path("out", job.name(key))), best_dtype(tokenizer.vocab_size), tokenizer=about)
+                IndexedWriter(str(work.path(place, job.name(key))), best_dtype(tokenizer.vocab_size), tokenizer=about)
             )
             for key in recipe.keys
         ]
@@ -118,9 +138,22 @@ def write_outputs(job: Preprocessing, fingerprint: str, work: WorkFolder) -> flo
         check_documents(job, progress)
         for key, writer in zip(recipe.keys, writers, strict=True):
             writer.extra = about_input(job, key, progress)
+    if job.shuffle is not None:
+        shuffle_outputs(job, work)
     if progress.rejects:
         write_rejects(work, f"{Path(job.prefix).name}.rejects.jsonl", progress)
     return (progress.text_bytes - before) / 1e6 / max(time.monotonic() - started, 1e-9)
+
+
+def shuffle_outputs(job: Preprocessing, work: WorkFolder) -> None:
+    """Every output again, its documents in the seed's order: the same for any number of workers."""
+    for key in job.recipe.keys:
+        ordered = IndexedDataset(work.path("ordered", job.name(key)))
+        meta = ordered.meta or {}
+        with IndexedWriter(work.path("out", job.name(key)), ordered.dtype, meta["tokenizer"], meta["extra"]) as writer:
+            write_shuffled(ordered, writer, job.shuffle or 0)
+        ordered.close()
+    shutil.rmtree(work.path("ordered"))
 
 
 def write_all(encoded: Iterable[Encoded], journal: Journal, skip: bool, line: ProgressLine) -> None:
@@ -155,6 +188,7 @@ def about_input(job: Preprocessing, key: str, progress: Progress) -> dict[str, A
         "inputs": [{"path": path, "bytes": os.path.getsize(path)} for path in job.files],
         "json_key": key,
         "append_eod": job.recipe.append_eod,
+        **({} if job.shuffle is None else {"shuffle": job.shuffle}),
         "text_bytes": progress.text_bytes,
         "rejects": dict(sorted(progress.rejects.items())),
     }
