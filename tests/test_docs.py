@@ -19,7 +19,7 @@ import pytest
 from megatron import config
 from megatron.flags import find
 from megatron.scaling.law.fit import fit_law, save_fit
-from megatron.scaling.plan.plan import Request, make_plan
+from megatron.scaling.plan.entries import Request, make_plan
 from megatron.training import dry_run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron import budget, config
-from megatron.scaling.plan.plan import Request, make_plan
+from megatron.scaling.plan.entries import Request, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(

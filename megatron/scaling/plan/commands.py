@@ -9,11 +9,11 @@ from pathlib import Path
 
 from megatron.budget import GPT2_VOCAB
 from megatron.config import parse
-from megatron.errors import BadData, MissingInput
+from megatron.errors import BadData, MissingInput, Untrusted
 from megatron.flags import ConfigError
 from megatron.scaling.plan.cost import Rates, forecast
+from megatron.scaling.plan.entries import Plan, is_folder_name, numbers, unique_tokens
 from megatron.scaling.plan.flags import ENTRIES, without
-from megatron.scaling.plan.plan import Plan, numbers, unique_tokens
 
 PLACES = {"run_dir", "save", "load"}  # where a run lives is for `run` to say
 
@@ -52,6 +52,8 @@ def planned_run(line: str, where: str) -> dict:
     except ConfigError as error:
         name = next((Path(value).name for flag, value in itertools.pairwise(argv) if flag in ("--run-dir", "--save")), where)
         raise ConfigError([f"{name}: {mistake}" for mistake in error.mistakes]) from None
+    if not is_folder_name(Path(cfg.log.run_dir).name):
+        raise Untrusted(f"{where}: {cfg.log.run_dir} is no folder of a run: end --save with a name of letters, digits, ._-")
     cfg = cfg if cfg.model.vocab_size else cfg.with_vocabulary(GPT2_VOCAB)
     return {
         "name": Path(cfg.log.run_dir).name,

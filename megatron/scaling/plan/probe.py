@@ -14,8 +14,8 @@ from megatron.errors import PREEMPTED, Refusal
 from megatron.rundir.names import METRICS
 from megatron.rundir.records import read
 from megatron.scaling.plan.cost import Speed, speed_of_points
+from megatron.scaling.plan.entries import Plan
 from megatron.scaling.plan.flags import ON_SAVE, overlaid, without
-from megatron.scaling.plan.plan import Plan
 
 ROOT = Path(megatron.__file__).parents[1]
 INTERVALS = 4  # of the probed steps; the first, with compilation and warm caches, does not count

@@ -26,10 +26,10 @@ from megatron.flags import ConfigError, parse_count
 from megatron.scaling.plan import axes
 from megatron.scaling.plan.axes import read_axis
 from megatron.scaling.plan.cost import Rates, Speed, speed_of_peak, speed_of_points
+from megatron.scaling.plan.entries import Plan, joined, load_plan, make_plan, save_csv, save_plan
 from megatron.scaling.plan.flags import SCALES
 from megatron.scaling.plan.grid import CHOSEN, FIELDS, KINDS, SEED, Request, read_unique
 from megatron.scaling.plan.hyperparameters import BATCH_SIZES, LEARNING_RATES
-from megatron.scaling.plan.plan import Plan, joined, load_plan, make_plan, save_csv, save_plan
 from megatron.scaling.plan.probe import probe_plan
 from megatron.scaling.plan.sizes import KNOWN
 from megatron.scaling.verbs import Answer, json_argument

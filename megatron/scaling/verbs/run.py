@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron.flags import ConfigError
 from megatron.scaling.plan.commands import plan_of_commands
-from megatron.scaling.plan.plan import Plan, load_plan, save_plan
+from megatron.scaling.plan.entries import Plan, load_plan, save_plan
 from megatron.scaling.run import slurm_array
 from megatron.scaling.run.execute import (
     HOW,
@@ -74,7 +74,7 @@ def command(args: argparse.Namespace) -> Answer:
     """Execute: where the chosen runs stand then, as status has it. Dry or to Slurm: {commands}, {scripts} or {jobs}."""
     if args.commands:
         save_plan(plan_of_commands(args.commands), args.plan)
-    plan = load_plan(args.plan)
+    plan = load_plan(args.plan, needed=("entry", "flags"))
     only = args.only if args.only_index is None else [name_at(plan, args.only_index)]
     start = choose_start(plan, args.how, args.processes, args.nproc, args.nodes)
     if args.evaluate:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from megatron.scaling.plan.axes import spell
-from megatron.scaling.plan.plan import Plan, load_plan
+from megatron.scaling.plan.entries import Plan, load_plan
 from megatron.scaling.run.progress import STATES, Standing, status, total
 from megatron.scaling.show.screen import console
 from megatron.scaling.verbs import Answer, json_argument

@@ -9,8 +9,8 @@ from megatron.budget import GPT2_VOCAB
 from megatron.config import parse
 from megatron.scaling.plan.axes import flags_of, latin_hypercube, name_of, points, read_axis
 from megatron.scaling.plan.cost import speed_of_peak
+from megatron.scaling.plan.entries import make_plan
 from megatron.scaling.plan.grid import Request
-from megatron.scaling.plan.plan import make_plan
 
 AXES = ("weight-decay=0,0.1,0.3", "score-first-token=true,false", "lr-decay-style=cosine,linear", "lr=1e-3,2e-3")
 

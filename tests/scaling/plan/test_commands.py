@@ -1,9 +1,9 @@
 import pytest
 
-from megatron.errors import BadData, MissingInput
+from megatron.errors import BadData, MissingInput, Untrusted
 from megatron.flags import ConfigError
 from megatron.scaling.plan.commands import plan_of_commands
-from megatron.scaling.plan.plan import load_plan, save_plan
+from megatron.scaling.plan.entries import load_plan, save_plan
 
 LINE = (
     "pretrain_{}.py --num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --global-batch-size 8 "
@@ -33,6 +33,9 @@ def test_refusals(tmp_path):
         plan_of_commands(tmp_path / "none")
     (tmp_path / "list").write_text("rm -rf x\n")
     with pytest.raises(BadData, match="list:1: expected a line that starts with pretrain_gpt.py or pretrain_diff_gpt.py"):
+        plan_of_commands(tmp_path / "list")
+    (tmp_path / "list").write_text(LINE.format("gpt", "--data-path x", "/..", 1))
+    with pytest.raises(Untrusted, match="is no folder of a run"):
         plan_of_commands(tmp_path / "list")
     (tmp_path / "list").write_text(LINE.format("gpt", "--data-path x --no-such 3", 1, 1) + LINE.format("gpt", "", 2, 2))
     with pytest.raises(ConfigError, match=r"(?s)a 1: --no-such is not a flag.*a 2: no training data"):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from megatron.errors import Refusal
+from megatron.scaling.plan.entries import make_plan
 from megatron.scaling.plan.grid import Request
-from megatron.scaling.plan.plan import make_plan
 from megatron.scaling.plan.probe import probe_plan, probe_run
 
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from megatron.scaling.__main__ import main
-from megatron.scaling.plan.plan import Request, make_plan, save_plan
+from megatron.scaling.plan.entries import Request, make_plan, save_plan
 
 
 @pytest.fixture

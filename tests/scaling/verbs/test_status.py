@@ -1,7 +1,7 @@
 import json
 
 from megatron.scaling.__main__ import main
-from megatron.scaling.plan.plan import Plan, save_plan
+from megatron.scaling.plan.entries import Plan, save_plan
 from megatron.scaling.verbs.status import clock
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from megatron import budget, config
 from megatron.data.indexed import IndexedWriter
-from megatron.errors import BadData, CannotWrite, MissingInput
+from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.flags import ConfigError
 from megatron.scaling.plan.cost import Rates, speed_of_peak
+from megatron.scaling.plan.entries import branch_points, load_plan, make_plan, save_csv, save_plan
 from megatron.scaling.plan.grid import Request
-from megatron.scaling.plan.plan import branch_points, load_plan, make_plan, save_csv, save_plan
 
 ROOT = Path(__file__).resolve().parents[3]
 PUBLISHED = Request(flops=(6e18, 1e19, 3e19, 1e20), sizes=("57M", "117M", "217M", "425M", "724M"))
@@ -116,6 +116,31 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotWrite):
         save_plan(make_plan(PUBLISHED), tmp_path / "file" / "plan.json")
+
+
+@pytest.mark.parametrize(
+    "field, value, kind",
+    [
+        ("name", "../x", Untrusted),
+        ("name", "/tmp/x", Untrusted),
+        ("name", "..", Untrusted),
+        ("name", "", Untrusted),
+        ("load", {"run": "a/../../b", "step": 1}, Untrusted),
+        ("entry", "../evil.py", Untrusted),
+        ("name", None, BadData),
+        ("flags", [1], BadData),
+        ("flags", None, BadData),
+        ("tokens", 0, BadData),
+        ("load", {"run": "x"}, BadData),
+    ],
+)
+def test_a_plan_from_a_file_starts_nothing_elsewhere(field, value, kind, tmp_path):
+    save_plan(make_plan(replace(PUBLISHED, flops=(1e19,), sizes=("57M",), objectives=("ar",))), tmp_path / "plan.json")
+    held = json.loads((tmp_path / "plan.json").read_text())
+    held["runs"][0][field] = value
+    (tmp_path / "plan.json").write_text(json.dumps(held))
+    with pytest.raises(kind, match=r"runs\[0\]"):
+        load_plan(tmp_path / "plan.json")
 
 
 # -- one trunk

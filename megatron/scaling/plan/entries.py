@@ -12,21 +12,35 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from megatron import config
 from megatron.config import Config
-from megatron.errors import BadData, CannotWrite, MissingInput
+from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.files import read_json, replace_file
 from megatron.flags import ConfigError
+from megatron.rundir.names import is_run_name
 from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan.cost import Rates, Speed, forecast
 from megatron.scaling.plan.grid import CHOSEN, Cell, Request, corpus_size, grid, trunk_name, unique_cells
 
 SCHEMA_VERSION = 1
 NESTED = ("flags", "forecast", "budget", "varied")  # parts of a run's entry that are no cells of a table
+NUMBER = (int, float)
+ENTRY: dict[str, tuple[type, ...]] = {  # types of a run's fields that other verbs read
+    "name": (str,),
+    "tokens": NUMBER,
+    "steps": NUMBER,
+    "flops_6nd": NUMBER,
+    "entry": (str,),
+    "flags": (list,),
+    "forecast": (dict, type(None)),
+    "load": (dict, type(None)),
+    "varied": (dict,),
+}
+NEEDED = ("name", "tokens", "steps", "flops_6nd")
 SUMMED = ("tokens", "hours", "gpu_hours", "cost", "energy_kwh")
 
 
@@ -286,11 +300,45 @@ def write(path: Path, data: bytes) -> None:
         raise CannotWrite(f"{path} cannot be written: {error.strerror}; choose another place") from None
 
 
-def load_plan(path: str | Path) -> Plan:
-    """A plan from its file. Raises MissingInput, and BadData for what is no plan of this version."""
+def load_plan(path: str | Path, needed: Iterable[str] = ()) -> Plan:
+    """A plan from its file, whose runs have these fields too. Raises MissingInput, BadData for what is no plan of this version,
+    and Untrusted for one whose runs would leave the folder of runs or start another program.
+    """
     held = read_json(Path(path), f"plan again: `scaling_laws.py plan --out {path}` writes one", "a plan")
     if held.get("schema_version") != SCHEMA_VERSION or not isinstance(held.get("runs"), list):
         raise BadData(
             f"{path}: expected a plan of schema_version {SCHEMA_VERSION}, found {held.get('schema_version')!r:.40}; plan again"
         )
+    for number, run in enumerate(held["runs"]):
+        check_entry(f"{path}: runs[{number}]", run, needed)
+    if len({run["name"] for run in held["runs"]}) < len(held["runs"]):
+        raise BadData(f"{path}: two runs have one name; plan again")
     return Plan(**{name: held[name] for name in Plan.__dataclass_fields__ if name in held})
+
+
+def is_folder_name(name: object) -> bool:
+    """A run's name, or one that people gave to a folder of their own, with spaces."""
+    return isinstance(name, str) and is_run_name(name.replace(" ", "_"))
+
+
+def check_entry(where: str, run: object, needed: Iterable[str]) -> None:
+    """Raises BadData, Untrusted."""
+    if not isinstance(run, dict):
+        raise BadData(f"{where} is {run!r:.40}, expected an object; plan again")
+    for name, kinds in ENTRY.items():
+        if (name in run or name in NEEDED or name in needed) and not isinstance(run.get(name), kinds):
+            raise BadData(f"{where}.{name} is {run.get(name)!r:.40}, expected {kinds[0].__name__}; plan again")
+    load = run.get("load") or {"run": run["name"], "step": 0}
+    if (
+        not all(isinstance(word, str) for word in run.get("flags", []))
+        or not isinstance(load.get("step"), int)
+        or run["tokens"] <= 0
+    ):
+        raise BadData(f"{where}: expected flags that are text, load.step a whole number and tokens above 0; plan again")
+    for name in (run["name"], load.get("run")):
+        if not is_folder_name(name):
+            raise Untrusted(
+                f"{where}: {name!r:.80} is no name of a run: it may leave the folder of runs; give it letters, digits, ._-"
+            )
+    if run.get("entry", "pretrain_gpt.py") not in flags.ENTRIES.values():
+        raise Untrusted(f"{where}.entry is {run['entry']!r:.80}, expected {' or '.join(flags.ENTRIES.values())}; plan again")
