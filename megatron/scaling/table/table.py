@@ -19,9 +19,11 @@ import numpy as np
 
 from megatron.errors import BadData, MissingInput
 from megatron.flags import parse_count
+from megatron.rundir.folders import read_file
+from megatron.rundir.names import CONFIG
 from megatron.scaling.table.comparable import check_comparable
 from megatron.scaling.table.covariates import choose_best, column_of, keep_varied, read_covariates, spelled, split_by
-from megatron.scaling.table.runs import read_json, read_result, records, run_directories, table_lines
+from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
 
 NUMBERS = (
     "params",
@@ -228,7 +230,7 @@ def _read_run(directory: Path, mapping, loss):
         result |= _from_curve(directory, result, loss)
     row = _typed(result, mapping, str(directory / "result.json"))
     where = {"line": None, "run": directory.name, "path": str(directory), "group": str(directory.resolve().parent)}
-    return [row | where | {"covariates": read_covariates(read_json(directory / "config.json"))}], []
+    return [row | where | {"covariates": read_covariates(read_file(directory, CONFIG))}], []
 
 
 def _from_curve(directory: Path, result: dict, loss: str) -> dict:
