@@ -95,7 +95,7 @@ class Step:
     """What one optimizer step reports, already reduced over the whole world."""
 
     loss: float  # sum(weights * nll) / sum(scored), nats a token
-    accuracy: float  # share of asked positions whose most likely id is the target
+    accuracy: float  # share of asked positions whose most likely id is the target; ties count as their share
     grad_norm: float  # before clipping
     clipped_norm: float  # after clipping
     skipped: bool  # not finite: weights and moments untouched
@@ -108,7 +108,7 @@ class RowScores:
     """What a pass without a gradient says of each row."""
 
     loss: np.ndarray  # [b] float64   sum of weights * nll
-    hits: np.ndarray  # [b] int64
+    hits: np.ndarray  # [b] float64   a target that shares the top with others counts as its share of them
     asked: np.ndarray  # [b] int64
     scored: np.ndarray  # [b] int64
 

@@ -26,17 +26,19 @@ GROUP_BYTES = 64 << 20  # logits made at once; their gradient replaces them, for
 def weighted_nll(
     x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int, tp: Group = ALONE
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sum(weights * nll), each row's nll, and whether its most likely id is the target.
+    """sum(weights * nll), each row's nll, and how far its most likely id is the target: 1 / the number of ids that share the top.
+
+    So much a choice among them at random would hit. Ties are common in bf16, and a model that says nothing ties all ids.
 
     Ids from `columns` on (mask and padding) cannot be predicted. With tensor parallelism `table` is this rank's rows, and
     x's gradient its share of a sum that the caller makes (`enter`).
-    x [n, h], table [V/tp, h] fp32, targets [n] int64, weights [n] fp32 -> loss [] fp32, nll [n] fp32, hit [n] bool; the
-    first two are float64 where x is
+    x [n, h], table [V/tp, h] fp32, targets [n] int64, weights [n] fp32 -> loss [] fp32, nll [n] fp32, hit [n] fp32; all
+    are float64 where x is
     """
     if torch.is_grad_enabled() and (x.requires_grad or table.requires_grad):
         return _WeightedNLL.apply(x, table, targets, weights, columns, tp)
     head = head_rows(table, columns, tp).to(x.dtype)
-    nll, hit = x.new_empty(len(x), dtype=wide(x.dtype)), targets.new_empty(len(x), dtype=torch.bool)
+    nll, hit = x.new_empty(2, len(x), dtype=wide(x.dtype))
     for rows in pieces(len(x), CHUNK_BYTES // (4 * len(head))):
         nll[rows], hit[rows], _ = chunk_nll(F.linear(x[rows], head), targets[rows], columns, tp)
     return (weights * nll).sum(), nll, hit
@@ -69,7 +71,7 @@ def pieces(n: int, size: int) -> list[slice]:
 
 
 def chunk_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple[Tensor, Tensor, Tensor]:
-    """logits [c, v], targets [c] -> nll [c], hit [c] bool, d nll / d logits = p - onehot [c, v]; all `wide`"""
+    """logits [c, v], targets [c] -> nll [c], hit [c], d nll / d logits = p - onehot [c, v]; all `wide`"""
     if tp.size > 1:
         return cut_nll(logits, targets, columns, tp)
     probs = torch.softmax(logits, -1, dtype=wide(logits.dtype))
@@ -77,7 +79,25 @@ def chunk_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple
     at_target = logits.gather(1, targets[:, None])[:, 0]
     # The largest probability is 1 / sum exp(logit - top), at least 1/v: its log never underflows.
     nll = top.to(probs.dtype) - at_target.to(probs.dtype) - probs.amax(-1).log()
-    return nll, at_target >= top, probs.scatter_add_(1, targets[:, None], probs.new_full((len(probs), 1), -1.0))
+    hit = (at_target >= top) / ties(logits, targets, at_target, top)
+    return nll, hit, probs.scatter_add_(1, targets[:, None], probs.new_full((len(probs), 1), -1.0))
+
+
+def ties(logits: Tensor, targets: Tensor, at_target: Tensor, top: Tensor) -> Tensor:
+    """How many ids of a row have the largest logit, where the target is one of them; 1 or more elsewhere.
+
+    On a CPU counting costs as much as the softmax and a second maximum next to nothing, so that only rows are counted in which
+    another id is as large as the target. A GPU would wait for their number.
+    logits [c, v], which are back in place after the call, targets, at_target and top [c] -> int64 [c]
+    """
+    if logits.is_cuda:
+        return (logits == top[:, None]).sum(-1).clamp(min=1)
+    count = torch.ones_like(targets)
+    logits.scatter_(1, targets[:, None], -math.inf)
+    tied = ((logits.amax(-1) >= top) & (at_target >= top)).nonzero()[:, 0]
+    logits.scatter_(1, targets[:, None], at_target[:, None])
+    count[tied] = (logits[tied] == top[tied, None]).view(torch.uint8).sum(-1, dtype=torch.int64)
+    return count
 
 
 def cut_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,10 +108,11 @@ def cut_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple[T
     scores[:, max(0, columns - tp.rank * width) :] = -math.inf
     top = all_reduce(scores.amax(-1), tp, dist.ReduceOp.MAX)
     at_target = scores.gather(1, local[:, None])[:, 0].where(owned, 0.0)
+    count = (scores == top[:, None]).sum(-1).to(scores.dtype)
     probs = scores.sub_(top[:, None]).exp_()
-    total, at_target = all_reduce(torch.stack((probs.sum(-1), at_target)), tp)
+    total, at_target, count = all_reduce(torch.stack((probs.sum(-1), at_target, count)), tp)
     probs.div_(total[:, None]).scatter_add_(1, local[:, None], -owned[:, None].to(probs.dtype))
-    return total.log() + top - at_target, at_target >= top, probs
+    return total.log() + top - at_target, (at_target >= top) / count.clamp(min=1), probs
 
 
 def accumulate(total: Tensor, d_logits: Tensor, x: Tensor, first: bool) -> None:
@@ -114,7 +135,7 @@ class _WeightedNLL(torch.autograd.Function):
         rows_with_logits = head_rows(table, columns, tp)
         head, width = rows_with_logits.to(x.dtype), len(rows_with_logits)
         n = len(x)
-        nll, hit = x.new_empty(n, dtype=wide(x.dtype)), targets.new_empty(n, dtype=torch.bool)
+        nll, hit = x.new_empty(2, n, dtype=wide(x.dtype))
         d_x, d_table = torch.empty_like(x), torch.empty_like(table)
         d_table[width:] = 0
         for number, group in enumerate(pieces(n, GROUP_BYTES // (x.element_size() * width))):

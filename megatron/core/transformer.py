@@ -251,7 +251,7 @@ class GPT(nn.Module):
         return self.embed(batch.inputs, self.dtype)
 
     def forward(self, batch: Batch, x: Tensor | None = None, loss: bool = True) -> tuple[Tensor, Tensor, Tensor] | Tensor:
-        """sum(weights * nll) of the asked positions, and each one's nll and hit.  -> [] fp32, [n] fp32, [n] bool
+        """sum(weights * nll) of the asked positions, and each one's nll and hit.  -> [] fp32, [n] fp32, [n] fp32
 
         Without `loss`, their logits over all ids that can be predicted: -> [n, v]. A stage that is not the last gives what
         it hands on instead.

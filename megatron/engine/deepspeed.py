@@ -489,7 +489,7 @@ class DeepSpeedEngine:
             # The denominator is global already, and DeepSpeed averages over replicas.
             self.engine.backward(micro * (self.mesh.dp.size / total), scale_wrt_gas=False)
             loss += micro.detach().double()
-            hits += hit.sum()
+            hits += hit.double().sum()
         square, loss, hits = self.over_world(self.gradients(), loss, hits)
         norm, value = square**0.5, loss / total
         finite = math.isfinite(norm) and math.isfinite(value)
@@ -498,12 +498,7 @@ class DeepSpeedEngine:
         self.engine.step()
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
         return Step(
-            loss=value,
-            accuracy=int(hits) / max(1, asked),
-            grad_norm=norm,
-            clipped_norm=norm * scale,
-            skipped=not finite,
-            scored=total,
+            loss=value, accuracy=hits / max(1, asked), grad_norm=norm, clipped_norm=norm * scale, skipped=not finite, scored=total
         )
 
     def believed_norm(self) -> Any:

@@ -60,7 +60,7 @@ class NativeEngine:
         self.watched, self.nlls = True, [nll for _, nll, _ in said]
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         loss = torch.stack([zero, *(micro.double() for micro, _, _ in said)]).sum()
-        hits = torch.stack([zero, *(hit.sum().double() for _, _, hit in said)]).sum()
+        hits = torch.stack([zero, *(hit.double().sum() for _, _, hit in said)]).sum()
         finish_gradients(self.shares, self.mesh, self.stages, over_dp=self.pipeline is not None and self.zero_stage < 2)
         square, loss, hits = self.over_world(self.squares(share.gradient() for share in self.shares), loss, hits)
         norm, value = square**0.5, loss / total
@@ -71,12 +71,7 @@ class NativeEngine:
         for stage in self.stages:
             stage.zero_grad()
         return Step(
-            loss=value,
-            accuracy=int(hits) / max(1, asked),
-            grad_norm=norm,
-            clipped_norm=norm * scale,
-            skipped=not finite,
-            scored=total,
+            loss=value, accuracy=hits / max(1, asked), grad_norm=norm, clipped_norm=norm * scale, skipped=not finite, scored=total
         )
 
     def forward_backward(self, batches: list[Batch], total: int) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -212,6 +207,6 @@ def row_scores(batch: Batch, nll: Tensor, hit: Tensor) -> RowScores:
     return RowScores(
         loss=np.bincount(rows, weighted, num_rows),
         asked=np.bincount(rows, minlength=num_rows),
-        hits=np.bincount(rows[hit.cpu().numpy()], minlength=num_rows),
+        hits=np.bincount(rows, hit.double().cpu().numpy(), num_rows),
         scored=batch.scored.sum(1).numpy(),
     )

@@ -66,7 +66,7 @@ def evaluate(engine: Engine, objective: Objective, data: Slice) -> dict:
     draws = [draw(engine, objective, data, m) for m in range(data.num_mc)]
     loss = np.stack([d.loss for d in draws])  # [draws, rows]
     scored = draws[0].scored
-    asked, hits = sum(int(d.asked.sum()) for d in draws), sum(int(d.hits.sum()) for d in draws)
+    asked, hits = sum(int(d.asked.sum()) for d in draws), sum(float(d.hits.sum()) for d in draws)
     value = float(loss.mean(0).sum() / scored.sum())
     noise, df = (0.0, None) if objective.exact else noise_error(loss, scored)
     return {

@@ -33,7 +33,26 @@ def test_equals_the_plain_head_in_value_and_gradient(monkeypatch, chunk, group, 
     torch.testing.assert_close(nll, each, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours[0], x.grad, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours[1], table.grad, rtol=1e-5, atol=1e-6)
-    assert torch.equal(hit, (x @ table[:50].t()).argmax(-1) == targets)
+    assert torch.equal(hit, ((x @ table[:50].t()).argmax(-1) == targets).float())
+
+
+def test_a_tie_counts_as_its_share():
+    """What a choice at random among the most likely ids would hit; as many for a table that is cut (test_tensor_parallel)."""
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0], [5.0, 5.0, 5.0, 5.0], [1.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
+    for targets, shares in (([1, 0, 0, 3], [1 / 2, 1 / 4, 0, 1]), ([2, 3, 3, 0], [1 / 2, 1 / 4, 0, 0])):
+        _, _, hit = head.weighted_nll(torch.eye(4), logits.t().contiguous(), torch.tensor(targets), torch.ones(4), 4)
+        assert hit.tolist() == shares
+
+
+def test_bf16_does_not_read_high():
+    """Over many rows the share of ties is what fp32, which has none, finds."""
+    rng = torch.Generator().manual_seed(0)
+    x, table = torch.randn(4000, 16, generator=rng), torch.randn(500, 16, generator=rng)
+    targets = (x @ table.t() + 3 * torch.randn(4000, 500, generator=rng)).argmax(-1)
+    exact, rounded = (
+        head.weighted_nll(x.to(kind), table, targets, torch.ones(4000), 500)[2] for kind in (torch.float32, torch.bfloat16)
+    )
+    assert abs(rounded.mean() - exact.mean()) < 2e-3 < (rounded.ceil() - rounded).mean()
 
 
 def test_reserved_rows_are_not_predicted_and_get_no_gradient():

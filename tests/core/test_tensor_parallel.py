@@ -80,9 +80,11 @@ def scored_on(size, *args):
     return scored(build_mesh(size).tp, *args)
 
 
-@pytest.mark.parametrize("columns, asked, scale", [(16, 9, 1.0), (13, 9, 1.0), (7, 9, 1.0), (13, 0, 1.0), (13, 9, 300.0)])
+@pytest.mark.parametrize(
+    "columns, asked, scale", [(16, 9, 1.0), (13, 9, 1.0), (7, 9, 1.0), (13, 0, 1.0), (13, 9, 300.0), (13, 9, 0.0)]
+)
 def test_head_over_a_cut_vocabulary(pool, columns, asked, scale):
-    """Also where a rank has nothing but padding (7 of 16 columns), where nothing is asked, and where exp would overflow."""
+    """Also where a rank has nothing but padding (7 of 16 columns), where nothing is asked, exp would overflow, or all ids tie."""
     loss, nll, hit, d_x, d_table = scored(ALONE, columns, asked, scale)
     found = pool.run(4, scored_on, 4, columns, asked, scale)
     for one in found:

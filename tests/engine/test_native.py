@@ -149,7 +149,7 @@ def test_score_gives_each_row_its_own_sums():
         total, nll, hit = e.stages[0].eval()(x)
     assert scores.loss.sum() == pytest.approx(float(total), rel=1e-6)
     assert scores.loss[1] == pytest.approx(float(nll[8:11].sum()), rel=1e-6)
-    assert scores.hits.sum() == int(hit.sum())
+    assert scores.hits.sum() == float(hit.sum())
 
 
 LAYOUTS = {

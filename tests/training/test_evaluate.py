@@ -75,6 +75,7 @@ def test_an_untrained_bound_is_the_log_of_the_vocabulary_within_its_error(data):
         mdm.stages[0].embed.weight.zero_()
     found = evaluate(mdm, objective("mdm"), data)
     assert found["loss"] == pytest.approx(math.log(257), rel=1e-6) and found["loss_se_noise"] < 1e-5
+    assert found["accuracy"] == pytest.approx(1 / 257)
 
 
 def test_noise_error_predicts_the_scatter_of_independent_draws(data):
