@@ -13,6 +13,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from megatron.errors import MissingInput, exits
 
@@ -39,9 +40,20 @@ def padded_vocab(vocab_size: int, multiple: int = 128, rule: str = "fixed", tens
     return -(-needed // multiple) * multiple
 
 
+class Parameter(NamedTuple):
+    """The shape of one parameter of the whole model, and the dimension that tensor parallelism cuts."""
+
+    shape: tuple[int, ...]
+    cut: int | None = None
+
+
+def count(parameters: dict[str, Parameter]) -> int:
+    return sum(math.prod(p.shape) for p in parameters.values())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a parameter count depends on."""
+    """What a parameter count depends on. Every count is a sum over `tensors`, which the model is held against in a test."""
 
     num_layers: int
     hidden_size: int
@@ -52,6 +64,29 @@ class Shape:
     padded_vocab_size: int = 50304
     tied: bool = True
     num_query_groups: int | None = None  # heads of keys and values [each query head has its own]
+    condition_features: int = 0  # of what a network is told: three matrices a norm; 0: nothing
+
+    def block_tensors(self) -> dict[str, Parameter]:
+        """Of one block, by their names inside it."""
+        h, a, f = self.hidden_size, self.attention_width, self.ffn_hidden_size
+        found = {
+            "attention.qkv.weight": Parameter((a + 2 * self.key_width, h), cut=0),
+            "attention.out.weight": Parameter((h, a), cut=1),
+            "mlp.up.weight": Parameter((2 * f, h), cut=0),
+            "mlp.down.weight": Parameter((h, f), cut=1),
+        }
+        for norm in ("norm1", "norm2"):
+            found[f"{norm}.weight"] = Parameter((h,))
+            for name in ("scale", "shift", "gate") if self.condition_features else ():
+                found[f"{norm}.{name}"] = Parameter((h, self.condition_features))
+        return found
+
+    def tensors(self) -> dict[str, Parameter]:
+        """Every parameter that the model allocates, by name."""
+        table, blocks = Parameter((self.padded_vocab_size, self.hidden_size), cut=0), self.block_tensors()
+        found = {"embed.weight": table}
+        found |= {f"blocks.{i}.{name}": p for i in range(self.num_layers) for name, p in blocks.items()}
+        return found | {"norm.weight": Parameter((self.hidden_size,))} | ({} if self.tied else {"head.weight": table})
 
     @property
     def attention_width(self) -> int:
@@ -64,9 +99,7 @@ class Shape:
 
     def non_embedding(self) -> int:
         """Blocks and final norm, exactly as the model allocates them."""
-        h = self.hidden_size
-        block = 2 * h * (self.attention_width + self.key_width) + 3 * h * self.ffn_hidden_size + 2 * h
-        return self.num_layers * block + h
+        return self.num_layers * count(self.block_tensors()) + self.hidden_size
 
     def total(self) -> int:
         """Every parameter that the model allocates, padded vocabulary included."""
@@ -84,7 +117,8 @@ class Shape:
 
     def flops_per_token(self, seq_length: int) -> float:
         """Training FLOPs a token, 6 (N_blocks + V h) + 12 l w s (PaLM, arXiv:2204.02311, appendix B): no causal halving."""
-        blocks = self.non_embedding() - (2 * self.num_layers + 1) * self.hidden_size
+        multiplied = (p for name, p in self.block_tensors().items() if name.endswith("weight") and len(p.shape) == 2)
+        blocks = self.num_layers * sum(math.prod(p.shape) for p in multiplied)
         return 6 * (blocks + self.vocab_size * self.hidden_size) + 12 * self.num_layers * self.attention_width * seq_length
 
 

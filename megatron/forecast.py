@@ -54,24 +54,19 @@ def forecast(cfg: Config) -> Forecast:
 
 
 def shapes(cfg: Config, layers: range) -> Shapes:
-    """Every parameter of a stage on one tensor-parallel rank, as `GPT` makes them."""
-    m, t = cfg.model, cfg.parallel.tensor_model_parallel_size
-    h, a, f, table = m.hidden_size, m.shape().attention_width, m.ffn_hidden_size, (m.padded_vocab_size // t, m.hidden_size)
-    first, last, tied = layers.start == 0, layers.stop == m.num_layers, not m.untie_embeddings_and_output_weights
-    found: Shapes = {"embed.weight": table} if first or (last and tied) else {}
-    for i in layers:
-        block = {
-            "norm1": (h,),
-            "attention.qkv": ((a + 2 * m.shape().key_width) // t, h),
-            "attention.out": (h, a // t),
-            "norm2": (h,),
-            "mlp.up": (2 * f // t, h),
-            "mlp.down": (h, f // t),
-        }
-        found |= {f"blocks.{i}.{name}.weight": shape for name, shape in block.items()}
-    if last:
-        found |= {"norm.weight": (h,)} | ({} if tied else {"head.weight": table})
-    return found
+    """Every parameter of a stage on one tensor-parallel rank."""
+    shape, t = cfg.model.shape(), cfg.parallel.tensor_model_parallel_size
+    first, last = layers.start == 0, layers.stop == cfg.model.num_layers
+    ends = {"embed.weight": first or (last and shape.tied), "norm.weight": last, "head.weight": last}
+
+    def here(name: str) -> bool:
+        return int(name.split(".")[1]) in layers if name.startswith("blocks.") else ends[name]
+
+    return {
+        name: tuple(n // t if dim == p.cut else n for dim, n in enumerate(p.shape))
+        for name, p in shape.tensors().items()
+        if here(name)
+    }
 
 
 def stage_shapes(cfg: Config, plan: Stages, rank: int) -> Shapes:
