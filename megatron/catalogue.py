@@ -14,6 +14,7 @@ class Known:
     built_by: str  # module:class, whose `build` reads the flags
     entry_point: str  # the program whose default it is
     causal: bool  # which attention its model has
+    uses_mask: bool  # whether the mask's row of the embedding table is an input
     exact: bool  # whether its validation loss is an exact NLL; else an upper bound
 
 
@@ -24,6 +25,7 @@ OBJECTIVES = {
         built_by="megatron.objectives.autoregressive:NextToken",
         entry_point="pretrain_gpt.py",
         causal=True,
+        uses_mask=False,
         exact=True,
     ),
     "mdm": Known(
@@ -32,6 +34,15 @@ OBJECTIVES = {
         built_by="megatron.objectives.masked:MaskedDiffusion",
         entry_point="pretrain_diff_gpt.py",
         causal=False,
+        uses_mask=True,
         exact=False,
     ),
 }
+
+
+def default_of(entry_point: str) -> str | None:
+    """The objective of a program that is not told one: the first of the table that names it."""
+    return next((name for name, known in OBJECTIVES.items() if known.entry_point == entry_point), None)
+
+
+ENTRY_POINTS = tuple(dict.fromkeys(known.entry_point for known in OBJECTIVES.values()))

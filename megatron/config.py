@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from megatron.budget import GPT2_VOCAB, RESERVED_IDS, Shape, padded_vocab, swiglu_width
+from megatron.catalogue import OBJECTIVES
 from megatron.flags import (
     ALIASES,
     DEAD,
@@ -272,7 +273,12 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    objective: Literal["ar", "mdm"] = flag("ar", "ar: predict the next token; mdm: masked diffusion", identity="experiment")
+    objective: str = flag(
+        "ar",
+        "; ".join(f"{name}: {known.title}" for name, known in OBJECTIVES.items()),
+        identity="experiment",
+        legal=tuple(OBJECTIVES),
+    )
     mdm_t_sampling: Literal["stratified", "iid"] = flag(
         "stratified", "noise levels: one in each stratum of the global batch, or independent", identity="experiment", needs=MDM
     )
@@ -623,7 +629,7 @@ def fill_vocabulary(m: Model, vocab_size: int, objective: str, p: Parallel, mist
     rows = padded_vocab(vocab_size, m.make_vocab_size_divisible_by, m.pad_vocab, p.tensor_model_parallel_size)
     if m.padded_vocab_size not in (None, rows):
         mistakes.append(f"--padded-vocab-size {m.padded_vocab_size} is not the derived {rows}: leave it out")
-    if objective == "mdm" and rows < vocab_size + RESERVED_IDS:
+    if OBJECTIVES[objective].uses_mask and rows < vocab_size + RESERVED_IDS:
         mistakes.append(
             f"--pad-vocab {m.pad_vocab} gives {rows} rows for {vocab_size} ids: no room for the mask; use --pad-vocab fixed"
         )
@@ -896,9 +902,10 @@ def in_samples(samples: int | None, iters: int | None, t: Train) -> int | None:
 
 
 def resolve_objective(o: Objective, mistakes: list[str]) -> Objective:
-    if o.objective == "ar" and (o.num_mc or 1) != 1:
-        mistakes.append(f"--num-mc {o.num_mc} acts on masked diffusion only: the loss of an autoregressive model is exact")
-    return replace(o, num_mc=o.num_mc or (1 if o.objective == "ar" else 2))
+    known = OBJECTIVES[o.objective]
+    if known.exact and (o.num_mc or 1) != 1:
+        mistakes.append(f"--num-mc {o.num_mc} acts on bounds only: the validation loss of {known.label} is exact")
+    return replace(o, num_mc=o.num_mc or (1 if known.exact else 2))
 
 
 def check_data(cfg: Config, unread: Collection[str], mistakes: list[str]) -> None:
@@ -971,7 +978,7 @@ def help_text(program: str) -> str:
         only = f" (accepted as it stands: {f.metadata['only']})" if f.metadata["only"] else ""
         default = "" if f.default is None or hint is bool or only else f" [{f.default}]"
         alias = f"; also {', '.join(also[name])}" if name in also else ""
-        rows[section].append(help_row(f"{spelling(name)} {metavar(hint)}", f"{f.metadata['help']}{default}{only}{alias}"))
+        rows[section].append(help_row(f"{spelling(name)} {metavar(f, hint)}", f"{f.metadata['help']}{default}{only}{alias}"))
     sizes = [f"  {name:10}" + "".join(f"{number:>10}" for number in sizes.values()) for name, sizes in PRESETS.items()]
     return "\n".join(
         [
@@ -1012,7 +1019,7 @@ def markdown() -> str:
         more = [f"accepted as it stands: {known['only']}"] if known["only"] else []
         more += [f"acts only where you {known['needs'].said}"] if known["needs"] else []
         more += [f"also {', '.join(f'`{one}`' for one in also[name])}"] if name in also else []
-        cells = f"`{spelling(name)} {metavar(hint)}".rstrip() + "`", shown, known["identity"], "; ".join([what, *more])
+        cells = f"`{spelling(name)} {metavar(f, hint)}".rstrip() + "`", shown, known["identity"], "; ".join([what, *more])
         rows[section].append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     parts += [f"\n## {section}\n\n" + "\n".join(lines) for section, lines in rows.items()]
     absent = {name: f"needs {what}, which is not built yet" for name, what in LATER.items()} | DEAD

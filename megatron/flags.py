@@ -50,17 +50,19 @@ def flag(
     least: float | None = None,
     below: float | None = None,
     only: str | None = None,
+    legal: tuple[str, ...] = (),
 ) -> Any:
     """One flag. A number is above 0, or at least `least`, and below `below`; `count`: 100M and 1e9 are read.
 
     `identity` is what another value makes of a run. experiment: another one, which no checkpoint or folder of this one is for;
     noted: the same run, changed on the way, which is said and recorded; free: nothing that its results depend on, or something
     that another field or a fingerprint of the data says. A flag that older checkpoints do not know had its default there.
+    `legal`: the words that it takes, where its type is no Literal that says them.
     `only` marks a flag of published recipes whose one legal value is the default, and says why.  Raises TypeError.
     """
     if identity not in get_args(Identity):
         raise TypeError(f"identity={identity!r} must be one of {', '.join(get_args(Identity))}")
-    known = {"identity": identity, "needs": needs, "count": count, "least": least, "below": below, "only": only}
+    known = {"identity": identity, "needs": needs, "count": count, "least": least, "below": below, "only": only, "legal": legal}
     return field(default=default, metadata={"help": help, **known})
 
 
@@ -241,9 +243,9 @@ def without_none(hint) -> Any:
     return kept[0] if kept and type(None) in get_args(hint) else hint
 
 
-def choices(hint) -> tuple:
-    """Legal values of a Literal."""
-    return get_args(hint) if get_origin(hint) is Literal else ()
+def choices(f: dataclasses.Field, hint) -> tuple:
+    """The words that a flag takes; none where any will do."""
+    return get_args(hint) if get_origin(hint) is Literal else f.metadata["legal"]
 
 
 def parse_count(text: str) -> float:
@@ -254,8 +256,8 @@ def parse_count(text: str) -> float:
 
 def convert(f: dataclasses.Field, hint, value: Any) -> Any:
     """A flag's text, or a YAML value, as its field's type. Raises ValueError with the sentence's end."""
-    if choices(hint):
-        value = choose(choices(hint), value, f.metadata["only"])
+    if choices(f, hint):
+        value = choose(choices(f, hint), value, f.metadata["only"])
     elif hint is bool and not isinstance(value, bool):
         raise ValueError(f"must be true or false, not {value!r}")
     elif get_origin(hint) is list:
@@ -435,9 +437,9 @@ def read_file(path: str, sections: set[str], mistakes: list[str]) -> list[tuple[
     return [(str(key), value) for key, value in pairs if value is not None]
 
 
-def metavar(hint) -> str:
-    if choices(hint):
-        return "{" + ",".join(choices(hint)) + "}"
+def metavar(f: dataclasses.Field, hint) -> str:
+    if choices(f, hint):
+        return "{" + ",".join(choices(f, hint)) + "}"
     return {bool: "", int: "N", float: "X", str: "TEXT", list[int]: "N ..."}.get(hint, "TEXT ...")
 
 

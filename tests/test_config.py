@@ -295,7 +295,7 @@ def test_a_value_that_cannot_be(words, said):
             "--log-timers-to-tensorboard",
             "--log-timers-to-tensorboard would do nothing here: give --tensorboard-dir or --wandb-project, or leave it out",
         ),
-        ("--num-mc 2", "--num-mc 2 acts on masked diffusion only: the loss of an autoregressive model is exact"),
+        ("--num-mc 2", "--num-mc 2 acts on bounds only: the validation loss of AR is exact"),
         ("--skip-train --eval-iters 0 --valid-data-path v", "--skip-train with --eval-iters 0 does nothing: give --eval-iters"),
         ("--skip-train", "--skip-train needs validation data: give --valid-data-path-file FILE or --data-path PREFIX"),
         ("--tokenizer-type HFTokenizer", "--tokenizer-type HFTokenizer needs --tokenizer-model FILE"),

@@ -24,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
+from megatron.catalogue import ENTRY_POINTS, default_of  # noqa: E402
 from megatron.config import Config, ConfigError, parse  # noqa: E402
 from megatron.errors import KILLED, PREEMPTED, BadData, MissingInput, exits  # noqa: E402
 from megatron.layout import find_place  # noqa: E402
@@ -32,7 +33,7 @@ from megatron.rundir.folders import read_file  # noqa: E402
 from megatron.rundir.names import EXIT, RESULT  # noqa: E402
 from megatron.scaling.run.execute import record_failure  # noqa: E402
 
-OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
+DEFAULTS = {entry: default_of(entry) for entry in ENTRY_POINTS}
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ def read_list(path: Path) -> list[Member]:
 def read_member(line: str, where: str) -> Member:
     try:
         entry, *argv = shlex.split(line)
-        objective = OBJECTIVES[Path(entry).name]
+        objective = DEFAULTS[Path(entry).name]
     except (ValueError, KeyError):
-        raise BadData(f"{where}: expected a line that starts with {' or '.join(OBJECTIVES)}, found {line[:60]!r}") from None
+        raise BadData(f"{where}: expected a line that starts with {' or '.join(DEFAULTS)}, found {line[:60]!r}") from None
     try:
         cfg = parse(argv, objective)
     except ConfigError as error:

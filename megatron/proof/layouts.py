@@ -35,7 +35,6 @@ TINY = {
 }
 RANDOM_TOKENS = 40_000
 EVAL_ITERS = 2
-OBJECTIVES = ("ar", "mdm")
 
 # What a + in a layout's name means. Only the second kind changes the experiment, and so the process to compare with.
 MODIFIERS = {

@@ -8,6 +8,7 @@ from megatron.batch import Batch, asked_positions
 from megatron.budget import padded_vocab
 from megatron.config import Model
 from megatron.core.fused import rotate
+from megatron.core.slots import LevelFeatures, Slots
 from megatron.core.transformer import GPT, rotary
 
 TINY = Model(
@@ -155,3 +156,29 @@ def test_bf16_computes_low_and_keeps_weights_fp32():
     exact, _ = gradients(GPT(TINY, True, 1), batch())
     assert all(g.dtype == torch.float32 for g in grads.values())
     assert abs(loss / exact - 1) < 1e-2
+
+
+def test_the_table_of_shapes_is_the_model():
+    for tied, features in ((True, 0), (False, 0), (True, 32)):
+        slots = Slots(condition=LevelFeatures()) if features else Slots()
+        cfg = replace(TINY, untie_embeddings_and_output_weights=not tied)
+        model = GPT(cfg, True, 0, slots=slots)
+        shape = replace(cfg.shape(), condition_features=features)
+        assert {name: (p.shape, model.declared[name].cut) for name, p in model.named_parameters()} == shape.tensors()
+        assert shape.total() == sum(p.numel() for p in model.parameters())
+
+
+def test_a_packed_document_sees_itself_alone():
+    """Segments with positions of their own are rows of their own, under either attention; so is a pattern that says the same."""
+    for causal, dropout in ((True, 0.0), (False, 0.0), (True, 0.2)):
+        model = GPT(replace(TINY, attention_dropout=dropout), causal, 1).eval()
+        whole = batch(1)
+        segments = (torch.arange(whole.inputs.shape[1]) >= 5).long().expand(whole.inputs.shape)
+        places = torch.where(segments == 0, whole.positions, whole.positions - 5)
+        packed = model.hidden(replace(whole, segments=segments, positions=places))
+        for rows in (slice(0, 5), slice(5, None)):
+            cut = {"inputs": whole.inputs[:, rows], "positions": places[:, rows]}
+            torch.testing.assert_close(packed[:, rows], model.hidden(replace(whole, **cut)), rtol=1e-5, atol=1e-6)
+        pattern = segments[0][:, None] == segments[0][None]
+        pattern = pattern.tril() if causal else pattern
+        assert torch.equal(packed, model.hidden(replace(whole, attend=pattern, positions=places)))

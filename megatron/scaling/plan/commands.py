@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 from megatron.budget import GPT2_VOCAB
+from megatron.catalogue import ENTRY_POINTS, default_of
 from megatron.config import parse
 from megatron.errors import BadData, MissingInput, Untrusted
 from megatron.flags import ConfigError
 from megatron.scaling.plan.cost import Rates, forecast
 from megatron.scaling.plan.entries import Plan, is_folder_name, numbers, unique_tokens
-from megatron.scaling.plan.flags import ENTRIES, without
+from megatron.scaling.plan.flags import without
 
 PLACES = {"run_dir", "save", "load"}  # where a run lives is for `run` to say
 
@@ -41,7 +42,7 @@ def plan_of_commands(path: Path) -> Plan:
 
 def planned_run(line: str, where: str) -> dict:
     """A plan's entry with the numbers that the command's own flags say. Raises BadData, ConfigError."""
-    objectives = {entry: objective for objective, entry in ENTRIES.items()}
+    objectives = {entry: default_of(entry) for entry in ENTRY_POINTS}
     try:
         entry, *argv = shlex.split(line)
         objective = objectives[Path(entry).name]

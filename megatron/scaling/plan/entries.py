@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from megatron import config
+from megatron.catalogue import OBJECTIVES
 from megatron.config import Config
 from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.files import read_json, replace_file
@@ -134,7 +135,7 @@ def run_of(r: Request, cell: Cell, optim: list[str], save: dict[str, object], **
         "unique": cell.unique,
         "trunk": None,
         **more,
-        "entry": flags.ENTRIES[cell.objective],
+        "entry": OBJECTIVES[cell.objective].entry_point,
         "varied": varied_of(r, cell),
         "flags": flags.overlaid(words, over) if over else words,
     }

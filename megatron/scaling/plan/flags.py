@@ -12,7 +12,6 @@ from megatron.config import BUDGETS, CORPORA, EXCLUSIVE, SAVING, Data, declared
 from megatron.flags import find, split_words
 from megatron.rundir.index import count_tokens
 
-ENTRIES = {"ar": "pretrain_gpt.py", "mdm": "pretrain_diff_gpt.py"}
 SUBSET_SLACK = 0.01  # a prepared subset stands for so many unique tokens, give or take this share
 DATA = {name for group in CORPORA for name in group}  # the flags that name corpora
 MARK = re.compile(r"[\d.]+(e[+-]?\d+)?|[\d.]*(e\d+)?[kMBGT]?:[\d.]*(e\d+)?[kMBGT]?", re.IGNORECASE)  # a weight, a range

@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 from megatron.budget import Shape, epoch_budget, epoch_tokens, find_size, flop_budget, spell
+from megatron.catalogue import OBJECTIVES
 from megatron.flags import ConfigError, parse_count, spelling
 from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan import hyperparameters as rules
@@ -30,7 +31,7 @@ class Request:
 
     kind: str = "chinchilla"
     scale: str = "gpu"
-    objectives: tuple[str, ...] = ("ar", "mdm")
+    objectives: tuple[str, ...] = tuple(OBJECTIVES)
     flops: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
     unique_tokens: tuple[int | None, ...] = ()  # None: as many as are trained on

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-NAMES = {"ar": "AR", "mdm": "MDM"}
+from megatron.catalogue import OBJECTIVES
+
+NAMES = {name: known.label for name, known in OBJECTIVES.items()}
 BOUNDS = {"exact": "exact NLL", "bound": "upper bound"}
 
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron.budget import GPT2_VOCAB, find_size, positive, spell
+from megatron.catalogue import OBJECTIVES
 from megatron.flags import ConfigError, parse_count
 from megatron.scaling.plan import axes
 from megatron.scaling.plan.axes import read_axis
@@ -63,8 +64,8 @@ def seed_number(text: str) -> int:
 
 
 def objective(text: str) -> str:
-    if text not in ("ar", "mdm"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no objective: give ar, mdm or both")
+    if text not in OBJECTIVES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no objective: there are {', '.join(OBJECTIVES)}")
     return text
 
 
@@ -97,7 +98,7 @@ def grid_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="E,...",
         help="passes: with --flops over D / E tokens, with --unique-tokens over those [data-value: 1 to 500]",
     )
-    add("--objectives", type=listed(objective), default=("ar", "mdm"), metavar="ar,mdm")
+    add("--objectives", type=listed(objective), default=tuple(OBJECTIVES), metavar=",".join(OBJECTIVES))
     add(
         "--sizes",
         nargs="+",

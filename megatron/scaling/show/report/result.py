@@ -9,6 +9,7 @@ import matplotlib
 import scipy
 from matplotlib.figure import Figure
 
+from megatron.catalogue import OBJECTIVES
 from megatron.files import staged
 from megatron.scaling.answers.isoflop import equal_loss_ratios
 from megatron.scaling.law.fitted import Fit
@@ -75,8 +76,8 @@ class Report:
 
 def build_report(table: Table, num_resamples: int = 400, seed: int = 0, **more) -> Report:
     """Fit minima and law of every objective of a table of comparable runs; `more` are further fields of the Report."""
-    order = {"ar": 0, "mdm": 1}
-    objectives = sorted(table.objectives, key=lambda name: (order.get(name, 2), name))
+    order = [*OBJECTIVES, *sorted(set(table.objectives) - set(OBJECTIVES))]
+    objectives = [name for name in order if name in table.objectives]
     studies = [study_runs(name, table.only(name).rows, num_resamples, seed) for name in objectives]
     by_name = {study.objective: study.isoflop for study in studies}
     ratios = equal_loss_ratios(by_name["ar"], by_name["mdm"]) if {"ar", "mdm"} <= set(by_name) else []
