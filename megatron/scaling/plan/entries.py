@@ -125,7 +125,7 @@ def run_of(r: Request, cell: Cell, optim: list[str], save: dict[str, object], **
         *flags.cadence_flags(at.log_interval, save),
     ]
     point = axes.flags_of({name: value for name, value in cell.point.items() if name not in CHOSEN})
-    said = {"run": cell.name, "objective": cell.objective, "program": flags.ENTRIES[cell.objective].removesuffix(".py")}
+    said = {"run": cell.name, "objective": cell.objective, "program": OBJECTIVES[cell.objective].entry_point.removesuffix(".py")}
     over = [re.sub(r"{(run|objective|program)}", lambda match: said[match[1]], word) for word in r.flags] + point
     return {
         "name": cell.name,
