@@ -1,7 +1,8 @@
 """The documentation is tested like code: links lead somewhere, flags exist, commands parse, and marked blocks are run.
 
-A comment before a block says what a test does with it: `<!-- run -->` runs it whole, `<!-- dry -->` forecasts the memory of its
-training command, `<!-- sbatch -->` runs it with an sbatch that only keeps what it is given.
+A comment before a block says what a test does with it: `<!-- run -->` runs it whole, `<!-- trained -->` runs it where the README's
+laptop has trained, `<!-- dry -->` forecasts the memory of its training command, `<!-- sbatch -->` runs it with an sbatch that only
+keeps what it is given.
 """
 
 import ast
@@ -29,15 +30,20 @@ PAGES = {
         [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "examples/README.md", ROOT / "ds_configs/README.md"]
     )
 }
-BLOCK = re.compile(r"(?:^<!-- (\w+) -->\n)?^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?:^<!-- (\w+) -->\n)?^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 ENTRIES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 OTHERS = "nproc-per-node ntasks-per-node nodes partition time index-url slow signal".split()  # flags of pip, torchrun and Slurm
 PLACES = ("megatron", "tools", "utils", "examples", *ENTRIES)
 
 
-def blocks(kind):
+def blocks(kind, language="bash"):
     """(page, block) of a marked kind, the README's first."""
-    found = [(page, text) for page, whole in PAGES.items() for mark, text in BLOCK.findall(whole) if mark == kind]
+    found = [
+        (page, text)
+        for page, whole in PAGES.items()
+        for mark, spoken, text in BLOCK.findall(whole)
+        if (mark, spoken) == (kind, language)
+    ]
     return sorted(found, key=lambda one: one[0] != "README.md")
 
 
@@ -54,7 +60,13 @@ def read(line):
     return shlex.split(line, comments=True)
 
 
-ALL = [(page, words) for page, text in PAGES.items() for _, block in BLOCK.findall(text) for words in commands(block)]
+ALL = [
+    (page, words)
+    for page, text in PAGES.items()
+    for _, language, block in BLOCK.findall(text)
+    if language == "bash"
+    for words in commands(block)
+]
 
 
 def slug(heading):
@@ -187,6 +199,24 @@ def test_the_readme_is_short_and_its_laptop_command_trains(checkout):
     (manifest,) = run.glob("step-*/manifest.json")
     assert fields_of("## Checkpoints") == set(json.loads(manifest.read_text()))
     assert fields_of("## A corpus") == set(json.loads(corpus.read_text()))
+    for _, block in blocks("trained", "python"):
+        checkout(f"python - <<'END'\n{block}END")
+
+
+def test_python_blocks_run(checkout):
+    """All in one process, each a program of its own."""
+    programs = [f"exec(compile({block!r}, {page!r}, 'exec'), {{'__name__': 'block'}})" for page, block in blocks("run", "python")]
+    assert len(programs) >= 3
+    checkout("python - <<'END'\n" + "\n".join(programs) + "\nEND")
+
+
+def test_the_tutorial_runs(checkout):
+    """Its code cells, one after the other; it is kept without outputs."""
+    notebook = json.loads((ROOT / "examples/tutorial.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 8 and not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    checkout("MPLBACKEND=agg python - <<'END'\n" + "\n".join("".join(cell["source"]) for cell in cells) + "\nEND")
+    assert (checkout.folder / "tutorial/isoflop.png").exists()
 
 
 def fields_of(heading):
