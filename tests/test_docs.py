@@ -88,6 +88,7 @@ def test_the_page_of_flags_is_current():
     assert PAGES["docs/flags.md"].strip() == config.markdown().strip(), "python -m megatron.config > docs/flags.md"
 
 
+@functools.cache
 def words_of(path):
     return {n.value for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
