@@ -197,7 +197,7 @@ def test_the_readme_is_short_and_its_laptop_command_trains(checkout):
 def test_python_blocks_run(checkout):
     """All in one process, each a program of its own."""
     programs = [f"exec(compile({block!r}, {page!r}, 'exec'), {{'__name__': 'block'}})" for page, block in blocks("run", "python")]
-    assert len(programs) >= 2
+    assert len(programs) >= 3
     checkout("python - <<'END'\n" + "\n".join(programs) + "\nEND")
 
 
