@@ -27,6 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
+from megatron.budget import Shape  # noqa: E402
 from megatron.core import checkpoint  # noqa: E402
 from megatron.core.checkpoint import whole  # noqa: E402
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Untrusted, exits  # noqa: E402
@@ -165,21 +166,7 @@ def plain_files(folder: Path) -> list[str]:
 def check_shapes(path: Path, tensors: dict[str, Tensor], known: dict) -> None:
     """Raises Mismatch when the tensors are not exactly those of the described model."""
     try:
-        expected = shapes(
-            **{
-                name: known["model"][name]
-                for name in (
-                    "num_layers",
-                    "hidden_size",
-                    "num_attention_heads",
-                    "kv_channels",
-                    "ffn_hidden_size",
-                    "padded_vocab_size",
-                    "untie_embeddings_and_output_weights",
-                )
-            },
-            num_query_groups=known["model"].get("num_query_groups"),
-        )
+        expected = shapes(known["model"])
     except (KeyError, TypeError) as error:
         raise Mismatch(f"{path}: config.json does not describe a model of this trainer: {type(error).__name__} {error}") from None
     wrong = [f"{name} is {'missing' if name in expected else 'unknown'}" for name in sorted(expected.keys() ^ tensors.keys())]
@@ -193,30 +180,15 @@ def check_shapes(path: Path, tensors: dict[str, Tensor], known: dict) -> None:
         raise Mismatch(f"{path} does not hold the model that it describes: {'; '.join(wrong[:5])}{more}")
 
 
-def shapes(
-    *,
-    num_layers: int,
-    hidden_size: int,
-    num_attention_heads: int,
-    num_query_groups: int | None = None,
-    kv_channels: int,
-    ffn_hidden_size: int,
-    padded_vocab_size: int,
-    untie_embeddings_and_output_weights: bool,
-) -> dict[str, tuple[int, ...]]:
-    h, width, table = hidden_size, num_attention_heads * kv_channels, (padded_vocab_size, hidden_size)
-    keys = (num_query_groups or num_attention_heads) * kv_channels
-    block = {
-        "norm1": (h,),
-        "attention.qkv": (width + 2 * keys, h),
-        "attention.out": (h, width),
-        "norm2": (h,),
-        "mlp.up": (2 * ffn_hidden_size, h),
-        "mlp.down": (h, ffn_hidden_size),
-    }
-    found = {f"blocks.{i}.{name}.weight": shape for i in range(num_layers) for name, shape in block.items()}
-    heads = {"head.weight": table} if untie_embeddings_and_output_weights else {}
-    return {"embed.weight": table, "norm.weight": (h,)} | found | heads
+def shapes(model: dict) -> dict[str, tuple[int, ...]]:
+    """Of every tensor of a model, from the flags of its section. Raises KeyError, TypeError."""
+    names = ("num_layers", "hidden_size", "num_attention_heads", "kv_channels", "ffn_hidden_size", "padded_vocab_size")
+    shape = Shape(
+        **{name: model[name] for name in names},
+        tied=not model["untie_embeddings_and_output_weights"],
+        num_query_groups=model.get("num_query_groups"),
+    )
+    return {name: parameter.shape for name, parameter in shape.tensors().items()}
 
 
 # Megatron-DeepSpeed
@@ -278,7 +250,7 @@ def check_settings(folder: Path, state: dict) -> dict:
     """The training's arguments, as far as stored. Raises Mismatch for a model that this one cannot be."""
     version = number(state, "checkpoint_version")
     if version is None:
-        print(f"{folder} does not say its checkpoint_version: taken as 3")
+        print(f"{folder} does not say its checkpoint_version: taken as 3", file=sys.stderr)
     elif version != 3:
         raise Mismatch(
             f"{folder} has checkpoint_version {version}, whose rows are in another order: expected 3; "
@@ -457,6 +429,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--to", choices=("plain", "checkpoint"), help="what to write [plain for a checkpoint, else checkpoint]")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of plain weights; checkpoints are fp32 [fp32]")
     parser.add_argument("--num-attention-heads", type=int, metavar="N", help="of a Megatron model whose file does not say it")
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout, all else on stderr")
     given = parser.parse_args(argv)
     refuse_taken(given.out)
     weights = read(given.source, given.num_attention_heads)
@@ -466,6 +439,10 @@ def main(argv: list[str] | None = None) -> None:
     else:
         write_checkpoint(given.out, weights)
     size, rows = sum(t.numel() for t in weights.tensors.values()), weights.known["model"]["padded_vocab_size"]
+    if given.json:
+        said = {"source": str(weights.source), "out": str(given.out), "to": to, "parameters": size, "known": weights.known}
+        print(json.dumps(said, indent=1))
+        return
     next_step = f": train with --load {given.out} --finetune" if to == "checkpoint" else ""
     print(f"{weights.source}: {size:,} parameters, a table of {rows} rows; written to {given.out} as {to}{next_step}")
 

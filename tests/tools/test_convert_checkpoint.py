@@ -40,7 +40,7 @@ ARGS = {
 
 def weights(untied=False):
     rng = torch.Generator().manual_seed(0)
-    shapes = convert_checkpoint.shapes(**MODEL | {"untie_embeddings_and_output_weights": untied})
+    shapes = convert_checkpoint.shapes(MODEL | {"untie_embeddings_and_output_weights": untied})
     return {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
 
 
@@ -101,7 +101,10 @@ def test_plain_weights_and_back(tmp_path, ours, capsys, monkeypatch, shard_bytes
 
 
 def test_bf16(tmp_path, ours, capsys):
-    assert run(capsys, ours, tmp_path / "plain", "--dtype", "bf16")[0] == 0
+    code, said = run(capsys, ours, tmp_path / "plain", "--dtype", "bf16", "--json")
+    found = json.loads(said)
+    assert code == 0 and (found["to"], found["known"]["step"]) == ("plain", 100)
+    assert found["parameters"] == sum(t.numel() for t in weights().values())
     halves = {name: t.bfloat16() for name, t in weights().items()}
     assert_same(load_file(tmp_path / "plain" / "model.safetensors"), halves)
     assert run(capsys, tmp_path / "plain", tmp_path / "back")[0] == 0
