@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import subprocess
 import sys
 import tempfile
@@ -96,17 +97,17 @@ def obtain(file: GPT2File) -> tuple[bytes, str]:
     )
 
 
-def place(file: GPT2File, folder: Path, given: Path | None, overwrite: bool) -> str:
-    """Put one file into `folder` and say where it came from; a differing file is replaced only on request."""
+def place(file: GPT2File, folder: Path, given: Path | None, overwrite: bool) -> tuple[Path, str | None]:
+    """Put one file into `folder`; a differing file is replaced only on request.  -> it, and where it came from if not there"""
     path = folder / file.name
     if file.is_right(read_if_there(path) or b""):
-        return f"{path}: already there, sha256 {file.sha256[:12]} is right"
+        return path, None
     if path.exists() and not overwrite:
         raise CannotWrite(f"{path} exists and is not GPT-2's {file.name}: move it away, or pass --overwrite")
     data, source = read_folder(given, file) if given else obtain(file)
     with staged(folder) as stage:
         (stage / file.name).write_bytes(data)
-    return f"{path}: from {source}, sha256 {file.sha256[:12]} is right"
+    return path, source
 
 
 @exits
@@ -118,9 +119,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--output", type=Path, default=CHECKOUT_DATA, metavar="DIR", help="folder to fill [the checkout's utils/data]"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that differs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a file instead of a line")
     args = parser.parse_args(argv)
     for file in (GPT2_VOCAB_FILE, GPT2_MERGE_FILE):
-        print(place(file, args.output, args.given, args.overwrite), flush=True)
+        path, source = place(file, args.output, args.given, args.overwrite)
+        found = {"path": str(path), "sha256": file.sha256, "source": source}
+        said = f"{path}: {f'from {source}' if source else 'already there'}, sha256 {file.sha256[:12]} is right"
+        print(json.dumps(found) if args.json else said, flush=True)
 
 
 if __name__ == "__main__":

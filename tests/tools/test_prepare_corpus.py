@@ -1,5 +1,6 @@
 """The tool as users run it: every corpus from files, the Hub and stores through stand-ins, interruptions, and what it refuses."""
 
+import csv
 import gzip
 import hashlib
 import json
@@ -20,7 +21,7 @@ from megatron.data.prepare import corpus as pipeline
 from megatron.data.prepare.origins import subset_documents
 from megatron.data.token_file import PaperFolder, TokenFile
 from megatron.data.tokenizer import build_tokenizer
-from tools import prepare_corpus
+from tools import prepare_corpus, preprocess_data
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -465,3 +466,98 @@ def test_every_corpus_from_published_files(tmp_path, name, file, train, more, ca
         pytest.skip(f"{file} of the shared data is not here")
     assert run(name, tmp_path / "o", "--from", SHARED / file, *more) == 0
     assert known(tmp_path / "o")["splits"]["train"]["documents"] == train and set(INDEXED) <= set(names(tmp_path / "o"))
+
+
+# ---- one's own corpora, and the kinds of files
+
+
+def test_a_corpus_of_ones_own_from_tables_and_arrays(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    with open(tmp_path / "in" / "a.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("id", "body"), *enumerate(TEXTS[:100])])
+    (tmp_path / "in" / "b.json").write_text(json.dumps([{"body": text} for text in TEXTS[100:]], indent=1))
+    more = ["--from", tmp_path / "in", "--held-out", 0, "--json-key", "body"]
+    assert run("mine", tmp_path / "o", *more, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert texts(tmp_path / "o", "train") == TEXTS and said["corpus"] == "mine" and said == known(tmp_path / "o")
+    assert run("mine", tmp_path / "o", *more) == 0 and "nothing to do" in capsys.readouterr().out
+    for name, words, wrong in (
+        ("mine", (), "name your own files with --from"),
+        ("../x", ("--from", "a"), "no name for a corpus"),
+    ):
+        with pytest.raises(SystemExit):
+            run(name, tmp_path / "p", *words)
+        assert wrong in capsys.readouterr().err
+
+
+def test_what_is_skipped_is_what_preprocessing_skips(tmp_path, capsys):
+    lines = [
+        b'{"text": "good"}',
+        b'{"text": "\xff"}',
+        b'{"text": "' + b"x" * 999 + b'"}',
+        b"[" * 9999,
+        b'{"text": 3}',
+        b"[1]",
+        b"5",
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "end"}']))
+    (tmp_path / "b.txt").write_bytes(b"fine\n\xff\n")
+    inputs, more = [tmp_path / "a.jsonl", tmp_path / "b.txt"], ["--on-bad-line", "skip", "--max-line-bytes", "500"]
+    assert run("mine", tmp_path / "o", "--from", *inputs, *more, "--held-out", 0) == 0
+    words = ["--input", *inputs, "--output-prefix", tmp_path / "p" / "out", *more, *BYTES]
+    assert preprocess_data.main(list(map(str, words))) == 0
+    found = []
+    for path in (tmp_path / "o" / "rejects.jsonl", tmp_path / "p" / "out.rejects.jsonl"):
+        rows = [row for row in map(json.loads, path.read_text().splitlines()) if "file" in row]
+        found.append([(row["file"], row["line"]) for row in rows])
+    assert found[0] == found[1] and [line for _, line in found[0]] == [2, 3, 4, 5, 6, 7, 0]
+    assert texts(tmp_path / "o", "train") == ["good", "end"]
+
+
+def test_too_few_documents_give_up_the_test_split_that_nobody_asked_for(tmp_path, capsys):
+    two = jsonl(tmp_path / "two.jsonl", [{"text": "a"}, {"text": "b"}])
+    assert run("mine", tmp_path / "o", "--from", two) == 0 and list(known(tmp_path / "o")["splits"]) == ["train", "valid"]
+    assert run("mine", tmp_path / "p", "--from", two, "--held-out", 0.1) == 65
+    assert "2 documents are too few: valid and test of 1/10 each would take 2 and leave train none" in capsys.readouterr().err
+    assert run("mine", tmp_path / "q", "--from", jsonl(tmp_path / "one.jsonl", [{"text": "a"}])) == 65
+    parts = [f"{split}={two}" for split in ("train", "valid", "test")]
+    assert run("mine", tmp_path / "r", "--from", *parts, "--held-out", 0.1) == 78
+
+
+def test_a_planted_folder_for_a_url_is_not_followed(tmp_path, source, store, monkeypatch, capsys):
+    """In a shared temporary folder anybody can make one of a name that can be known."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "theirs").mkdir()
+    monkeypatch.setattr(prepare_corpus.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    (tmp_path / "tmp" / f"prepare_corpus-{os.geteuid()}").symlink_to(tmp_path / "theirs")
+    assert run("mine", "memory://made/x", "--from", source) == 73
+    assert "is a symbolic link" in capsys.readouterr().err and not list((tmp_path / "theirs").iterdir())
+    (tmp_path / "o").mkdir()
+    for name in (".lock", ".prepare"):
+        (tmp_path / "o" / name).symlink_to(tmp_path / "theirs" / "file")
+        assert run("mine", tmp_path / "o", "--from", source) == 73
+        (tmp_path / "o" / name).unlink()
+    assert not list((tmp_path / "theirs").iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--tokenizer-megabytes", "3"],
+        ["--s3-bucket", "b"],
+        ["--train-tokenizer", "300"],  # beside --tokenizer-type
+        ["--hub", "a/b"],
+    ],
+)
+def test_no_flag_is_ignored(tmp_path, source, flags):
+    with pytest.raises(SystemExit) as caught:
+        run("mine", tmp_path / "o", "--from", source, *flags)
+    assert caught.value.code == 2
+
+
+def test_a_dangling_link_is_a_missing_input(tmp_path, capsys):
+    jsonl(tmp_path / "in" / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "in" / "b.jsonl").symlink_to(tmp_path / "gone")
+    for place in (tmp_path / "in", tmp_path / "in" / "b.jsonl"):
+        assert run("mine", tmp_path / "o", "--from", place) == 66
+        assert "b.jsonl: is a link to" in capsys.readouterr().err

@@ -265,3 +265,30 @@ def test_published_files(tmp_path, name, count):
     whole = train.lengths[train.documents(numbers)] <= 512
     last = scored.shape[1] - 1 - scored[:, ::-1].argmax(1)
     assert (rows[whole, last[whole]] == 50256).all()
+
+
+def test_nested_records_are_reached_by_a_path(tmp_path, capsys):
+    """As Self-Instruct's seed tasks keep them."""
+    rows = [{"instruction": f"Do {n}", "instances": [{"input": f"in {n}", "output": f"out {n}"}]} for n in range(3)]
+    (tmp_path / "seeds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path, whole = tmp_path / "seeds.jsonl", ["--valid-fraction", 0]
+    assert run(tmp_path, path, "--response", "instances.0.output", *whole, name="a") == 0
+    more = ["--prompt", "instances.0.input", "--response", "instances.0.output", "--json"]
+    assert run(tmp_path, path, *more, *whole, name="b") == 0
+    more = ["--instruction", "instruction", "--context", "instances.0.input", "--response", "instances.0.output"]
+    assert run(tmp_path, path, *more, *whole, name="c") == 0
+    found = [pairs_of(tmp_path / "out" / f"{name}_train")[1] for name in "abc"]
+    assert found == [(prompt_of("Do 1"), "out 1"), ("in 1", "out 1"), (prompt_of("Do 1", "in 1"), "out 1")]
+    assert json.loads([line for line in capsys.readouterr().out.splitlines() if line[0] == "{"][0])["pairs"] == 3
+    assert run(tmp_path, path, "--response", "instances.1.output", *whole, name="d") == 65
+    assert "missing key: has no 'instances.1.output'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--from-pt", "x", "--seed", "3"], ["--input", "a", "--prompt", "x"], ["--input", "a", "--keys", "a", "b", "--prompt", "x"]],
+)
+def test_a_flag_that_would_not_be_read_is_usage(tmp_path, flags):
+    with pytest.raises(SystemExit) as caught:
+        prepare_instruct.main([*flags, "--output-prefix", str(tmp_path / "p")])
+    assert caught.value.code == 2
