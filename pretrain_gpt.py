@@ -3,10 +3,15 @@
 
 import sys
 
-from megatron import config
+from megatron import stopping
 
 if __name__ == "__main__":
+    stopping.stand_by()
+    from megatron import config
+
     cfg = config.main(objective="ar")
     from megatron.training.pretrain import main  # torch is imported only once the flags are right
 
-    sys.exit(main(cfg))
+    code = main(cfg)
+    stopping.ignore()
+    sys.exit(code)

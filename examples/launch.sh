@@ -37,18 +37,18 @@ if [[ ${LOG_DIR:-} ]]; then
 fi
 
 # -- start
-pids=() asked=''
+pids=() rank_of=() asked=''
 forward() { asked=$1; if ((${#pids[@]})); then kill -s "$1" "${pids[@]}" 2>/dev/null; fi; }
 trap 'forward TERM' TERM
 trap 'forward INT' INT
 trap 'forward USR1' USR1
 for ((local_rank = 0; local_rank < num_ranks; local_rank++)); do
   RANK=$((node * num_ranks + local_rank)) LOCAL_RANK=$local_rank "$@" &
-  pids+=($!)
+  pids+=($!) rank_of[$!]=$local_rank
 done
 if [[ $asked ]]; then forward "$asked"; fi              # it came while ranks were being started
 
-# -- wait: a rank that lost another one ends with 75, so any other code comes closer to the cause
+# -- wait: a rank that lost another one ends with 75, as does one that was killed, so any other code comes closer to the cause
 code=0 ended_at='' killed=''
 while ((${#pids[@]})); do
   sleep 0.2 &
@@ -59,6 +59,13 @@ while ((${#pids[@]})); do
     wait "$pid" 2>/dev/null
     ended=$?
     if ((ended)); then ended_at=${ended_at:-$SECONDS}; fi
+    case $ended in
+    130 | 138 | 143) if [[ $asked ]]; then ended=85; fi ;;  # asked before it could hear: there was nothing to save
+    esac
+    if ((ended > 128)); then
+      [[ $killed ]] || note "rank $((node * num_ranks + ${rank_of[pid]})) was killed by signal $((ended - 128)): start again (75)"
+      ended=75
+    fi
     if ((ended && (code == 0 || code == 75))) && [[ ! $killed ]]; then code=$ended; fi
   done
   pids=(${running[@]+"${running[@]}"})

@@ -27,6 +27,7 @@ FLOORS = [
         "progress",
         "rundir",
         "standard_errors",
+        "stopping",
     },
     {"core", "data", "scaling"},
     {"objectives"},

@@ -112,7 +112,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
 
 def summary(member: Member, code: int) -> str:
     if code in (PREEMPTED, KILLED):
-        return f"stopped and saved (exit code {code})"
+        return f"stopped (exit code {code}): the same list goes on from what it saved"
     if code:
         return f"FAILED with exit code {code}; the reason is above"
     result = read_file(Path(member.cfg.log.run_dir), RESULT)

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from megatron.config import Train
 from megatron.core.mesh import ALONE, Group, all_reduce
 from megatron.errors import KILLED, PREEMPTED, Refusal
+from megatron.stopping import ASKED
 
-HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 DOUBLED_SECONDS = 5.0  # a scheduler signals every process, and a launcher passes on what it got: one request, not two
 
 
@@ -33,7 +33,7 @@ class StopRequest:
         self.doubled_seconds, self.caught = DOUBLED_SECONDS if world_size > 1 else 0.0, {}
 
     def __enter__(self) -> StopRequest:
-        self.before = {number: signal.signal(number, self.catch) for number in HANDLED}
+        self.before = {number: signal.signal(number, self.catch) for number in ASKED}
         return self
 
     def __exit__(self, *_) -> None:

@@ -87,13 +87,21 @@ def test_signals_reach_every_rank(tmp_path, number):
     [
         ("[[ $RANK == 1 ]] && exit 65; sleep 1; exit 75", 65),  # the others lost a peer: not the cause
         ("[[ $RANK == 1 ]] && { sleep 1; exit 65; }; exit 75", 65),
-        ("[[ $RANK == 1 ]] && kill -9 $$; sleep 1; exit 75", 137),
+        ("[[ $RANK == 1 ]] && kill -9 $$; sleep 1; exit 75", 75),
         ("exit 86", 86),
         ("exit 75", 75),
     ],
 )
 def test_the_exit_code_is_the_causes(tmp_path, body, code):
     assert finish(start(tmp_path, body, NPROC_PER_NODE="3"))[0] == code
+
+
+def test_ranks_that_are_asked_before_they_can_hear_had_nothing_to_save(tmp_path):
+    launched = start(tmp_path, "echo up; exec sleep 300", NPROC_PER_NODE="2")
+    for _ in range(2):
+        launched.stdout.readline()
+    launched.send_signal(signal.SIGTERM)
+    assert finish(launched)[0] == 85
 
 
 def test_ranks_that_do_not_end_by_themselves_are_ended(tmp_path):

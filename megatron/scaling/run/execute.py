@@ -204,13 +204,15 @@ def note_deaths(batch: list[dict], runs_dir: Path, before: list[list[int]], code
             unstarted.append(run)
         elif code or len(batch) > 1:
             last = last_line(folder)
-            record_failure(folder, 70, f"its process was lost (exit code {code})" + (f"; its log ends: {last}" if last else ""))
+            record_failure(
+                folder, PEER_LOST, f"its process was lost (exit code {code})" + (f"; its log ends: {last}" if last else "")
+            )
     return unstarted
 
 
 def record_failure(folder: Path, code: int, reason: str) -> None:
     """exit.json of a run that ended before it could write its own, as megatron/training/watch.py does. Raises CannotWrite."""
-    said = {"code": code, "reason": reason, "step": 0, "rank": 0, "requeue": False}
+    said = {"code": code, "reason": reason, "step": 0, "rank": 0, "requeue": code in (PREEMPTED, PEER_LOST)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / EXIT, json.dumps(said, indent=1).encode())
@@ -221,8 +223,8 @@ def record_failure(folder: Path, code: int, reason: str) -> None:
 def summarize(runs: list[dict], runs_dir: Path, unfinished: bool, say: Callable[[str], None]) -> int:
     now = [stand(run, runs_dir / run["name"]) for run in runs]
     for run in now:
-        if run.state == "failed":
-            say(f"{run.run} FAILED: {run.reason}")
+        if run.state == "failed" or run.code == PEER_LOST:
+            say(f"{run.run} {'FAILED' if run.state == 'failed' else 'stopped'}: {run.reason}")
     counts = {state: sum(run.state == state for run in now) for state in ("done", "failed")}
     say(f"{len(now)} runs: {counts['done']} done, {counts['failed']} failed, {len(now) - sum(counts.values())} unfinished")
     if len(now) == 1 and now[0].code:

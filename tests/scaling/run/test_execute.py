@@ -111,9 +111,10 @@ def test_a_run_alone_ends_with_its_own_code(carry_out):
 @pytest.mark.parametrize("how", ["one-by-one", "in-process"])
 def test_a_process_that_is_killed_is_one_failure(how, carry_out, tmp_path):
     code, order, said = carry_out([entry("a", "--does", "die"), entry("b"), entry("c")], how)
-    assert (code, [name for name, *_ in order]) == (1, ["a", "b", "c"])
-    assert "a FAILED: its process was lost (exit code -9)" in said
-    assert json.loads((tmp_path / "runs/a/exit.json").read_text())["code"] == 70
+    assert (code, [name for name, *_ in order]) == (75, ["a", "b", "c"])
+    assert "a stopped: its process was lost (exit code -9)" in said
+    told = json.loads((tmp_path / "runs/a/exit.json").read_text())
+    assert (told["code"], told["requeue"]) == (75, True)
     assert carry_out([entry("a", "--does", "die")], how, retry_failed=True)[0] == 0
 
 
