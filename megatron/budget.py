@@ -117,9 +117,23 @@ class Shape:
 
     def flops_per_token(self, seq_length: int) -> float:
         """Training FLOPs a token, 6 (N_blocks + V h) + 12 l w s (PaLM, arXiv:2204.02311, appendix B): no causal halving."""
+        return 6 * (self.products() + self.vocab_size * self.hidden_size) + 3 * self.attention_flops(seq_length)
+
+    def executed_flops_per_token(self, seq_length: int, asked: float, causal: bool, recompute: str | None = None) -> float:
+        """Training FLOPs a token that are computed: the head on the share `asked` of the tokens, causal attention over the
+        (s + 1) / 2 places that a token sees, and what --recompute-granularity computes again."""
+        attention = self.attention_flops((seq_length + 1) / 2 if causal else seq_length)
+        again = {None: 0.0, "selective": attention, "full": attention + 2 * self.products()}[recompute]
+        return 6 * (self.products() + asked * self.vocab_size * self.hidden_size) + 3 * attention + again
+
+    def products(self) -> int:
+        """Weights of the blocks that a token is multiplied with."""
         multiplied = (p for name, p in self.block_tensors().items() if name.endswith("weight") and len(p.shape) == 2)
-        blocks = self.num_layers * sum(math.prod(p.shape) for p in multiplied)
-        return 6 * (blocks + self.vocab_size * self.hidden_size) + 12 * self.num_layers * self.attention_width * seq_length
+        return self.num_layers * sum(math.prod(p.shape) for p in multiplied)
+
+    def attention_flops(self, seen: float) -> float:
+        """Of a token's forward pass over so many places: scores and their mean of the values."""
+        return 4 * self.num_layers * self.attention_width * seen
 
 
 def read_table(file: str, prefix: str) -> dict[str, list[int]]:

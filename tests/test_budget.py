@@ -166,3 +166,14 @@ def test_a_mistake_is_a_sentence(argv, sentence):
 def test_floor_zero_imports_no_torch():
     code = "import sys, megatron.budget; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=budget.TABLES.parent).returncode == 0
+
+
+def test_executed_flops_are_what_a_step_computes():
+    """By hand: 2 layers, h 8, w 8, f 16, V 32, s 4: blocks 2 (4 64 + 3 128) = 1280 weights, head 256."""
+    shape = budget.Shape(num_layers=2, hidden_size=8, num_attention_heads=2, kv_channels=4, ffn_hidden_size=16, vocab_size=32)
+    assert shape.flops_per_token(4) == 6 * (1280 + 256) + 12 * 2 * 8 * 4
+    assert shape.executed_flops_per_token(4, 1.0, causal=False) == shape.flops_per_token(4)
+    assert shape.executed_flops_per_token(4, 0.5, causal=False) == 6 * (1280 + 128) + 12 * 2 * 8 * 4
+    assert shape.executed_flops_per_token(4, 1.0, causal=True) == 6 * (1280 + 256) + 12 * 2 * 8 * 2.5
+    again = [shape.executed_flops_per_token(4, 0.0, False, kind) - 6 * 1280 - 3 * 256 for kind in ("selective", "full")]
+    assert again == [256, 256 + 2 * 1280]

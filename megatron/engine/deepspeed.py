@@ -498,7 +498,13 @@ class DeepSpeedEngine:
         self.engine.step()
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
         return Step(
-            loss=value, accuracy=hits / max(1, asked), grad_norm=norm, clipped_norm=norm * scale, skipped=not finite, scored=total
+            loss=value,
+            accuracy=hits / max(1, asked),
+            grad_norm=norm,
+            clipped_norm=norm * scale,
+            skipped=not finite,
+            scored=total,
+            asked=asked,
         )
 
     def believed_norm(self) -> Any:

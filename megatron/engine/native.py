@@ -71,7 +71,13 @@ class NativeEngine:
         for stage in self.stages:
             stage.zero_grad()
         return Step(
-            loss=value, accuracy=hits / max(1, asked), grad_norm=norm, clipped_norm=norm * scale, skipped=not finite, scored=total
+            loss=value,
+            accuracy=hits / max(1, asked),
+            grad_norm=norm,
+            clipped_norm=norm * scale,
+            skipped=not finite,
+            scored=total,
+            asked=asked,
         )
 
     def forward_backward(self, batches: list[Batch], total: int) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -59,6 +59,8 @@ COLUMNS = (
     "world_size",
     "tflops",
     "mfu",
+    "executed_tflops",
+    "hfu",
     "memory_bytes",
     "utilization",
     "skipped",
@@ -276,6 +278,7 @@ def train_line(r: dict, total_steps: int) -> str:
         f"samples per second: {r['batch_size'] / r['step_seconds']:.3f}",
         f"tokens per gpu per second (tgs): {per_gpu(r):.3f}",
         f"TFLOPs: {r['tflops']:.2f}",
+        f"executed TFLOPs: {r.get('executed_tflops', math.nan):.2f}",
     ]
     return " " + " | ".join(fields) + " |"
 

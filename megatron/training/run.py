@@ -77,11 +77,18 @@ class Run:
             "time": time.time(),
         }
 
+    def flops_per_token(self, done: Step) -> tuple[float, float]:
+        """Of the model, by the convention that fits use (the head on every token), and those that a step like this executes."""
+        cfg, length = self.cfg, self.cfg.model.seq_length
+        asked = done.asked / (cfg.train.global_batch_size * length)
+        causal, recompute = self.reference.causal, cfg.train.recompute_granularity
+        return self.shape.flops_per_token(length), self.shape.executed_flops_per_token(length, asked, causal, recompute)
+
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         loss, accuracy = interval.mean(done)
         seconds, gpus = interval.seconds / (interval.steps + interval.skipped), self.mesh.world.size
         rate = self.cfg.train.global_batch_size * self.cfg.model.seq_length / seconds
-        speed = rate * self.shape.flops_per_token(self.cfg.model.seq_length) / gpus
+        speed, executed = (rate / gpus * flops for flops in self.flops_per_token(done))
         self.last["train"] = loss
         self.log.record(
             {
@@ -102,6 +109,8 @@ class Run:
                 "world_size": gpus,
                 "tflops": speed / 1e12,
                 "mfu": speed / self.where.peak_flops,
+                "executed_tflops": executed / 1e12,
+                "hfu": executed / self.where.peak_flops,
                 "memory_bytes": max(gather_json(memory_bytes(self.where.device), self.mesh.control)),
                 "utilization": utilization(self.where.device),
                 "skipped": at.skipped,

@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CLOCK = {"time", "step_seconds", "tokens_per_sec", "tokens_per_gpu_per_sec", "tflops", "mfu", "memory_bytes", "utilization"}
+CLOCK = {
+    "time",
+    "step_seconds",
+    "tokens_per_sec",
+    "tokens_per_gpu_per_sec",
+    "tflops",
+    "mfu",
+    "executed_tflops",
+    "hfu",
+    "memory_bytes",
+    "utilization",
+}
 SETTINGS = {
     "SCALE": "cpu",
     "MODEL_PARAM": "CPU_8K",

@@ -207,14 +207,14 @@ def test_without_a_gpu_every_cell_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert benchmark_gpu.gpu(1) == []
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 12 + 1 and all(line.count("not measured") == 5 for line in lines[2:-1]) and "no GPU" in lines[-1]
+    assert len(lines) == 2 + 12 + 1 and all(line.count("not measured") == 6 for line in lines[2:-1]) and "no GPU" in lines[-1]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_cells():
     cells = benchmark_gpu.gpu_cells(TOY, "mdm", False, benchmark_gpu.gpu_matmul_flops(512), 2)
-    assert len(cells) == 5 and cells[0] == str(benchmark_gpu.GPU_BATCHES[0])
+    assert len(cells) == 6 and cells[0] == str(benchmark_gpu.GPU_BATCHES[0])
 
 
 @pytest.mark.parametrize("ratio, code", [(1.19, 1), (1.21, 0), (None, 0)])

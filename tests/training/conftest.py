@@ -19,7 +19,18 @@ FLAGS = """--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 
     --train-iters 20 --lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-samples 16 --adam-beta2 0.95 --weight-decay 0.1
     --tokenizer-type ByteTokenizer --split 80,20,0 --eval-iters 4 --log-interval 1 --hidden-dropout 0.1 --attention-dropout 0.1
     --num-threads 1 --device cpu""".split()
-CLOCK = ("time", "step_seconds", "tokens_per_sec", "tokens_per_gpu_per_sec", "tflops", "mfu", "memory_bytes", "utilization")
+CLOCK = (
+    "time",
+    "step_seconds",
+    "tokens_per_sec",
+    "tokens_per_gpu_per_sec",
+    "tflops",
+    "mfu",
+    "executed_tflops",
+    "hfu",
+    "memory_bytes",
+    "utilization",
+)
 
 
 def train(corpus, folder, objective, *flags):

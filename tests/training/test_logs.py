@@ -59,6 +59,8 @@ def train_record(step, loss=3.25, **other):
         world_size=2,
         tflops=0.125,
         mfu=0.3,
+        executed_tflops=0.1,
+        hfu=0.24,
         memory_bytes=1 << 20,
         utilization=None,
         skipped=0,
@@ -115,7 +117,7 @@ def test_training_line_is_megatrons_field_for_field(tmp_path, capsys):
         "learning rate: 2.000E-04 | global batch size:    16 | "
         "lm loss: 3.250000E+00 | loss scale: 1.0 | grad norm: 1.234 | params norm: 30.500 | actual seqlen:    64 | "
         "number of skipped iterations:   0 | number of nan iterations:   0 | samples per second: 32.000 | "
-        "tokens per gpu per second (tgs): 1024.000 | TFLOPs: 0.12 |"
+        "tokens per gpu per second (tgs): 1024.000 | TFLOPs: 0.12 | executed TFLOPs: 0.10 |"
     )
     assert re.search(r"iteration\s+(\d+)/\s+(\d+) \|.*lm loss: (\S+) \|", line).groups() == ("10", "100", "3.250000E+00")
     assert float(parse(line)["consumed tokens"]) == 10240
@@ -342,6 +344,8 @@ SIMPLE = {
     "train/tokens_per_sec",
     "train/tokens_per_gpu_per_sec",
     "train/mfu",
+    "train/executed_tflops",
+    "train/hfu",
     "train/memory_bytes",
     "val/loss",
     "val/accuracy",
