@@ -33,7 +33,7 @@ class Side:
     name: str
     rows: list[dict]
     isoflop: IsoFlop | None = None
-    fit: object | None = None
+    fit: Fit | None = None
 
     @property
     def label(self) -> str:
@@ -120,32 +120,35 @@ def compare(reference: Side, other: Side, at_loss: Iterable[float] = (), at_flop
     at equal compute, each with its 95 % interval: {"compute": [...], "params": [...]}. Raises Mismatch for a fit and runs."""
     if (reference.fit is None) != (other.fit is None):
         raise Mismatch(f"{reference.name} and {other.name}: one is a fit and one is a set of runs; fit the runs first.")
-    pair = _compare_runs if reference.fit is None else _compare_fits
-    compute, params = pair(reference, other, list(at_loss), list(at_flops))
+    if reference.fit is not None and other.fit is not None:
+        compute, params = _compare_fits(reference.fit, other.fit, list(at_loss), list(at_flops))
+    elif reference.isoflop is not None and other.isoflop is not None:
+        compute, params = _compare_runs(reference.isoflop, other.isoflop, list(at_loss), list(at_flops))
+    else:
+        raise Mismatch(f"{reference.name} and {other.name}: neither fits nor minima of runs; fit them first.")
     return {"reference": reference.label, "other": other.label, "compute": compute, "params": params}
 
 
-def _compare_runs(reference: Side, other: Side, at_loss, at_flops):
-    one, two = reference.isoflop, other.isoflop
+def _compare_runs(one: IsoFlop, two: IsoFlop, at_loss, at_flops):
     common = equal_loss_ratios(one, two)
     compute = common if not at_loss else [compute_ratio(one, two, loss) for loss in at_loss]
     params = [params_ratio(one, two, flops) for flops in (at_flops or [row["flops"] for row in common])]
     return [row for row in compute if row], [row for row in params if row]
 
 
-def _compare_fits(reference: Side, other: Side, at_loss, at_flops):
+def _compare_fits(reference: Fit, other: Fit, at_loss, at_flops):
     """At the budgets that both fits' data cover, and the losses that `other` has there."""
-    ranges = np.log([side.fit.range["flops"] for side in (reference, other)])
+    ranges = np.log([fit.range["flops"] for fit in (reference, other)])
     low, high = ranges[:, 0].max(), ranges[:, 1].min()
     if low > high:
         low, high = ranges.min(), ranges.max()
     flops = np.array(at_flops or np.exp(np.linspace(low, high, NUM_BUDGETS)))
     ln_grid = np.linspace(ranges.min() - REACH * np.log(10), ranges.max() + REACH * np.log(10), 2000)
-    curves = [_optimal_losses(side.fit, ln_grid) for side in (reference, other)]  # [1 + draws, grid] each
+    curves = [_optimal_losses(fit, ln_grid) for fit in (reference, other)]  # [1 + draws, grid] each
     pairs = min(len(curve) for curve in curves)
     losses = at_loss or [float(np.interp(np.log(c), ln_grid, curves[1][0])) for c in flops]
     compute = [_equal_loss([curve[:pairs] for curve in curves], ln_grid, loss, ranges) for loss in losses]
-    return [row for row in compute if row], [_params(reference.fit, other.fit, c, ranges, pairs) for c in flops]
+    return [row for row in compute if row], [_params(reference, other, c, ranges, pairs) for c in flops]
 
 
 def _optimal_losses(fit, ln_flops) -> np.ndarray:

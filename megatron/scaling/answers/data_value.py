@@ -188,11 +188,11 @@ def _interpolate(loss, fresh_tokens, fresh_loss):
 
 def _point(row: dict, value: float, ci) -> dict:
     """A run with its value; None where no amount of fresh data would do."""
-    value, *ends = (float(x) if np.isfinite(x) else None for x in (value, *ci))
+    known, *ends = (float(x) if np.isfinite(x) else None for x in (value, *ci))
     return {
         **{name: row[name] for name in ("run", "params", "tokens", "unique_tokens", "loss")},
         "epochs": row["tokens"] / row["unique_tokens"],
-        "value": value,
+        "value": known,
         "ci": ends,
     }
 

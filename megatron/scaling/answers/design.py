@@ -99,7 +99,8 @@ def rank_runs(known: Knowledge, quantity: Quantity, params, tokens, unique_token
     params, tokens, unique = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (params, tokens, unique_tokens)))
     value, slope = _value_and_slope(known, quantity)
     columns = params, tokens, np.minimum(unique, tokens), 6 * params * tokens, np.ones(params.shape)
-    runs = Rows(*np.log(columns), known.rows.centre)
+    ln_params, ln_tokens, ln_unique, ln_flops, ln_loss = np.log(columns)
+    runs = Rows(ln_params, ln_tokens, ln_unique, ln_flops, ln_loss, known.rows.centre)
     gradient = known.form.log_loss(known.theta, runs)[1]  # [p, n]
     now = slope @ known.covariance @ slope
     gained = (slope @ known.covariance @ gradient) ** 2
@@ -156,8 +157,8 @@ def propose(
     """
     known = weigh_evidence(fit)
     value, error = standard_error(known, quantity)
-    candidates = candidate_runs(known, max_flops or fit.range["flops"][1], reach, epochs)
-    ranked = rank_runs(known, quantity, *candidates, 3600 * flops_per_second)
+    params, tokens, unique = candidate_runs(known, max_flops or fit.range["flops"][1], reach, epochs)
+    ranked = rank_runs(known, quantity, params, tokens, unique, 3600 * flops_per_second)
     return {
         "objective": fit.conventions.get("objective"),
         "value": value,

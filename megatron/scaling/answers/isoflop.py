@@ -214,19 +214,18 @@ def fit_table(
     found = {}
     for objective in table.objectives:
         rows = table.only(objective)
-        columns = [rows.column(name) for name in ("flops", "params", "tokens", "loss")]
+        flops, params, tokens, loss = (rows.column(name) for name in ("flops", "params", "tokens", "loss"))
         seeds = [seed, *objective.encode()]
         if optima:
-            found[objective] = fit_optima(*columns, num_resamples, seeds)
+            found[objective] = fit_optima(flops, params, tokens, loss, num_resamples, seeds)
             continue
         named = rows.column("budget" if budgets == "column" else budgets) if budgets != "auto" else None
         if named is None and all(row.get("budget") for row in rows.rows):
-            columns[0] = rows.column("budget")
+            flops = rows.column("budget")
         epochs = max(row["epochs"] for row in rows.rows)
         noise = np.array([row.get("loss_se_noise") or 0.0 for row in rows.rows])
-        fitted = fit_isoflop(
-            *columns, noise, num_resamples, seeds, budget=named, window=window, x=x, ci=ci, cluster=rows.labels("cluster")
-        )
+        more = {"se_noise": noise, "num_resamples": num_resamples, "seed": seeds, "cluster": rows.labels("cluster")}
+        fitted = fit_isoflop(flops, params, tokens, loss, **more, budget=named, window=window, x=x, ci=ci)
         if epochs > 1.01:
             fitted.warnings.append(
                 f"rows of up to {epochs:.3g} epochs stand among the runs: minima mix fresh and repeated data; "
@@ -304,6 +303,7 @@ def _minimum(flops, params, tokens, loss) -> Minimum:
     coefficients = np.linalg.lstsq(_design(x), loss, rcond=None)[0]
     low, high, budget = x.min(), x.max(), float(np.median(flops))
     vertex = _vertex(coefficients)
+    reason: str | None = None
     if np.isnan(vertex):
         reason = "concave parabola, no minimum"
     else:
@@ -479,8 +479,8 @@ def _with_intervals(minimum, draws, number) -> Minimum:
 
 def compute_ratio(cheap: IsoFlop, dear: IsoFlop, loss: float) -> dict | None:
     """Compute of `dear` over that of `cheap` where the power laws of their minima reach this loss; None without a law."""
-    laws = power_law(cheap, "loss"), power_law(dear, "loss")
-    if None in laws:
+    laws = [law for law in (power_law(cheap, "loss"), power_law(dear, "loss")) if law]
+    if len(laws) < 2:
         return None
     pairs = min(len(law.slope) for law in laws)
     ln_flops = [law.where(np.log(loss))[:pairs] for law in laws]
@@ -497,8 +497,8 @@ def compute_ratio(cheap: IsoFlop, dear: IsoFlop, loss: float) -> dict | None:
 
 def params_ratio(one: IsoFlop, other: IsoFlop, flops: float) -> dict | None:
     """Optimal parameters of `one` over those of `other` at this compute, by their power laws; None without a law."""
-    laws = power_law(one, "params"), power_law(other, "params")
-    if None in laws:
+    laws = [law for law in (power_law(one, "params"), power_law(other, "params")) if law]
+    if len(laws) < 2:
         return None
     pairs = min(len(law.slope) for law in laws)
     ratio = np.exp(laws[0].at(flops)[:pairs] - laws[1].at(flops)[:pairs])

@@ -38,7 +38,8 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     }
     if count := num_paired_draws({label: fit}):
         drawn = drawn_law(fit, count, 0)
-        draws = _named(drawn, *_split(drawn, flops, params, tokens, unique_tokens), unique_tokens)
+        sizes, seen = _split(drawn, flops, params, tokens, unique_tokens)
+        draws = _named(drawn, sizes, seen, unique_tokens)
         found |= {f"{name}_ci": percentile_interval(np.broadcast_to(draw, count)) for name, draw in draws.items()}
     low, high = found.get("loss_ci", [found["loss"]] * 2)
     ln_sd = float(np.hypot(np.log(high / low) / 2 / NORMAL_975, np.nan_to_num(fit.residual_rms)))
@@ -54,7 +55,7 @@ def compare_at_budget(fits: dict[str, Fit], flops: float, unique_tokens=None) ->
     """Which law has the lowest loss at a budget, and in what share of the draws, paired, it has."""
     count = num_paired_draws(fits)
     loss = {label: fit.law.optimal_loss(flops, unique_tokens) for label, fit in fits.items()}
-    best = min(loss, key=loss.get)
+    best = min(loss, key=lambda label: loss[label])
     if not count:
         return {"best": best, "share_of_draws": None, "num_draws": 0}
     drawn = {label: drawn_law(fit, count, 0).optimal_loss(flops, unique_tokens) for label, fit in fits.items()}

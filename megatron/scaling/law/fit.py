@@ -201,9 +201,10 @@ def _starts(law: Form, rows: Rows, starts, seed) -> np.ndarray:
 
 def _from_simpler(law: Form, rows: Rows, low, high, delta: float) -> np.ndarray:
     """Starts at the optimum of the form that this one extends, so that it is never worse, [m, p]."""
-    log_loss, own = law.simpler.log_loss, slice(len(law.simpler.solved))
-    problem = Problem(lambda theta: log_loss(theta, rows), rows.loss, delta)
-    ends = minimise(problem, law.simpler.starts(rows), low[own], high[own])
+    simpler = law.simpler or law
+    own = slice(len(simpler.solved))
+    problem = Problem(lambda theta: simpler.log_loss(theta, rows), rows.loss, delta)
+    ends = minimise(problem, simpler.starts(rows), low[own], high[own])
     return law.extended(ends.theta[ends.objective.argmin()][None], rows)
 
 
@@ -223,7 +224,8 @@ def _descend(problem: Problem, first, low, high, name: str) -> Ends:
 
 def _basins(law: Form, rows: Rows, ends: Ends, num_starts: int) -> tuple[list[dict], float]:
     """The other optima that starts ended in, with their objective, parameters and number of starts; the share at the best."""
-    theta, objective, found = ends.theta, ends.objective, []
+    theta, objective = ends.theta, ends.objective
+    found: list[dict] = []
     while len(theta) and len(found) <= NUM_BASINS:
         same = np.max(np.abs(theta - theta[0]), axis=1) < SAME_BASIN
         found.append(
@@ -299,7 +301,8 @@ def _resampled(problem, law, rows, ends, first, low, high, clusters, num_resampl
     single = not law.several_optima and np.all((optimum > low) & (optimum < high))
     oversampling = OVERSAMPLING if single else 1
     weights = resample(clusters, num_resamples, seed, oversampling)
-    found = bootstrap(problem, starts, *_hold_draws(low, high, chinchilla, rows, num_resamples, seed), weights)
+    lowest, highest = _hold_draws(low, high, chinchilla, rows, num_resamples, seed)
+    found = bootstrap(problem, starts, lowest, highest, weights)
     theta = found.theta[found.converged]
     if single:
         theta = rescale(theta, optimum, low, high)

@@ -56,7 +56,7 @@ class Fit:
     rows_dropped: list[dict] = field(default_factory=list)
     residuals: list[dict] = field(default_factory=list, repr=False)  # a row each: RESIDUALS
     warnings: list[str] = field(default_factory=list)
-    law_form: Form = field(default=None, repr=False)  # FORMS[form], unless the form is somebody's own
+    law_form: Form = field(default=None, repr=False)  # type: ignore[assignment]  # FORMS[form], unless the form is somebody's own
 
     def __post_init__(self):
         if self.law_form is None:

@@ -80,8 +80,10 @@ class Rows:
 
     def only(self, chosen) -> Rows:
         """The chosen rows (a mask or indices) about the same centre."""
-        columns = (self.params, self.tokens, self.unique, self.flops, self.loss)
-        return Rows(*(column[chosen] for column in columns), self.centre)
+        params, tokens, unique, flops, loss = (
+            column[chosen] for column in (self.params, self.tokens, self.unique, self.flops, self.loss)
+        )
+        return Rows(params, tokens, unique, flops, loss, self.centre)
 
     @property
     def repeated(self) -> np.ndarray:
@@ -229,9 +231,9 @@ def exp_capped(ln_scale):
 
 def log_sum(*terms):
     """ln of the sum of exp(terms), which broadcast to [..., n], and the share of each term in it."""
-    terms = np.stack(np.broadcast_arrays(*terms))
-    highest = terms.max(axis=0)
-    weights = np.exp(terms - highest)
+    stacked = np.stack(np.broadcast_arrays(*terms))
+    highest = stacked.max(axis=0)
+    weights = np.exp(stacked - highest)
     total = weights.sum(axis=0)
     weights /= total
     return highest + np.log(total), weights

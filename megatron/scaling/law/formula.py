@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
@@ -15,7 +16,7 @@ from megatron.scaling.law.form import Form, Parameter, Rows, search_split
 TINY = 1e-30  # the complex step: its square is nothing to float64, so that the derivative is exact
 WIDEST = 300.0  # of the logarithm of a term's size at N = D = 1
 LEAST_TERM = 1e-3  # of the smallest loss, that every term has in a start
-Loss = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Loss = Callable[[Mapping[str, Any], Any, Any, Any], Any]  # arrays, real or complex
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class FormulaLaw:
 
     def optimal_loss(self, flops, unique=None):
         """L(N*(C), D*(C))."""
-        return self.loss(*self.optimum(flops, unique), unique)
+        params, tokens = self.optimum(flops, unique)
+        return self.loss(params, tokens, unique)
 
 
 class Formula(Form):

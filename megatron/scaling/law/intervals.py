@@ -33,7 +33,7 @@ def bootstrap(problem: Problem, starts, low, high, weights) -> Ends:
     weights = np.repeat(weights, num_starts, axis=0)
     ends = minimise(problem, np.tile(starts, (num_resamples, 1)), low, high, weights)
     groups = ends.objective.reshape(num_resamples, num_starts)
-    failed = ~ends.converged.reshape(groups.shape).any(axis=1)
+    failed = np.asarray(~ends.converged.reshape(groups.shape).any(axis=1))
     lowest = np.arange(num_starts) == groups.argmin(axis=1)[:, None]
     return persist(problem, ends, (lowest & failed[:, None]).ravel(), low, high, weights).best_of(num_resamples)
 

@@ -105,7 +105,7 @@ def held_out(condition, observed: Observations):
         return np.zeros(len(observed.names), bool), None
     if not isinstance(condition, str):
         return np.asarray(condition, bool), "rows given"
-    column, sign, value = parse_condition(condition) or (None, None, None)
+    column, sign, value = parse_condition(condition) or ("", "", "")
     epochs = observed.columns["tokens"] / np.minimum(observed.columns["unique_tokens"], observed.columns["tokens"])
     known = {"run": observed.names, "epochs": epochs, **observed.others, **observed.columns}
     if column not in known or isinstance(value, str) and sign not in ("=", "==", "!="):

@@ -93,7 +93,8 @@ def _collect(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def _collect_folder(folder: Path) -> dict[str, Path]:
-    root, found = folder.resolve(), {}
+    root = folder.resolve()
+    found: dict[str, Path] = {}
     if is_run(root):
         return {f"runs/{root.name}/{name}": root / name for name in RUN_RECORDS if (root / name).is_file()}
     for path in sorted(root.iterdir()):

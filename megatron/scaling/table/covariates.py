@@ -31,6 +31,7 @@ FOLLOWING = {
     "lr_wsd_decay_samples",
     "lr_wsd_decay_iters",
     "init_method_std",
+    "num_query_groups",
 }
 FLAGS = tuple(name for name in (*experiment({}), "batch_size") if name not in AXES)  # batch_size: as result.json spells it
 SAME = 0.01  # largest gap in ln N, ln D and ln U of runs that stand for one place
@@ -212,7 +213,8 @@ def _selection_error(rows: list[dict], setting: Callable, counts: list[tuple[int
 
 def _scatter(rows: list[dict], setting: Callable) -> tuple[float | None, str]:
     """(standard deviation of the loss of one run, what tells it)."""
-    place, groups = Places.of(rows).number, {}
+    place = Places.of(rows).number
+    groups: dict[tuple, list[float]] = {}
     for row, number in zip(rows, place):
         groups.setdefault((number, setting(row)), []).append(row["loss"])
     freedom = sum(len(losses) - 1 for losses in groups.values())

@@ -30,7 +30,7 @@ def config_hash(config: dict, fingerprints: dict) -> str | None:
 
 def flat(nested: dict, prefix: str = "") -> dict:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    found = {}
+    found: dict = {}
     for name, value in nested.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
@@ -156,7 +156,8 @@ def compare(a: dict, b: dict) -> dict:
 
 def _side_by_side(one: float, other: float, *errors: list[tuple[float | None, float | None]]) -> dict:
     known = all(error is not None for error, _ in (combined(*parts) for parts in errors))
-    error = half_width(*combined(*errors[0], *errors[1])) if known else None
+    both, freedom = combined(*errors[0], *errors[1])
+    error = half_width(both, freedom) if known and both is not None else None
     return {
         "a": one,
         "b": other,

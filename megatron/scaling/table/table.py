@@ -164,7 +164,7 @@ def read_table(
         check_comparable(rows, {*allow, *(spelled(column_of(flag, rows)) for flag in (*by, *best_of))})
     for row in rows:
         row["cluster"] = _cluster(row, group_by)
-    choices = {"loss": loss, "unit": unit, "params": params, "flops": flops, "map": dict(mapping or {}), "drop": list(drop)}
+    choices: dict = {"loss": loss, "unit": unit, "params": params, "flops": flops, "map": dict(mapping or {}), "drop": list(drop)}
     choices |= {"drop_unfinished": drop_unfinished, "allow": list(allow), "group_by": group_by}
     choices |= {"by": list(by), "best_of": list(best_of), "varied": varied}
     return Table(rows, dropped + left_out, sources, choices, warnings + said)
@@ -281,7 +281,10 @@ def _count(loss: str) -> int:
 def _typed(row: dict, mapping, where: str) -> dict:
     """A row with its columns under our names, numbers as floats, and `where` it stands."""
     for new, old in mapping.items():
-        _, name, factor = MAPPING.fullmatch(f"{new}={old}").groups()
+        found = MAPPING.fullmatch(f"{new}={old}")
+        if found is None:
+            raise BadData(f"--map {new}={old}: expected NEW=OLD, as params=N or params=size*1e6.")
+        _, name, factor = found.groups()
         if name not in row:
             raise BadData(f"{where}: no column {name}, which --map names for {new} (found {', '.join(map(str, row))}).")
         row = row | {new: row[name] if factor is None else _number(row[name], where, name) * float(factor)}
@@ -356,7 +359,8 @@ def _choose_tokens(rows: list[dict]) -> list[str]:
             row["tokens"] = row["flops"] / (6 * row["params"])
             derived += 1
         unique, tokens = row.get("unique_tokens"), row["tokens"]
-        row["unique_tokens"] = tokens if None in (unique, tokens) or math.isnan(unique) else min(unique, tokens)
+        whole = unique is None or tokens is None or math.isnan(unique)
+        row["unique_tokens"] = tokens if whole else min(unique, tokens)
         row["epochs"] = tokens / row["unique_tokens"] if row["unique_tokens"] else None
     return [f"no column tokens in {derived} rows: D = C / 6 N from their FLOPs."] if derived else []
 
@@ -387,10 +391,10 @@ def _exact_flops(row: dict, choice: str) -> float:
     flops = _number(row[column], row["where"], column)
     if choice != "exact-skipped-head" or row["objective"] == "ar":
         return flops
-    head = [row.get("params_with_head"), row.get("params_non_embedding")]
-    if None in head:
+    with_head, without = row.get("params_with_head"), row.get("params_non_embedding")
+    if with_head is None or without is None:
         raise BadData(f"{row['where']}: --flops {choice} needs params_with_head and params_non_embedding; give --flops exact.")
-    return flops - 0.5 * 6 * (head[0] - head[1]) * row["tokens"]
+    return flops - 0.5 * 6 * (with_head - without) * row["tokens"]
 
 
 def _choose_unit(row: dict, unit: str) -> None:
@@ -401,7 +405,7 @@ def _choose_unit(row: dict, unit: str) -> None:
         raise BadData(
             f"{row['where']}: --unit bits-per-byte needs a column bits_per_byte or bytes_per_token; give one, or --unit nats."
         )
-    scale = bits / row["loss"] if bits else 1 / (math.log(2) * width)
+    scale = bits / row["loss"] if bits else 1 / (math.log(2) * (width or math.nan))
     row |= {name: row[name] * scale for name in ("loss", "loss_se_noise", "loss_se_data") if row.get(name) is not None}
     row["loss_scale"] = scale  # for losses of the same run that are read later
 

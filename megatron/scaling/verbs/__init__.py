@@ -40,6 +40,7 @@ def answer(command: Callable[[argparse.Namespace], Answer | int | None], args: a
         return found.code if isinstance(found, Answer) else found
     with stdout_aside():
         found = command(args)
+    assert isinstance(found, Answer)  # a verb with --json has one
     print(json_text(found.record))
     return found.code
 
@@ -124,7 +125,7 @@ def load_table(args: argparse.Namespace, paths: Iterable[str | Path] | None = No
     mapping = {new: old for item in args.map for new, old in item.items()}
     allow = [name for item in args.allow for name in item]
     return read_table(
-        args.tables if paths is None else paths,
+        args.tables if paths is None else list(paths),
         mapping=mapping,
         drop=args.drop,
         loss=args.loss,

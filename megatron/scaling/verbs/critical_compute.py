@@ -73,8 +73,8 @@ def span(text: str) -> list[float]:
     low, high, *count = parts
     if len(parts) > 3 or low >= high or (count and (count[0] < 2 or count[0] % 1)):
         raise argparse.ArgumentTypeError(f"{text!r}: expected LOW:HIGH or LOW:HIGH:COUNT, as 1e8:1e12")
-    count = int(count[0]) if count else 1 + max(1, round(POINTS_A_DECADE * np.log10(high / low)))
-    return np.geomspace(low, high, count).tolist()
+    number = int(count[0]) if count else 1 + max(1, round(POINTS_A_DECADE * np.log10(high / low)))
+    return np.geomspace(low, high, number).tolist()
 
 
 def _names(text: str) -> list[str]:

@@ -59,7 +59,9 @@ def command(args: argparse.Namespace) -> Answer:
 
 def _show(curve: DataValue) -> None:
     at = curve_at(SHOWN_EPOCHS, curve.label, curve.R_D, curve.R_D_ci)
-    bands = ["-"] * len(at.value) if at.low is None else [interval(ends, ".4f") for ends in zip(at.low, at.high)]
+    bands = ["-"] * len(at.value)
+    if at.low is not None and at.high is not None:
+        bands = [interval(ends, ".4f") for ends in zip(at.low, at.high)]
     show(
         f"{curve.label}: value of a token D'/D, R_D* = {curve.R_D:.4g} ({interval(curve.R_D_ci, '.4g')})",
         ["epochs", "D'/D", "95 % interval"],

@@ -116,8 +116,10 @@ def _chinchilla(text: str):
     """A path, the word single-epoch, or parameters as E=1.87,A=521,B=1488,alpha=0.35,beta=0.35."""
     if "=" not in text or Path(text).exists():
         return text
-    found = [GIVEN.fullmatch(item) for item in text.split(",")]
+    found = [item for item in map(GIVEN.fullmatch, text.split(",")) if item]
     try:
+        if len(found) < len(text.split(",")):
+            raise ValueError
         return {item[1]: float(item[2]) for item in found}
-    except (TypeError, ValueError):
+    except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected E=..,A=..,B=..,alpha=..,beta=..") from None

@@ -74,8 +74,8 @@ def command(args: argparse.Namespace) -> Answer:
     for objective, isoflop in found.items():
         _show(objective, isoflop)
         show_record(records[objective]["rows_dropped"], table.warnings + isoflop.warnings)
-    first, *others = sides_of_runs("runs", table, found) if args.by else [None]
-    pairs = [compare(first, other) for other in others]
+    sides = sides_of_runs("runs", table, found) if args.by else []
+    pairs = [compare(sides[0], other) for other in sides[1:]]
     for pair in pairs:
         show_pair(pair)
     answer = conclude(args, "isoflop.json", by_field(records) | ({"pairs": pairs} if pairs else {}), table)

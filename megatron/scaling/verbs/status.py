@@ -84,7 +84,7 @@ def sentences(whole: dict, runs: list[Standing]) -> list[str]:
     found = [f"{whole['runs']} runs: {counts}; {clock(3600 * whole['hours'])} of run time so far"]
     both = [run for run in runs if run.state == "done" and run.seconds and run.forecast_seconds]
     if both:
-        ratio = sum(run.seconds for run in both) / sum(run.forecast_seconds for run in both)
+        ratio = sum(run.seconds or 0.0 for run in both) / sum(run.forecast_seconds or 0.0 for run in both)
         found.append(f"finished runs took {ratio:.2f} x their forecast")
     if whole["done"] < whole["runs"]:
         left = "its length is not known before a run has begun"

@@ -62,7 +62,8 @@ class Chinchilla:
 
     def optimal_loss(self, flops, unique=None):
         """L(N*(C), D*(C))."""
-        return self.loss(*self.optimum(flops, unique), unique)
+        params, tokens = self.optimum(flops, unique)
+        return self.loss(params, tokens, unique)
 
 
 def log_chinchilla(theta, ln_params, ln_tokens):
@@ -77,8 +78,8 @@ class ChinchillaForm(Form):
 
     name = "chinchilla"
     equation = "L = E + A/N^alpha + B/D^beta"
-    names = ("E", "A", "B", "alpha", "beta", "a", "b")
-    parameters = PARAMETERS
+    names: tuple[str, ...] = ("E", "A", "B", "alpha", "beta", "a", "b")
+    parameters: tuple[Parameter, ...] = PARAMETERS
     beta_at = 4  # in theta
 
     def log_loss(self, theta, rows):

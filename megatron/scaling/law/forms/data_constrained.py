@@ -151,14 +151,15 @@ class DataConstrainedForm(ChinchillaForm):
     def starts(self, rows):
         """[153, 7]: Chinchilla's variable projection on single-epoch rows and two splits of the loss x a grid of R_D, R_N."""
         single = rows.only(~rows.repeated)
-        first = [variable_projection(single if len(single) >= 8 else rows)]
+        first: list = [variable_projection(single if len(single) >= 8 else rows)]
         first += [(*split_equally(rows, share), 0.35, 0.35) for share in (0.3, 0.9)]
         scales = itertools.product(np.log(np.geomspace(0.5, 3000, 8)), np.log(np.geomspace(0.5, 3000, 6)))
         return np.array([(*start, *pair) for start, pair in itertools.product(first, scales)])
 
     def law(self, theta, rows):
         ln_a, ln_b, E, alpha, beta, ln_rd, ln_rn = np.moveaxis(theta + self.shift(theta, rows), -1, 0)
-        return DataConstrained(E, *np.exp([ln_a, ln_b]), alpha, beta, *np.exp([ln_rd, ln_rn]))
+        A, B, R_D, R_N = np.exp([ln_a, ln_b, ln_rd, ln_rn])
+        return DataConstrained(E, A, B, alpha, beta, R_D, R_N)
 
     def law_of(self, fields):
         return DataConstrained(**fields)
@@ -198,7 +199,8 @@ class DataConstrainedOverfitForm(DataConstrainedForm):
     def law(self, theta, rows):
         theta = theta + self.shift(theta, rows)
         ln_a, ln_b, E, alpha, beta, ln_rd, ln_rn, ln_p, phi, psi = np.moveaxis(theta, -1, 0)
-        return DataConstrainedOverfit(E, *np.exp([ln_a, ln_b]), alpha, beta, *np.exp([ln_rd, ln_rn, ln_p]), phi, psi)
+        A, B, R_D, R_N, P = np.exp([ln_a, ln_b, ln_rd, ln_rn, ln_p])
+        return DataConstrainedOverfit(E, A, B, alpha, beta, R_D, R_N, P, phi, psi)
 
     def law_of(self, fields):
         return DataConstrainedOverfit(**fields)

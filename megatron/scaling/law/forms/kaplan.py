@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class Kaplan:
 class PowerLaw:
     """L(X) = E + (X_c/X)^alpha in one of N, D and C, E = 0 for Kaplan's (ibid., equations 1.1 to 1.3)."""
 
-    E: float
+    E: Any
     X_c: float
     alpha: float
     axis: str

@@ -120,7 +120,8 @@ def smooth(flops: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     window = max(1, round(SMOOTHED_SHARE * len(loss)))
     if not len(loss):
         return flops, loss
-    return tuple(np.convolve(column, np.full(window, 1 / window), mode="valid") for column in (flops, loss))
+    flops, loss = (np.convolve(column, np.full(window, 1 / window), mode="valid") for column in (flops, loss))
+    return flops, loss
 
 
 def loss_ticks(axes: Axes) -> None:

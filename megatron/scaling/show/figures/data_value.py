@@ -37,7 +37,9 @@ def draw_data_value(curves: list[dict]) -> Figure:
         for point in curve.get("points") or []:
             _draw_point(axes, point, style | ({} if few else {"markersize": 4, "alpha": 0.5}), 1.3 if few else 0.6)
     log_ticks(axes.xaxis)
-    handles = [Line2D([], [], **style, linewidth=1.8, label=_label(curve)) for curve, style in zip(curves, styles_of(curves))]
+    handles: list = [
+        Line2D([], [], **style, linewidth=1.8, label=_label(curve)) for curve, style in zip(curves, styles_of(curves))
+    ]
     handles.append(Patch(facecolor="#999999", alpha=0.4, label="95 % interval (arrow: open, or beyond the axis)"))
     explain(
         figure,

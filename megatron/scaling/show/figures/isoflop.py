@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +15,7 @@ from megatron.scaling.show.figures.style import UNITS, depth_of, explain, frame,
 from megatron.scaling.table.labels import NAMES
 
 
-def draw_isoflop(studies: list, ratios: list[dict] = (), unit: str = "nats") -> Figure:
+def draw_isoflop(studies: list, ratios: Sequence[dict] = (), unit: str = "nats") -> Figure:
     """Three panels, 2340 x 1014 pixels.
 
     studies: a `Study` for each objective; ratios: of `equal_loss_ratios`; unit: of the losses (UNITS).
@@ -124,17 +126,17 @@ def _label_budgets(axes: Axes, labels: list[tuple]) -> None:
 
 def _apart(values: list[float], gap: float) -> list[float]:
     """Rising values moved as little as needed to stand `gap` apart (pooled like an isotonic regression)."""
-    pools: list[list[float]] = []  # [sum of (value - rank gap), count]
+    pools: list[tuple[float, int]] = []  # [sum of (value - rank gap), count]
     for rank, value in enumerate(values):
-        pools.append([value - rank * gap, 1])
+        pools.append((value - rank * gap, 1))
         while len(pools) > 1 and pools[-2][0] / pools[-2][1] >= pools[-1][0] / pools[-1][1]:
             total, count = pools.pop()
-            pools[-1] = [pools[-1][0] + total, pools[-1][1] + count]
+            pools[-1] = pools[-1][0] + total, pools[-1][1] + count
     levels = [total / count for total, count in pools for _ in range(count)]
     return [level + rank * gap for rank, level in enumerate(levels)]
 
 
-def _draw_frontier(axes: Axes, studies: list, ratios: list[dict], unit: str) -> None:
+def _draw_frontier(axes: Axes, studies: list, ratios: Sequence[dict], unit: str) -> None:
     names = " and ".join(NAMES.get(study.objective, study.objective) for study in studies)
     frame(axes, f"Compute-optimal loss: {names}", "training compute (FLOPs)", f"loss at the isoFLOP minimum ({UNITS[unit]})")
     axes.set_xscale("log")
@@ -148,7 +150,7 @@ def _draw_frontier(axes: Axes, studies: list, ratios: list[dict], unit: str) -> 
     for number, study in enumerate(studies):
         _draw_minima(axes, study, np.geomspace(low / 1.3, high * 1.3, 50), style_of(study.objective, number=number))
     bottom, top = axes.get_ylim()
-    drawn = []
+    drawn: list[float] = []
     for ratio in ratios if len(ratios) <= 4 else (ratios[0], ratios[-1]):
         if all(abs(ratio["loss"] - other) > 0.05 * (top - bottom) for other in drawn):  # else their words would meet
             _draw_ratio(axes, ratio, low)
@@ -199,7 +201,7 @@ def _draw_ratio(axes: Axes, ratio: dict, lowest: float) -> None:
     )
 
 
-def _legend(studies: list, ratios: list[dict]) -> list[Line2D]:
+def _legend(studies: list, ratios: Sequence[dict]) -> list[Line2D]:
     minima = [minimum for study in studies for minimum in study.isoflop.minima]
     interior = any(minimum.reason is None for minimum in minima)
     handles = [
@@ -241,7 +243,7 @@ def _legend(studies: list, ratios: list[dict]) -> list[Line2D]:
     return handles
 
 
-def _caption(studies: list, ratios: list[dict]) -> str:
+def _caption(studies: list, ratios: Sequence[dict]) -> str:
     first = studies[0].runs[0]
     parts = [
         f"Thin lines: training loss, mean over {100 * SMOOTHED_SHARE:.0f} % of a run's records.",

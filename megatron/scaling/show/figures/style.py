@@ -48,7 +48,7 @@ def styles_of(curves: list[dict]) -> list[dict]:
     free = [*STYLES, *(f"other {number}" for number in range(len(curves)))]
     found = []
     for curve in curves:
-        name = curve.get("objective") if curve.get("objective") in free else free[0]
+        name = next((one for one in free if one == curve.get("objective")), free[0])
         free.remove(name)
         found.append(style_of(name, number=int(name[6:]) if name.startswith("other ") else 0))
     return found

@@ -45,12 +45,12 @@ def _point(point: dict) -> tuple:
 
 def read_critical(path: str | None, folder: Path) -> dict | None:
     """The crossover of `path`, or of critical_compute.json in the folder where there is one, as `draw_crossover` takes it."""
-    needed = {"critical": list, "unique_tokens": list, "flops": list, "difference": list}
+    needed: dict = {"critical": list, "unique_tokens": list, "flops": list, "difference": list}
     found = _read(path, folder / "critical_compute.json", "critical-compute", needed)
     return found if found["critical"] else None
 
 
-def _read(path: str | None, default: Path, verb: str, needed: dict[str, type]) -> dict:
+def _read(path: str | None, default: Path, verb: str, needed: dict) -> dict:
     """The JSON object of `path`, or of the default file; empty fields where neither is there.
 
     Raises MissingInput for a path that is not there, BadData for one that the verb did not write.

@@ -142,7 +142,9 @@ def draw(report: Report) -> dict[str, tuple[str, Figure]]:
     )
     if any((Path(run.get("path") or "none") / "metrics.jsonl").is_file() for run in report.table.rows):
         found["loss_curves"] = ("Loss curves", draw_curves(report.table.rows, report.unit))
-    for study in (study for study in report.studies if study.law):
+    for study in report.studies:
+        if study.law is None:
+            continue
         found[f"residuals_{file_name(study.objective)}"] = (
             f"Residuals of L(N, D), {study.label}",
             draw_residuals(study.law, study.label, report.unit),

@@ -43,7 +43,7 @@ CRC32C = _crc_table()
 @dataclass
 class Series:
     steps: list[int] = field(default_factory=list)
-    values: list[bytes | float] = field(default_factory=list)  # float32 as its four bytes
+    values: list = field(default_factory=list)  # float32 as its four bytes
 
 
 @dataclass
@@ -98,7 +98,8 @@ def _arrays(series: Series) -> tuple[np.ndarray, np.ndarray]:
 
 def read_events(path: Path) -> EventFile:
     """The scalars, texts and restart mark of one event file. Raises BadData with the byte where it is damaged."""
-    data, found, known = path.read_bytes(), EventFile(), {}
+    data, found = path.read_bytes(), EventFile()
+    known: dict[bytes, Series] = {}
     for start, end in zip(*_checked_records(path, data)):
         try:
             _read_event(data, start, end, found, known)
@@ -145,7 +146,8 @@ def _parse(event: bytes, found: EventFile) -> tuple[int, list]:
 
 
 def _scalar(message: bytes, texts: dict[str, str]) -> tuple[str, float | bytes] | None:
-    tag, value = "", None
+    tag = ""
+    value: float | bytes | str | None = None
     for number, content in fields(message):
         if number == 1:
             tag = content.decode()

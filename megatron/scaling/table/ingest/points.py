@@ -150,9 +150,10 @@ def _whole_runs(curves: list[Curves], choices: Choices) -> list[Curves]:
 def _points(curves: Curves, choices: Choices) -> Points:
     """The points at which the loss was measured, with the progress and the facts of the run there."""
     metric, factor = curves.metric("loss", choices.mapping)
+    assert metric is not None  # runs without one were left out
     steps, loss = curves.curve(metric)
     facts = {ARGUMENTS[name]: _typed(value) for name, value in curves.arguments.items() if name in ARGUMENTS} | curves.facts
-    columns = {
+    columns: dict = {
         "run": curves.run,
         "step": steps.tolist(),
         "loss": trailing_mean(loss * factor, choices.last_k).tolist(),
@@ -165,7 +166,7 @@ def _points(curves: Curves, choices: Choices) -> Points:
             columns[name] = _listed(curves.at(beside, steps))
     for name in set(choices.mapping) - {"loss", "tokens", "samples", "flops", "step", "run"}:
         found, factor = curves.metric(name, choices.mapping)
-        columns[name] = _listed(curves.at(found, steps) * factor)
+        columns[name] = _listed(curves.at(str(found), steps) * factor)
     if "last_step" in facts:
         ended = steps == facts["last_step"]
         columns["lr_decayed"] = [bool(e and facts["lr_decayed_at_end"]) for e in ended]
@@ -198,7 +199,7 @@ def _progress(curves: Curves, steps: np.ndarray, facts: dict, choices: Choices) 
 def _only_value(curves: Curves, quantity: str) -> float | None:
     """What a curve says, if it always says the same."""
     metric = find_synonym(curves.names, quantity)
-    values = np.unique(curves.curve(metric)[1]) if metric else []
+    values = np.unique(curves.curve(metric)[1]) if metric else np.empty(0)
     return float(values[0]) if len(values) == 1 else None
 
 
@@ -262,7 +263,7 @@ def _joined(run: str, path: Path, rows: list[dict], choices: Choices, metric: st
     if written > 1 and all(row.get("step") is not None for row in rows):
         by_step = {row["step"]: row for row in rows}
         rows = [by_step[step] for step in sorted(by_step)]
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    columns: dict = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     if choices.last_k > 1 and None not in columns["loss"]:
         columns["loss"] = trailing_mean(np.array(columns["loss"], np.float64), choices.last_k).tolist()
         columns["loss_smoothing"] = f"last-k:{choices.last_k}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 FIXED_SIZES = {1: 8, 5: 4}
 
 
-def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """(field number, value) of a message: an int for a varint, bytes for everything else. Raises ValueError."""
     at, end = 0, len(message)
     while at < end:

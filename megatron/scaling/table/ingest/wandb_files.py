@@ -34,7 +34,8 @@ def read_wandb(paths: Iterable[Path]) -> Iterator[Curves]:
 
 def read_wandb_file(path: Path) -> Curves:
     """The numbers of a run's history by `iteration` where it is logged, else by W&B's own step."""
-    curves, rows = Curves(run=path.parent.name, path=path, files=[path]), []
+    curves = Curves(run=path.parent.name, path=path, files=[path])
+    rows: list[dict[str, float]] = []
     for at, record in _records(path, path.read_bytes()):
         try:
             for number, content in fields(record):
@@ -49,8 +50,10 @@ def read_wandb_file(path: Path) -> Curves:
     columns: dict[str, tuple[list, list]] = defaultdict(lambda: ([], []))
     own = find_synonym({name for row in rows for name in row if not name.startswith("_")}, "step")
     for row in rows:
-        step = row.get(own, row.get("_step"))
-        for name, value in row.items() if step is not None else ():
+        step = row.get(own or "_step", row.get("_step"))
+        if step is None:
+            continue
+        for name, value in row.items():
             columns[name][0].append(int(step))
             columns[name][1].append(value)
     for name, (steps, values) in columns.items():
@@ -62,7 +65,8 @@ def _records(path: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
     """(byte, content) of every whole record. A run that was killed ends within one."""
     if not data.startswith(MAGIC):
         raise BadData(f"{path}: not a .wandb file (it begins with {data[:4]!r}, expected {MAGIC[:4]!r}); give an offline run.")
-    at, parts = FILE_HEADER, []
+    at = FILE_HEADER
+    parts: list[bytes] = []
     while at + HEADER.size <= len(data):
         if BLOCK - at % BLOCK < HEADER.size:  # padding
             at += BLOCK - at % BLOCK
@@ -83,7 +87,8 @@ def _records(path: Path, data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _item(message: bytes) -> tuple[str, bytes | float | None]:
     """(name, its JSON or number) of an item; a nested name is joined by dots."""
-    names, value = [], None
+    names: list[str] = []
+    value: bytes | float | None = None
     for number, content in fields(message):
         if number in (KEY, NESTED_KEY):
             names.append(content.decode())
@@ -102,7 +107,7 @@ def _history(message: bytes) -> dict[str, float]:
         if number == 1:
             name, value = _item(content)
             try:
-                found[name] = float(value.strip(b'"') if isinstance(value, bytes) else value)
+                found[name] = float(value.strip(b'"') if isinstance(value, bytes) else value)  # type: ignore[arg-type]
             except (ValueError, TypeError):
                 continue  # text, a table, an image
     return found
@@ -110,7 +115,7 @@ def _history(message: bytes) -> dict[str, float]:
 
 def _config(message: bytes) -> dict:
     """Names and values, those of nested sections by their last name."""
-    found = {}
+    found: dict = {}
     for number, content in fields(message):
         if number == 1:
             name, value = _item(content)
