@@ -38,7 +38,6 @@ FLOORS = [
 ]
 # The rooms of megatron/scaling: finished runs make a table, tables a law, a law a plan, a plan runs; then questions are answered.
 CHAIN = ("table", "law", "plan", "run", "answers", "show", "verbs")
-CHAIN_EXCEPTIONS = {("table", "run")}  # the state of a run, until megatron/rundir/ says it
 ONE_IMPORTER = {"deepspeed", "sentencepiece", "tensorboard", "transformers", "wandb", "yaml", "zstandard"}
 OTHERS_FILES = ("tools/convert_checkpoint.py", "megatron/data/prepare/pair_tensors.py")
 CARRYING = {"bound", "docs", "golden", "house", "layout", "open", "resume"}  # tests of the whole, without one file they mirror
@@ -125,7 +124,7 @@ def wrong_order(name: str, tree: ast.AST) -> list[str]:
         there = dotted.split(".")[2] if dotted.startswith("megatron.scaling.") else here
         if here not in CHAIN or there not in CHAIN:
             found.append(f"{name}:{line}: {here} or {there} has no place in the chain {', '.join(CHAIN)}")
-        elif CHAIN.index(there) > CHAIN.index(here) and (here, there) not in CHAIN_EXCEPTIONS:
+        elif CHAIN.index(there) > CHAIN.index(here):
             found.append(f"{name}:{line}: {here} imports {there}, which the chain reaches after it")
     return found
 

@@ -53,8 +53,8 @@ def read_run(directory: Path, wanted: Iterable[str] = ()) -> Curves:
     if not curves.files:
         return curves
     columns: dict[str, tuple[list, list]] = defaultdict(lambda: ([], []))
-    trained, others = scan(file)
-    others = list(others)
+    trained, rest = scan(file)
+    others: Iterable[tuple[int, dict]] = list(rest)
     wants_train = bool(of_train) or not any(record.get("kind") == "val" for _, record in others)
     if trained is not None and wants_train and not of_train <= {"train-loss"}:
         trained, others = None, read(file)  # every column of them
