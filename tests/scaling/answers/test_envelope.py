@@ -76,7 +76,7 @@ def test_run_directories(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(result))
     (tmp_path / "metrics.jsonl").write_text(
         "".join(
-            json.dumps({"kind": kind, "step": step, "tokens": step * 1e9, "flops": 0.0, "loss": loss}) + "\n"
+            json.dumps({"kind": kind, "step": step, "tokens": step * 1_000_000_000, "flops": 0.0, "loss": loss}) + "\n"
             for step in (1, 2, 3, 4)
             for kind, loss in (("train", 5.0 - step), ("val", 4.0 - step / 4))
         )
