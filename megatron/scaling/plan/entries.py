@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from megatron import config
-from megatron.catalogue import OBJECTIVES
+from megatron.catalogue import ENTRY_POINTS, OBJECTIVES
 from megatron.config import Config
 from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.files import read_json, replace_file
@@ -341,5 +341,5 @@ def check_entry(where: str, run: object, needed: Iterable[str]) -> None:
             raise Untrusted(
                 f"{where}: {name!r:.80} is no name of a run: it may leave the folder of runs; give it letters, digits, ._-"
             )
-    if run.get("entry", "pretrain_gpt.py") not in flags.ENTRIES.values():
-        raise Untrusted(f"{where}.entry is {run['entry']!r:.80}, expected {' or '.join(flags.ENTRIES.values())}; plan again")
+    if run.get("entry", "pretrain_gpt.py") not in ENTRY_POINTS:
+        raise Untrusted(f"{where}.entry is {run['entry']!r:.80}, expected {' or '.join(ENTRY_POINTS)}; plan again")
