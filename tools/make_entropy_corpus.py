@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
@@ -52,26 +53,33 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
         ("zipf", float, "of random laws: symbol r weighs (r + 1) ** -ZIPF as much"),
     ):
         default = getattr(shape, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} [{default:g}]")
-    parser.add_argument("--source-seed", type=int, default=shape.seed, help=f"of a random source itself [{shape.seed}]")
-    return parser.parse_args(argv)
+        parser.add_argument(f"--{name}", type=kind, help=f"{what} [{default:g}]")
+    parser.add_argument("--source-seed", dest="seed_of_source", type=int, help=f"of a random source itself [{shape.seed}]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    given = parser.parse_args(argv)
+    given.shape = {
+        name: value for name, value in ((one.name, of_shape(given, one.name)) for one in fields(Shape)) if value is not None
+    }
+    if given.shape and given.source not in PRESETS:
+        first = next(iter(given.shape))
+        flag = "--source-seed" if first == "seed" else f"--{first.replace('_', '-')}"
+        parser.error(f"{flag} shapes a preset, and {given.source} is none of {', '.join(PRESETS)}: leave it out")
+    return given
+
+
+def of_shape(given: argparse.Namespace, name: str) -> float | None:
+    """What was given for a number of the shape; --seed is of the tokens."""
+    return given.seed_of_source if name == "seed" else getattr(given, name)
 
 
 def find_source(given: argparse.Namespace) -> Process:
     """Raises BadData for a shape that makes no sense, or a name that is neither preset nor file."""
     if given.source in PRESETS:
-        counts = {name: getattr(given, name) for name in ("symbols", "order", "states", "components")}
-        low = [f"--{name} {value}" for name, value in counts.items() if value < 1]
-        if low or not given.sharpness >= 0:
-            raise BadData(f"{', '.join(low) or f'--sharpness {given.sharpness:g}'}: expected 1 or more, a sharpness of 0 or more")
-        return build(
-            given.source,
-            document_length=given.document_length,
-            sharpness=given.sharpness,
-            zipf=given.zipf,
-            seed=given.source_seed,
-            **counts,
-        )
+        counts = {name: given.shape.get(name, 1) for name in ("symbols", "order", "states", "components")}
+        low, sharpness = [f"--{name} {value}" for name, value in counts.items() if value < 1], given.shape.get("sharpness", 0)
+        if low or not sharpness >= 0:
+            raise BadData(f"{', '.join(low) or f'--sharpness {sharpness:g}'}: expected 1 or more, a sharpness of 0 or more")
+        return build(given.source, **given.shape)
     try:
         return from_spec(json.loads(Path(given.source).read_text()))
     except OSError as error:
@@ -90,6 +98,10 @@ def main(argv: list[str] | None = None) -> int:
     source = find_source(given)
     said = write_corpus(given.output, source, int(given.tokens), given.seed)
     low, high = said["entropy_rate"]
+    if given.json:
+        facts = {"prefix": given.output, "tokens": int(given.tokens), "symbols": source.num_symbols}
+        print(json.dumps(facts | {"hidden_states": len(source.start), "entropy_rate": [low, high]}))
+        return 0
     rate = f"{low:.6f} nats per token, in closed form" if low == high else f"between {low:.6f} and {high:.6f} nats per token"
     print(
         f"{given.output}: {int(given.tokens)} tokens of {source.num_symbols} symbols, {len(source.start)} hidden states\n"

@@ -17,7 +17,7 @@ import stat
 import weakref
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -175,10 +175,10 @@ class IndexedDataset:
                     )
                 self._unread[number] = 0
 
-    def verify(self) -> int:
+    def verify(self, show: Callable[[int], None] = lambda num_bytes: None) -> int:
         """Read everything that the sidecar vouches for, also what was read before.  -> blocks checked, 0 without a sidecar
 
-        Raises BadData.
+        `show` is told now and then how many bytes of the .bin are checked.  Raises BadData.
         """
         if not self.meta:
             return 0
@@ -187,7 +187,9 @@ class IndexedDataset:
             digest.update(block)
         check_belongs(self.prefix, self.meta, {".idx": {"idx_sha256": digest.hexdigest()}})
         self._unread = bytearray(b"\1") * len(self._unread)
-        self.check_blocks(0, len(self._unread) - 1)
+        for number in range(len(self._unread)):
+            self.check_blocks(number, number)
+            show((number + 1) * self._block_bytes)
         return len(self._unread)
 
     def document(self, number: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from megatron.data.indexed import IndexedDataset
 from megatron.data.sources import Source, take_first
 from megatron.data.tokenizer import TYPES, Tokenizer, build_tokenizer
 from megatron.errors import BadData, Mismatch
+from megatron.progress import ProgressLine
 
 QUANTILES = {"min": 0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1}
 CHUNK = 1 << 20  # tokens read at a time
@@ -48,15 +49,20 @@ def document_lengths(corpus: IndexedDataset) -> dict[str, Any]:
 
 def verify(corpus: IndexedDataset) -> dict[str, Any]:
     """Read all of it; without a sidecar that proves only that every id is one.  Raises BadData."""
+    line = ProgressLine(corpus.num_tokens * corpus.dtype.itemsize)
     if corpus.meta:
-        return {"blocks_verified": corpus.verify()}
+        checked = corpus.verify(line.show)
+        line.clear()
+        return {"blocks_verified": checked}
     largest = 0
     for at in range(0, corpus.num_tokens, CHUNK):
+        line.show(at * corpus.dtype.itemsize)
         ids = corpus.tokens(at, min(at + CHUNK, corpus.num_tokens))
         if ids.min() < 0:
             wrong = int((ids < 0).argmax())
             raise BadData(f"{corpus.prefix}.bin: token {at + wrong} is {ids[wrong]}, expected 0 or more; copy the corpus again")
         largest = max(largest, int(ids.max()))
+    line.clear()
     return {"blocks_verified": 0, "largest_id": largest}
 
 

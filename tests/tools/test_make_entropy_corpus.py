@@ -87,3 +87,11 @@ def test_refusals_are_one_sentence_and_leave_nothing(tmp_path, monkeypatch, caps
     assert make(*words, "--output", tmp_path / "out" / "c") == code
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not list(tmp_path.glob("out/c*"))
+
+
+def test_a_source_from_a_file_takes_no_shape(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        make(tmp_path / "own.json", "--tokens", "10", "--output", tmp_path / "c", "--states", 4)
+    assert caught.value.code == 2 and "--states shapes a preset" in capsys.readouterr().err
+    assert make("coin", "--tokens", "10", "--output", tmp_path / "c", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["entropy_rate"] == pytest.approx([0.6108643] * 2)
