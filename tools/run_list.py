@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import multiprocessing
 import os
 import shlex
@@ -46,6 +47,19 @@ class Member:
 
     def finished(self) -> bool:
         return not self.cfg.train.skip_train and (Path(self.cfg.log.run_dir) / RESULT).exists()
+
+    def record(self) -> dict:
+        """Where the run stands, as plain JSON; loss (nats a token) and bound are None without a result."""
+        folder = self.cfg and Path(self.cfg.log.run_dir)
+        found = read_file(folder, RESULT) if folder and self.finished() else {}
+        return {
+            "name": self.name,
+            "run_dir": folder and str(folder),
+            "finished": bool(found),
+            "loss": found.get("loss"),
+            "bound": found.get("bound"),
+            "mistakes": self.mistakes or None,
+        }
 
     def flops(self) -> float:
         tokens = (self.cfg.train.train_samples or 0) * self.cfg.model.seq_length
@@ -177,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run_list.py", allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.add_argument("list", type=Path, metavar="LIST", help="file with a command a line")
     parser.add_argument("--processes", type=int, help="run this many at a time [one a core]")
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout, all else on stderr")
     given = parser.parse_args(argv)
     if given.processes is not None and given.processes < 1:
         parser.error(f"--processes {given.processes} must be at least 1")
@@ -190,7 +205,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{member.name} is finished: skipped", file=sys.stderr)
     waiting = [m for m in members if m.cfg and m not in done]
     processes = min(given.processes or num_cores(), len(waiting))
-    codes = train_side_by_side(waiting, processes) if processes > 1 else train_in_turn(waiting)
+    with contextlib.redirect_stdout(sys.stderr if given.json else sys.stdout):
+        codes = train_side_by_side(waiting, processes) if processes > 1 else train_in_turn(waiting)
+    if given.json:
+        print(json.dumps([member.record() for member in members], indent=1))
     failures = len(wrong) + sum(code not in (0, PREEMPTED, KILLED) for code in codes)
     if len(members) > 1:
         print(f"{len(members)} runs: {codes.count(0)} done, {len(done)} were finished, {failures} failed", file=sys.stderr)

@@ -43,9 +43,9 @@ def started(monkeypatch):
     return names
 
 
-def run(tmp_path, *lines, processes=1):
+def run(tmp_path, *lines, processes=1, extra=()):
     (tmp_path / "list").write_text("".join(lines))
-    return run_list.main([str(tmp_path / "list"), "--processes", str(processes)])
+    return run_list.main([str(tmp_path / "list"), "--processes", str(processes), *extra])
 
 
 def test_failed_members_are_reported_and_the_rest_goes_on(tmp_path, started, capsys):
@@ -69,6 +69,13 @@ def test_finished_members_are_skipped(tmp_path, started, capsys):
     assert run(tmp_path, lines[0]) == 0
     assert run(tmp_path, *lines) == 0
     assert started == ["one", "two"] and "one is finished: skipped" in capsys.readouterr().err
+    assert run(tmp_path, *lines, line("pretrain_gpt.py", 6, tmp_path / "bad"), extra=["--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [(r["name"], r["finished"], r["loss"]) for r in found] == [
+        ("one", True, 1.5),
+        ("two", True, 1.5),
+        ("bad", False, None),
+    ]
 
 
 def test_a_stop_ends_the_list_with_its_code(tmp_path, started):
