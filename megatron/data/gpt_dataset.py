@@ -175,7 +175,7 @@ class PackedDataset(Samples):
     def describe(self) -> str:
         """A line for each source: prefix, documents, tokens, weight, range."""
         walks = iter(self.walks)
-        return "\n".join(describe(source, next(walks) if source.weight else None) for source in self.sources)
+        return "\n".join(source_line(source, next(walks) if source.weight else None) for source in self.sources)
 
     def fingerprint(self) -> str:
         """Names the samples: sha256 over seed, length, and each corpus' content (IndexedDataset.fingerprint), range and share."""
@@ -183,7 +183,7 @@ class PackedDataset(Samples):
         return hashlib.sha256(json.dumps([self.seed, self.seq_length, parts]).encode()).hexdigest()
 
 
-def describe(source: Source, walk: Circle | None) -> str:
+def source_line(source: Source, walk: Circle | None) -> str:
     if walk is None:
         return f"{source.prefix}: weight 0, not used"
     unvouched = "" if walk.corpus.meta else "; no .meta.json vouches for it: only its structure and its ids are checked"

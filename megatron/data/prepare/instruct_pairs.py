@@ -49,9 +49,10 @@ def read_pairs(how: Reading, skipped: Counter[str]) -> Iterator[Pair]:
     for path in how.files:
         keys = how.keys
         for where, record in read_records(path):
-            if not keys and not isinstance(record, BadRecord):
-                keys = recognized(where, record)
             try:
+                if isinstance(record, BadRecord):
+                    raise record
+                keys = keys or recognized(where, record)
                 yield pair_of(record, keys)
             except BadRecord as error:
                 kind, reason = error.args

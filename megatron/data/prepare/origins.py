@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ HELD_OUT = 0.01  # of the documents, for each split that a corpus lacks
 class Origin:
     """The corpus' documents by split, and how they are described in corpus.json."""
 
-    documents: dict[str, Callable[[OnBad], Iterator[Document]]]
+    documents: Mapping[str, Callable[[OnBad], Iterator[Document]]]
     described: dict[str, Any]
     known: dict[str, Any]  # what of the description must not differ when a preparation is repeated
     num_records: Callable[[str], int | None] = lambda split: None

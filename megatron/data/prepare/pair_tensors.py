@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ def as_tensors(pairs: Sequence[Encoded], length: int, padding: int) -> tuple[tor
 
 
 def write_tensors(
-    stage: Path, parts: dict[str, Sequence[Encoded]], length: int, tokenizer: Tokenizer, tokenizer_file: bytes | None = None
+    stage: Path, parts: Mapping[str, Sequence[Encoded]], length: int, tokenizer: Tokenizer, tokenizer_file: bytes | None = None
 ) -> dict[str, int]:
     """The files other trainers read, with a config.json and, if given, a tokenizer.json.  -> rows by split"""
     rows = {}

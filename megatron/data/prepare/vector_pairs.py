@@ -205,7 +205,7 @@ def import_all(pairs: Sequence[Found], given: PairFolders, prefix: Path, skipped
                 tally = Tally(tally.pairs + 1, tally.tokens + len(ids), len(vector))
                 line.show(number)
             line.clear()
-            if not tally.pairs:
+            if not tally.pairs or tally.width is None:
                 raise BadData(
                     f"--tokens {given.tokens}: none of {len(pairs)} pairs can be used{counted(skipped)}; nothing was written"
                 )
