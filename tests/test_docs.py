@@ -13,12 +13,14 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from megatron import config
 from megatron.flags import find
+from megatron.rundir.fields import OF_FILE
 from megatron.scaling.law.fit import fit_law, save_fit
 from megatron.scaling.plan.entries import Request, make_plan
 from megatron.training import dry_run
@@ -84,8 +86,10 @@ def test_every_page_is_in_the_menu():
     assert menu == {path.name for path in (ROOT / "docs").glob("*.md")}
 
 
-def test_the_page_of_flags_is_current():
-    assert PAGES["docs/flags.md"].strip() == config.markdown().strip(), "python -m megatron.config > docs/flags.md"
+@pytest.mark.parametrize("page, module", [("flags", "config"), ("run-folder", "rundir.fields")])
+def test_made_pages_are_current(page, module):
+    made = import_module(f"megatron.{module}").markdown()
+    assert PAGES[f"docs/{page}.md"].strip() == made.strip(), f"python -m megatron.{module} > docs/{page}.md"
 
 
 @functools.cache
@@ -183,10 +187,10 @@ def test_the_readme_is_short_and_its_laptop_command_trains(checkout):
     said = checkout(text)
     assert "finished: runs/mdm/result.json" in said and "bound nats per token" in said
     run, corpus = checkout.folder / "runs/mdm", checkout.folder / "data/train_text_document.meta.json"
-    for heading in ("result.json", "run.json", "exit.json"):
-        assert fields_of(f"### {heading}") == set(json.loads((run / heading).read_text())), heading
+    for file in ("config.json", "result.json", "run.json", "exit.json"):
+        assert set(json.loads((run / file).read_text())) <= set(OF_FILE[file]), file
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert fields_of("### metrics.jsonl") == {name for record in records for name in record}
+    assert {name for record in records for name in record} <= set(OF_FILE["metrics.jsonl"])
     (manifest,) = run.glob("step-*/manifest.json")
     assert fields_of("## Checkpoints") == set(json.loads(manifest.read_text()))
     assert fields_of("## A corpus") == set(json.loads(corpus.read_text()))

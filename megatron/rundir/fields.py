@@ -36,7 +36,7 @@ SCORES: Fields = {
     "loss_se_data": (NUMBER, "nats/token", "standard error from the choice of validation rows"),
     "perplexity": (NUMBER, "", "exp(loss)"),
     "bits_per_byte": (NUMBER, "bits/byte", "loss over the bytes of the scored text"),
-    "accuracy": (NUMBER, "0..1", "share of scored positions whose likeliest token is right"),
+    "accuracy": (NUMBER, "0..1", "share of asked positions whose likeliest token is right; a tie of n counts 1 / n"),
     "bound": (TEXT, "exact | bound", "what the loss is"),
     "rows": (COUNT, "rows", "validation rows scored"),
     "num_mc": (COUNT, "draws", "noise draws a row"),
@@ -90,6 +90,7 @@ FACTS: Fields = {
     "params_convention": (TEXT, "", "which count N is"),
     "flops_convention": (TEXT, "", "how FLOPs are counted"),
     "eval_slice": (TEXT, "", "fingerprint of the validation rows"),
+    "convention": (OBJECT, "", "how its validation is scored; null without one"),
     "layout": (OBJECT, "", "of the first start"),
     "resumes": (OBJECTS, "", "an object for each time it went on: time, step, from, changed, layout, branch"),
 }
@@ -111,7 +112,10 @@ OUTCOME: Fields = {
     "flops_convention": (TEXT, "", ""),
     "flops_exact": (NUMBER, "FLOPs", "attention and head counted"),
     "train_loss": (NUMBER, "nats/token", "of the last interval"),
-    **{name: SCORES[name] for name in ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy", "bound")},
+    **{
+        name: SCORES[name]
+        for name in ("loss", "loss_se_noise", "loss_se_noise_df", "loss_se_data", "bits_per_byte", "accuracy", "bound")
+    },
     "test_loss": (NUMBER, "nats/token", ""),
     "valid_sets": (OBJECT, "", "scores of each named validation set"),
     "best_loss": (NUMBER, "nats/token", "the lowest validation loss"),
@@ -171,3 +175,18 @@ def check_fields(where: str, found: dict, fields: Fields, remedy: str) -> None:
     """Raises BadData."""
     if fault := fault_of(found, fields):
         raise BadData(f"{where}: {fault}; {remedy}")
+
+
+def markdown() -> str:
+    """The page docs/run-folder.md: the fields of every file."""
+    page = ["# The fields of a run folder", "", " ".join((__doc__ or "").split("\n\n", 1)[1].split()), ""]
+    for file, known in OF_FILE.items():
+        page += [f"## {file}", "", "| field | type | unit | meaning |", "|---|---|---|---|"]
+        page += [f"| `{name}` | {' | '.join(cell.replace('|', 'or') for cell in cells)} |" for name, cells in known.items()] + [
+            ""
+        ]
+    return "\n".join(page)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
