@@ -138,7 +138,7 @@ def test_published_starts_reach_the_same_optimum_in_time():
     assert fit.num_starts == 4500 and fit.share_at_optimum > 0.2 and fit.objective <= 1.018275e-3 * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_published_chinchilla_bootstrap(seed):
     start = time.process_time()
     fit = fit_chinchilla(*chinchilla_points(), seed=seed)
@@ -322,7 +322,7 @@ def check_coverage(num_tables, num_resamples):
 
 
 def test_intervals_cover():
-    check_coverage(100, 100)
+    check_coverage(60, 100)
 
 
 @pytest.mark.slow
