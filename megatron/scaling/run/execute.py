@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -298,8 +299,14 @@ def program(name: str) -> Path:
 
 
 def choose_start(plan, how: str, processes: int | None, nproc: int | None, nodes: int) -> Start:
-    """What `auto` means here: in few processes on a CPU, one after another on a GPU, over all ranks where there are several."""
-    gpus, said = num_gpus(), nproc or int(os.environ.get("NPROC_PER_NODE") or 0)
+    """What `auto` means here: in few processes on a CPU, one after another on a GPU, over all ranks where there are several.
+
+    Raises ConfigError for an environment that says no number of ranks.
+    """
+    told = os.environ.get("NPROC_PER_NODE") or "0"
+    if not re.fullmatch("[0-9]{1,9}", told):
+        raise ConfigError([f"NPROC_PER_NODE={told} must be a whole number: set it so, or leave it out"])
+    gpus, said = num_gpus(), nproc or int(told)
     if how == "auto":
         small = not gpus or all(on_cpu(run["flags"]) for run in plan.runs)
         how = "in-process" if small else "one-by-one"

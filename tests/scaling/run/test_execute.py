@@ -104,6 +104,12 @@ def test_a_failed_member_does_not_end_the_others_and_is_retried_only_when_asked(
     assert (code, order) == (0, [["b", "b"]])
 
 
+def test_a_lost_process_asks_for_another_start_unless_something_failed(carry_out):
+    lost, failed = entry("b", "--does", "fail75"), entry("c", "--does", "fail65")
+    assert carry_out([entry("a"), lost])[0] == 75
+    assert carry_out([entry("a"), lost, failed])[0] == 1
+
+
 def test_a_run_alone_ends_with_its_own_code(carry_out):
     assert carry_out([entry("a"), entry("b", "--does", "fail78")], only=["b"])[:2] == (78, [["b", "b"]])
 
@@ -189,6 +195,12 @@ def test_how_runs_start_by_themselves(gpus, flags, asked, how, monkeypatch):
     monkeypatch.delenv("NPROC_PER_NODE", raising=False)
     plan = SimpleNamespace(runs=[entry("a", *flags)])
     assert choose_start(plan, **{"how": "auto", "processes": None, "nproc": None, "nodes": 1} | asked).how == how
+
+
+def test_ranks_of_the_environment_are_a_number(monkeypatch):
+    monkeypatch.setenv("NPROC_PER_NODE", "a[1]")
+    with pytest.raises(ConfigError, match=r"NPROC_PER_NODE=a\[1\] must be a whole number"):
+        choose_start(SimpleNamespace(runs=[]), "auto", None, None, 1)
 
 
 def test_a_run_has_a_kill_switch_of_its_own(tmp_path):
