@@ -12,8 +12,10 @@ def combined(*parts: tuple[float | None, float | None]) -> tuple[float | None, f
     of 0. None where nothing is left.
     """
     known = [(error, df) for error, df in parts if error is not None]
-    total = math.hypot(*(error for error, _ in known)) if known else None
-    spread = sum((error / total) ** 4 / df for error, df in known if error and df)
+    if not known:
+        return None, None
+    total = math.hypot(*(error for error, _ in known))
+    spread = math.fsum((error / total) ** 4 / df for error, df in known if error and df)
     return total, 1 / spread if spread else None
 
 

@@ -354,3 +354,9 @@ def test_nothing_names_the_machine_it_was_made_on():
     assert everywhere == []
     notes = "|".join(["design", "seeds", "bench"])
     assert lines_with(rf"shared/({notes})", (".py", ".sh", ".cpp", ".toml", ".md", ".txt", "")) == []
+
+
+@pytest.mark.parametrize("words", ["mypy", "ruff check .", "ruff format --check ."])
+def test_types_lint_and_format(words):
+    done = subprocess.run([sys.executable, "-m", *words.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, takewhile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -260,7 +260,8 @@ def aside_path(folder: Path, name: str) -> Path:
 
 def cut_shards(pieces: list[Piece]) -> list[list[Piece]]:
     """Shards of at most SHARD_BYTES, or of one piece; wide types first, so that all data is aligned without padding."""
-    shards, room = [], 0
+    shards: list[list[Piece]] = []
+    room = 0
     for piece in sorted(pieces, key=lambda piece: -piece.tensor.element_size()):
         if not shards or piece.tensor.nbytes > room:
             shards.append([])
@@ -272,7 +273,8 @@ def cut_shards(pieces: list[Piece]) -> list[list[Piece]]:
 
 def write_shard(path: Path, pieces: list[Piece]) -> tuple[dict, list[dict]]:
     """One safetensors file (header length, JSON header, little-endian data); the manifest's records of it and its pieces."""
-    header, stop = {}, 0
+    header: dict[str, dict[str, Any]] = {}
+    stop = 0
     for piece in pieces:
         start, stop = stop, stop + piece.tensor.nbytes
         header[key(piece)] = {
@@ -576,7 +578,7 @@ def check_tiling(where: str, entries: list[dict]) -> None:
 
 def overlapping(boxes: list[Box]) -> bool:
     """Whether any two share a value; of rectangles in order, only those that begin before one ends are compared with it."""
-    boxes = sorted(box for box in boxes if volume(box))
+    boxes = sorted((box for box in boxes if volume(box)), key=lambda box: [tuple(edges) for edges in box])
     return any(
         volume(common(box, other))
         for i, box in enumerate(boxes)

@@ -156,7 +156,8 @@ def finish_gradients(shares: Sequence[Share], mesh: Mesh, stages: Sequence[GPT],
 
 def buckets(tensors: list[Tensor]) -> list[list[Tensor]]:
     """Runs of tensors of at most BUCKET_BYTES, or of one tensor."""
-    out, room = [], 0
+    out: list[list[Tensor]] = []
+    room = 0
     for t in tensors:
         if not out or t.nbytes > room:
             out.append([])

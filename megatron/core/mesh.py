@@ -128,7 +128,8 @@ def agreed(group: Group) -> Iterator[None]:
         if failure is not None and not isinstance(failure, Refusal):
             raise failure  # a mistake of ours, whose traceback is wanted
         if refused:
-            raise refusal(*refused[:2], f"rank {rank}: {refused[2]}") from failure
+            kind, code, sentence = refused
+            raise refusal(kind, code, f"rank {rank}: {sentence}") from failure
 
 
 def refusal(kind: str, code: int, sentence: str) -> Refusal:

@@ -6,6 +6,8 @@ b rows of a micro-batch, s sequence, h hidden.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -111,7 +113,9 @@ class Pipeline:
     @torch.no_grad()
     def forward(self, batches: list[Batch], loss: bool = True) -> list[tuple[Tensor, Tensor, Tensor]] | list[Tensor]:
         """What the last stage says of each batch, whatever their shapes; empty on the other ranks."""
-        sends, local, out = [], [], []
+        sends: list[tuple[dist.Work | None, Tensor]] = []
+        local: list[Tensor] = []
+        out: list[Any] = []
         for number, posed in zip(self.numbers, self.posed):
             outputs = []
             for i, batch in enumerate(batches):
@@ -123,7 +127,8 @@ class Pipeline:
             if posed.stage.last:
                 out = outputs
         for send, _ in sends:  # each tensor is kept alive until it is sent
-            send.wait()
+            if send is not None:
+                send.wait()
         return out
 
     def input(self, number: int, batch: Batch, local: list[Tensor], i: int) -> Tensor | None:

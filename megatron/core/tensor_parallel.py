@@ -6,6 +6,8 @@ b batch, s sequence, h hidden; widths with a slash are this rank's share.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -127,8 +129,9 @@ class VocabEmbedding(Linear):
         self.known_rows, self.live_rows, self.shared = known_rows, live_rows, shared
 
     def specs(self) -> dict[str, Spec]:
-        rows = {"known_rows": self.known_rows, "live_rows": self.live_rows}
-        return {"weight": Spec(init="table", std=self.std, cut=0, copies="ends" if self.shared else "", **rows)}
+        copies: Literal["", "ends"] = "ends" if self.shared else ""
+        known, live = self.known_rows, self.live_rows
+        return {"weight": Spec(init="table", std=self.std, cut=0, copies=copies, known_rows=known, live_rows=live)}
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         if self.tp.size == 1:

@@ -204,8 +204,15 @@ class GPT(nn.Module):
         self.first, self.last, self.sharded = layers.start == 0, layers.stop == cfg.num_layers, False
         self.columns = cfg.padded_vocab_size if cfg.predict_reserved else cfg.vocab_size
         tied = not cfg.untie_embeddings_and_output_weights
-        rows = {"known_rows": cfg.vocab_size, "live_rows": cfg.padded_vocab_size if live_rows is None else live_rows}
-        table = partial(VocabEmbedding, cfg.padded_vocab_size, cfg.hidden_size, tp, cfg.init_method_std, **rows)
+        table = partial(
+            VocabEmbedding,
+            cfg.padded_vocab_size,
+            cfg.hidden_size,
+            tp,
+            cfg.init_method_std,
+            known_rows=cfg.vocab_size,
+            live_rows=cfg.padded_vocab_size if live_rows is None else live_rows,
+        )
         if self.first or (self.last and tied):
             self.embed = table(shared=tied)
         self.reader, self.condition = slots.reader if self.first else None, slots.condition
@@ -229,6 +236,7 @@ class GPT(nn.Module):
         keys = row_keys(self.seed, batch.index, batch.positions) if self.training and self.drops() else None
         if self.first:
             x = self.dropout(self.read(batch), None if keys is None else part(keys, self.tp))
+        assert x is not None  # a later stage is handed what the one before it made
         c = None if self.condition is None else self.condition(batch)
         seen = visible(batch, self.causal)
         rope = rotary(batch.positions, self.cfg.kv_channels, self.cfg.rotary_base, self.dtype)
@@ -246,7 +254,7 @@ class GPT(nn.Module):
         """What the first block reads.  -> [b, s, h], or [b, s/tp, h] where the sequence is cut"""
         if self.reader is not None:
             return self.reader(batch, self.embed, self.dtype)
-        if batch.candidates is not None:
+        if batch.candidates is not None and batch.mix is not None:
             return self.embed.mixed(batch.candidates, batch.mix, self.dtype)
         return self.embed(batch.inputs, self.dtype)
 

@@ -47,12 +47,11 @@ class Blend:
 
     def block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Dataset ids int32 and positions int64 of samples [number, number + 1) x BLEND_BLOCK."""
-        held = self.held
-        if held is None or held[0] != number:
-            for at in range(min(number, len(self.counts) - 1), number + 1):
-                held = at, *self.draw(at)
-            self.held = held
-        return held[1:]
+        if self.held is None or self.held[0] != number:
+            for at in range(min(number, len(self.counts) - 1), number):
+                self.draw(at)
+            self.held = number, *self.draw(number)
+        return self.held[1:]
 
     def draw(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         counts = self.counts[number].copy()

@@ -224,8 +224,8 @@ def parquet_records(path: str) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(256):
                 yield from batch.cast(schema).to_pylist()
     except (ArrowException, OSError) as error:
-        if getattr(error, "errno", None):
-            raise MissingInput(f"--from {path}: {os.strerror(error.errno)}") from error
+        if number := getattr(error, "errno", None):
+            raise MissingInput(f"--from {path}: {os.strerror(number)}") from error
         raise BadData(
             f"{path}: is no parquet file, or a damaged one ({str(error).splitlines()[0]:.200}); fetch the file again"
         ) from error
@@ -310,7 +310,8 @@ def stories(lines: Iterable[str]) -> Iterator[str]:
 
 def between(lines: Iterable[str], begins: Callable[[str, str, int], bool]) -> Iterator[str]:
     """Texts whose first lines are those that `begins` says of, given (line, the line before, characters since the last)."""
-    held, characters, before = [], 0, ""
+    held: list[str] = []
+    characters, before = 0, ""
     for line in lines:
         if begins(line, before, characters):
             yield "".join(held)
@@ -350,7 +351,8 @@ def file_documents(corpus: Corpus, files: list[str], on_bad: OnBad, manner: Mann
 
 def lines_to_articles(records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Records that hold one line each, as WikiText's on the Hub, put together to articles; a longer one is an article itself."""
-    number, lines = 0, []
+    number = 0
+    lines: list[str] = []
     for number, record in records:
         text = record.get("text")
         if not isinstance(text, str) or "\n" in text.rstrip("\n"):
@@ -438,8 +440,8 @@ class HubSplit:
                 streaming=True,
             )
             labels = getattr((getattr(stream, "features", None) or {}).get("label"), "names", None) or self.corpus.labels
-            records = enumerate(stream, 1)
-            records = lines_to_articles(records) if self.corpus.layout == "articles" else records
+            numbered = enumerate(stream, 1)
+            records = lines_to_articles(numbered) if self.corpus.layout == "articles" else numbered
             yield from as_documents(self.corpus, self.where, records, tuple(labels), on_bad)
 
     def num_records(self) -> int | None:

@@ -44,6 +44,13 @@ class SampleSpec:
     def vocab_size(self) -> int | None:
         return self.tokenizer.vocab_size if self.tokenizer else None
 
+    @property
+    def eod(self) -> int:
+        """What pads a row. Raises TypeError."""
+        if self.tokenizer is None:
+            raise TypeError("padded rows need a tokenizer, whose eod is behind their end")
+        return self.tokenizer.eod
+
     def seed_of(self, split: str, data: Data) -> int:
         """Megatron's order has one seed for all splits."""
         return self.seed if split == "train" or data.epoch_order != "strict" else self.eval_seed
@@ -155,7 +162,7 @@ def reference(data: Data, split: str, sources: list[Source], spec: SampleSpec) -
         )
     weights, blended = [source.weight for source in sources if source.weight], len(sources) > 1
     blended = blended or bool(data.data_path) and sources[0].weighted
-    requests = blended_samples(spec.lengths[split.partition(":")[0]], weights, RULES[data.epoch_order], blended)
+    requests = blended_samples((spec.lengths or {})[split.partition(":")[0]], weights, RULES[data.epoch_order], blended)
 
     def order(source: Source, place: int) -> ReferenceOrder:
         corpus = open_corpus(source.prefix)
@@ -173,7 +180,7 @@ def reference(data: Data, split: str, sources: list[Source], spec: SampleSpec) -
 
 def windows(data: Data, split: str, spec: SampleSpec) -> RandomWindow | None:
     """Windows of the papers in the folder of --data-path; None where it has no such split."""
-    folder = data.data_path[0]
+    [folder] = data.data_path or [""]  # flags that name none, or several, are refused
     name = next((name for name in SPLIT_NAMES[split] if name in PaperFolder(folder).splits), None)
     if name is None:
         return None
@@ -191,15 +198,11 @@ def windows(data: Data, split: str, spec: SampleSpec) -> RandomWindow | None:
 
 
 def instruct(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> Instruct:
-    return checked(
-        Instruct(alone(sources, split), spec.seq_length, spec.seed_of(split, data), spec.vocab_size, spec.tokenizer.eod), spec
-    )
+    return checked(Instruct(alone(sources, split), spec.seq_length, spec.seed_of(split, data), spec.vocab_size, spec.eod), spec)
 
 
 def pairs(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> Pairs:
-    return checked(
-        Pairs(alone(sources, split), spec.seq_length, spec.seed_of(split, data), spec.vocab_size, spec.tokenizer.eod), spec
-    )
+    return checked(Pairs(alone(sources, split), spec.seq_length, spec.seed_of(split, data), spec.vocab_size, spec.eod), spec)
 
 
 def alone(sources: list[Source], split: str) -> str:

@@ -18,13 +18,16 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from megatron.data.blend import Blend, Rule
 from megatron.data.compiled import compiled
+from megatron.data.indexed import IndexedDataset
 from megatron.data.samples import Samples, hash64
 from megatron.data.sources import Source, open_corpus, token_range
+from megatron.data.token_file import TokenFile
 from megatron.errors import BadData
 
 FEISTEL_ROUNDS = 8  # of two halves each: all 120 orders of 5 windows come up alike
@@ -75,6 +78,19 @@ def place_on_circle(numbers: np.ndarray, size: int, s: int, key: int) -> np.ndar
 
 def rotation(epoch: np.ndarray, size: int, key: int) -> np.ndarray:
     return (hash64(np.uint64(key), epoch, ROTATION) % np.uint64(size)).astype(np.int64)
+
+
+class Walk(Protocol):
+    """A corpus, or its range, in some order of samples."""
+
+    corpus: IndexedDataset | TokenFile
+    start: int
+    stop: int
+    num_tokens: int
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray: ...
+
+    def identity(self) -> list: ...
 
 
 class Circle:
@@ -133,7 +149,7 @@ class PackedDataset(Samples):
         seq_length: int,
         seed: int,
         vocab_size: int | None = None,
-        order: Callable[[Source, int], Circle] | None = None,
+        order: Callable[[Source, int], Walk] | None = None,
         rule: Rule = "core",
     ):
         super().__init__(seq_length, seed, vocab_size)
@@ -183,7 +199,7 @@ class PackedDataset(Samples):
         return hashlib.sha256(json.dumps([self.seed, self.seq_length, parts]).encode()).hexdigest()
 
 
-def source_line(source: Source, walk: Circle | None) -> str:
+def source_line(source: Source, walk: Walk | None) -> str:
     if walk is None:
         return f"{source.prefix}: weight 0, not used"
     unvouched = "" if walk.corpus.meta else "; no .meta.json vouches for it: only its structure and its ids are checked"

@@ -108,8 +108,9 @@ def pair_of(record: object, keys: Keys) -> Pair:
     if not isinstance(record, dict):
         raise BadRecord("no object", f"holds a {type(record).__name__}, expected an object")
     instruction, response = text_at(record, keys.instruction), text_at(record, keys.response)
-    missing = keys.context is None or value_at(record, keys.context) is None
-    context = "" if missing else text_at(record, keys.context, may_be_empty=True)
+    context = ""
+    if keys.context is not None and value_at(record, keys.context) is not None:
+        context = text_at(record, keys.context, may_be_empty=True)
     return Pair(instruction if keys.templated else prompt_of(instruction, context), response)
 
 

@@ -31,6 +31,7 @@ import numpy as np
 from megatron.data.blend import Rule, normalized
 from megatron.data.compiled import compiled
 from megatron.data.indexed import IndexedDataset
+from megatron.data.token_file import TokenFile
 from megatron.errors import BadData, CannotWrite, Mismatch
 from megatron.files import staged
 
@@ -166,7 +167,7 @@ def sequence_split(num_sequences: int, shares: list[float], rule: Rule) -> list[
     return [0, *(cuts - (cuts[-1] - num_sequences)).tolist()]
 
 
-def document_split(corpus: IndexedDataset, shares: list[float], rule: Rule) -> list[tuple[int, int]]:
+def document_split(corpus: IndexedDataset | TokenFile, shares: list[float], rule: Rule) -> list[tuple[int, int]]:
     """Megatron's --split in tokens: [start, stop) of each share.
 
     Raises BadData where a cut falls beside an empty sequence, because tokens cannot say whose that is.
@@ -211,7 +212,7 @@ class ReferenceOrder:
 
     def __init__(
         self,
-        corpus: IndexedDataset,
+        corpus: IndexedDataset | TokenFile,
         start: int,
         stop: int,
         seq_length: int,

@@ -263,7 +263,8 @@ def reached(disk: BinaryIO, before: int) -> int:
 
 def line_blocks(path: str, disk: BinaryIO, start: Mark, before: int, how: Reading) -> Iterator[Block]:
     """Whole lines; of one beyond the limit nothing is held but its length."""
-    held, size, offset, line = [], 0, start.offset, start.line  # `held`: the line that is not yet whole
+    held: list[bytes] = []
+    size, offset, line = 0, start.offset, start.line  # `held`: the line that is not yet whole
     for data in byte_blocks(path, disk, start.offset):
         cut = data.rfind(b"\n") + 1
         if cut and size > how.max_line_bytes:  # the end of a line that is passed over
@@ -447,7 +448,8 @@ def parquet_blocks(path: str, start: Mark, before: int, how: Reading) -> Iterato
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise MissingInput(f"{path} needs the Python package pyarrow: pip install -e '.[data]'") from error
-    done, size, rows, held = 0, os.path.getsize(path), [], 0
+    rows: list[tuple[bytes | None, ...]] = []
+    done, size, held = 0, os.path.getsize(path), 0
     try:
         with parquet.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
             check_columns(path, file.schema_arrow, how.keys)

@@ -267,7 +267,8 @@ class PaperFolder:
 
 def read_papers(path: Path, num_tokens: int) -> list[Paper]:
     """The rows of index.jsonl.  Raises BadData with file and line."""
-    papers, lines = [], {}
+    papers: list[Paper] = []
+    lines: dict[str, int] = {}
     for number, line in enumerate(read_text(path, "a paper a line").split("\n"), 1):
         if not line.strip():
             continue
@@ -316,7 +317,8 @@ def check_overlaps(path: Path, papers: list[Paper]) -> None:
 
 def read_splits(path: Path, known: dict[str, int]) -> dict[str, list[int]]:
     """splits.json with papers by their place in the index.  Raises BadData."""
-    splits, taken = {}, {}
+    splits: dict[str, list[int]] = {}
+    taken: dict[str, str] = {}
     for split, members in read_json(path, "repair it", "{split: [paper_id, ...]}").items():
         if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
             raise BadData(f"{path}: split {split!r} is not a list of paper_ids, expected {{split: [paper_id, ...]}}")
@@ -337,7 +339,8 @@ def write_paper_folder(folder: str | Path, papers: Iterable[tuple[str, str, str,
 
     Raises CannotWrite, also when the folder holds tokens already, and BadData for an id that does not fit or a paper twice.
     """
-    folder, splits, names = Path(folder), {}, set()
+    splits: dict[str, list[str]] = {}
+    folder, names = Path(folder), set()
     refuse_taken(folder / "tokens.bin")
     with staged(folder) as stage:
         offset = 0

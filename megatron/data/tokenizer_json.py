@@ -14,6 +14,8 @@ def tokenizer_json(tokenizer: Tokenizer, tokenizer_model: str | Path | None = No
     `tokenizer_model` is the file of a HFTokenizer, which is handed on as it is.
     """
     if tokenizer.name == "HFTokenizer":
+        if tokenizer_model is None:
+            raise TypeError("a HFTokenizer's file is needed: give tokenizer_model")
         path = Path(tokenizer_model)
         return (path / "tokenizer.json" if path.is_dir() else path).read_bytes()
     if tokenizer.name == "SentencePieceTokenizer":

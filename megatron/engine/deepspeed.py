@@ -160,7 +160,7 @@ def ds_config(cfg: Config) -> dict[str, Any]:
     """DeepSpeed's settings: made from flags, and the file's additions merged in."""
     p, micro = cfg.parallel, cfg.train.micro_batch_size
     micro_batches = num_micro_batches(cfg.train.global_batch_size, p.data_parallel_size, micro)
-    out = {
+    out: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": micro_batches,
         "train_batch_size": micro * micro_batches * p.data_parallel_size,
@@ -175,7 +175,7 @@ def ds_config(cfg: Config) -> dict[str, Any]:
         *path, last = name.split(".")
         if path[1:] and not offloaded[path[1]]:
             continue
-        at = out
+        at: dict[str, Any] = out
         for part in path:
             at = at[part]
         at[last] = value

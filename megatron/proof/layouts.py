@@ -155,7 +155,7 @@ def read_experiment(words: list[str], objective: str, folder: Path) -> Experimen
     return Experiment(cfg=cfg, single=alone, given=given)
 
 
-def completion(named: Collection[str], folder: Path) -> dict[str, Any]:
+def completion(named: Collection[str | None], folder: Path) -> dict[str, Any]:
     """What a run needs and nobody named."""
     found: dict[str, Any] = {}
     if not {"num_layers", "model_config"} & set(named):

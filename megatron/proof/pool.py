@@ -141,7 +141,8 @@ def spell(function: Callable | str) -> str:
 
 def collect(workers: list[Worker], timeout: float, folder: Path) -> list:
     """The values by rank. Raises JobFailed with the first cause, which others may have felt as a closed connection."""
-    deadline, values = time.monotonic() + timeout + DUMP_SECONDS, {}
+    deadline = time.monotonic() + timeout + DUMP_SECONDS
+    values: dict[int, Any] = {}
     while waiting := {worker.pipe: rank for rank, worker in enumerate(workers) if rank not in values}:
         ready = wait(waiting, max(0.0, deadline - time.monotonic()))
         if not ready:

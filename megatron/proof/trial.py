@@ -61,12 +61,14 @@ def set_up(argv: list[str]) -> Trial:
     tokenizer = open_tokenizer(cfg)
     cfg = cfg.with_vocabulary(tokenizer.vocab_size)
     objective, data = build_objective(cfg), build_datasets(cfg.data, sample_spec(cfg, tokenizer))
+    train = data["train"]
+    assert train is not None  # a run that trains is refused without training data
     return Trial(
         cfg=cfg,
         engine=engine.build(cfg, objective, device.setup(cfg), meet(cfg), lambda line: None),
         objective=objective,
-        train=data["train"],
-        valid=cut_slice(cfg, data["valid"] or data["train"], objective.reference(), tokenizer),
+        train=train,
+        valid=cut_slice(cfg, data["valid"] or train, objective.reference(), tokenizer),
     )
 
 

@@ -67,7 +67,7 @@ def compare(engine: Engine, objective: Objective, data: Slice) -> dict:
         "difference": difference,
         "se": error,
         "se_df": df,
-        "below_floor": difference < -half_width(error, df, SURE),
+        "below_floor": difference < -half_width(error or 0.0, df, SURE),
         "se_noise": noise,
         "rows": int(known.sum()),
         "rows_left_out": int((~known).sum()),

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -93,7 +93,7 @@ def connect(place: Place, seconds: float) -> dist.Store:
     return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def endpoint(environ: dict[str, str]) -> tuple[str, int]:
+def endpoint(environ: Mapping[str, str]) -> tuple[str, int]:
     """Host and port of the store: as given, else the job's first host and a port of its number. Raises ConfigError."""
     job = environ.get("SLURM_JOB_ID")
     port = environ.get("MASTER_PORT") or (str(20000 + int(job) % 20000) if job else "")
@@ -108,7 +108,7 @@ def endpoint(environ: dict[str, str]) -> tuple[str, int]:
     return host, int(port)
 
 
-def first_host(environ: dict[str, str]) -> str:
+def first_host(environ: Mapping[str, str]) -> str:
     """The first node of a Slurm step, which has rank 0."""
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     try:

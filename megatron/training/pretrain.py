@@ -42,13 +42,13 @@ def main(cfg: Config) -> int:
         objective = build_objective(cfg)
         reference = objective.reference()
         slices = {
-            split: cut_slice(cfg, data[split], reference, tokenizer)
-            for split in data
-            if split != "train" and data[split] and cfg.train.eval_iters
+            split: cut_slice(cfg, found, reference, tokenizer)
+            for split, found in data.items()
+            if split != "train" and found and cfg.train.eval_iters
         }
         fingerprints = {
             "tokenizer": tokenizer.fingerprint(),
-            **{split: found and found.fingerprint() for split, found in data.items()},
+            **{split: found.fingerprint() if found else None for split, found in data.items()},
         }
         with claimed(cfg, mesh, watch):
             loaded, changed, early = take_up(cfg, mesh, fingerprints)
@@ -65,14 +65,15 @@ def main(cfg: Config) -> int:
                     return 0
                 engine = engines.build(cfg, objective, where, mesh, log.say, fresh=loaded is None)
                 learner = None if cfg.train.skip_train else learners.build(cfg, objective, mesh, where.device)
-                for learning in (engine, learner) if loaded else ():
-                    if learning:
+                for learning in (engine, learner):
+                    if learning and loaded:
                         learning.load(loaded, weights_only=cfg.train.finetune or cfg.train.skip_train)
                 epoch = data["train"].tokens_per_epoch if data["train"] else None
                 run = Run(cfg, engine, learner, reference, slices, where, stop, watch, log, fingerprints, epoch, at, begun)
                 if cfg.train.skip_train:
                     return run.evaluate_only(at)
                 run.identify()
+                assert data["train"] is not None  # flags without training data are refused
                 at, reason = train(cfg, engine, objective, data["train"], run, at, interval, learner)
                 return run.leave(at, reason)
 

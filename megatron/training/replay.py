@@ -141,7 +141,8 @@ def run_micro_batch(model: GPT, batch: Batch, total: int) -> tuple[list[str], fl
 
 def replay(dump: Dump) -> Replayed:
     """Weights first, then micro-batch by micro-batch every tensor in the order of its computation."""
-    model, found = dump.model, []
+    model = dump.model
+    found: list[str] = []
     for name, p in model.named_parameters():
         check(f"weight {name}", p.detach(), found)
     if found:

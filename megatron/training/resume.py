@@ -69,7 +69,9 @@ def check_agreement(
             f"--load {loaded.path}: this is no training checkpoint (a dumped batch is for tools/replay.py); "
             "give a folder of --save"
         )
-    only_weights, fatal, noted = cfg.train.finetune or cfg.train.skip_train, [], []
+    only_weights = cfg.train.finetune or cfg.train.skip_train
+    fatal: list[str] = []
+    noted: list[str] = []
     saved, prints = loaded.facts["config"], loaded.facts["fingerprints"]
     for section, name, line in differences(saved, cfg):
         if imported and saved.get(section, {}).get(name) is None:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,10 @@ class Run:
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
         self.owed_at: int | None = None
         self.patience = 1
-        self.shape, self.dumps, self.stopped, self.saved, self.last = cfg.model.shape(), 0, None, None, {}
+        self.shape, self.dumps = cfg.model.shape(), 0
+        self.stopped: tuple[str, int] | None = None
+        self.saved: Path | None = None
+        self.last: dict[str, Any] = {}
 
     def where_at(self, at: Progress) -> dict:
         """The x axes that every record carries."""
@@ -229,7 +233,7 @@ class Run:
 
     def leave(self, at: Progress, reason: str | None) -> int:
         """End a finished run with result.json, whose presence says so; an interrupted one with its reason. The exit code."""
-        if reason is not None:
+        if self.stopped is not None and reason is not None:
             nothing = "nothing was saved: there is no --save"
             if self.cfg.train.save:
                 nothing = "no step was done, so there is nothing to save"

@@ -28,7 +28,8 @@ def learning_rate(cfg: config.Optim, samples: int) -> float:
 
 def decay(cfg: config.Optim, samples: int, warmup: int, end: int) -> float:
     """What is left of the way from --lr to --min-lr, 1 to 0."""
-    x, shape = (samples - warmup) / (end - warmup), cfg.lr_decay_style
+    shape: str = cfg.lr_decay_style
+    x = (samples - warmup) / (end - warmup)
     if shape == "WSD":
         last = cfg.lr_wsd_decay_samples or 1
         x, shape = max(0.0, (samples - (end - last)) / last), cfg.lr_wsd_decay_style

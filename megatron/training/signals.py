@@ -29,8 +29,9 @@ class StopRequest:
     """Context manager: catches signals while a run is on, and puts the old handlers back."""
 
     def __init__(self, cfg: Train, world_size: int = 1):
-        self.cfg, self.signal, self.start = cfg, None, time.monotonic()
-        self.doubled_seconds, self.caught = DOUBLED_SECONDS if world_size > 1 else 0.0, {}
+        self.cfg, self.start, self.doubled_seconds = cfg, time.monotonic(), DOUBLED_SECONDS if world_size > 1 else 0.0
+        self.signal: int | None = None
+        self.caught: dict[int, float] = {}
 
     def __enter__(self) -> StopRequest:
         self.before = {number: signal.signal(number, self.catch) for number in ASKED}
@@ -57,7 +58,7 @@ class StopRequest:
             raise KillSwitch(f"--kill-switch-file {self.cfg.kill_switch_file} exists: remove it to start")
 
     def is_killed(self) -> bool:
-        return bool(self.cfg.kill_switch_file) and Path(self.cfg.kill_switch_file).exists()
+        return self.cfg.kill_switch_file is not None and Path(self.cfg.kill_switch_file).exists()
 
     def reason(self, step: int, steps_done: int, control: Group = ALONE) -> tuple[str, int] | None:
         """Why to stop at this step, in words, and the exit code; `steps_done` of them were done by this process.

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,11 +93,12 @@ class Trained:
     def slice(self, which: str = "valid", rows: int | None = None, num_mc: int | None = None) -> Slice:
         """One of the run's sets as it was scored by, or with other numbers of rows and draws. Raises BadData."""
         data = build_datasets(self.cfg.data, sample_spec(self.cfg, self.tokenizer))
-        if which == "train" or not data.get(which):
+        chosen = None if which == "train" else data.get(which)
+        if chosen is None:
             scored = ", ".join(name for name in data if name != "train" and data[name])
             raise BadData(f"--set {which}: expected a set that the run scores: {scored}")
-        found = cut_slice(self.cfg, data[which], self.reference, self.tokenizer)
-        return replace(found, rows=min(rows or found.rows, data[which].rows_in_first_epoch), num_mc=num_mc or found.num_mc)
+        found = cut_slice(self.cfg, chosen, self.reference, self.tokenizer)
+        return replace(found, rows=min(rows or found.rows, chosen.rows_in_first_epoch), num_mc=num_mc or found.num_mc)
 
 
 def open_run(
@@ -225,7 +227,7 @@ def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
         raise BadData(f"none of the {len(found)} checkpoints of {run} is intact: restore one")
     if which in (None, "newest") or folder != run:
         return complete[0]
-    step = best_step(complete[0]) if which == "best" else int(which) if str(which).isdecimal() else None
+    step = best_step(complete[0]) if which == "best" else int(str(which)) if str(which).isdecimal() else None
     named = [path for path in complete if step_and_attempt(path.name)[0] == step]
     if not named:
         steps = ", ".join(str(step_and_attempt(path.name)[0]) for path in reversed(complete))
@@ -267,7 +269,8 @@ def at_layout(cfg: Config, device: str, dtype: str | None = None, layout: dict |
         raise ConfigError(mistakes)
     there = {"WORLD_SIZE": str(dist.get_world_size()), "RANK": str(dist.get_rank())} if dist.is_initialized() else os.environ
     bf16 = cfg.train.bf16 if dtype is None else dtype == "bf16"
-    train = replace(cfg.train, device=device, bf16=bf16, skip_train=True, recompute_granularity=None)
+    where: Any = device
+    train = replace(cfg.train, device=where, bf16=bf16, skip_train=True, recompute_granularity=None)
     parallel = resolve_parallel(Parallel(**layout), cfg.model, False, dict(there), mistakes)
     check_parallel(parallel, train, mistakes)
     if mistakes:
