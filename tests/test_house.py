@@ -211,7 +211,25 @@ def wrong_length(name: str, tree: ast.AST) -> list[str]:
     ]
 
 
-RULES = [wrong_floors, wrong_order, wrong_companions, wrong_state, wrong_calls, wrong_length]
+DRAWS = {"rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm", "normal", "bernoulli", "multinomial"}
+SEEDED = {"Generator", "Philox", "RandomState", "default_rng"}  # of numpy; a seed is what they are given
+
+
+def wrong_draws(name: str, tree: ast.AST) -> list[str]:
+    """Numbers from a global random stream: no restart, no other layout and no other batch would draw the same."""
+    found, has_random = [], "random" in {dotted for dotted, _ in imports(tree)}
+    for node in (n for n in ast.walk(tree) if isinstance(n, ast.Call) and name.startswith("megatron/")):
+        called, given = ast.unparse(node.func), {k.arg for k in node.keywords}
+        module, _, function = called.rpartition(".")
+        unseeded = module == "np.random" and (function not in SEEDED or not (node.args or node.keywords))
+        torchs = module == "torch" and function in DRAWS and "generator" not in given
+        dropout = called in ("nn.Dropout", "F.dropout", "nn.functional.dropout", "torch.dropout")
+        if unseeded or torchs or dropout or (has_random and module == "random" and function != "Random"):
+            found.append(f"{name}:{node.lineno}: {called}() draws from a global stream: use Noise.uniform or a generator")
+    return found
+
+
+RULES = [wrong_floors, wrong_order, wrong_companions, wrong_state, wrong_calls, wrong_draws, wrong_length]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -273,6 +291,11 @@ def test_rule(rule):
             "torch.load(f, weights_only=True)\ntorch.save(x, f)",
         ),
         (wrong_calls, "tools/convert_checkpoint.py", "torch.load(f)", "torch.load(f, weights_only=True)"),
+        (wrong_draws, "megatron/a.py", "torch.randn(3)", "torch.randn(3, generator=g)"),
+        (wrong_draws, "megatron/a.py", "self.drop = nn.Dropout(0.1)", "self.drop = Dropout(0.1, 3)"),
+        (wrong_draws, "megatron/a.py", "np.random.rand(3)", "np.random.default_rng(3).random(3)"),
+        (wrong_draws, "megatron/a.py", "np.random.default_rng()", "np.random.Generator(bits)"),
+        (wrong_draws, "megatron/a.py", "import random\nrandom.shuffle(x)", "import random\nrandom.Random(3).shuffle(x)"),
         (wrong_length, "a.py", "def f():" + "\n x = 1" * 60, "def f():" + "\n x = 1" * 59),
     ],
 )

@@ -116,7 +116,7 @@ def peak_flops(kind: str, dtype: torch.dtype, num_threads: int) -> tuple[float, 
             if known in name:
                 return peak, f"data sheet of {name}, dense bf16"
     size = 8192 if kind == "cuda" else 1024
-    a = torch.randn(size, size, device=kind).to(dtype)
+    a = torch.randn(size, size, device=kind, generator=torch.Generator(kind).manual_seed(0)).to(dtype)
     best = min(timed_product(a) for _ in range(4))
     threads = f" on {num_threads} threads" if kind == "cpu" else ""
     return 2 * size**3 / best, f"best of four {size}^3 products{threads}"

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from megatron.data.indexed import IndexedWriter
 from megatron.errors import Mismatch
 from megatron.rundir.records import read
 from megatron.scaling.table.registry import config_hash
+from megatron.training import pretrain
 from megatron.training.resume import check_agreement, differences
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture
@@ -33,6 +37,21 @@ def test_twenty_steps_are_seven_and_thirteen(tmp_path, trainer, hashes, records,
     assert trainer.run(whole, **flags | {"exit_interval": None}) == 0
     assert [trainer.run(parts, **flags, load=parts) for _ in range(3)] == [85, 85, 0]
     assert records(parts) == records(whole) and hashes(parts) == hashes(whole)
+
+
+def test_a_checkpoint_of_the_first_versions_goes_on(tmp_path, capsys):
+    """tests/golden/step-00000003 was saved before parameters declared themselves; that version went on with these losses."""
+    rng = np.random.default_rng(0)
+    with IndexedWriter(str(tmp_path / "corpus"), np.uint16) as writer:
+        for _ in range(16):
+            writer.add_document(rng.integers(0, 250, 256))
+    words = f"""--num-layers 2 --hidden-size 8 --num-attention-heads 2 --seq-length 16 --micro-batch-size 2 --global-batch-size 4
+        --train-iters 6 --lr 3e-3 --tokenizer-type ByteTokenizer --split 80,20,0 --eval-iters 2 --log-interval 1 --num-threads 1
+        --device cpu --data-path {tmp_path}/corpus --run-dir {tmp_path}/run --load {GOLDEN}/step-00000003"""
+    assert pretrain.main(parse(words.split(), "mdm")) == 0, capsys.readouterr().err
+    said = [r for _, r in read(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    assert [r["step"] for r in said] == [4, 5, 6]
+    assert [r["loss"] for r in said] == pytest.approx([3.900226, 4.580484, 4.679350], abs=2e-6)
 
 
 @pytest.mark.slow
