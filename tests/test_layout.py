@@ -6,8 +6,9 @@ import warnings
 
 import pytest
 
+from megatron.catalogue import OBJECTIVES
 from megatron.proof.agreement import Verifier, same, within
-from megatron.proof.layouts import LAYOUTS, OBJECTIVES, read_experiment, read_layout, why_not
+from megatron.proof.layouts import LAYOUTS, read_experiment, read_layout, why_not
 
 CI = ["tp2xpp2xdp2", "tp2xpp2+sp", "dp2+zero3", "dp2+deepspeed-zero1"]
 MOVES = [

@@ -30,9 +30,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
 
+from megatron.catalogue import OBJECTIVES  # noqa: E402
 from megatron.errors import exits  # noqa: E402
 from megatron.proof.agreement import COLUMNS, LIMITS, Row, Verifier, open_pool  # noqa: E402
-from megatron.proof.layouts import OBJECTIVES, choose, read_experiment  # noqa: E402
+from megatron.proof.layouts import choose, read_experiment  # noqa: E402
 
 LINE = "{:9} {:38} {:5} " + "{:18} " * len(COLUMNS) + "{:>6}"
 LEGEND = "; ".join(
