@@ -60,9 +60,9 @@ def test_the_name_may_leave_out_bin(tmp_path):
             "3999 bytes, expected a multiple of 4",
         ),
         (lambda p: raw(p, [], config={"dtype": "int32"}), "has 0 bytes"),
-        (lambda p: (raw(p), (p.parent / "config.json").write_text("{")), "config.json: is not JSON"),
-        (lambda p: (raw(p), (p.parent / "config.json").write_text("[1]")), "config.json: holds a list"),
-        (lambda p: (raw(p), (p.parent / "config.json").write_bytes(b"\xff")), "not UTF-8"),
+        (lambda p: (raw(p), (p.parent / "config.json").write_text("{")), "config.json: not JSON"),
+        (lambda p: (raw(p), (p.parent / "config.json").write_text("[1]")), "config.json: found a list"),
+        (lambda p: (raw(p), (p.parent / "config.json").write_bytes(b"\xff")), "config.json: not JSON .'utf-8'"),
     ],
 )
 def test_what_cannot_be_read_right_is_refused(tmp_path, make, said):
@@ -204,8 +204,8 @@ def test_a_damaged_paper_folder_is_refused_with_its_place(tmp_path, name, change
     [
         ("index.jsonl", b'{"paper_id": "a", "cat"\n', "index.jsonl:1: is not JSON"),
         ("index.jsonl", b"\xff\n", "not UTF-8"),
-        ("splits.json", b"{", "splits.json: is not JSON"),
-        ("splits.json", b"[]", "splits.json: holds a list"),
+        ("splits.json", b"{", "splits.json: not JSON"),
+        ("splits.json", b"[]", "splits.json: found a list"),
         ("tokens.bin", b"abc", "3 bytes"),
         ("tokens.bin", bytes(100), "50 tokens of uint16, expected the 60"),
         ("index.jsonl", None, "index.jsonl: No such"),

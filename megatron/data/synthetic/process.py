@@ -50,7 +50,7 @@ class Process:
 
 def hidden_markov(transitions: np.ndarray | Sequence, spec: dict | None = None) -> Process:
     """A source from its labelled transitions [symbols, states, states].  Raises BadData unless they are a law with one class."""
-    t = np.asarray(transitions, np.float64)
+    t = np.array(transitions, np.float64, order="C")  # as from its spec: numpy adds up in the order of memory
     if t.ndim != 3 or t.shape[1] != t.shape[2] or not t.size or t.size > LARGEST:
         raise BadData(
             f"the source's transitions have the shape {list(t.shape)}, expected [symbols, states, states] "
