@@ -94,11 +94,9 @@ class Dropout(nn.Module):
 class Attention(nn.Module):
     def __init__(self, cfg: Model, causal: bool, tp: Group, selective: bool):
         super().__init__()
-        width, self.groups = (
-            cfg.num_attention_heads * cfg.kv_channels,
-            (cfg.num_query_groups or cfg.num_attention_heads) // tp.size,
-        )
-        self.d, self.n, self.causal, self.p = cfg.kv_channels, cfg.num_attention_heads // tp.size, causal, cfg.attention_dropout
+        width, groups = cfg.num_attention_heads * cfg.kv_channels, cfg.num_query_groups or cfg.num_attention_heads
+        self.d, self.causal, self.p = cfg.kv_channels, causal, cfg.attention_dropout
+        self.n, self.groups = cfg.num_attention_heads // tp.size, groups // tp.size  # this rank's
         self.first_head, self.selective = tp.rank * self.n, selective
         self.qkv = ColumnLinear(cfg.hidden_size, width + 2 * cfg.shape().key_width, tp, cfg.init_method_std)
         self.out = RowLinear(width, cfg.hidden_size, tp, residual_std(cfg))
