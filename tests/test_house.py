@@ -229,7 +229,16 @@ def wrong_draws(name: str, tree: ast.AST) -> list[str]:
     return found
 
 
-RULES = [wrong_floors, wrong_order, wrong_companions, wrong_state, wrong_calls, wrong_draws, wrong_length]
+def wrong_protocols(name: str, tree: ast.AST) -> list[str]:
+    """Python 3.10 replaces the __init__ of a Protocol by one that does nothing."""
+    kinds = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and "Protocol" in map(ast.unparse, n.bases)]
+    made = [(kind.name, n) for kind in kinds for n in kind.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    return [
+        f"{name}:{n.lineno}: the Protocol {kind} has an __init__, which Python 3.10 drops: derive it from ABC" for kind, n in made
+    ]
+
+
+RULES = [wrong_protocols, wrong_floors, wrong_order, wrong_companions, wrong_state, wrong_calls, wrong_draws, wrong_length]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -296,6 +305,12 @@ def test_rule(rule):
         (wrong_draws, "megatron/a.py", "np.random.rand(3)", "np.random.default_rng(3).random(3)"),
         (wrong_draws, "megatron/a.py", "np.random.default_rng()", "np.random.Generator(bits)"),
         (wrong_draws, "megatron/a.py", "import random\nrandom.shuffle(x)", "import random\nrandom.Random(3).shuffle(x)"),
+        (
+            wrong_protocols,
+            "a.py",
+            "class A(Protocol):\n def __init__(self): self.x = 1",
+            "class A(ABC):\n def __init__(self): self.x = 1",
+        ),
         (wrong_length, "a.py", "def f():" + "\n x = 1" * 60, "def f():" + "\n x = 1" * 59),
     ],
 )

@@ -6,8 +6,7 @@ Randomness has an address, not a history: a row is a pure function of (seed, sam
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -27,7 +26,7 @@ def hash64(*words: int | np.integer | np.ndarray) -> np.ndarray:
     return h
 
 
-class Samples(Protocol):
+class Samples(ABC):
     """A dataset. What has no body here, each kind of dataset must have; the rest holds for most of them."""
 
     seq_length: int
