@@ -10,6 +10,7 @@ import numpy as np
 from megatron.errors import BadData
 from megatron.scaling.law.form import Rows
 from megatron.scaling.table.comparable import SAME_FOR_ALL
+from megatron.scaling.table.covariates import FLAGS, is_stated
 from megatron.scaling.table.table import COMPARE, parse_condition
 
 LABELS = (*SAME_FOR_ALL, "objective", "bound")  # stated of a fit where all of its rows agree
@@ -88,7 +89,8 @@ def relabelled(labels) -> np.ndarray:
 
 def _record(table, rows) -> dict:
     rows = [] if isinstance(rows, Mapping) else rows
-    said = {name: {row.get(name) for row in rows} for name in LABELS}
+    flags = [name for name in FLAGS if any(is_stated(row.get(name)) for row in rows)]
+    said = {name: {row.get(name) for row in rows if not isinstance(row.get(name), (list, dict))} for name in (*LABELS, *flags)}
     conventions = {name: values.pop() if len(values) == 1 else None for name, values in said.items()} if rows else {}
     return {
         "conventions": conventions,

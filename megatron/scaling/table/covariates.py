@@ -59,37 +59,34 @@ class Places:
 def read_covariates(config: dict) -> dict:
     """Flag -> value of a run's config.json, for every flag of FLAGS; {} where there is none."""
     stated = experiment(config) if config else {}
-    return {name: _as_in_a_table(stated[name]) for name in FLAGS if name in stated}
+    return {name: in_a_table(stated[name]) for name in FLAGS if name in stated}
 
 
-def _as_in_a_table(value):
-    if value is None:
+def in_a_table(value):
+    """The value of a flag as every table spells it: a number, a truth, a word, `none`."""
+    if value is None or str(value).lower() == UNSET:
         return UNSET
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def keep_varied(rows: Sequence[dict]) -> dict[str, list]:
-    """Make columns of the `covariates` (a dict, taken out of each row) in which rows of one objective differ.
+def spread(rows: Sequence[dict]) -> dict[str, list]:
+    """Make columns of the `covariates` (a dict, taken out of each row): every flag with more than one value, and these."""
+    for row in rows:
+        row |= {name: value for name, value in as_columns(row.pop("covariates", {})).items() if row.get(name) is None}
+    return {name: values for name in FLAGS if len(values := _values(rows, name)) > 1}
 
-    Gives every varied flag with its values, those that a table came with too.
-    """
-    read = [row.pop("covariates", {}) for row in rows]
-    for row, stated in zip(rows, read):
-        if "global_batch_size" in stated:
-            row["batch_size"] = stated["global_batch_size"]
-    varied = {name: values for name in FLAGS if len(values := _values([one | row for one, row in zip(read, rows)], name)) > 1}
-    if "batch_size" in varied:
-        varied.pop("global_batch_size", None)
-    for row, stated in zip(rows, read):
-        row |= {name: stated[name] for name in varied if name in stated and row.get(name) is None}
-    return varied
+
+def as_columns(covariates: dict) -> dict:
+    """The flags as a table has them: the global batch is the column batch_size."""
+    renamed = {"global_batch_size": "batch_size"}
+    return {renamed.get(name, name): value for name, value in covariates.items() if is_stated(value)}
 
 
 def _values(rows: Iterable[dict], name: str) -> list:
-    return sorted({row[name] for row in rows if _is_stated(row.get(name))}, key=lambda value: (isinstance(value, str), value))
+    return sorted({row[name] for row in rows if is_stated(row.get(name))}, key=lambda value: (isinstance(value, str), value))
 
 
-def _is_stated(value) -> bool:
+def is_stated(value) -> bool:
     return value is not None and not isinstance(value, (list, dict))
 
 
@@ -139,7 +136,8 @@ def column_of(flag: str, rows: Sequence[dict]) -> str:
     """The column that a word of --by or --best-of names. Raises BadData where it is none, or no row states it."""
     name = flag.strip().lstrip("-").replace("-", "_")
     name = "batch_size" if name == "global_batch_size" else name
-    if any(_is_stated(row.get(name)) for row in rows):
+    values = {str(row.get(name)) for row in rows}
+    if len(values) > 1 or name not in FLAGS and values != {"None"}:
         return name
     if name in (*declared(), "batch_size"):
         raise BadData(f"--by or --best-of {flag}: the runs do not differ in it; leave it out.")

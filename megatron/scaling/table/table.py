@@ -22,7 +22,7 @@ from megatron.flags import parse_count
 from megatron.rundir.folders import read_file
 from megatron.rundir.names import CONFIG
 from megatron.scaling.table.comparable import check_comparable
-from megatron.scaling.table.covariates import choose_best, column_of, keep_varied, read_covariates, spelled, split_by
+from megatron.scaling.table.covariates import choose_best, column_of, read_covariates, spelled, split_by, spread
 from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
 
 NUMBERS = (
@@ -144,7 +144,7 @@ def read_table(
     or nothing, unless `drop` or `drop_unfinished` leaves it out), Mismatch for rows that may not be compared (`lint`).
     """
     rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss)
-    varied = keep_varied(rows)
+    varied = spread(rows)
     if dropped and not rows:
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
     warnings = _settle(rows, params, flops, unit)
@@ -156,12 +156,13 @@ def read_table(
             f"{sources[0]['path'] if sources else 'the table'}: no row is left of {len(dropped) + len(left_out)} "
             f"({_reasons(dropped + left_out)}); wait for the runs to end, or drop less."
         )
+    told = {spelled(column_of(flag, rows)) for flag in (*by, *best_of)}
     split_by(rows, by)
     if best_of:
         rows, gave_way, on_error = choose_best(rows, best_of)
         left_out, said = left_out + gave_way, said + on_error
     if lint:
-        check_comparable(rows, {*allow, *(spelled(column_of(flag, rows)) for flag in (*by, *best_of))})
+        check_comparable(rows, {*allow, *told})
     for row in rows:
         row["cluster"] = _cluster(row, group_by)
     choices: dict = {"loss": loss, "unit": unit, "params": params, "flops": flops, "map": dict(mapping or {}), "drop": list(drop)}

@@ -27,6 +27,12 @@ def test_rows_columns_and_tables_are_the_same():
         assert list(found.columns["flops"]) == [1.2e15, 2.4e15, 9.6e15]
 
 
+def test_a_fit_states_the_flags_in_which_its_runs_agree():
+    rows = [row | {"weight_decay": 0.1, "lr": size, "bf16": True} for size, row in enumerate(ROWS)]
+    stated = observe(rows).record["conventions"]
+    assert (stated["weight_decay"], stated["lr"], stated["bf16"]) == (0.1, None, True) and "adam_beta2" not in stated
+
+
 def test_counts_whose_product_overflows_an_integer():
     found = observe({"params": np.array([10**11]), "tokens": np.array([10**12]), "loss": [2.0]})
     assert found.columns["flops"][0] == pytest.approx(6e23)

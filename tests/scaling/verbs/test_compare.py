@@ -38,7 +38,7 @@ def test_one_side_is_not_enough(tmp_path, capsys):
 
 
 def test_fits(tmp_path, capsys):
-    for name, grow in (("ar", 1), ("mdm", 2**0.15)):
+    for name, grow, decay in (("ar", 1, 0.1), ("mdm", 2**0.15, 0.3)):
         (tmp_path / name).mkdir()
         params = {"E": 1e-9, "A": 400 * grow, "B": 400 * grow, "alpha": 0.3, "beta": 0.3}
         (tmp_path / name / "fit.json").write_text(
@@ -47,12 +47,13 @@ def test_fits(tmp_path, capsys):
                     "form": "chinchilla",
                     "params": params,
                     "range": {"flops": [1e18, 1e20]},
-                    "conventions": {"objective": name, "bound": "exact"},
+                    "conventions": {"objective": name, "bound": "exact", "weight_decay": decay, "adam_beta2": None},
                 }
             )
         )
     assert main(["compare", str(tmp_path / "ar"), str(tmp_path / "mdm" / "fit.json")]) == 0
-    assert " 2 " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert " 2 " in out and "the sides differ in weight-decay: 0.1 in ar; 0.3 in mdm." in out and "adam" not in out
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published data are not beside this checkout")

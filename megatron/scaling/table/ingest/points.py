@@ -17,6 +17,7 @@ import numpy as np
 
 from megatron.errors import BadData, CannotWrite, MissingInput
 from megatron.files import replace_file
+from megatron.scaling.table.covariates import FLAGS, as_columns, in_a_table
 from megatron.scaling.table.ingest.curves import SYNONYMS, Curves, find_one, find_synonym, trailing_mean
 from megatron.scaling.table.ingest.event_files import read_tensorboard
 from megatron.scaling.table.ingest.run_records import read_runs
@@ -28,14 +29,8 @@ HEAD = ("run", "objective", "step", "params", "tokens", "unique_tokens", "flops"
 NUMBERS = ("step", "params", "tokens", "samples", "unique_tokens", "flops", "loss")
 UNNAMED = ("tensorboard", "tb", "wandb", "files", "logs", "log", "train", "stdout", "output")  # they name no run: its folder does
 BESIDE = ("loss_se_noise", "loss_se_data", "bits_per_byte", "accuracy")  # logged with the loss
-ARGUMENTS = {
-    "seq_length": "seq_length",
-    "seed": "seed",
-    "global_batch_size": "batch_size",
-    "lr": "lr",
-    "objective": "objective",
-}  # what a trainer was called with -> the column
-INTERNAL = ("last_step", "lr_decayed_at_end", "tokens_per_epoch")
+ARGUMENTS = ("objective", "seed", *FLAGS)  # columns that tell what a trainer was called with
+INTERNAL = ("last_step", "lr_decayed_at_end", "tokens_per_epoch", "covariates")
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,8 @@ def _points(curves: Curves, choices: Choices) -> Points:
     metric, factor = curves.metric("loss", choices.mapping)
     assert metric is not None  # runs without one were left out
     steps, loss = curves.curve(metric)
-    facts = {ARGUMENTS[name]: _typed(value) for name, value in curves.arguments.items() if name in ARGUMENTS} | curves.facts
+    called = {name: in_a_table(_typed(value)) for name, value in curves.arguments.items() if name in ARGUMENTS}
+    facts = as_columns(called | curves.facts.get("covariates", {})) | curves.facts
     columns: dict = {
         "run": curves.run,
         "step": steps.tolist(),

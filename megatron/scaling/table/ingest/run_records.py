@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron.rundir import names
 from megatron.rundir.folders import read_file
 from megatron.rundir.records import read, scan
+from megatron.scaling.table.covariates import read_covariates
 from megatron.scaling.table.ingest.curves import Curves, slug
 from megatron.scaling.table.runs import event_of, read_result, run_directories
 
@@ -98,4 +99,4 @@ def _facts(directory: Path) -> dict:
         found |= read_result(directory)
     facts = {name: found[name] for name in FACTS if found.get(name) is not None}
     ending = {"last_step": result.get("steps"), "lr_decayed_at_end": result.get("lr_decayed")} if result else {}
-    return facts | {"tokens_per_epoch": known.get("tokens_per_epoch")} | ending
+    return facts | {"tokens_per_epoch": known.get("tokens_per_epoch"), "covariates": read_covariates(config)} | ending

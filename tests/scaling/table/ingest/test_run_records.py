@@ -76,6 +76,8 @@ def test_the_files_of_the_run_say_the_rest(tmp_path):
     known = {"params": 4000, "tokens_per_epoch": 1500, "fingerprints": {"tokenizer": "t"}, "resumes": []}
     config = {"model": {"seq_length": 128}, "objective": {"objective": "mdm"}, "train": {"seed": 7, "global_batch_size": 8}}
     going = read_run(write_run(tmp_path / "going", [val(1)], run=known, config=config))
+    stated = going.facts.pop("covariates")
+    assert (stated["weight_decay"], stated["global_batch_size"], stated["seq_length"]) == (0.01, 8, 128)
     assert going.facts == {
         "objective": "mdm",
         "params": 4000,
