@@ -51,15 +51,29 @@ def asked_positions(weights: Tensor) -> Tensor:
     return weights.flatten().nonzero()[:, 0]
 
 
+def reading(ids: Tensor) -> Batch:
+    """Ids that are read and predict nothing.  [b, s] int64"""
+    nothing = torch.zeros_like(ids)
+    return Batch(
+        inputs=ids,
+        targets=ids,
+        weights=nothing.float(),
+        scored=nothing.bool(),
+        positions=torch.arange(ids.shape[1], device=ids.device).expand(ids.shape),
+        index=torch.arange(len(ids)),
+        asked=nothing.flatten()[:0],
+    )
+
+
 class Purpose:
     """What a random number is for. Purposes never share a stream. The numbers are part of the experiment: never reuse one."""
 
-    MASK, RATE, RATE_ORDER, DATA_ORDER, HIDDEN_DROPOUT, ATTENTION_DROPOUT = range(6)
+    MASK, RATE, RATE_ORDER, DATA_ORDER, HIDDEN_DROPOUT, ATTENTION_DROPOUT, SAMPLED_TOKEN, REVEAL_TIME = range(8)
 
 
-def stream(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """The generator at one address. Addresses are 2**128 draws apart (Philox, Salmon et al. 2011)."""
-    return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, purpose, number]))
+def stream(seed: int, purpose: int, number: int, place: int = 0) -> np.random.Generator:
+    """The generator at one address. Samples are 2**128 draws apart, their places 2**64 (Philox, Salmon et al. 2011)."""
+    return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, place, purpose, number]))
 
 
 class Noise:

@@ -32,6 +32,7 @@ FLOORS = [
     {"core", "data", "scaling"},
     {"objectives"},
     {"engine"},
+    {"sampling"},
     {"training"},
     {"proof"},
     {"program"},

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from megatron import engine as engines
 from megatron import objectives
-from megatron.batch import Batch, Progress, RowScores
+from megatron.batch import Batch, Progress, RowScores, reading
 from megatron.config import Config, ConfigError, Parallel, check_parallel, resolve_parallel
 from megatron.core import checkpoint as checkpoints
 from megatron.core.checkpoint import Checkpoint
@@ -191,20 +191,6 @@ def meet(cfg: Config) -> Mesh:
         return launch.start(cfg)
     p = cfg.parallel
     return build_mesh(p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.sequence_parallel)
-
-
-def reading(ids: Tensor) -> Batch:
-    """Ids that are read and predict nothing.  [b, s] int64"""
-    nothing = torch.zeros_like(ids)
-    return Batch(
-        inputs=ids,
-        targets=ids,
-        weights=nothing.float(),
-        scored=nothing.bool(),
-        positions=torch.arange(ids.shape[1], device=ids.device).expand(ids.shape),
-        index=torch.arange(len(ids)),
-        asked=nothing.flatten()[:0],
-    )
 
 
 # Finding what was asked for

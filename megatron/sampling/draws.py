@@ -1,0 +1,108 @@
+"""What a draw is: how the model's distribution is cut, and random numbers with addresses.
+
+All is float64. Where probabilities are compared, they are rounded first: what differs by less than `GRID` nats ties, and ties go
+to the lower id or to the left, so that the last bits of another layout, batch or machine do not decide.
+n places, v ids, b rows, s places of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron.batch import Batch, Purpose, stream
+
+DECIMALS = 4
+GRID = 10.0**-DECIMALS  # nats
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What a user may set. The cuts act one after the other, each on the distribution that the one before left."""
+
+    temperature: float = 1.0  # 0: the likeliest id
+    top_k: int | None = None  # only the k likeliest ids
+    top_p: float | None = None  # only the likeliest ids that together reach p (Holtzman et al., arXiv:1904.09751)
+    min_p: float | None = None  # only ids with at least this share of the likeliest one's probability (arXiv:2407.01082)
+    steps: int | None = None  # forward passes of a row; None: a place a step
+    block_length: int | None = None  # open places are filled in blocks of so many, from the left; None: one block
+    threshold: float | None = None  # probability that a token must reach; None: 0.9
+    end: int | None = None  # a drawn id that closes its row: behind it stands nothing else
+    stops: Callable[[list[int]], bool] | None = None  # whether the ids drawn so far, from left to right, are enough
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What is to be filled."""
+
+    ids: Tensor  # [b, s] int64    with what a model reads in open places
+    open: Tensor  # [b, s] bool     places to fill
+    numbers: list[int]  # [b] of the samples: with the seed they name every random number
+    seed: int
+    vocab_size: int  # ids that may be drawn: below it
+
+
+class Model(Protocol):
+    """What a sampler asks: megatron.engine.Engine, or a table in a test."""
+
+    def logits(self, batches: list[Batch]) -> list[Tensor]: ...
+
+
+def gumbels(seed: int, number: int, place: int, size: int) -> np.ndarray:
+    """-log(-log(u)) of one place of one sample.  -> float64 [size]"""
+    with np.errstate(divide="ignore"):
+        return -np.log(-np.log(stream(seed, Purpose.SAMPLED_TOKEN, number, place).random(size)))
+
+
+def reveal_times(rows: Rows) -> Tensor:
+    """When each place is revealed as time runs from 1 to 0.  -> [b, s] float64 in [0, 1)"""
+    width = rows.ids.shape[1]
+    return torch.from_numpy(np.stack([stream(rows.seed, Purpose.REVEAL_TIME, i).random(width) for i in rows.numbers]))
+
+
+def rounded(x: Tensor) -> Tensor:
+    return x.round(decimals=DECIMALS)
+
+
+def cut(log_p: Tensor, how: How) -> Tensor:
+    """Log-probabilities after temperature (above 0) and cuts; -inf for what is cut.  float64 [n, v] -> [n, v]"""
+    log_p = (log_p / how.temperature).log_softmax(-1)
+    if how.top_k is None and how.top_p is None and how.min_p is None:
+        return log_p
+    order = rounded(log_p).sort(dim=-1, descending=True, stable=True).indices
+    kept = log_p.gather(-1, order)  # likeliest first
+    if how.top_k is not None:
+        kept[:, how.top_k :] = -torch.inf
+    if how.top_p is not None and how.top_p < 1:
+        p = kept.softmax(-1)
+        kept = kept.masked_fill((p.cumsum(-1) - p).round(decimals=6) >= how.top_p, -torch.inf)
+    if how.min_p is not None:
+        kept = kept.masked_fill(rounded(kept - kept[:, :1]) < round(float(np.log(how.min_p)), DECIMALS), -torch.inf)
+    return torch.empty_like(log_p).scatter_(-1, order, kept.log_softmax(-1))
+
+
+def drawn(logits: Tensor, where: Tensor, rows: Rows, how: How) -> Tensor:
+    """An id for each place: the likeliest, or by Gumbel noise of its address.
+
+    logits [n, v], where [n, 2] int64 (row, place) -> [n] int64
+    """
+    log_p = logits[:, : rows.vocab_size].double().cpu().log_softmax(-1)
+    if how.temperature == 0:
+        return rounded(log_p).max(-1, keepdim=True).values.eq(rounded(log_p)).to(torch.uint8).argmax(-1)
+    noise = [gumbels(rows.seed, rows.numbers[row], place, log_p.shape[1]) for row, place in where.tolist()]
+    return (cut(log_p, how) + torch.from_numpy(np.stack(noise))).argmax(-1)
+
+
+def close(ids: Tensor, still: Tensor, where: Tensor, found: Tensor, rows: Rows, how: How) -> None:
+    """Where a row ended, every place to be filled behind it holds the end.  In place; where [n, 2], found [n]"""
+    if how.end is None:
+        return
+    for row, place in where[found == how.end].tolist():
+        behind = slice(place + 1, None)
+        ids[row, behind] = ids[row, behind].masked_fill(rows.open[row, behind], how.end)
+        still[row, behind] = False

@@ -1,0 +1,251 @@
+"""From prompts to samples, whatever the sampler: what is open, what is refused, where a sample ends.
+
+    from megatron.sampling.draws import How
+    from megatron.sampling.generate import Source, continued, generate
+    from megatron.training import open_run
+
+    trained = open_run("runs/mdm")
+    source = Source.of(trained.cfg, trained.tokenizer)
+    generate(trained.engine, source, [continued(source, "def ", 32)], "confidence", How(temperature=0.5), seed=1)
+
+Sample number i is a function of (seed, i) and its prompt, alone or in any batch.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from megatron.batch import Batch
+from megatron.catalogue import OBJECTIVES
+from megatron.config import Config
+from megatron.data.tokenizer import Tokenizer, Vocabulary
+from megatron.errors import BadData
+from megatron.flags import ConfigError
+from megatron.sampling.draws import How, Model, Rows
+from megatron.sampling.table import Sampler, sampler_for
+
+GAP = re.compile(r"\[MASK:(\d+)\]")
+ROWS_THAT_END = ("instruct", "pairs")  # kinds of data whose rows hold one document each, closed by an end token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What sampling must know of a run."""
+
+    objective: str
+    tokenizer: Tokenizer
+    window: int  # places of a row
+    mask: int | None  # id that an open place reads; None where the model reads only what stands left of it
+    rows_end: bool  # behind a row's end token there is nothing
+
+    @classmethod
+    def of(cls, cfg: Config, tokenizer: Tokenizer) -> Source:
+        mask = Vocabulary(cfg.model.vocab_size, cfg.model.padded_vocab_size).mask
+        return cls(
+            objective=cfg.objective.objective,
+            tokenizer=tokenizer,
+            window=cfg.model.seq_length,
+            mask=mask if OBJECTIVES[cfg.objective.objective].uses_mask else None,
+            rows_end=cfg.data.data_kind in ROWS_THAT_END,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A row to fill."""
+
+    ids: list[int | None]  # None: open
+    infill: bool = False  # text may follow what is open
+
+    @property
+    def num_open(self) -> int:
+        return self.ids.count(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    number: int
+    prompt: int  # place in the list of templates
+    ids: list[int]  # the row, from the prompt to where the sample ends
+    new_tokens: int  # ids that were drawn, up to there
+    text: str  # of what follows the prompt; of the whole row where gaps were filled
+    ended_by: str  # end, stop or length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    samples: list[Sample]
+    passes: int  # forward passes over rows: one pass over a batch of b rows is b
+    seconds: float
+
+
+def continued(source: Source, prompt: str, max_new_tokens: int | None = None) -> Template:
+    """A prompt and what may follow, by default as much as the window holds.
+
+    The empty prompt is the end-of-document token, behind which a document begins in packed data. Where rows end it is no
+    token at all, which a next-token model cannot read.  Raises BadData.
+    """
+    ids = encoded(source, prompt)
+    if not ids and not source.rows_end:
+        ids = [source.tokenizer.eod]
+    if not ids and source.mask is None:
+        raise BadData("the prompt is empty, and rows of this run begin with no token that is always the same: give a --prompt")
+    room = source.window - len(ids)
+    if room < 1 or (max_new_tokens or 1) > room:
+        raise BadData(
+            f"a prompt of {len(ids)} tokens leaves {max(0, room)} of the {source.window} places of the run's rows and "
+            f"--max-new-tokens asks for {max_new_tokens or 'the rest'}: shorten one of them"
+        )
+    return Template(ids=[*ids, *[None] * (max_new_tokens or room)])
+
+
+def with_gaps(source: Source, text: str) -> Template:
+    """Text in which [MASK:5] stands for five tokens.  Raises BadData."""
+    ids: list[int | None] = []
+    for i, part in enumerate(GAP.split(text)):
+        ids += [None] * int(part) if i % 2 else encoded(source, part)
+    if source.mask is None:
+        raise BadData(f"--infill: a model of the objective {source.objective} reads only what stands left of a gap: use --prompt")
+    if None not in ids:
+        raise BadData(f"--infill {text[:60]!r} has no gap: write [MASK:5] where five tokens are to be found")
+    if len(ids) > source.window:
+        raise BadData(f"--infill has {len(ids)} tokens, gaps included, and a row {source.window} places: shorten it")
+    return Template(ids=ids, infill=True)
+
+
+def encoded(source: Source, text: str) -> list[int]:
+    return [int(i) for i in source.tokenizer.encode(text)] if text else []
+
+
+def generate(
+    model: Model,
+    source: Source,
+    templates: Sequence[Template],
+    sampler: str,
+    how: How,
+    seed: int = 0,
+    num_samples: int = 1,
+    batch_size: int = 32,
+    numbers: Sequence[int] | None = None,
+    ignore_end: bool = False,
+    stop: str | None = None,
+) -> Generated:
+    """`num_samples` of each template: sample i is of template i // num_samples. With `numbers` only those.
+
+    `ignore_end`: an end-of-document token ends no sample. `stop`: a text that does. Every process of a layout calls it alike.
+    Raises ConfigError for settings that cannot be, Mismatch for a sampler that does not serve the objective.
+    """
+    known = sampler_for(sampler, source.objective)
+    check(known, how, templates, ignore_end and source.rows_end)
+    causal, eod = source.mask is None, source.tokenizer.eod
+    how = replace(how, end=eod if source.rows_end or (causal and not ignore_end) else None)
+    if stop and causal:
+        how = replace(how, stops=lambda ids: stop in source.tokenizer.decode(ids))
+    todo = list(range(num_samples * len(templates)) if numbers is None else numbers)
+    if not causal:  # rows of one length are read together: none needs padding
+        todo.sort(key=lambda number: len(templates[number // num_samples].ids))
+    counted, function, filled = Counted(model), known.load(), {}
+    began = time.perf_counter()
+    for batch in batches(todo, batch_size, [None if causal else len(templates[n // num_samples].ids) for n in todo]):
+        rows = rows_of(source, [templates[number // num_samples] for number in batch], batch, seed)
+        for number, ids in zip(batch, function(counted, rows, how).tolist()):
+            filled[number] = ids
+    seconds = time.perf_counter() - began
+    ends = None if ignore_end else eod
+    samples = [ended(source, templates, n, n // num_samples, filled[n], ends, stop) for n in sorted(filled)]
+    return Generated(samples=samples, passes=counted.passes, seconds=seconds)
+
+
+class Counted:
+    """A model that counts the rows it has read."""
+
+    def __init__(self, model: Model):
+        self.model, self.passes = model, 0
+
+    def logits(self, batches: list[Batch]) -> list[torch.Tensor]:
+        self.passes += sum(len(batch.index) for batch in batches)
+        return self.model.logits(batches)
+
+
+def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignored: bool) -> None:
+    """Raises ConfigError with a sentence for each mistake."""
+    blocks = max((-(-t.num_open // (how.block_length or max(1, t.num_open))) for t in templates), default=0)
+    fewest = min((t.num_open for t in templates), default=0)
+    limits = [
+        ("--temperature", how.temperature, 0 <= how.temperature < float("inf"), "0 or more"),
+        ("--top-k", how.top_k, how.top_k is None or how.top_k >= 1, "1 or more"),
+        ("--top-p", how.top_p, how.top_p is None or 0 < how.top_p <= 1, "above 0 and at most 1"),
+        ("--min-p", how.min_p, how.min_p is None or 0 < how.min_p <= 1, "above 0 and at most 1"),
+        ("--threshold", how.threshold, how.threshold is None or 0 < how.threshold <= 1, "above 0 and at most 1"),
+        ("--block-length", how.block_length, how.block_length is None or how.block_length >= 1, "1 or more"),
+        ("--steps", how.steps, how.steps is None or how.steps >= 1, "1 or more"),
+    ]
+    mistakes = [f"{flag} {value}: expected {what}" for flag, value, right, what in limits if not right]
+    unread = {name: getattr(how, name) for name in ("steps", "block_length", "threshold")}
+    mistakes += [
+        f"--{name.replace('_', '-')} {value} is not read by this sampler ({sampler.title}): leave it out"
+        for name, value in unread.items()
+        if value is not None and name not in sampler.reads
+    ]
+    if how.temperature == 0 and (how.top_k or how.top_p or how.min_p):
+        mistakes.append("--temperature 0 takes the likeliest id: --top-k, --top-p and --min-p would do nothing, leave them out")
+    if how.steps and not mistakes and how.steps < blocks:
+        mistakes.append(f"--steps {how.steps}: --block-length {how.block_length} makes {blocks} blocks, which need a step each")
+    if how.steps and not mistakes and how.steps > fewest and not sampler.run_by.endswith(":ancestral"):
+        mistakes.append(f"--steps {how.steps}: each step fills at least one place, and there are {fewest}: give at most {fewest}")
+    if ends_ignored:
+        mistakes.append("--ignore-end: behind the end of this run's rows there is nothing: leave it out")
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def batches(numbers: Sequence[int], size: int, kinds: Sequence[int | None]) -> list[list[int]]:
+    """Numbers in their order, at most `size` together and never two of different kinds."""
+    found: list[list[int]] = []
+    kind_before: int | None = None
+    for number, kind in zip(numbers, kinds):
+        if not found or len(found[-1]) == size or kind != kind_before:
+            found.append([])
+        found[-1].append(number)
+        kind_before = kind
+    return found
+
+
+def rows_of(source: Source, templates: Sequence[Template], numbers: list[int], seed: int) -> Rows:
+    """Rows of different lengths are filled up behind, with what a causal model does not see."""
+    width, unread = max(len(t.ids) for t in templates), source.tokenizer.eod if source.mask is None else source.mask
+    ids, open_places = torch.full((len(templates), width), unread), torch.zeros(len(templates), width, dtype=torch.bool)
+    for row, template in enumerate(templates):
+        for place, one in enumerate(template.ids):
+            if one is None:
+                open_places[row, place] = True
+            else:
+                ids[row, place] = one
+    return Rows(ids=ids, open=open_places, numbers=numbers, seed=seed, vocab_size=source.tokenizer.vocab_size)
+
+
+def ended(
+    source: Source, templates: Sequence[Template], number: int, at: int, row: list[int], end: int | None, stop: str | None
+) -> Sample:
+    """A filled row, cut where its sample ends: before the end token, and text before `stop`."""
+    template, decode = templates[at], source.tokenizer.decode
+    ids, ended_by = row[: len(template.ids)], "length"
+    if template.infill:
+        return Sample(number=number, prompt=at, ids=ids, new_tokens=template.num_open, text=decode(ids), ended_by=ended_by)
+    given = len(template.ids) - template.num_open
+    new = ids[given:]
+    if end in new:
+        new, ended_by = new[: new.index(end)], "end"
+    if stop and stop in decode(new):
+        new = next(new[:n] for n in range(1, len(new) + 1) if stop in decode(new[:n]))
+        ended_by = "stop"
+    whole, head = decode([*ids[:given], *new]), decode(ids[:given])
+    text = whole[len(head) :] if whole.startswith(head) else decode(new)
+    if ended_by == "stop" and stop:
+        text = text[: text.index(stop)] if stop in text else text
+    return Sample(number=number, prompt=at, ids=[*ids[:given], *new], new_tokens=len(new), text=text, ended_by=ended_by)

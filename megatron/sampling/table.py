@@ -1,0 +1,72 @@
+"""The samplers that there are, for all who only need to know of them: flags, messages, tables. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+from megatron.errors import Mismatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """`--sampler NAME`: a function (model, Rows, How) -> ids [b, s]."""
+
+    title: str  # in a sentence
+    run_by: str  # module:function
+    serves: tuple[str, ...]  # objectives, by their names in megatron/catalogue.py
+    reads: tuple[str, ...] = ()  # what of `How` it reads besides temperature and cuts
+
+    def load(self) -> Callable:
+        module, _, name = self.run_by.partition(":")
+        return getattr(import_module(module), name)
+
+
+MASKED, COUNTED = "megatron.sampling.masked", ("steps", "block_length")
+SAMPLERS = {
+    "autoregressive": Sampler(
+        title="the next token, left to right", run_by="megatron.sampling.autoregressive:autoregressive", serves=("ar",)
+    ),
+    "ancestral": Sampler(
+        title="the reverse process: each place at a time of its own", run_by=f"{MASKED}:ancestral", serves=("mdm",), reads=COUNTED
+    ),
+    "left-to-right": Sampler(
+        title="masked places from left to right", run_by=f"{MASKED}:left_to_right", serves=("mdm",), reads=COUNTED
+    ),
+    "confidence": Sampler(
+        title="the places with the likeliest token first", run_by=f"{MASKED}:confidence", serves=("mdm",), reads=COUNTED
+    ),
+    "margin": Sampler(
+        title="the places with the largest lead of the likeliest token first",
+        run_by=f"{MASKED}:margin",
+        serves=("mdm",),
+        reads=COUNTED,
+    ),
+    "entropy": Sampler(
+        title="the places with the least entropy first", run_by=f"{MASKED}:entropy", serves=("mdm",), reads=COUNTED
+    ),
+    "threshold": Sampler(
+        title="all places whose likeliest token reaches a probability, at least one",
+        run_by=f"{MASKED}:threshold",
+        serves=("mdm",),
+        reads=("block_length", "threshold"),
+    ),
+}
+
+
+def default_of(objective: str) -> str:
+    """The first sampler that serves an objective.  Raises Mismatch where there is none."""
+    found = [name for name, sampler in SAMPLERS.items() if objective in sampler.serves]
+    if not found:
+        raise Mismatch(f"no sampler serves the objective {objective}: add it to those of one in megatron/sampling/table.py")
+    return found[0]
+
+
+def sampler_for(name: str, objective: str) -> Sampler:
+    """Raises Mismatch for a sampler that does not serve the objective."""
+    default_of(objective)
+    fitting = ", ".join(n for n, s in SAMPLERS.items() if objective in s.serves)
+    if objective not in SAMPLERS[name].serves:
+        raise Mismatch(f"--sampler {name} does not serve the objective {objective}: use one of {fitting}")
+    return SAMPLERS[name]

@@ -1,0 +1,142 @@
+"""Samples of small tables of random conditionals against their exact distributions, worked out by recursion."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from megatron.sampling.draws import How, Rows
+from megatron.sampling.table import SAMPLERS
+
+VOCAB, MASK, LENGTH, DRAWS = 3, 3, 3, 2000
+
+
+class Conditionals:
+    """A masked model that is nothing but a table: a distribution of each place for each partly masked row."""
+
+    def __init__(self, extra_ids=1):
+        rng = np.random.default_rng(5)
+        rows = itertools.product(range(VOCAB + 1), repeat=LENGTH)
+        self.table = {row: rng.dirichlet(np.ones(VOCAB), LENGTH) for row in rows}
+        self.extra, self.read = extra_ids, 0
+
+    def logits(self, batches):
+        (batch,) = batches
+        self.read += len(batch.inputs)
+        p = np.stack([self.table[tuple(row)] for row in batch.inputs.tolist()]).reshape(-1, VOCAB)
+        likely = torch.full((len(p), self.extra), 9.0)  # ids that are reserved: never to be drawn
+        return [torch.cat([torch.from_numpy(p).log().float(), likely], 1)[batch.asked]]
+
+
+def masked(row):
+    return [i for i, one in enumerate(row) if one == MASK]
+
+
+def law(model, choose, row=(MASK,) * LENGTH, step=0):
+    """{row: probability} where choose(p, places, step) says which places are revealed together: [(probability, places)]."""
+    if not masked(row):
+        return {row: 1.0}
+    found = dict.fromkeys(itertools.product(range(VOCAB), repeat=LENGTH), 0.0)
+    p = model.table[row]
+    for chance, places in choose(p, masked(row), step):
+        for ids in itertools.product(range(VOCAB), repeat=len(places)):
+            after = list(row)
+            for place, one in zip(places, ids):
+                after[place] = one
+            here = chance * np.prod([p[place, one] for place, one in zip(places, ids)])
+            for end, later in law(model, choose, tuple(after), step + 1).items():
+                found[end] += here * later
+    return found
+
+
+def subsets(places, each):
+    return [
+        (each**n * (1 - each) ** (len(places) - n), chosen)
+        for n in range(len(places) + 1)
+        for chosen in itertools.combinations(places, n)
+    ]
+
+
+def best(score, count=1):
+    return lambda p, places, step: [(1.0, sorted(places, key=lambda i: -score(p[i]))[:count])]
+
+
+def top_two(p):
+    return np.sort(p)[::-1][:2]
+
+
+CASES = {
+    ("ancestral", ()): lambda p, places, step: [(1 / len(places), [i]) for i in places],
+    ("ancestral", (("steps", 2),)): lambda p, places, step: subsets(places, 0.5) if step == 0 else [(1.0, places)],
+    ("ancestral", (("block_length", 2),)): lambda p, places, step: [
+        (1 / len([i for i in places if i < 2] or [2]), [i]) for i in ([i for i in places if i < 2] or [2])
+    ],
+    ("left-to-right", ()): lambda p, places, step: [(1.0, places[:1])],
+    ("left-to-right", (("steps", 2),)): lambda p, places, step: [(1.0, places[:2])],
+    ("confidence", ()): best(max),
+    ("confidence", (("steps", 2),)): lambda p, places, step: best(max, 2 if step == 0 else 1)(p, places, step),
+    ("confidence", (("block_length", 2),)): lambda p, places, step: best(max)(p, [i for i in places if i < 2] or [2], step),
+    ("margin", ()): best(lambda p: top_two(p)[0] - top_two(p)[1]),
+    ("entropy", ()): best(lambda p: (p * np.log(p)).sum()),
+    ("threshold", (("threshold", 0.6),)): lambda p, places, step: [
+        (1.0, [i for i in places if p[i].max() >= 0.6] or best(max)(p, places, step)[0][1])
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, (case[0], *itertools.chain(*case[1])))))
+def test_samples_follow_the_exact_distribution(case):
+    name, settings = case
+    model = Conditionals()
+    rows = Rows(
+        ids=torch.full((DRAWS, LENGTH), MASK),
+        open=torch.ones(DRAWS, LENGTH, dtype=torch.bool),
+        numbers=list(range(DRAWS)),
+        seed=3,
+        vocab_size=VOCAB,
+    )
+    drawn = SAMPLERS[name].load()(model, rows, How(**dict(settings)))
+    exact = law(model, CASES[case])
+    assert sum(exact.values()) == pytest.approx(1)
+    counts = dict.fromkeys(exact, 0)
+    for row in drawn.tolist():
+        counts[tuple(row)] += 1
+    assert chisquare(list(counts.values()), np.array(list(exact.values())) * DRAWS).pvalue > 0.01
+    steps = dict(settings).get("steps", LENGTH)
+    assert model.read <= steps * DRAWS and (name != "ancestral" or "steps" not in dict(settings) or model.read < steps * DRAWS)
+
+
+class Even(Conditionals):
+    """All ids alike, up to what the layout of a computation changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def logits(self, batches):
+        self.seen.append(batches[0].inputs.tolist()[0])
+        (found,) = super().logits(batches)
+        return [torch.rand(found.shape, generator=torch.Generator().manual_seed(len(found))) * 1e-6]
+
+
+@pytest.mark.parametrize("name", ["confidence", "margin", "entropy"])
+def test_what_is_given_stays_and_near_ties_go_to_the_left(name):
+    ids, model = torch.tensor([[MASK, 2, MASK]]), Even()
+    rows = Rows(ids=ids, open=ids == MASK, numbers=[0], seed=0, vocab_size=VOCAB)
+    assert SAMPLERS[name].load()(model, rows, How(temperature=0)).tolist() == [[0, 2, 0]]
+    assert model.seen == [[MASK, 2, MASK], [0, 2, MASK]]
+
+
+def test_behind_a_drawn_end_everything_is_the_end():
+    rows = Rows(
+        ids=torch.full((500, LENGTH), MASK),
+        open=torch.ones(500, LENGTH, dtype=torch.bool),
+        numbers=list(range(500)),
+        seed=0,
+        vocab_size=VOCAB,
+    )
+    for name in ("ancestral", "confidence", "threshold"):
+        for row in SAMPLERS[name].load()(Conditionals(), rows, How(end=1)).tolist():
+            assert 1 not in row or set(row[row.index(1) :]) == {1}
