@@ -31,7 +31,8 @@ def autoregressive(model: Model, rows: Rows, how: How) -> Tensor:
         found = drawn(logits, where, rows, how)
         ids[active, place], still[active, place] = found, False
         close(ids, still, where, found, rows, how)
-        for row, end in where.tolist() if how.stops else []:
-            if how.stops(ids[row, : end + 1][rows.open[row, : end + 1]].tolist()):
-                still[row] = False
+        if how.stops is not None:
+            for row, end in where.tolist():
+                if how.stops(ids[row, : end + 1][rows.open[row, : end + 1]].tolist()):
+                    still[row] = False
     return ids
