@@ -34,7 +34,7 @@ FLOORS = [
     {"engine"},
     {"sampling"},
     {"training"},
-    {"proof"},
+    {"proof", "likelihood"},
     {"program"},
 ]
 # The rooms of megatron/scaling: finished runs make a table, tables a law, a law a plan, a plan runs; then questions are answered.

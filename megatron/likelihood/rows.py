@@ -1,0 +1,111 @@
+"""The rows whose likelihood is asked for, what of them is given, and what a model says of their hidden places.
+
+b rows, s places, n asked places, v ids that can be predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron.batch import Batch, Clean, asked_positions
+from megatron.core.mesh import Mesh, all_reduce
+from megatron.errors import BadData
+from megatron.objectives.autoregressive import places
+from megatron.objectives.masked import hidden_padding
+from megatron.training.evaluate import TOKENS_A_PASS, Slice, cleans
+
+LOGITS_A_PASS = 2**26  # numbers, half a GiB of float64
+
+
+class Model(Protocol):
+    """What an estimator asks: megatron.engine.Engine, or a table in a test."""
+
+    mesh: Mesh
+
+    def logits(self, batches: list[Batch]) -> list[Tensor]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows, their scored tokens, and how many places of one may be hidden: the same number wherever a part of them is read."""
+
+    clean: Clean
+    steps: int  # most places of a row that an order reveals: the scored tokens, and padding behind an end
+
+    @property
+    def tokens(self) -> Tensor:
+        """What a masked model reads when nothing is hidden.  -> [b, s]"""
+        return self.clean.tokens[:, :-1]
+
+    @property
+    def scored(self) -> Tensor:
+        """-> bool [b, s]"""
+        return self.clean.scored[:, :-1]
+
+    @property
+    def open(self) -> Tensor:
+        """What an order reveals; what comes before it is given.  -> bool [b, s]"""
+        return self.scored | self.scored.flip(1).cumsum(1).flip(1).eq(0)
+
+    def take(self, numbers: Tensor) -> Rows:
+        c = self.clean
+        return replace(self, clean=Clean(tokens=c.tokens[numbers], scored=c.scored[numbers], index=c.index[numbers]))
+
+    def hidden(self, unrevealed: Tensor) -> Tensor:
+        """What is hidden: padding that something visible tells already is shown.  bool [b, s] -> bool [b, s]"""
+        return (unrevealed & self.scored) | hidden_padding(unrevealed, self.scored)
+
+
+def read_rows(data: Slice, causal: bool, last: int | None = None) -> Rows:
+    """The rows of a slice as validation scores them; with `last` so many tokens of each, given the rest. Raises BadData."""
+    parts = cleans(data, 0)
+    tokens, scored, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "scored", "index"))
+    scored[:, 0 if causal else -1] = False  # with the first token scored, each objective leaves out one end of a row
+    if last is not None:
+        if last > (most := int(scored.sum(1).max())):
+            raise BadData(f"--last {last}: no row has more than {most} scored tokens; give {most} or fewer")
+        scored &= scored.flip(1).cumsum(1).flip(1) <= last
+    found = Rows(clean=Clean(tokens=tokens, scored=scored, index=index), steps=0)
+    return replace(found, steps=int(found.open.sum(1).max()))
+
+
+def log_probabilities(model: Model, rows: Rows, hidden: Tensor, asked: Tensor, mask_id: int) -> Tensor:
+    """Of every id at the asked places, in the order of `asked.nonzero()`.  bool [b, s], bool [b, s] -> float64 [n, v]"""
+    batch = Batch(
+        inputs=rows.tokens.masked_fill(hidden, mask_id),
+        targets=rows.tokens,
+        weights=asked.float(),
+        scored=rows.scored,
+        positions=places(hidden),
+        index=rows.clean.index,
+        asked=asked_positions(asked),
+    )
+    (logits,) = model.logits([batch])
+    return logits.cpu().double().log_softmax(-1)
+
+
+def of_targets(log_p: Tensor, rows: Rows, asked: Tensor) -> Tensor:
+    """Log-probability of the row's own token at the asked places, 0 elsewhere.  [n, v] -> float64 [b, s]"""
+    found = torch.zeros(asked.shape, dtype=torch.float64)
+    found[asked] = log_p.gather(1, rows.tokens[asked][:, None])[:, 0]
+    return found
+
+
+def over_rows(mesh: Mesh, rows: Rows, vocab_size: int, of: Callable[[Rows], Tensor]) -> Tensor:
+    """`of` each row, computed in passes that fit; replicas share the work, and every rank learns all.  -> float64 [rows]"""
+    num_rows, width = rows.tokens.shape
+    fit = min(TOKENS_A_PASS // width, LOGITS_A_PASS // (rows.steps * vocab_size))
+    size = max(1, min(fit, -(-num_rows // mesh.dp.size)))
+    table, once = torch.zeros(num_rows, dtype=torch.float64), mesh.tp.rank == mesh.pp.rank == 0
+    for start in range(0, num_rows, size * mesh.dp.size):
+        numbers = start + mesh.dp.rank * size + torch.arange(size)
+        # Replicas must read equally often: one without rows left reads the last one again, and does not count it.
+        found, inside = of(rows.take(numbers.clamp(max=num_rows - 1))), numbers < num_rows
+        if once:
+            table[numbers[inside]] = found[inside]
+    return all_reduce(table, mesh.control)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from megatron.likelihood.rules import DECIMALS, RULES, by_rule, shares
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("a_step", [1, 2, 3])
+def test_a_sampler_by_rule_is_a_distribution(model, rows, rule, a_step):
+    nll = by_rule(model, rows, rule, model.mask, a_step)
+    assert nll.neg().exp().sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_left_to_right_is_that_order_and_all_at_once_is_independent(model, rows):
+    assert by_rule(model, rows, "left-to-right", model.mask).numpy() == pytest.approx(
+        model.nll(rows, (1, 2, 3)).numpy(), abs=1e-12
+    )
+    p = model.table[63].softmax(-1)  # 63: all three are masked
+    product = torch.einsum("a,b,c->abc", *p).flatten()
+    assert by_rule(model, rows, "margin", model.mask, 3).neg().exp().numpy() == pytest.approx(product.numpy(), abs=1e-12)
+
+
+def test_the_surest_place_comes_first(model, rows):
+    first = 1 + int(model.table[63].softmax(-1).amax(-1).argmax())
+    found, expected = by_rule(model, rows, "confidence", model.mask), set()
+    for order in ((first, *rest) for rest in ((a, b) for a in (1, 2, 3) for b in (1, 2, 3) if len({first, a, b}) == 3)):
+        expected |= {(n, round(v, 9)) for n, v in enumerate(model.nll(rows, order).tolist())}
+    assert {(n, round(v, 9)) for n, v in enumerate(found.tolist())} <= expected
+
+
+def test_what_differs_by_less_than_the_grid_goes_to_the_left(model, rows):
+    model.table[:] = 0.0
+    model.table += 1e-9 * torch.randn(model.table.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    model.table[:, :, 0] += 0.7  # nothing near a border of the grid
+    assert 1e-9 < 10.0**-DECIMALS
+    for rule in ("confidence", "margin", "entropy"):
+        assert by_rule(model, rows, rule, model.mask).tolist() == by_rule(model, rows, "left-to-right", model.mask).tolist()
+
+
+def test_steps_share_the_places_evenly():
+    assert (shares(63, 4), shares(7, 3), shares(2, 4)) == ([4] * 15 + [3], [3, 2, 2], [2])

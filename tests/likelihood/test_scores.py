@@ -1,0 +1,95 @@
+"""Estimators on a table, against sums over everything."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from megatron.batch import Noise
+from megatron.errors import BadData
+from megatron.likelihood.measure import compare
+from megatron.likelihood.orders import chain
+from megatron.likelihood.scores import Estimators, posed_nll
+from megatron.objectives.autoregressive import NextToken
+from megatron.objectives.masked import MaskedDiffusion
+
+ORDERS = list(itertools.permutations((1, 2, 3)))
+SCORES = ["nelbo", "nelbo:independent", "nelbo:bernoulli", "chain", "korder:4", "korder:16", "mixture", "rule:entropy:2"]
+
+
+@pytest.fixture
+def estimators(model, rows):
+    return Estimators(model, MaskedDiffusion(mask_id=model.mask).reference(), rows, 1, 3)
+
+
+class Fixed(Noise):
+    """A row's uniforms have one given order, and its level is t."""
+
+    def __init__(self, index, order, t):
+        super().__init__(0, index)
+        self.row, self.t = torch.tensor([0.5, *((order.index(place) + 0.5) / 3 for place in (1, 2, 3))]), t
+
+    def uniform(self, purpose, *shape):
+        return self.row.expand(len(self.index), -1)
+
+    def stratified(self, strata):
+        return torch.full((len(self.index),), self.t, dtype=torch.float64)
+
+
+def test_the_count_form_is_the_mean_over_orders(estimators, model, rows):
+    posed = [
+        posed_nll(model, estimators.objective, rows.clean, Fixed(rows.clean.index, order, k / 3))
+        for order in ORDERS
+        for k in (1, 2, 3)
+    ]
+    chains = [chain(model, rows, torch.tensor([*order, 0]).expand(27, -1), model.mask) for order in ORDERS]
+    assert torch.stack(posed).mean(0).numpy() == pytest.approx(torch.stack(chains).mean(0).numpy(), rel=1e-6)
+
+
+def test_scores_agree_within_their_errors_and_lie_in_order(estimators):
+    found = compare(estimators, SCORES, np.full(27, 3), 64)
+    by_name = {entry["score"]: entry for entry in found["scores"]}
+    exact = estimators.score("mixture").draw(0).nll.mean()
+    assert by_name["mixture"]["nats_per_token"] == pytest.approx(exact / 3) and by_name["mixture"]["value"] == "exact"
+    assert found["in_order"] and [pair["expected"] for pair in found["sandwich"]] == ["equal"] * 3 + ["not negative"] * 3
+    for name in SCORES[1:4]:
+        apart = by_name[name]["nats_per_token"] - by_name["nelbo"]["nats_per_token"]
+        assert abs(apart) < 4 * np.hypot(by_name[name]["se_noise"], by_name["nelbo"]["se_noise"])
+    closed = by_name["korder:16"]["minus_mean_of_its_orders"]["nats_per_token"]
+    assert closed < -0.1 and by_name["chain"]["draws"] == 64 == found["num_orders"]
+    assert by_name["rule:entropy:2"]["of"] == "sampler by entropy, 2 tokens a step"
+    assert [by_name[n]["forwards_per_row"] for n in ("nelbo", "chain", "korder:16", "mixture", "rule:entropy:2")] == [
+        64,
+        192,
+        48,
+        7,
+        2,
+    ]
+
+
+def test_draws_go_on_until_the_noise_is_small(estimators):
+    (entry,) = compare(estimators, ["nelbo"], np.full(27, 3), 2, tolerance=0.02)["scores"]
+    assert entry["draws"] > 8 and entry["se_noise"] <= 0.02
+    with pytest.raises(BadData, match="--nll-tolerance: not reached after 4096 draws of nelbo"):
+        compare(estimators, ["nelbo"], np.full(27, 3), 2, tolerance=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("elbo", "expected nelbo, nelbo:bernoulli"),
+        ("exact", "expected nelbo"),
+        ("korder:0", "expected nelbo"),
+        ("rule:luck", "with NAME one of left-to-right, confidence, margin, entropy"),
+        ("rule:margin:0", "rule:NAME:TOKENS"),
+    ],
+)
+def test_scores_that_do_not_exist(estimators, name, said):
+    with pytest.raises(BadData, match=said):
+        estimators.score(name)
+
+
+def test_an_autoregressive_model_has_one(model, rows):
+    with pytest.raises(BadData, match="one order, and its NLL is exact; give exact"):
+        Estimators(model, NextToken(), rows, 1, 3).score("nelbo")
