@@ -27,7 +27,7 @@ from megatron.core.mesh import all_reduce
 from megatron.errors import BadData
 from megatron.likelihood.orders import MOST_PLACES, chain, draw_order, k_order, mixture
 from megatron.likelihood.rows import Model, Rows, over_rows
-from megatron.likelihood.rules import RULES, by_rule, shares
+from megatron.likelihood.rules import RULES, by_rule, num_steps
 from megatron.objectives import REFERENCE_STRATA, Objective
 from megatron.objectives.masked import MaskedDiffusion
 
@@ -143,9 +143,12 @@ class Estimators:
         if rule not in RULES or (tokens and not (tokens.isdecimal() and int(tokens))):
             raise BadData(f"--score {name}: expected rule:NAME or rule:NAME:TOKENS with NAME one of {', '.join(RULES)}")
         a_step = int(tokens or 1)
-        nll, steps = partial(by_rule, self.model, rule=rule, mask_id=self.mask_id, a_step=a_step), shares(self.rows.steps, a_step)
+        nll, steps = (
+            partial(by_rule, self.model, rule=rule, mask_id=self.mask_id, a_step=a_step),
+            num_steps(self.rows.steps, a_step),
+        )
         of = f"sampler by {rule}, {a_step} token{'s' * (a_step > 1)} a step"
-        return Score(name=name, value="exact", of=of, random=False, draw=lambda _: self.timed(nll, len(steps)))
+        return Score(name=name, value="exact", of=of, random=False, draw=lambda _: self.timed(nll, steps))
 
     @property
     def mask_id(self) -> int:

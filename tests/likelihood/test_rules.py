@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from megatron.likelihood.rules import DECIMALS, RULES, by_rule, shares
+from megatron.likelihood.rules import RULES, by_rule
+from megatron.sampling.draws import GRID
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -32,10 +33,6 @@ def test_what_differs_by_less_than_the_grid_goes_to_the_left(model, rows):
     model.table[:] = 0.0
     model.table += 1e-9 * torch.randn(model.table.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     model.table[:, :, 0] += 0.7  # nothing near a border of the grid
-    assert 1e-9 < 10.0**-DECIMALS
+    assert 1e-9 < GRID
     for rule in ("confidence", "margin", "entropy"):
         assert by_rule(model, rows, rule, model.mask).tolist() == by_rule(model, rows, "left-to-right", model.mask).tolist()
-
-
-def test_steps_share_the_places_evenly():
-    assert (shares(63, 4), shares(7, 3), shares(2, 4)) == ([4] * 15 + [3], [3, 2, 2], [2])
