@@ -1,0 +1,253 @@
+"""What is audited: an objective, or a scoring rule given as a function, with its noise integrated exactly.
+
+A rule's noise is a level t ~ U(0, 1] and a uniform a place. All that a rule can do with them, if it only compares uniforms with
+each other and with t, and t with multiples of 1/L, depends on the order of the uniforms, on how many lie below t, and smoothly
+on t: all orders and counts are gone through, and t is integrated by Gauss' rule, exact for the polynomials in t that arise.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron.batch import Batch, Clean, Noise, Purpose, asked_positions
+from megatron.engine import Engine
+from megatron.errors import BadData, Mismatch, MissingInput
+from megatron.objectives import Objective
+from megatron.proof.sources import Model, Rows
+
+LONGEST_DRAWN = 5  # places whose orders and levels are gone through
+WHOLE = (0.0, 1.0)  # where a noise level lies
+AT_ONCE = 1 << 16  # rows under draws
+NETWORK_ROWS = 1024  # rows of one pass of a network
+GIVEN = ("tokens", "scored", "vocab", "predict", "t", "uniform")  # what a rule may ask for, by the names of its parameters
+
+
+class Scoring(Protocol):
+    """Total nats of each row."""
+
+    name: str
+    given: tuple[str, ...]  # what it conditions on besides the first token: nothing, or the length
+    noisy: bool  # whether it draws, which only rows of LONGEST_DRAWN places afford
+    likelihood: bool  # whether its draws are averaged as likelihoods, not as nats
+
+    def on(self, rows: Rows, likelihood: bool = False) -> Callable[[Model], Tensor]:
+        """From a model to the mean over the noise, of nats or of exp(-nats).  -> [r] nats"""
+
+
+def levels(length: int, span: tuple[float, float]) -> list[tuple[float, float]]:
+    """(t, weight) for the mean over t ~ U(span) of what is polynomial between multiples of 1/1 .. 1/length."""
+    whole = {j / part for part in range(1, length + 1) for j in range(part + 1)}
+    cuts = sorted({*span, *(cut for cut in whole if span[0] < cut < span[1])})
+    nodes, weights = np.polynomial.legendre.leggauss(length // 2 + 1)
+    return [
+        (low + (high - low) * (x + 1) / 2, w * (high - low) / 2 / (span[1] - span[0]))
+        for low, high in zip(cuts, cuts[1:])
+        for x, w in zip(nodes.tolist(), weights.tolist())
+    ]
+
+
+def draws(length: int, span: tuple[float, float] | None = WHOLE) -> tuple[Tensor, Tensor, Tensor]:
+    """All that noise can do to `length` places; without a span of t, orders alone.  -> chance [c], t [c], uniforms [c, n]"""
+    orders = torch.tensor(list(itertools.permutations(range(length))))  # [o, n]
+    chances, ts, uniforms = [], [], []
+    for t, weight in levels(length, span) if span else [(1.0, 1.0)]:
+        for below in range(length + 1) if span else [length]:
+            low = [t * (rank + 0.5) / below for rank in range(below)]
+            high = [t + (1 - t) * (rank + 0.5) / (length - below) for rank in range(length - below)]
+            chances.append(weight * math.comb(length, below) * t**below * (1 - t) ** (length - below))
+            ts.append(t)
+            uniforms.append(torch.tensor([*low, *high], dtype=torch.float64)[orders])
+    chance, t = (torch.tensor(x, dtype=torch.float64).repeat_interleave(len(orders)) for x in (chances, ts))
+    return chance / len(orders), t, torch.cat(uniforms)
+
+
+def cases(rows: Rows, span: tuple[float, float] | None = WHOLE) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor, Tensor]]:
+    """Every row under every draw, some thousands at a time.  -> rows [b], their numbers, chance and t [b], uniforms [b, n]"""
+    chance, t, uniforms = draws(rows.tokens.shape[1], span)
+    r = len(rows.tokens)
+    for part in torch.arange(len(chance)).split(max(1, AT_ONCE // r)):
+        number, case = torch.arange(r).repeat(len(part)), part.repeat_interleave(r)
+        yield replace(rows, tokens=rows.tokens[number], scored=rows.scored[number]), number, chance[case], t[case], uniforms[case]
+
+
+class Fixed(Noise):
+    """Noise that is told what each row draws, t [b] and uniforms [b, n]; the given token's uniform is one half."""
+
+    def __init__(self, t: Tensor, uniforms: Tensor):
+        super().__init__(0, torch.arange(len(t)))
+        self.t, self.rows = t, torch.nn.functional.pad(uniforms.float(), (1, 0), value=0.5)
+
+    def uniform(self, purpose: int, *shape: int) -> Tensor:
+        if purpose != Purpose.MASK or shape != self.rows.shape[1:]:
+            raise Mismatch(
+                f"the objective draws {list(shape)} uniforms a row for purpose {purpose}, expected one a position for the mask: "
+                "its noise cannot be gone through; write it as a function and audit that"
+            )
+        return self.rows
+
+    def stratified(self, strata: int) -> Tensor:
+        return self.t
+
+    def independent(self) -> Tensor:
+        return self.t
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posed:
+    """An objective as it poses rows. Its loss is linear in the weights, so like problems are one with the sum of theirs."""
+
+    name: str
+    objective: Objective
+    given: tuple[str, ...] = ()
+    likelihood: bool = False
+
+    @property
+    def noisy(self) -> bool:
+        return not self.objective.exact
+
+    def problem(self, rows: Rows) -> Batch:
+        """One batch; the losses of a row's problems, which have its number, add up to its mean over the noise."""
+        parts = [self.distinct(*case) for case in (cases(rows) if self.noisy else [undrawn(rows)])]
+        return merged([batch for batch, _ in parts], torch.cat([weights for _, weights in parts]))
+
+    def distinct(self, rows: Rows, number: Tensor, chance: Tensor, t: Tensor, uniforms: Tensor) -> tuple[Batch, Tensor]:
+        tokens, scored = (torch.nn.functional.pad(x, (1, 1)) for x in (rows.tokens, rows.scored))
+        clean = Clean(tokens=tokens, scored=scored, index=number)
+        batch = self.objective.pose(clean, Fixed(t, uniforms), 0.0)
+        found = merged([batch], chance[:, None] * batch.weights)
+        return found, found.weights
+
+    def on(self, rows: Rows, likelihood: bool = False) -> Callable[[Model], Tensor]:
+        batch = self.problem(rows)
+        nothing = torch.zeros(len(rows.tokens), dtype=torch.float64)
+        return lambda model: nothing.index_add(0, batch.index, (batch.weights * self.nll(model, batch, rows.vocab)).sum(1))
+
+    def nll(self, model: Model, batch: Batch, vocab: int) -> Tensor:
+        """Of every position. A causal model sees what stands before the place that it predicts.  -> [b, s]"""
+        targets, found = batch.targets[..., None], torch.zeros(batch.inputs.shape, dtype=torch.float64)
+        seen = batch.inputs[:, 1:]
+        if not self.objective.causal:
+            found[:, 1:] = -model.predict(seen).gather(2, targets[:, 1:])[..., 0]
+            return found
+        for i in range(seen.shape[1]):
+            before = seen.clone()
+            before[:, i:] = vocab
+            found[:, i] = -model.predict(before)[:, i].gather(1, targets[:, i])[:, 0]
+        return found
+
+    def network_loss(self, engine: Engine, rows: Rows) -> Tensor:
+        """The same under a network.  -> [r]"""
+        batch, found = self.problem(rows), torch.zeros(len(rows.tokens), dtype=torch.float64)
+        for part in torch.arange(len(batch.index)).split(NETWORK_ROWS):
+            here = replace(batch, **{name: x[part] for name, x in batch.tensors().items() if name != "asked"})
+            here = replace(here, weights=here.weights.float(), asked=asked_positions(here.weights))
+            (scores,) = engine.score([here])
+            found.index_add_(0, here.index, torch.from_numpy(scores.loss))
+        return found
+
+
+def undrawn(rows: Rows) -> tuple[Rows, Tensor, Tensor, Tensor, Tensor]:
+    """What `cases` gives, for what draws nothing."""
+    one = torch.ones(len(rows.tokens), dtype=torch.float64)
+    return rows, torch.arange(len(one)), one, one, torch.full(rows.tokens.shape, 0.5, dtype=torch.float64)
+
+
+def merged(batches: list[Batch], weights: Tensor) -> Batch:
+    """Problems that differ by their weight alone as one, with the sum of the weights.  weights float64 [b, s]"""
+    own = {name: torch.cat([b.tensors()[name] for b in batches]) for name in batches[0].tensors() if name != "asked"}
+    told = [x.reshape(len(x), -1).double() for name, x in own.items() if name not in ("weights", "scored", "positions")]
+    _, group = torch.unique(torch.cat(told, 1), dim=0, return_inverse=True)  # [b]
+    first = torch.zeros(int(group.max()) + 1, dtype=torch.long).scatter_(0, group.flip(0), torch.arange(len(group)).flip(0))
+    summed = torch.zeros(len(first), weights.shape[1], dtype=torch.float64).index_add(0, group, weights)
+    kept = {name: x[first] for name, x in own.items()} | {"weights": summed, "asked": asked_positions(summed)}
+    return replace(batches[0], **kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A function of some of GIVEN that returns total nats [r]; it states what it is in attributes of its own.
+
+    `given = ("length",)`: it scores rows of a length that is known. `levels = (low, high)`: its t is uniform between them.
+    `average = "likelihood"`: the mean over its noise is taken of exp(-nats), not of nats.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    wants: tuple[str, ...]
+    given: tuple[str, ...] = ()
+    span: tuple[float, float] = WHOLE
+    likelihood: bool = False
+
+    @property
+    def noisy(self) -> bool:
+        return bool({"t", "uniform"} & set(self.wants))
+
+    def on(self, rows: Rows, likelihood: bool = False) -> Callable[[Model], Tensor]:
+        return (
+            functools.partial(self.mean, rows=rows, likelihood=likelihood) if self.noisy else lambda model: self.call(model, rows)
+        )
+
+    def mean(self, model: Model, rows: Rows, likelihood: bool) -> Tensor:
+        logs, r = [], len(rows.tokens)
+        for drawn, _, chance, t, uniforms in cases(rows, self.span if "t" in self.wants else None):
+            nats = self.call(model, drawn, t, uniforms)
+            logs.append((chance.log() - nats if likelihood else chance * nats).view(-1, r))
+        return -torch.cat(logs).logsumexp(0) if likelihood else torch.cat(logs).sum(0)
+
+    def call(self, model: Model, rows: Rows, t: Tensor | None = None, uniforms: Tensor | None = None) -> Tensor:
+        offered = {
+            "tokens": rows.tokens,
+            "scored": rows.scored,
+            "vocab": rows.vocab,
+            "predict": model.predict,
+            "t": t,
+            "uniform": uniforms,
+        }
+        found, r = self.function(**{name: offered[name] for name in self.wants}), len(rows.tokens)
+        if not isinstance(found, Tensor) or found.shape != (r,) or not found.isfinite().all():
+            got = f"{list(found.shape)} with {int((~found.isfinite()).sum())} not finite" if isinstance(found, Tensor) else found
+            raise BadData(f"{self.name} returned {got}: expected a tensor of finite total nats, one for each of the {r} rows")
+        return found.double()
+
+
+def find_rule(named: str) -> Rule:
+    """`module:function`, looked for from the current folder.  Raises MissingInput, Mismatch."""
+    module, _, name = named.partition(":")
+    sys.path.insert(0, "")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise MissingInput(f"{named}: {error}; give module:function of a module that Python finds from this folder") from None
+    finally:
+        sys.path.remove("")
+    return rule(function, named)
+
+
+def rule(function: Callable[..., Tensor], name: str | None = None) -> Rule:
+    """A function as a rule. Raises Mismatch for parameters or attributes that mean nothing."""
+    name = name or getattr(function, "__name__", str(function))
+    wants = tuple(inspect.signature(function).parameters) if callable(function) else ()
+    if not wants or set(wants) - set(GIVEN) or "predict" not in wants:
+        raise Mismatch(f"{name} takes {', '.join(wants) or 'nothing'}: expected predict and any of {', '.join(GIVEN)}")
+    given, average = tuple(getattr(function, "given", ())), getattr(function, "average", "nats")
+    span = tuple(getattr(function, "levels", WHOLE))
+    if set(given) - {"length"} or average not in ("nats", "likelihood") or not (len(span) == 2 and 0 <= span[0] < span[1] <= 1):
+        raise Mismatch(
+            f'{name} states given = {given}, average = {average!r}, levels = {span}: expected () or ("length",), '
+            "nats or likelihood, and two numbers that rise between 0 and 1"
+        )
+    if "t" in wants and "uniform" not in wants:
+        raise Mismatch(f"{name} takes t and no uniform: a level hides nothing without the uniforms that it is compared with")
+    return Rule(name=name, function=function, wants=wants, given=given, span=span, likelihood=average == "likelihood")
