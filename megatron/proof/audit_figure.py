@@ -21,11 +21,11 @@ def draw_audit(found: Audit) -> Figure:
     for place, one in zip(places, reversed(found.sums)):
         colour = RIGHT if one.passed else WRONG
         sums.plot(one.total, place, marker="o" if one.passed else "X", color=colour, markersize=9)
-        sums.annotate(f"{one.total:.4g}", (one.total, place), (0, 9), textcoords="offset points", ha="center", color=colour)
+        sums.annotate(f"{one.total:.4g}", (one.total, place), (-11, -4), textcoords="offset points", ha="right", color=colour)
     sums.set_yticks(places, [f"{one.rows}, {one.source}" for one in reversed(found.sums)])
     sums.set_xscale("log")
     totals = [one.total for one in found.sums]
-    sums.set_xlim(min(0.5, min(totals) / 2), max(2.0, max(totals) * 2))
+    sums.set_xlim(min(0.5, min(totals) / 4), max(2.0, max(totals) * 2))
     sums.set_ylim(-0.6, len(found.sums) - 0.3)
     figure.subplots_adjust(left=0.13, wspace=0.17)
     frame(weights, "Closed form", "hidden tokens k of a row", "weight of 1..k together")

@@ -62,12 +62,12 @@ def draws(length: int, span: tuple[float, float] | None = WHOLE) -> tuple[Tensor
     """All that noise can do to `length` places; without a span of t, orders alone.  -> chance [c], t [c], uniforms [c, n]"""
     orders = torch.tensor(list(itertools.permutations(range(length))))  # [o, n]
     chances, ts, uniforms = [], [], []
-    for t, weight in levels(length, span) if span else [(1.0, 1.0)]:
+    for level, weight in levels(length, span) if span else [(1.0, 1.0)]:
         for below in range(length + 1) if span else [length]:
-            low = [t * (rank + 0.5) / below for rank in range(below)]
-            high = [t + (1 - t) * (rank + 0.5) / (length - below) for rank in range(length - below)]
-            chances.append(weight * math.comb(length, below) * t**below * (1 - t) ** (length - below))
-            ts.append(t)
+            low = [level * (rank + 0.5) / below for rank in range(below)]
+            high = [level + (1 - level) * (rank + 0.5) / (length - below) for rank in range(length - below)]
+            chances.append(weight * math.comb(length, below) * level**below * (1 - level) ** (length - below))
+            ts.append(level)
             uniforms.append(torch.tensor([*low, *high], dtype=torch.float64)[orders])
     chance, t = (torch.tensor(x, dtype=torch.float64).repeat_interleave(len(orders)) for x in (chances, ts))
     return chance / len(orders), t, torch.cat(uniforms)
@@ -235,9 +235,9 @@ def find_rule(named: str) -> Rule:
     return rule(function, named)
 
 
-def rule(function: Callable[..., Tensor], name: str | None = None) -> Rule:
+def rule(function: Callable[..., Tensor], named: str | None = None) -> Rule:
     """A function as a rule. Raises Mismatch for parameters or attributes that mean nothing."""
-    name = name or getattr(function, "__name__", str(function))
+    name = named or str(getattr(function, "__name__", "the rule"))
     wants = tuple(inspect.signature(function).parameters) if callable(function) else ()
     if not wants or set(wants) - set(GIVEN) or "predict" not in wants:
         raise Mismatch(f"{name} takes {', '.join(wants) or 'nothing'}: expected predict and any of {', '.join(GIVEN)}")
