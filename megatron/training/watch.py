@@ -79,7 +79,8 @@ class Listener:
     """When each rank was last heard. Only this process's clock counts."""
 
     def __init__(self):
-        self.began, self.known = time.monotonic(), {}  # rank -> (beat, when it came, when its state began)
+        self.began = time.monotonic()
+        self.known: dict[int, tuple[Beat, float, float]] = {}  # rank -> (beat, when it came, when its state began)
 
     def hear(self, rank: int, text: bytes) -> Heard:
         now, beat = time.monotonic(), Beat(**json.loads(text))
@@ -120,7 +121,8 @@ class Watch:
     def __init__(self, place: Place, store: dist.Store | None, limit_seconds: float):
         self.rank, self.world_size, self.limit_seconds = place.rank, place.world_size, limit_seconds
         self.may_speak = is_spokesman(place)
-        self.store, self.listener, self.ending = store, Listener(), None
+        self.store, self.listener = store, Listener()
+        self.ending: Ending | None = None
         self.own = Beat(rank=place.rank, host=platform.node())
         self.run_dir: Path | None = None
         self.say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
@@ -128,8 +130,8 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.store:
-            for work in (self.talk, self.guard):
-                threading.Thread(target=work, name=f"watch {work.__name__}", daemon=True).start()
+            threading.Thread(target=self.talk, args=(self.store,), name="watch talk", daemon=True).start()
+            threading.Thread(target=self.guard, name="watch guard", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -144,11 +146,11 @@ class Watch:
         """Where the main thread is from now on."""
         self.own = replace(self.own, step=step, phase=phase)
 
-    def talk(self) -> None:
+    def talk(self, store: dist.Store) -> None:
         """A thread: beat and listen until the run is over or lost. The store may keep it for ever when rank 0 hangs."""
         while not (self.left.is_set() or self.decided.is_set()):
             try:
-                self.decide(self.exchange())
+                self.decide(self.exchange(store))
             except dist.DistError:  # the process that serves the store is gone
                 self.decide(self.without_rank_0())
             self.wake.wait(min(BEAT_SECONDS, self.limit_seconds / 5))
@@ -161,52 +163,52 @@ class Watch:
             if self.rank and self.listener.recall(0).silent > patience:
                 self.decide(self.without_rank_0())
         if self.ending:
-            self.end()
+            self.end(self.ending)
 
     def decide(self, ending: Ending | None) -> None:
         if ending and not self.decided.is_set():
             self.ending = ending
             self.decided.set()
 
-    def exchange(self) -> Ending | None:
+    def exchange(self, store: dist.Store) -> Ending | None:
         """Say that this rank lives; hear all the others, or what rank 0 decided about them."""
         beat = replace(self.own, number=time.monotonic_ns(), at=place_of_main_thread())
-        self.store.set(f"beat/{self.rank}", json.dumps(asdict(beat)))
+        store.set(f"beat/{self.rank}", json.dumps(asdict(beat)))
         if self.rank == 0:
-            ranks = [self.hear(rank) for rank in range(self.world_size)]
+            ranks = [self.hear(store, rank) for rank in range(self.world_size)]
             ending = judge(ranks, self.limit_seconds)
-            return ending and self.publish(ending, sum(r.silent < SILENT_SECONDS for r in ranks[1:]))
-        self.hear(0)
-        if not self.store.check(["ending"]):
+            return ending and self.publish(store, ending, sum(r.silent < SILENT_SECONDS for r in ranks[1:]))
+        self.hear(store, 0)
+        if not store.check(["ending"]):
             return None
-        ending = Ending(**json.loads(self.store.get("ending")))
-        self.store.add("informed", 1)
+        ending = Ending(**json.loads(store.get("ending")))
+        store.add("informed", 1)
         return ending
 
-    def publish(self, ending: Ending, num_others: int) -> Ending:
+    def publish(self, store: dist.Store, ending: Ending, num_others: int) -> Ending:
         """Tell the others that are left, before this process goes and the store with it."""
-        self.store.set("ending", json.dumps(asdict(ending)))
+        store.set("ending", json.dumps(asdict(ending)))
         deadline = time.monotonic() + 3 * BEAT_SECONDS
-        while self.store.add("informed", 0) < num_others and time.monotonic() < deadline:
+        while store.add("informed", 0) < num_others and time.monotonic() < deadline:
             time.sleep(0.05)
         return ending
 
-    def hear(self, rank: int) -> Heard:
+    def hear(self, store: dist.Store, rank: int) -> Heard:
         key = f"beat/{rank}"
-        if rank in self.listener.known or self.store.check([key]):
-            return self.listener.hear(rank, self.store.get(key))
+        if rank in self.listener.known or store.check([key]):
+            return self.listener.hear(rank, store.get(key))
         return self.listener.recall(rank)
 
     def without_rank_0(self) -> Ending:
         return lost([self.listener.recall(0)], "died or hung", decided_by=self.rank)
 
-    def end(self) -> None:
+    def end(self, ending: Ending) -> None:
         """Let the main thread close its files; end the process when it is stuck in a collective, or takes too long."""
         stuck = not self.unwinding.wait(STUCK_SECONDS)
         if stuck:
-            self.tell(self.ending)
+            self.tell(ending)
         if stuck or not self.left.wait(SETTLE_SECONDS):
-            os._exit(self.ending.code)
+            os._exit(ending.code)
 
     def tell(self, ending: Ending) -> None:
         """Say and record why all end, if it is for this rank to do so."""
@@ -263,7 +265,7 @@ def is_broken_collective(error: Exception) -> bool:
 def place_of_main_thread() -> str:
     """The innermost line of this project that the main thread is in: `core/mesh.py:79 all_reduce`."""
     root = str(Path(megatron.__file__).parent) + os.sep
-    frame = sys._current_frames().get(threading.main_thread().ident)
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame and not frame.f_code.co_filename.startswith(root):
         frame = frame.f_back
     return f"{frame.f_code.co_filename.removeprefix(root)}:{frame.f_lineno} {frame.f_code.co_name}" if frame else ""

@@ -84,7 +84,8 @@ def latin_hypercube(sizes: list[int], count: int, seed: int) -> list[tuple[int, 
     from numpy.random import default_rng
     from scipy.stats import qmc  # late: it takes a second to import
 
-    random, found = default_rng(seed), {}
+    random = default_rng(seed)
+    found: dict[tuple[int, ...], None] = {}
     while len(found) < count:
         for row in qmc.LatinHypercube(len(sizes), rng=random).random(count):
             found[tuple(int(share * side) for share, side in zip(row, sizes))] = None

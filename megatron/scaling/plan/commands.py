@@ -42,7 +42,7 @@ def plan_of_commands(path: Path) -> Plan:
 
 def planned_run(line: str, where: str) -> dict:
     """A plan's entry with the numbers that the command's own flags say. Raises BadData, ConfigError."""
-    objectives = {entry: default_of(entry) for entry in ENTRY_POINTS}
+    objectives = {entry: name for entry in ENTRY_POINTS if (name := default_of(entry))}
     try:
         entry, *argv = shlex.split(line)
         objective = objectives[Path(entry).name]

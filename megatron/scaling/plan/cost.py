@@ -56,8 +56,8 @@ def forecast(cfg: Config, first_step: int, speed: Speed | None, rates: Rates, va
     `valid_tokens` is what the validation data holds, where known. What no speed or rate was said for is None.
     """
     batch, seq_length = cfg.train.global_batch_size, cfg.model.seq_length
-    tokens = (cfg.train.train_samples // batch - first_step) * batch * seq_length
-    found = {
+    tokens = (cfg.train.num_samples // batch - first_step) * batch * seq_length
+    found: dict[str, float | str | None] = {
         "tokens": tokens,
         "hours": None,
         "gpu_hours": None,
@@ -66,7 +66,7 @@ def forecast(cfg: Config, first_step: int, speed: Speed | None, rates: Rates, va
         "gpus": rates.gpus,
         "memory_bytes": max(load.peak for load in forecast_layout(cfg).loads),
         "memory_basis": MEMORY_BASIS,
-        "basis": speed and speed.basis,
+        "basis": speed.basis if speed else None,
     }
     if speed:
         work = tokens + FORWARD_SHARE * evaluated_tokens(cfg, first_step, valid_tokens)
@@ -81,7 +81,7 @@ def forecast(cfg: Config, first_step: int, speed: Speed | None, rates: Rates, va
 
 def evaluated_tokens(cfg: Config, first_step: int, valid_tokens: int | None) -> int:
     """Tokens that validation scores in the whole run, every noise draw counted."""
-    steps, every = cfg.train.train_samples // cfg.train.global_batch_size, cfg.train.eval_interval
+    steps, every = cfg.train.num_samples // cfg.train.global_batch_size, cfg.train.eval_interval
     rounds = (steps - 1) // every - first_step // every + 1  # the last step always is one
     each = cfg.train.eval_iters * cfg.train.global_batch_size * cfg.model.seq_length
     return rounds * cfg.objective.num_mc * (each if valid_tokens is None else min(each, valid_tokens))

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from megatron.flags import ConfigError
 from megatron.rundir.names import is_run_name
 from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan.cost import Rates, Speed, forecast
-from megatron.scaling.plan.grid import CHOSEN, Cell, Request, corpus_size, grid, trunk_name, unique_cells
+from megatron.scaling.plan.grid import CHOSEN, Cell, Request, Settled, corpus_size, grid, trunk_name, unique_cells
 
 SCHEMA_VERSION = 1
 NESTED = ("flags", "forecast", "budget", "varied")  # parts of a run's entry that are no cells of a table
@@ -69,7 +69,9 @@ class Plan:
 
 def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: Rates | None = None) -> Plan:
     """The plan of a request. `speeds`: of each objective. Raises ConfigError with every mistake, MissingInput, BadData."""
-    r, rates, mistakes, notes = request.settled(), rates or Rates(), [], []
+    r, rates = request.settled(), rates or Rates()
+    mistakes: list[tuple[str, str]] = []
+    notes: list[str] = []
     cells = unique_cells(list(grid(r, mistakes)), mistakes, notes)
     runs = []
     for run in with_trunks(r, cells, mistakes) if r.schedule == "wsd" else [whole_run(r, cell) for cell in cells]:
@@ -107,7 +109,7 @@ def joined(plan: Plan, more: Plan) -> Plan:
 # -- flags
 
 
-def whole_run(r: Request, cell: Cell) -> dict:
+def whole_run(r: Settled, cell: Cell) -> dict:
     """A run with its own cosine decay, by the recipes' flags."""
     schedule = {"--lr-decay-style": "cosine"}
     return run_of(
@@ -115,7 +117,7 @@ def whole_run(r: Request, cell: Cell) -> dict:
     )
 
 
-def run_of(r: Request, cell: Cell, optim: list[str], save: dict[str, object], **more) -> dict:
+def run_of(r: Settled, cell: Cell, optim: list[str], save: Mapping[str, object], **more) -> dict:
     """The start of a run's entry; check_run and finish_run add the rest. `more`: of trunks and branches."""
     at = flags.SCALES[r.scale]
     words = [
@@ -141,7 +143,7 @@ def run_of(r: Request, cell: Cell, optim: list[str], save: dict[str, object], **
     }
 
 
-def varied_of(r: Request, cell: Cell) -> dict[str, object]:
+def varied_of(r: Settled, cell: Cell) -> dict[str, object]:
     """What a run was planned to differ from others in: its point, and its rate, batch and seed where there are several."""
     own = {"lr": cell.lr, "global_batch_size": cell.batch, "seed": cell.seed}
     several = {"lr": r.lr, "global_batch_size": r.batch_size}
@@ -149,7 +151,7 @@ def varied_of(r: Request, cell: Cell) -> dict[str, object]:
     return {name: own[name] for name in grids} | cell.point
 
 
-def with_trunks(r: Request, cells: list[Cell], mistakes: list[tuple[str, str]]) -> Iterator[dict]:
+def with_trunks(r: Settled, cells: list[Cell], mistakes: list[tuple[str, str]]) -> Iterator[dict]:
     """Cells that differ in length alone become one run at a constant rate, and a cooldown for each."""
     groups: dict[str, tuple[Cell, list[Cell]]] = {}
     for cell in cells:
@@ -162,7 +164,7 @@ def with_trunks(r: Request, cells: list[Cell], mistakes: list[tuple[str, str]]) 
             mistakes.append((trunk.name, str(error)))
 
 
-def trunk_and_branches(r: Request, trunk: Cell, branches: list[Cell]) -> Iterator[dict]:
+def trunk_and_branches(r: Settled, trunk: Cell, branches: list[Cell]) -> Iterator[dict]:
     """Raises ValueError for a run too short to have both parts."""
     warmup = min(cell.warmup for cell in branches)
     lengths = [cell.samples // cell.batch for cell in branches]
@@ -216,7 +218,7 @@ def check_run(run: dict, gpus: int, mistakes: list[tuple[str, str]]) -> None:
         mistakes += [(run["name"], mistake) for mistake in error.mistakes]
 
 
-def finish_run(run: dict, r: Request, speed: Speed | None, rates: Rates, valid_tokens: int | None) -> dict:
+def finish_run(run: dict, r: Settled, speed: Speed | None, rates: Rates, valid_tokens: int | None) -> dict:
     """The entry of plan.json."""
     cfg, first = run["config"], run.get("load", {}).get("step", 0)
     if cfg.model.padded_vocab_size is None:
@@ -228,7 +230,7 @@ def finish_run(run: dict, r: Request, speed: Speed | None, rates: Rates, valid_t
 
 def numbers(cfg: Config, unique: int | None) -> dict:
     """N, D, C and what else result.json will say; D counts whole global batches, as training does. `unique`: tokens an epoch."""
-    shape, samples, seq_length = cfg.model.shape(), cfg.train.train_samples, cfg.model.seq_length
+    shape, samples, seq_length = cfg.model.shape(), cfg.train.num_samples, cfg.model.seq_length
     tokens = samples * seq_length
     epoch = unique or tokens
     return {
@@ -255,6 +257,7 @@ def unique_tokens(cfg: Config) -> int | None:
     words, part = cfg.data.train_data_path, cfg.data.unique_tokens
     if part and part > 1:
         return int(part)
+    whole: int | None
     if words and len(words) == 3 and words[1].startswith("0:") and words[1][2:].isdigit():
         whole = int(words[1][2:])
     else:
@@ -336,10 +339,10 @@ def check_entry(where: str, run: object, needed: Iterable[str]) -> None:
         or run["tokens"] <= 0
     ):
         raise BadData(f"{where}: expected flags that are text, load.step a whole number and tokens above 0; plan again")
-    for name in (run["name"], load.get("run")):
-        if not is_folder_name(name):
+    for folder in (run["name"], load.get("run")):
+        if not is_folder_name(folder):
             raise Untrusted(
-                f"{where}: {name!r:.80} is no name of a run: it may leave the folder of runs; give it letters, digits, ._-"
+                f"{where}: {folder!r:.80} is no name of a run: it may leave the folder of runs; give it letters, digits, ._-"
             )
     if run.get("entry", "pretrain_gpt.py") not in ENTRY_POINTS:
         raise Untrusted(f"{where}.entry is {run['entry']!r:.80}, expected {' or '.join(ENTRY_POINTS)}; plan again")

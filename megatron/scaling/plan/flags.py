@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def model_flags(shape: Shape, seq_length: int, precision: tuple[str, ...], seed:
     return [*spell_flags(words), "--use-rotary-position-embeddings", "--swiglu", "--disable-bias-linear", *precision]
 
 
-def optim_flags(samples: int, warmup: int, lr: float, schedule: dict[str, object]) -> list[str]:
+def optim_flags(samples: int, warmup: int, lr: float, schedule: Mapping[str, object]) -> list[str]:
     """`schedule`: the decay's style and what belongs to it."""
     words = {
         "--train-samples": samples,
@@ -105,7 +105,7 @@ def optim_flags(samples: int, warmup: int, lr: float, schedule: dict[str, object
         "--lr": f"{lr:g}",
         "--min-lr": f"{lr / 10:g}",
     }
-    return spell_flags(words | schedule)
+    return spell_flags({**words, **schedule})
 
 
 def data_flags(train: tuple[str, ...], valid: tuple[str, ...], tokenizer: tuple[str, ...], first: int | None = None) -> list[str]:
@@ -123,25 +123,26 @@ def is_list(words: tuple[str, ...]) -> bool:
     return len(words) == 1 and words[0].endswith(".txt")
 
 
-def cadence_flags(log_interval: int, save: dict[str, object]) -> list[str]:
-    return spell_flags({"--log-interval": log_interval, "--eval-interval": 1000, "--eval-iters": 100} | save)
+def cadence_flags(log_interval: int, save: Mapping[str, object]) -> list[str]:
+    return spell_flags({"--log-interval": log_interval, "--eval-interval": 1000, "--eval-iters": 100, **save})
 
 
-def spell_flags(words: dict[str, object]) -> list[str]:
+def spell_flags(words: Mapping[str, object]) -> list[str]:
     return [str(word) for name, value in words.items() for word in (name, *(value if isinstance(value, list) else [value]))]
 
 
-def without(flags: list[str], names: set[str]) -> list[str]:
+def without(flags: list[str], names: Set[str | None]) -> list[str]:
     """The flags that set none of these fields."""
     table = declared()
     kept = [(spelled, words) for spelled, words in split_words(flags, []) if find(spelled, table)[0] not in names]
     return [word for spelled, words in kept for word in (spelled, *words)]
 
 
-def fields_of(words: Iterable[str]) -> set[str | None]:
-    """The fields that these flags set; None among them for one that does not exist."""
+def fields_of(words: Iterable[str]) -> set[str]:
+    """The fields that these flags set; a flag that does not exist sets none."""
     table = declared()
-    return {find(spelled, table)[0] for spelled, _ in split_words(list(words), [])}
+    found = (find(spelled, table)[0] for spelled, _ in split_words(list(words), []))
+    return {name for name in found if name is not None}
 
 
 def overlaid(flags: list[str], over: list[str]) -> list[str]:

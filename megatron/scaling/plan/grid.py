@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -58,28 +58,46 @@ class Request:
     flags: tuple[str, ...] = ()
     need_data: bool = False  # every corpus must be here already
 
-    def settled(self) -> Request:
+    def settled(self) -> Settled:
         """With the scale's and the kind's defaults, and all that does not fit together refused. Raises ConfigError."""
         at, twice = flags.SCALES[self.scale], list(said_twice(self))
-        epochs = EPOCHS if self.kind == "data-value" and not self.epochs else self.epochs
-        found = replace(
-            self,
-            epochs=epochs,
-            num_sizes=self.num_sizes or (1 if self.kind == "data-value" else 5),
-            params=self.params or at.params,
-            seeds=self.seeds or (SEED,),
-            lr=self.lr or f"fixed:{at.lr:g}",
-            batch_size=self.batch_size or f"fixed:{at.batch_size}",
-            seq_length=self.seq_length or at.seq_length,
-            vocab_size=self.vocab_size or at.vocab_size,
-            tokenizer=at.tokenizer if self.tokenizer is None else self.tokenizer,
-            train_data=self.train_data or (at.train_data,),
-            valid_data=self.valid_data or (at.valid_data,),
-            name=self.name or KINDS[self.kind],
+        found = Settled(
+            **vars(self)
+            | {
+                "epochs": EPOCHS if self.kind == "data-value" and not self.epochs else self.epochs,
+                "num_sizes": self.num_sizes or (1 if self.kind == "data-value" else 5),
+                "params": self.params or at.params,
+                "seeds": self.seeds or (SEED,),
+                "lr": self.lr or f"fixed:{at.lr:g}",
+                "batch_size": self.batch_size or f"fixed:{at.batch_size}",
+                "seq_length": self.seq_length or at.seq_length,
+                "vocab_size": self.vocab_size or at.vocab_size,
+                "tokenizer": at.tokenizer if self.tokenizer is None else self.tokenizer,
+                "train_data": self.train_data or (at.train_data,),
+                "valid_data": self.valid_data or (at.valid_data,),
+                "name": self.name or KINDS[self.kind],
+            }
         )
         if mistakes := twice + list(wrong_together(found)):
             raise ConfigError(mistakes)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled(Request):
+    """A request whose defaults are filled in."""
+
+    num_sizes: int
+    params: str
+    seeds: tuple[int, ...]
+    lr: str
+    batch_size: str
+    seq_length: int
+    vocab_size: int
+    tokenizer: tuple[str, ...]
+    train_data: tuple[str, ...]
+    valid_data: tuple[str, ...]
+    name: str
 
 
 def said_twice(r: Request) -> Iterator[str]:
@@ -95,7 +113,7 @@ def said_twice(r: Request) -> Iterator[str]:
             yield f"-- {spelling(name)} and --vary {spelling(name)[2:]} both set it: give one"
 
 
-def wrong_together(r: Request) -> Iterator[str]:
+def wrong_together(r: Settled) -> Iterator[str]:
     """A sentence for everything that does not fit together."""
     if r.flops and r.tokens:
         yield "--flops and --tokens both say how long a run is: give one"
@@ -158,7 +176,7 @@ class Cell:
     point: dict[str, Any] = field(default_factory=dict)  # the values of the axes that --vary names
 
 
-def grid(r: Request, mistakes: list[tuple[str, str]]) -> Iterator[Cell]:
+def grid(r: Settled, mistakes: list[tuple[str, str]]) -> Iterator[Cell]:
     """Every point: objectives, budgets, sizes, unique tokens or epochs, rates, batches, seeds and axes, in this order."""
     budgets = [{"flops": float(c)} for c in r.flops] or [{"tokens": int(d)} for d in r.tokens] or [{}]
     uniques = [(unique, None if unique else 1) for unique in r.unique_tokens] or [(None, None)]
@@ -179,7 +197,7 @@ def grid(r: Request, mistakes: list[tuple[str, str]]) -> Iterator[Cell]:
                     mistakes.append((name, str(error)))
 
 
-def sizes_of(r: Request, objective: str, budget: dict[str, float], mistakes: list[tuple[str, str]]) -> list[str]:
+def sizes_of(r: Settled, objective: str, budget: dict[str, float], mistakes: list[tuple[str, str]]) -> list[str]:
     """The sizes for a budget that exist."""
     try:
         if r.sizes == ("auto",):
@@ -201,7 +219,7 @@ def sizes_of(r: Request, objective: str, budget: dict[str, float], mistakes: lis
 
 
 def make_cell(
-    r: Request,
+    r: Settled,
     name: str,
     objective: str,
     size: str,
@@ -216,11 +234,15 @@ def make_cell(
     size_name, shape = find_size(size, r.vocab_size)
     if "flops" in budget:
         tokens, samples, warmup = flop_budget(budget["flops"], getattr(shape, r.params)(), r.seq_length)
+    elif "tokens" in budget:
+        tokens, samples, warmup = epoch_budget(int(budget["tokens"]), 1, r.seq_length)
     else:
-        tokens, samples, warmup = epoch_budget(budget.get("tokens") or unique, 1 if budget else epochs, r.seq_length)
+        assert unique and epochs  # settled() refuses a plan that says nothing of the length
+        tokens, samples, warmup = epoch_budget(unique, epochs, r.seq_length)
     data, first, have = r.train_data, None, corpus_size(r.train_data)
-    if unique or epochs:
-        data, first, have = part_of(r, min(unique, tokens) if unique else tokens // epochs, exactly=bool(unique))
+    part = min(unique, tokens) if unique else tokens // epochs if epochs else None
+    if part is not None:
+        data, first, have = part_of(r, part, exactly=bool(unique))
         if budget and unique and unique >= tokens:
             name = run_name(r, objective, budget, size, None, 1)
     facts = Facts(
@@ -247,7 +269,7 @@ def make_cell(
     )
 
 
-def part_of(r: Request, unique: int, exactly: bool) -> tuple[tuple[str, ...], int | None, int]:
+def part_of(r: Settled, unique: int, exactly: bool) -> tuple[tuple[str, ...], int | None, int]:
     """`first_tokens` of the training data; fewer, where it is smaller, only for a number that nobody said."""
     if unique <= r.seq_length:
         raise ValueError(f"{unique} unique tokens are less than one sample of {r.seq_length} and its next token")
@@ -257,28 +279,29 @@ def part_of(r: Request, unique: int, exactly: bool) -> tuple[tuple[str, ...], in
     return data, first, have
 
 
-def run_name(r: Request, objective: str, budget: dict[str, float], size: str, unique: int | None, epochs: int | None) -> str:
+def run_name(r: Settled, objective: str, budget: dict[str, float], size: str, unique: int | None, epochs: int | None) -> str:
     """As the recipes name runs, ar_chinchilla_1e19_217M or mdm_data_value_1e19_117M_10ep; or by the request's template."""
     name_of_size, budgets = find_size(size, r.vocab_size)[0], {kind: spell(float(value)) for kind, value in budget.items()}
-    parts = [f"u{name_of_subset(unique, r.scale)}"] * bool(unique) + [f"{epochs}ep"] * bool(epochs)
+    subset = name_of_subset(unique, r.scale) if unique else ""
+    parts = [f"u{subset}"] * bool(unique) + [f"{epochs}ep"] * bool(epochs)
     if "{" in r.name:
-        said = {"objective": objective, "size": name_of_size, "unique": unique and name_of_subset(unique, r.scale)} | budgets
-        return filled(r.name, said | {"epochs": epochs, "part": "_".join(parts)})
+        said = {"objective": objective, "size": name_of_size, "unique": subset, **budgets}
+        return filled(r.name, {**said, "epochs": epochs, "part": "_".join(parts)})
     spelled = [text + "tok" * (kind == "tokens") for kind, text in budgets.items()]
     return "_".join([objective, r.name, *spelled, name_of_size, *parts])
 
 
-def trunk_name(r: Request, cell: Cell) -> str:
+def trunk_name(r: Settled, cell: Cell) -> str:
     """Of the run that cells of every length branch off."""
     apart, name = (cell.data, cell.first) != (r.train_data, None), f"{cell.objective}_{r.name}_{cell.size}"
     if "{" in r.name:
-        unique = name_of_subset(cell.unique, r.scale) if apart else ""
+        unique = name_of_subset(cell.unique, r.scale) if apart and cell.unique else ""
         said = dict.fromkeys(("flops", "tokens", "epochs"), "trunk") | {"part": f"u{unique}_trunk" if apart else "trunk"}
         return filled(r.name, said | {"objective": cell.objective, "size": cell.size, "unique": unique}) + suffix_of(r, cell)
     return name + f"_u{cell.unique}" * apart + suffix_of(r, cell) + "_trunk"
 
 
-def filled(template: str, said: dict[str, object]) -> str:
+def filled(template: str, said: Mapping[str, object]) -> str:
     """`{size}` by what is said of it; nothing where nothing is."""
     return re.sub(r"{(\w+)}", lambda match: str(said.get(match[1]) or ""), template)
 
@@ -288,7 +311,7 @@ def name_of_subset(unique: int, scale: str) -> str:
     return next((name for name, count in epoch_tokens().items() if scale == "gpu" and count == unique), str(unique))
 
 
-def suffix_of(r: Request, cell: Cell) -> str:
+def suffix_of(r: Settled, cell: Cell) -> str:
     """What differs from the recipes' defaults and changes the result; a template of names says that itself, but for the axes."""
     at, axis_part = flags.SCALES[r.scale], axes.name_of(cell.point)
     if "{" in r.name:

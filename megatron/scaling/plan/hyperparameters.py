@@ -45,11 +45,11 @@ class Choice:
     """One value, or the rule that gives it for each run."""
 
     value: float | None
-    rule: str | None = None
+    rule: str = ""
 
     @property
     def needs_length(self) -> bool:
-        return self.rule is not None and self.rule not in OF_SIZE_ALONE
+        return bool(self.rule) and self.rule not in OF_SIZE_ALONE
 
 
 def read_choices(text: str, flag: str, rules: dict) -> list[Choice]:
@@ -74,7 +74,7 @@ def read_choices(text: str, flag: str, rules: dict) -> list[Choice]:
 
 def learning_rate(choice: Choice, facts: Facts) -> float:
     """The peak rate, a rule's to three digits. Raises ValueError where a rule has none."""
-    if choice.rule is None:
+    if choice.value is not None:
         return choice.value
     found = LEARNING_RATES[choice.rule][0](facts)
     if found <= 0:
@@ -84,7 +84,7 @@ def learning_rate(choice: Choice, facts: Facts) -> float:
 
 def batch_size(choice: Choice, facts: Facts) -> int:
     """Samples a step; a rule's go to a multiple of 8. Raises ValueError for a part of a sample."""
-    if choice.rule is None:
+    if choice.value is not None:
         if choice.value != int(choice.value):
             raise ValueError(f"--batch-size {choice.value:g}: expected whole samples")
         return int(choice.value)

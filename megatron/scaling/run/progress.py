@@ -68,9 +68,9 @@ def stand(run: dict, folder: Path) -> Standing:
 def with_remaining_time(runs: list[Standing]) -> list[Standing]:
     """Fill in what is left of runs that are not on: by how fast the others did their forecast, or their FLOPs."""
     planned = all(r.forecast_seconds for r in runs)
-    length = {r.run: r.forecast_seconds if planned else r.work for r in runs}
-    begun = [r for r in runs if r.seconds and r.share]
-    pace = math.fsum(r.seconds for r in begun) / math.fsum(length[r.run] * r.share for r in begun) if begun else 1.0
+    length = {r.run: (r.forecast_seconds or 0.0) if planned else r.work for r in runs}
+    begun = [(r.seconds, length[r.run] * r.share) for r in runs if r.seconds and r.share]
+    pace = math.fsum(seconds for seconds, _ in begun) / math.fsum(done for _, done in begun) if begun else 1.0
     if not (begun or planned):
         return runs
     return [
@@ -100,8 +100,9 @@ def total(runs: list[Standing]) -> dict:
 
 def sum_hours(seconds: Iterable[float | None]) -> float | None:
     """None where one is not known."""
-    seconds = list(seconds)
-    return None if None in seconds else math.fsum(seconds) / 3600
+    found = list(seconds)
+    known = [value for value in found if value is not None]
+    return math.fsum(known) / 3600 if len(known) == len(found) else None
 
 
 def seconds_so_far(folder: Path, result: dict | None = None) -> float | None:

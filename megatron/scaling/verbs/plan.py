@@ -175,7 +175,8 @@ def described(rules: dict[str, tuple[Callable, str]]) -> str:
 def command(args: argparse.Namespace) -> Answer:
     """Plan, measure where asked, write plan.json and print the table. Raises ConfigError with every mistake."""
     request, rates = request_of(args), Rates(gpus=args.gpus, price=args.price, watts=args.watts)
-    plan, measured = make_plan(request, stated_speeds(args, request), rates), []
+    plan = make_plan(request, stated_speeds(args, request), rates)
+    measured: list[dict] = []
     if args.probe:
         speeds, measured = probe_plan(plan, args.probe_steps, args.gpus, args.probe_timeout)
         plan = make_plan(request, speeds, rates)
