@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from io import BufferedReader
 from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -582,8 +584,13 @@ def overlapping(boxes: list[Box]) -> bool:
     return any(
         volume(common(box, other))
         for i, box in enumerate(boxes)
-        for other in takewhile(lambda other, box=box: not box or other[0][0] < box[0][1], islice(boxes, i + 1, None))
+        for other in takewhile(partial(begins_within, box), islice(boxes, i + 1, None))
     )
+
+
+def begins_within(box: Box, other: Box) -> bool:
+    """Whether `other` begins before `box` ends, in the first dimension."""
+    return not box or other[0][0] < box[0][1]
 
 
 @contextmanager
@@ -597,7 +604,7 @@ def damage_refused(file: Path) -> Iterator[None]:
         raise BadData(f"{file} is damaged: {type(error).__name__}: {error}") from error
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     if not stat.S_ISREG(path.lstat().st_mode):
         raise Untrusted(f"{path} is a link or no regular file: a checkpoint holds plain files of its own")
     return open(path, "rb")

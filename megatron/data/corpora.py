@@ -471,6 +471,8 @@ def hub_library(where: str) -> Iterator[Any]:
 
 def pinned_revision(corpus: Corpus) -> str | None:
     """The commit that a corpus' revision names now, so that a preparation can be repeated; unknown without the Hub's API."""
+    if not corpus.hub:
+        return corpus.revision
     try:
         from huggingface_hub import dataset_info
 

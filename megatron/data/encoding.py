@@ -30,7 +30,7 @@ SAFELY_CUT = ("GPT2BPETokenizer", "TikTokenizer", "ByteTokenizer")  # a letter o
 ANOTHER_ENCODING = "; text in another encoding is converted by iconv -f LATIN1 -t UTF-8"  # said where a line is refused
 
 
-SCAN = json.JSONDecoder().scan_once  # json.loads without what it does before and after
+SCAN = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # json.loads without what it does before and after
 
 
 class BadLine(ValueError):
@@ -119,7 +119,7 @@ def joined_ids(tokenizer: Tokenizer, texts: Sequence[str], append_eod: bool) -> 
     if not append_eod:
         return ids.astype(dtype, copy=False), lengths
     ends = (lengths + 1).cumsum() - 1
-    ended = np.full(len(ids) + len(ends), tokenizer.eod, dtype)
+    ended: np.ndarray = np.full(len(ids) + len(ends), tokenizer.eod, dtype)
     text = np.ones(len(ended), bool)
     text[ends] = False
     ended[text] = ids
@@ -131,8 +131,9 @@ def documents_of(recipe: Recipe, block: Block, rejects: list[Reject]) -> Iterato
     if block.too_long:
         rejects.append(Reject(block.path, block.line, "too long", too_long(block.too_long, recipe.max_line_bytes)))
         return
-    for number, raw in enumerate(block.rows if block.rows is not None else raw_lines(block), block.line):
-        if block.rows is None and block.line:
+    whole: Iterable[bytes | tuple[bytes | None, ...]] = raw_lines(block) if block.rows is None else block.rows
+    for number, raw in enumerate(whole, block.line):
+        if not isinstance(raw, tuple) and block.line:
             if quick := plain_texts(recipe, raw):
                 yield quick
                 continue
@@ -169,7 +170,7 @@ def raw_lines(block: Block) -> Iterable[bytes]:
 
 def texts_of(recipe: Recipe, raw: bytes | tuple[bytes | None, ...], block: Block) -> tuple[str, ...]:
     """The text under each key; BadLine says why a line is no document."""
-    if block.rows is not None:
+    if isinstance(raw, tuple):
         return tuple(value_text(value, key, recipe.max_line_bytes) for value, key in zip(raw, recipe.keys, strict=True))
     if not block.line:
         return (decoded(raw, block.begin),)
@@ -243,7 +244,8 @@ def utf8_length(text: str) -> int:
 
 def encode_all(recipe: Recipe, blocks: Iterable[Block], workers: int) -> Iterator[Encoded]:
     """Every block encoded, in order, the parts of a plain text put together.  Raises Refusal when a worker dies."""
-    held, rejects, size = bytearray(), [], 0
+    held, size = bytearray(), 0
+    rejects: list[Reject] = []
     for part in encode_blocks(recipe, blocks, workers):
         if not part.plain:
             yield part
@@ -261,7 +263,7 @@ def whole_text(recipe: Recipe, last: Encoded, held: bytes | bytearray, size: int
     dtype = best_dtype(tokenizer.vocab_size)
     if held and recipe.append_eod:
         held += np.array([tokenizer.eod], dtype).data
-    ids = np.frombuffer(held, dtype)
+    ids: np.ndarray = np.frombuffer(held, dtype)
     return Encoded(last.after, last.position, [ids], [np.array([len(ids)] if len(ids) else [], np.int64)], size, rejects)
 
 
@@ -351,6 +353,7 @@ def serve(recipe: Recipe, pipe) -> None:
     blocks: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=take_in, args=(pipe, blocks), daemon=True).start()
     while True:
+        out: Encoded | Exception
         try:
             out = encode_block(recipe, blocks.get())
         except Exception as error:

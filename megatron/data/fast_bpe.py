@@ -108,6 +108,8 @@ class Gigatoken:
 
     def __init__(self, build: Callable[[str], Any], spec: str):
         self.build, self.spec = build, spec
+        self.encode: Any  # gigatoken has no types
+        self.encode_batch: Any
         self.renew()
 
     def renew(self) -> None:

@@ -28,7 +28,14 @@ from megatron.errors import BadData, CannotWrite, MissingInput
 from megatron.files import sync_folder, write_synced
 from megatron.rundir.index import HEADER, MAGIC, VERSION
 
-DTYPES = {1: np.dtype("u1"), 2: np.dtype("i1"), 3: np.dtype("<i2"), 4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
+DTYPES: dict[int, np.dtype] = {
+    1: np.dtype("u1"),
+    2: np.dtype("i1"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    8: np.dtype("<u2"),
+}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 BLOCK = 1 << 16  # entries checked at a time: they stay in the cache, and opening a corpus of any size takes 2 MiB
 EDGE_BYTES = 1 << 20  # of each end of the .bin, in the fingerprint
@@ -124,7 +131,8 @@ class IndexedDataset:
                     },
                 },
             )
-        self._unread = bytearray(b"\1") * len(self.meta["block_crc32"]) if self.meta else None
+        self._expected: list[int] = self.meta["block_crc32"] if self.meta else []  # a crc32 a block
+        self._unread = bytearray(b"\1") * len(self._expected)
         self._block_bytes = self.meta["block_bytes"] if self.meta else 0
 
     def close(self) -> None:
@@ -152,20 +160,20 @@ class IndexedDataset:
         if not 0 <= start <= stop <= self.num_tokens:
             raise IndexError(f"tokens {start}:{stop} of {self.prefix}, which has {self.num_tokens}")
         itemsize = self.dtype.itemsize
-        if self._unread is not None:
+        if self._unread:
             first, last = start * itemsize // self._block_bytes, (stop * itemsize - 1) // self._block_bytes
             if 1 in self._unread[first : last + 1]:
-                self.check_blocks(first, last)
+                self.check_blocks(self._unread, first, last)
         return self._bin.fill(np.empty(stop - start, self.dtype), start * itemsize)
 
-    def check_blocks(self, first: int, last: int) -> None:
+    def check_blocks(self, unread: bytearray, first: int, last: int) -> None:
         """Blocks first to last, where not read before, have the sidecar's checksums.  Raises BadData."""
         for number in range(first, last + 1):
-            if self._unread[number]:
+            if unread[number]:
                 start = number * self._block_bytes
                 stop = min(start + self._block_bytes, self._bin.num_bytes)
                 found = zlib.crc32(self._bin.fill(np.empty(stop - start, np.uint8), start))
-                expected = self.meta["block_crc32"][number]
+                expected = self._expected[number]
                 if found != expected:
                     raise damaged(
                         self._bin.path,
@@ -173,7 +181,7 @@ class IndexedDataset:
                         f"{found:08x}",
                         f"{expected:08x} by {sidecar_path(self.prefix)}",
                     )
-                self._unread[number] = 0
+                unread[number] = 0
 
     def verify(self, show: Callable[[int], None] = lambda num_bytes: None) -> int:
         """Read everything that the sidecar vouches for, also what was read before.  -> blocks checked, 0 without a sidecar
@@ -186,11 +194,11 @@ class IndexedDataset:
         for _, block in self._idx.blocks(0, self._idx.num_bytes, np.uint8, 1 << 20):
             digest.update(block)
         check_belongs(self.prefix, self.meta, {".idx": {"idx_sha256": digest.hexdigest()}})
-        self._unread = bytearray(b"\1") * len(self._unread)
-        for number in range(len(self._unread)):
-            self.check_blocks(number, number)
+        unread = self._unread = bytearray(b"\1") * len(self._expected)
+        for number in range(len(unread)):
+            self.check_blocks(unread, number, number)
             show((number + 1) * self._block_bytes)
-        return len(self._unread)
+        return len(unread)
 
     def document(self, number: int) -> np.ndarray:
         """All tokens of one document, copied.  Raises IndexError."""
@@ -315,7 +323,8 @@ class IndexedWriter:
             raise TypeError(fault)
         self.num_documents = self.num_sequences = self.num_tokens = self.largest_id = 0
         self.ends: array | None = None  # the document index, once it is more than a range
-        self.block_bytes, self.crcs = sidecar.BLOCK_BYTES, []
+        self.block_bytes = sidecar.BLOCK_BYTES
+        self.crcs: list[int] = []  # of the blocks that are written
         self.filled = self.crc = 0  # of the block that is being written
 
     def temporary(self, suffix: str) -> Path:
@@ -411,8 +420,8 @@ class IndexedWriter:
 
     def discard(self) -> None:
         """Remove whatever is not published."""
-        for file in (self.bin, getattr(self, "idx", None)):
-            with contextlib.suppress(OSError, AttributeError):
+        for file in filter(None, (self.bin, getattr(self, "idx", None))):
+            with contextlib.suppress(OSError):
                 file.close()  # flushes again, and fails again, on a full disk
         for suffix in ("bin", "idx", "meta.json"):
             self.temporary(suffix).unlink(missing_ok=True)
@@ -455,22 +464,27 @@ class IndexedWriter:
     def write_index(self) -> dict:
         """Add offsets and documents behind the sizes, and the header before them.  -> what the sidecar says of the index"""
         header = HEADER.pack(MAGIC, VERSION, self.code, self.num_sequences, self.num_documents + 1)
-        digest, about = hashlib.sha256(header), {"sizes_crc32": 0, "documents_crc32": 0}
+        digest, sizes_crc, documents_crc = hashlib.sha256(header), 0, 0
         self.idx.flush()
         for sizes in self.written_sizes():
             digest.update(sizes)
-            about["sizes_crc32"] = zlib.crc32(sizes, about["sizes_crc32"])
+            sizes_crc = zlib.crc32(sizes, sizes_crc)
         for part in self.offsets():
             digest.update(part)
             self.idx.write(part)
         for part in self.document_index():
             digest.update(part)
-            about["documents_crc32"] = zlib.crc32(part, about["documents_crc32"])
+            documents_crc = zlib.crc32(part, documents_crc)
             self.idx.write(part)
-        about |= {"idx_bytes": self.idx.tell(), "idx_sha256": digest.hexdigest()}
+        num_bytes = self.idx.tell()
         self.idx.seek(0)
         self.idx.write(header)
-        return about
+        return {
+            "sizes_crc32": sizes_crc,
+            "documents_crc32": documents_crc,
+            "idx_bytes": num_bytes,
+            "idx_sha256": digest.hexdigest(),
+        }
 
     def written_sizes(self) -> Iterator[np.ndarray]:
         for at in range(0, self.num_sequences, BLOCK):

@@ -192,10 +192,11 @@ class Journal:
         good, reject_bytes, self.work.notes = [], 0, 0
         for raw, line in self.lines_before():
             parts = [self.part(number, line) for number in range(len(self.writers))]
-            if any(part is None for part in parts) or size_of(self.work.path("rejects.jsonl")) < line["reject_bytes"]:
+            whole = [part for part in parts if part is not None]
+            if len(whole) < len(parts) or size_of(self.work.path("rejects.jsonl")) < line["reject_bytes"]:
                 break
-            for writer, (ids, sizes) in zip(self.writers, parts, strict=True):
-                writer.add_documents(ids, sizes)
+            for writer, (tokens, sizes) in zip(self.writers, whole, strict=True):
+                writer.add_documents(tokens, sizes)
             reject_bytes = line["reject_bytes"]
             good.append(raw)
             self.progress = Progress(**{name: line[name] for name in asdict(self.progress)})

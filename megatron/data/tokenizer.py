@@ -269,8 +269,9 @@ def tiktoken_caches() -> list[Path]:
 
 def hub_cache() -> Path:
     """The Hugging Face hub's folder, by its own environment variables."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")
 
 
 def find_gpt2(file: GPT2File) -> bytes:

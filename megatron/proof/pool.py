@@ -147,7 +147,7 @@ def collect(workers: list[Worker], timeout: float, folder: Path) -> list:
         ready = wait(waiting, max(0.0, deadline - time.monotonic()))
         if not ready:
             raise JobFailed(describe_hang(sorted(waiting.values()), len(workers), timeout, folder))
-        answers = {waiting[pipe]: workers[waiting[pipe]].answer() for pipe in ready}
+        answers = {rank: workers[rank].answer() for pipe, rank in waiting.items() if pipe in ready}
         failures = {rank: answer for rank, answer in answers.items() if answer.trouble}
         if failures:
             rank = min(failures, key=lambda r: (not failures[r].died, failures[r].seconds))
@@ -180,7 +180,9 @@ def serve(pipe: Connection) -> None:
 
 
 def end_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this process was started by multiprocessing
+    wait([parent.sentinel])
     os._exit(1)
 
 

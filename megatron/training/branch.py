@@ -108,7 +108,7 @@ def begin(
     write_json(folder / FACTS, known)
     if cfg.train.save:
         set_aside(Path(cfg.train.save), at.step, loaded, say)
-    return Start(branch=branch, parent=loaded and str(loaded.path))
+    return Start(branch=branch, parent=str(loaded.path) if loaded else None)
 
 
 def layout_of(cfg: Config, mesh: Mesh) -> dict:

@@ -80,7 +80,7 @@ def setup(cfg: Config, control: Group = ALONE) -> Where:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     # Filling costs a tenth of a step, and nothing here reads what it did not write.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch hides it from types
     if kind == "cpu":
         keep_freed_memory()
     return Where(device=device, dtype=dtype, peak_flops=peak, peak_source=source, compile=chosen, compile_reason=reason)

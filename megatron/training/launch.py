@@ -33,7 +33,8 @@ def joined(cfg: Config) -> Iterator[tuple[Mesh, Watch]]:
     """
     place = find_place(os.environ)
     store = connect(place, cfg.parallel.distributed_timeout) if place.world_size > 1 else None
-    with Watch(place, store and store.clone(), cfg.parallel.distributed_timeout) as watch:
+    apart = store.clone() if store else None  # type: ignore[attr-defined]  # torch's types lack it
+    with Watch(place, apart, cfg.parallel.distributed_timeout) as watch:
         try:
             mesh = join(cfg, place, store) if store else Mesh()
             yield mesh, watch

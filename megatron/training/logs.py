@@ -358,7 +358,8 @@ class MetricsFile:
             append(self.path.with_name(SUPERSEDED), joined(compress(before, [not k for k in keep])))
         if before:
             replace_file(self.path, joined(compress(before, keep)))
-        self.kept, self.num_superseded, self.ready = list(compress(records, keep)), keep.count(False) - len(faults), True
+        self.kept = [record for record, kept in zip(records, keep) if record is not None and kept]
+        self.num_superseded, self.ready = keep.count(False) - len(faults), True
         self.fault = "; ".join(faults[:NUM_SHOWN]) + (f"; and {len(faults) - NUM_SHOWN} more lines" if faults[NUM_SHOWN:] else "")
 
     def num_unwritten(self) -> int:
@@ -464,6 +465,7 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.cfg, self.Event, self.Summary = cfg, event_pb2.Event, summary_pb2.Summary
+        assert cfg.tensorboard_dir is not None  # who names no folder asks for no event file
         folder = Path(cfg.tensorboard_dir)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
@@ -505,7 +507,7 @@ class WeightsAndBiases:
         folder = Path(cfg.wandb_save_dir or run_dir)
         folder.mkdir(parents=True, exist_ok=True)
 
-        def start(mode: str):
+        def start(mode: Any):  # WANDB_MODE, which wandb checks itself
             quiet = wandb.Settings(silent=True, console="off", init_timeout=WANDB_INIT_SECONDS)
             return wandb.init(
                 project=cfg.wandb_project,

@@ -42,14 +42,19 @@ class Interval:
         return (self.loss / self.steps, self.accuracy / self.steps) if self.steps else (done.loss, done.accuracy)
 
 
-class Run(Protocol):
-    """What the loop tells the world, and what the world may tell the loop."""
+class Records(Protocol):
+    """What a step leaves behind."""
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None: ...
+    def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None: ...
+
+
+class Run(Records, Protocol):
+    """What the loop tells the world, and what the world may tell the loop."""
+
     def validate(self, at: Progress) -> Progress: ...
     def save(self, at: Progress, interval: Interval, last: bool = False) -> bool: ...
     def owes_save(self, at: Progress) -> bool: ...
-    def dump(self, at: Progress, done: Step, batches: list[Batch]) -> None: ...
     def stop_reason(self, at: Progress) -> str | None: ...
 
 
@@ -88,7 +93,7 @@ def one_step(
     engine: Engine,
     objective: Objective,
     data: Samples,
-    run: Run,
+    run: Records,
     at: Progress,
     interval: Interval,
     learner: Learner | None = None,

@@ -19,6 +19,7 @@ from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh
 from megatron.core.norm import global_norm
 from megatron.core.transformer import GPT
+from megatron.engine.native import NativeEngine
 from megatron.errors import Mismatch
 from megatron.layout import find_place
 from megatron.training import device as devices
@@ -61,6 +62,7 @@ def open_dump(path: Path, device: str = "auto") -> Dump:
     cfg = at_layout(read_config(found.facts, found.path), device)
     where = devices.for_scoring(cfg, torch.bfloat16 if cfg.train.bf16 else torch.float32)
     engine = restore(cfg, build_objective(cfg), found, where, Mesh())
+    assert isinstance(engine, NativeEngine)  # at_layout chose it
     model = engine.stages[0].train()
     return Dump(cfg=cfg, checkpoint=found, model=model, batches=read_batches(found), device=where.device.type)
 
@@ -157,7 +159,7 @@ def replay(dump: Dump) -> Replayed:
         if found:
             samples = batch.index.tolist()
             return Replayed(first=f"micro-batch {number}: {found[0]}; what it was made of was finite; its samples are {samples}")
-    norm = float(global_norm(p.grad for p in model.parameters()))
+    norm = float(global_norm(p.grad for p in model.parameters() if p.grad is not None))
     check("the gradient norm", torch.tensor(norm), found)
     return Replayed(first=f"{found[0]}, though every gradient is finite" if found else None, loss=loss, grad_norm=norm)
 

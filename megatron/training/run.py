@@ -161,7 +161,7 @@ class Run:
             return True
         self.watch.at(at.step, "saving")
         try:
-            self.publish(at, interval)
+            self.publish(Path(train.save), at, interval)
         except CannotWrite as error:
             if last:
                 raise
@@ -175,15 +175,15 @@ class Run:
     def owes_save(self, at: Progress) -> bool:
         return at.step == self.owed_at
 
-    def publish(self, at: Progress, interval: Interval) -> None:
+    def publish(self, folder: Path, at: Progress, interval: Interval) -> None:
         train = self.cfg.train
         wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id, self.begun)
-        self.saved = checkpoint.save(Path(train.save), at.step, self.pieces(), wrote, group=self.mesh.control, say=self.log.say)
+        self.saved = checkpoint.save(folder, at.step, self.pieces(), wrote, group=self.mesh.control, say=self.log.say)
         self.log.say(f"saved {self.saved}")
         if self.mesh.chief:
-            found = checkpoint.find(Path(train.save))
+            found = checkpoint.find(folder)
             best = next((p for p in found if at.best_step == step_and_attempt(p.name)[0]), None)
-            checkpoint.retain(Path(train.save), train.keep_last, train.keep_every, best, train.save_at or (), say=self.log.say)
+            checkpoint.retain(folder, train.keep_last, train.keep_every, best, train.save_at or (), say=self.log.say)
 
     def pieces(self) -> list[Piece]:
         return self.engine.pieces() + (self.learner.pieces() if self.learner else [])
