@@ -264,14 +264,13 @@ GPT2_MERGE_FILE = GPT2File(
 
 def tiktoken_caches() -> list[Path]:
     named = [os.environ[name] for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR") if os.environ.get(name)]
-    return [Path(folder) for folder in (*named, Path(tempfile.gettempdir()) / "data-gym-cache")]
+    return [*map(Path, named), Path(tempfile.gettempdir()) / "data-gym-cache"]
 
 
 def hub_cache() -> Path:
     """The Hugging Face hub's folder, by its own environment variables."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
 
 
 def find_gpt2(file: GPT2File) -> bytes:
