@@ -237,6 +237,21 @@ class Data:
         identity="free",
         needs=PACKED,
     )
+    reset_attention_mask: bool = flag(
+        False,
+        "nothing is seen across the end of a document; mdm is given the borders then, which its records say",
+        identity="experiment",
+        needs=PACKED,
+    )
+    reset_position_ids: bool = flag(
+        False, "positions begin again behind the end of a document; mdm is given the borders", identity="experiment", needs=PACKED
+    )
+    eod_mask_loss: bool = flag(
+        False,
+        "where an end of a document is read nothing is scored: the first token of the next (ar), the end itself (mdm)",
+        identity="experiment",
+        needs=PACKED,
+    )
     data_cache_path: str | None = flag(
         None, "of Megatron's orders: folder that keeps their indices [built in memory]", identity="free", needs=MEGATRON_ORDER
     )

@@ -146,7 +146,6 @@ LATER = {
         "rotary positions of another kind",
     ),
     **dict.fromkeys(["squared-relu", "openai-gelu", "quick-geglu"], "another MLP than SwiGLU"),
-    **dict.fromkeys(["reset-position-ids", "reset-attention-mask", "eod-mask-loss"], "borders of documents within a row"),
     **dict.fromkeys(["hybrid-*", "mamba-*", "is-hybrid-model"], "state-space layers"),
     **dict.fromkeys(["init-method-xavier-uniform", "embedding-init-method-std"], "another initialisation"),
     **dict.fromkeys(["perform-initial-eval", "eval-at-start"], "a validation before the first step"),

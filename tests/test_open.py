@@ -21,6 +21,7 @@ from megatron.core.parameters import Spec, collect
 from megatron.core.slots import LevelFeatures, Slots
 from megatron.core.tensor_parallel import part
 from megatron.core.transformer import GPT, Dropout
+from megatron.data.borders import Borders
 from megatron.engine import learner as learners
 from megatron.engine.randomness import untouched
 from megatron.objectives import Objective, checked
@@ -40,6 +41,7 @@ class Words:
     """Sample i is a function of i; the first two tokens of odd samples are not scored."""
 
     tokens_per_epoch, rows_in_first_epoch = 10_000, 10_000
+    borders = Borders()
 
     def rows(self, numbers):
         return np.stack([np.random.default_rng(int(n)).integers(0, 50, LENGTH + 1) for n in numbers])

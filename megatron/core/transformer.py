@@ -231,7 +231,10 @@ class GPT(nn.Module):
 
     def hidden(self, batch: Batch, x: Tensor | None = None) -> Tensor:
         """What follows this stage's blocks.  -> [b, s, h], or [b, s/tp, h] where the sequence is cut"""
-        keys = row_keys(self.seed, batch.index, batch.positions) if self.training and self.drops() else None
+        keys = None
+        if self.training and self.drops():  # by place in the row: positions may come again
+            place = torch.arange(batch.inputs.shape[1], device=batch.inputs.device).expand_as(batch.inputs)
+            keys = row_keys(self.seed, batch.index, place)
         if self.first:
             x = self.dropout(self.read(batch), None if keys is None else part(keys, self.tp))
         assert x is not None  # a later stage is handed what the one before it made

@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron.config import Data
 from megatron.data.blend import Rule
+from megatron.data.borders import Borders
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.instruct import Instruct
 from megatron.data.lineage import shared
@@ -46,9 +47,9 @@ class SampleSpec:
 
     @property
     def eod(self) -> int:
-        """What pads a row. Raises TypeError."""
+        """What ends a document and pads a row. Raises TypeError."""
         if self.tokenizer is None:
-            raise TypeError("padded rows need a tokenizer, whose eod is behind their end")
+            raise TypeError("ends of documents need a tokenizer, whose eod they are")
         return self.tokenizer.eod
 
     def seed_of(self, split: str, data: Data) -> int:
@@ -146,7 +147,12 @@ def cut(sources: list[Source], data: Data, seq_length: int) -> dict[str, list[So
 def packed(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> PackedDataset:
     seed = spec.seed_of(split, data)
     order = None if data.epoch_order == "strict" else reference(data, split, sources, spec)
-    return checked(PackedDataset(sources, spec.seq_length, seed, spec.vocab_size, order, RULES[data.epoch_order]), spec)
+    found = checked(PackedDataset(sources, spec.seq_length, seed, spec.vocab_size, order, RULES[data.epoch_order]), spec)
+    if data.reset_attention_mask or data.reset_position_ids or data.eod_mask_loss:
+        found.borders = Borders(
+            eod=spec.eod, attention=data.reset_attention_mask, positions=data.reset_position_ids, loss=data.eod_mask_loss
+        )
+    return found
 
 
 def reference(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> Callable[[Source, int], ReferenceOrder]:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from megatron.data.borders import Borders
 from megatron.errors import BadData
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -32,6 +33,7 @@ class Samples(ABC):
     seq_length: int
     seed: int
     vocab_size: int | None
+    borders: Borders = Borders()
 
     def __init__(self, seq_length: int, seed: int, vocab_size: int | None):
         self.seq_length, self.seed, self.vocab_size = seq_length, seed, vocab_size

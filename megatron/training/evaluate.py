@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from megatron.batch import Clean, Noise, RowScores
+from megatron.batch import Batch, Clean, Noise, RowScores
 from megatron.core.head import pieces
 from megatron.core.mesh import all_reduce
 from megatron.data.loader import micro_batches
@@ -47,7 +47,7 @@ class Slice:
         """What a number measured on this slice means."""
         last = self.seq_length if self.score_first_token and objective.causal else self.seq_length - 1
         first = 0 if self.score_first_token and not objective.causal else 1
-        scored, given = self.dataset.event(first, last)
+        scored, given = self.dataset.borders.event(*self.dataset.event(first, last), objective.causal)
         return {
             "slice": self.fingerprint(),
             "rows": self.rows,
@@ -96,6 +96,10 @@ def cleans(data: Slice, draw: int) -> list[Clean]:
     return out
 
 
+def pose(objective: Objective, data: Slice, clean: Clean) -> Batch:
+    return data.dataset.borders.apply(objective.pose(clean, Noise(data.seed, clean.index), 1.0), clean)
+
+
 def draw(engine: Engine, objective: Objective, data: Slice, number: int) -> RowScores:
     """One pass over the slice: replicas take turns, and every rank learns all rows."""
     passes, mesh = cleans(data, number), engine.mesh
@@ -105,7 +109,7 @@ def draw(engine: Engine, objective: Objective, data: Slice, number: int) -> RowS
     for turns in pieces(num_turns, PASSES_AT_ONCE if mesh.pp.size > 1 else 1):
         mine = [turn * mesh.dp.size + mesh.dp.rank for turn in range(turns.start, turns.stop)]
         # All replicas must take part: one without a pass left scores the last one again, and does not count it.
-        posed = [objective.pose(c, Noise(data.seed, c.index), 1.0) for c in (passes[min(i, len(passes) - 1)] for i in mine)]
+        posed = [pose(objective, data, passes[min(i, len(passes) - 1)]) for i in mine]
         for i, part in zip(mine, engine.score(posed)):
             if i < len(passes) and mesh.tp.rank == 0:
                 table[:, starts[i] : starts[i + 1]] = [getattr(part, f.name) for f in fields(RowScores)]
@@ -154,7 +158,7 @@ def bytes_per_token(data: Slice, objective: Objective, token_bytes: np.ndarray) 
     """Mean UTF-8 bytes behind a scored token of the slice.  token_bytes [V]"""
     tokens = num_bytes = 0
     for clean in cleans(data, 0):
-        batch = objective.pose(clean, Noise(data.seed, clean.index), 1.0)
+        batch = pose(objective, data, clean)
         ids = batch.targets[batch.scored].numpy()
         tokens, num_bytes = tokens + len(ids), num_bytes + int(token_bytes[ids].sum())
     return num_bytes / tokens

@@ -131,7 +131,7 @@ def pose(objective: Objective, data: Samples, cfg: Config, at: Progress, dp: Gro
     """This replica's micro-batches of the step that begins at `at`: a pure function of config, progress and its place."""
     cleans = replica_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size, dp.rank, dp.size)
     progress = at.samples / cfg.train.num_samples
-    return [objective.pose(c, Noise(cfg.train.seed, c.index), progress) for c in cleans]
+    return [data.borders.apply(objective.pose(c, Noise(cfg.train.seed, c.index), progress), c) for c in cleans]
 
 
 def measured(objective: Objective, batches: list[Batch], engine: Engine, scored: int) -> dict[str, float]:
