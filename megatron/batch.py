@@ -114,7 +114,7 @@ class Step:
     clipped_norm: float  # after clipping
     skipped: bool  # not finite: weights and moments untouched
     scored: int  # the denominator: scored positions of the global batch
-    asked: int = 0  # positions of the global batch that the head read
+    asked: int  # positions of the global batch that the head read
     extra: dict[str, float] = field(default_factory=dict)  # what the objective measures besides, by the names of its records
 
 

@@ -32,16 +32,16 @@ def test_micro_batches_do_not_change_the_experiment(run, corpus, tmp_path, objec
 def test_interval_means_leave_out_what_was_skipped():
     interval = Interval()
     for loss, skipped in ((2.0, False), (float("nan"), True), (4.0, False)):
-        interval.add(Step(loss=loss, accuracy=0.5, grad_norm=1.0, clipped_norm=1.0, skipped=skipped), 0.1)
-    assert interval.mean(Step(loss=9.0, accuracy=0.0, grad_norm=1.0, clipped_norm=1.0, skipped=False)) == (3.0, 0.5)
+        interval.add(Step(loss=loss, accuracy=0.5, grad_norm=1.0, clipped_norm=1.0, skipped=skipped, scored=8, asked=8), 0.1)
+    assert interval.mean(Step(loss=9.0, accuracy=0.0, grad_norm=1.0, clipped_norm=1.0, skipped=False, scored=8, asked=8)) == (3.0, 0.5)
     assert interval.skipped == 1
 
 
 def test_after_counts_skips_in_a_row():
-    at, bad = Progress(), Step(loss=float("nan"), accuracy=0.0, grad_norm=1.0, clipped_norm=1.0, skipped=True)
+    at, bad = Progress(), Step(loss=float("nan"), accuracy=0.0, grad_norm=1.0, clipped_norm=1.0, skipped=True, scored=8, asked=8)
     at = after(after(at, bad, 8), bad, 8)
     assert (at.step, at.samples, at.skipped, at.skipped_in_row) == (2, 16, 2, 2)
-    at = after(at, Step(loss=1.0, accuracy=0.0, grad_norm=1.0, clipped_norm=1.0, skipped=False), 8)
+    at = after(at, Step(loss=1.0, accuracy=0.0, grad_norm=1.0, clipped_norm=1.0, skipped=False, scored=8, asked=8), 8)
     assert (at.skipped, at.skipped_in_row) == (2, 0)
 
 
