@@ -43,12 +43,18 @@ class Share:
 
     def gradient(self) -> Tensor:
         """The rows of the gradient that belong to `data`, beside it."""
-        return local(self.parameter.grad)[self.rows].to(self.data.device)
+        return gradient_of(self.parameter)[self.rows].to(self.data.device)
 
 
 def local(x: Tensor) -> Tensor:
     """This rank's part of a tensor that FSDP2 holds; any other as it is."""
     return x.to_local() if isinstance(x, DTensor) else x
+
+
+def gradient_of(p: nn.Parameter) -> Tensor:
+    """This rank's part of a gradient; after a backward pass every parameter of a stage has one."""
+    assert p.grad is not None
+    return local(p.grad)
 
 
 def make_shares(stages: Sequence[GPT], mesh: Mesh, zero_stage: int, on_cpu: bool = False) -> list[Share]:
@@ -119,6 +125,7 @@ def fsdp(stage: GPT, mesh: Mesh, reshard: bool, offload: bool) -> GPT:
     Blocks are gathered in the dtype that computes, and their gradients summed in fp32; the table, whose gradient is made in
     fp32, and the last norm are gathered as they are.
     """
+    assert mesh.dp.pg is not None  # there is more than one replica
     axis = DeviceMesh.from_group(mesh.dp.pg, next(stage.parameters()).device.type, mesh_dim_names=("dp",))
     policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
     low, whole = MixedPrecisionPolicy(param_dtype=stage.dtype, reduce_dtype=torch.float32), MixedPrecisionPolicy()
@@ -126,6 +133,7 @@ def fsdp(stage: GPT, mesh: Mesh, reshard: bool, offload: bool) -> GPT:
         fully_shard(
             part, mesh=axis, reshard_after_forward=reshard, offload_policy=policy, mp_policy=whole if part is stage else low
         )
+        assert isinstance(part, FSDPModule)  # what fully_shard makes of it
         part.set_gradient_divide_factor(1.0)  # the loss has its global denominator already
         part.set_force_sum_reduction_for_comms(True)  # gloo has no product before its sum
     stage.sharded = True
@@ -144,7 +152,7 @@ def accumulating(model: nn.Module, last: bool, zero_stage: int) -> AbstractConte
 
 def finish_gradients(shares: Sequence[Share], mesh: Mesh, stages: Sequence[GPT], over_dp: bool) -> None:
     """The sums that no engine makes: over replicas with a pipeline, of partial ones where the sequence is cut, and of copies."""
-    found = [(share.spec, local(share.parameter.grad)) for share in shares]
+    found = [(share.spec, gradient_of(share.parameter)) for share in shares]
     if over_dp:
         for bucket in buckets([g for _, g in found]):
             flat_sum(bucket, mesh.dp)

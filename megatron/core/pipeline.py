@@ -6,6 +6,7 @@ b rows of a micro-batch, s sequence, h hidden.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -111,8 +112,8 @@ class Pipeline:
         )
 
     @torch.no_grad()
-    def forward(self, batches: list[Batch], loss: bool = True) -> list[tuple[Tensor, Tensor, Tensor]] | list[Tensor]:
-        """What the last stage says of each batch, whatever their shapes; empty on the other ranks."""
+    def forward(self, batches: list[Batch], loss: bool = True) -> list[Any]:
+        """What the last stage says of each batch, (loss, nll, hit) or logits, whatever their shapes; empty on the other ranks."""
         sends: list[tuple[dist.Work | None, Tensor]] = []
         local: list[Tensor] = []
         out: list[Any] = []
@@ -140,7 +141,7 @@ class Pipeline:
         dist.recv(x, self.rank_of(number - 1), group=self.mesh.pp.pg)
         return x
 
-    def spread(self, found: list[Tensor], shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    def spread(self, found: list[Tensor], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
         """What the last stage found, on every rank of the pipeline."""
         out = found or [torch.empty(shape, dtype=dtype, device=self.device) for shape in shapes]
         for x in out:

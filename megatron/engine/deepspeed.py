@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron.batch import Batch, RowScores, Step
 from megatron.config import Config, ConfigError
@@ -281,6 +281,7 @@ def load_op(op: str) -> None:
     from deepspeed.ops.op_builder.builder import OpBuilder
 
     spec = importlib.util.spec_from_file_location(op, op_folder(op) / f"{op}.so")
+    assert spec is not None and spec.loader is not None  # the file's suffix says how it is loaded
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -335,7 +336,7 @@ class Run:
     """A run of one parameter's elements in the order of memory: what this rank's optimizer updates of it."""
 
     name: str
-    parameter: nn.Parameter  # the model's, cut by tensor parallelism; empty between uses at stage 3
+    parameter: Any  # the model's nn.Parameter and what DeepSpeed hangs on it; cut by tensor parallelism, empty at stage 3
     local: tuple[int, ...]  # its shape
     shape: tuple[int, ...]  # of the whole parameter
     corner: tuple[int, ...]  # where the tensor-parallel part begins in it
@@ -399,7 +400,8 @@ def initialize(model: GPT, cfg: Config, mesh: Mesh) -> Any:
     optimizer = adamw(dict(model.named_parameters()), model.declared, cfg.optim)
     mpu = axes(mesh) if mesh.tp.size > 1 else None
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=mpu)[0]
-    for number, module in enumerate(model.modules()):
+    modules: Iterable[Any] = model.modules()
+    for number, module in enumerate(modules):
         module.ds_id = number  # compared between ranks, and counted over all of a process's engines
     return engine
 
@@ -444,7 +446,7 @@ class DeepSpeedEngine:
         runs = (self.find_run(name, p, shapes[name], wholes[name]) for name, p in model.named_parameters())
         self.runs = [run for run in runs if run]
 
-    def find_run(self, name: str, p: nn.Parameter, local: tuple[int, ...], whole: tuple[int, ...]) -> Run | None:
+    def find_run(self, name: str, p: Any, local: tuple[int, ...], whole: tuple[int, ...]) -> Run | None:
         """What of a parameter is in this rank's partitions."""
         if self.stage == 3:
             number, offset, length = self.zero.grad_position[self.zero.get_param_id(p)]
@@ -490,8 +492,8 @@ class DeepSpeedEngine:
             self.engine.backward(micro * (self.mesh.dp.size / total), scale_wrt_gas=False)
             loss += micro.detach().double()
             hits += hit.double().sum()
-        square, loss, hits = self.over_world(self.gradients(), loss, hits)
-        norm, value = square**0.5, loss / total
+        square, loss_sum, num_hits = self.over_world(self.gradients(), loss, hits)
+        norm, value = square**0.5, loss_sum / total
         finite = math.isfinite(norm) and math.isfinite(value)
         self.norm = norm if finite else -1.0
         self.zero.set_lr(lr)
@@ -499,7 +501,7 @@ class DeepSpeedEngine:
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
         return Step(
             loss=value,
-            accuracy=hits / max(1, asked),
+            accuracy=num_hits / max(1, asked),
             grad_norm=norm,
             clipped_norm=norm * scale,
             skipped=not finite,
@@ -528,6 +530,7 @@ class DeepSpeedEngine:
     def gradient(self, run: Run) -> Tensor:
         """Memory that the update reads."""
         if self.offload:
+            assert run.partition.grad is not None  # DeepSpeed has put it there
             return run.partition.grad[run.place]
         if self.stage == 3:
             return self.zero.get_local_fp32_grad_for_param(run.parameter)[: run.place.stop - run.place.start]

@@ -43,7 +43,7 @@ class NativeEngine:
         ]
         self.pipeline = None
         if mesh.pp.size > 1:
-            self.pipeline = Pipeline(self.models, plan, mesh, parallel.pipeline_schedule, self.device)
+            self.pipeline = Pipeline(stages, plan, mesh, parallel.pipeline_schedule, self.device)
         self.shares = make_shares(stages, mesh, self.zero_stage, parallel.cpu_optimizer)
         self.state = {s.name: s.data if s.data is s.parameter else nn.Parameter(s.data) for s in self.shares}
         self.optimizer = adamw(self.state, {s.name: s.spec for s in self.shares}, optim)
@@ -62,8 +62,8 @@ class NativeEngine:
         loss = torch.stack([zero, *(micro.double() for micro, _, _ in said)]).sum()
         hits = torch.stack([zero, *(hit.double().sum() for _, _, hit in said)]).sum()
         finish_gradients(self.shares, self.mesh, self.stages, over_dp=self.pipeline is not None and self.zero_stage < 2)
-        square, loss, hits = self.over_world(self.squares(share.gradient() for share in self.shares), loss, hits)
-        norm, value = square**0.5, loss / total
+        square, loss_sum, num_hits = self.over_world(self.squares(share.gradient() for share in self.shares), loss, hits)
+        norm, value = square**0.5, loss_sum / total
         finite = np.isfinite(norm) and np.isfinite(value)
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
         if finite:
@@ -72,7 +72,7 @@ class NativeEngine:
             stage.zero_grad()
         return Step(
             loss=value,
-            accuracy=hits / max(1, asked),
+            accuracy=num_hits / max(1, asked),
             grad_norm=norm,
             clipped_norm=norm * scale,
             skipped=not finite,
@@ -109,7 +109,7 @@ class NativeEngine:
         for share in self.shares:
             self.state[share.name].grad = share.gradient()
         if scale < 1.0:
-            torch._foreach_mul_([p.grad for p in self.state.values()], scale)
+            torch._foreach_mul_([p.grad for p in self.state.values() if p.grad is not None], scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

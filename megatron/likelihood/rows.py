@@ -14,7 +14,8 @@ from torch import Tensor
 
 from megatron.batch import Batch, Clean, asked_positions
 from megatron.core.mesh import Mesh, all_reduce
-from megatron.errors import BadData
+from megatron.data.borders import Borders
+from megatron.errors import BadData, Mismatch
 from megatron.objectives.autoregressive import places
 from megatron.objectives.masked import hidden_padding
 from megatron.training.evaluate import TOKENS_A_PASS, Slice, cleans
@@ -62,7 +63,12 @@ class Rows:
 
 
 def read_rows(data: Slice, causal: bool, last: int | None = None) -> Rows:
-    """The rows of a slice as validation scores them; with `last` so many tokens of each, given the rest. Raises BadData."""
+    """The rows of a slice as validation scores them; with `last` so many tokens of each, given the rest. BadData, Mismatch."""
+    if data.dataset.borders != Borders():
+        raise Mismatch(
+            "the run was trained within documents (--reset-attention-mask, --reset-position-ids or --eod-mask-loss), and these "
+            "scores read whole rows: take its validation loss, or a run without those flags"
+        )
     parts = cleans(data, 0)
     tokens, scored, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "scored", "index"))
     scored[:, 0 if causal else -1] = False  # with the first token scored, each objective leaves out one end of a row

@@ -152,6 +152,7 @@ class Estimators:
 
     @property
     def mask_id(self) -> int:
+        assert isinstance(self.objective, MaskedDiffusion)  # no other has these scores
         return self.objective.mask_id
 
     def timed(self, of: Callable[[Rows], Tensor], forwards: int) -> Draw:
