@@ -6,11 +6,12 @@ An eod closes its own document (Megatron-LM, `get_ltor_masks_and_position_ids`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from megatron.batch import Batch, Clean, asked_positions
+    from megatron.batch import Batch, Clean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,10 @@ class Borders:
         """The problem that `clean` was posed as, within documents."""
         if not (self.attention or self.positions or self.loss):
             return batch
+        import torch  # the tools of data read samples without it
+
+        from megatron.batch import asked_positions
+
         ids = clean.tokens[:, : batch.inputs.shape[1]]
         ends = ids == self.eod
         if self.loss:
@@ -51,6 +56,8 @@ class Borders:
 
 def starts(ends: Tensor) -> Tensor:
     """The place at which each position's document begins in its row.  bool [b, s] -> int64 [b, s]"""
+    import torch
+
     place = torch.arange(ends.shape[1]).expand(ends.shape)
     behind = torch.where(ends, place + 1, 0).cummax(1).values
     return torch.cat((torch.zeros_like(behind[:, :1]), behind[:, :-1]), 1)
