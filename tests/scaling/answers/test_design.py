@@ -1,5 +1,4 @@
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from megatron.scaling.answers.design import (
 )
 from megatron.scaling.law.fit import fit_law
 from megatron.scaling.law.forms.chinchilla import Chinchilla
+from tests.pace import within
 from tests.scaling.answers.test_critical import AR
 
 LAW = Chinchilla(1.8, 482.0, 2085.0, 0.348, 0.366)
@@ -165,7 +165,6 @@ def test_what_the_form_does_not_have_and_what_nobody_can_pay_is_refused(chinchil
 
 def test_thousands_of_candidates_take_a_moment(constrained):
     known = weigh_evidence(constrained)
-    start = time.monotonic()
-    candidates = candidate_runs(known, 1e22, 3, np.geomspace(1, 500, 20))
-    assert len(rank_runs(known, parse_quantity("N*@1e21,U=1e9"), *candidates, 1e18)) > 3000
-    assert time.monotonic() - start < 5
+    with within(3):
+        candidates = candidate_runs(known, 1e22, 3, np.geomspace(1, 500, 20))
+        assert len(rank_runs(known, parse_quantity("N*@1e21,U=1e9"), *candidates, 1e18)) > 3000

@@ -1,6 +1,5 @@
 import csv
 import itertools
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from megatron.scaling.law.fit import fit_chinchilla, fit_law
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.law.forms.chinchilla import Chinchilla
 from megatron.scaling.law.forms.data_constrained import DataConstrained, DataConstrainedOverfit
+from tests.pace import within
 
 TRUTH = Chinchilla(E=1.7, A=300.0, B=900.0, alpha=0.34, beta=0.37)
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "data" / "scaling"
@@ -115,9 +115,8 @@ def test_no_convergence_is_a_refusal():
 
 
 def test_published_chinchilla_points():
-    start = time.process_time()
-    fit = fit_chinchilla(*chinchilla_points(), delta=1e-3, num_resamples=0)
-    assert time.process_time() - start < 3
+    with within(3):
+        fit = fit_chinchilla(*chinchilla_points(), delta=1e-3, num_resamples=0)
     assert fit.objective <= 1.018275e-3 * (1 + 1e-5)
     assert fit.params["A"] == pytest.approx(477.83, rel=3e-3) and fit.params["B"] == pytest.approx(2143.4, rel=6e-3)
     for name, value in (("E", 1.81722), ("alpha", 0.34731), ("beta", 0.36717)):
@@ -132,17 +131,16 @@ def test_published_chinchilla_points_at_a_small_delta():
 
 def test_published_starts_reach_the_same_optimum_in_time():
     params, tokens, loss = chinchilla_points()
-    start = time.process_time()
-    fit = fit_law({"params": params, "tokens": tokens, "loss": loss}, starts="grid", num_resamples=0)
-    assert time.process_time() - start < 30
+    with within(100):
+        fit = fit_law({"params": params, "tokens": tokens, "loss": loss}, starts="grid", num_resamples=0)
     assert fit.num_starts == 4500 and fit.share_at_optimum > 0.2 and fit.objective <= 1.018275e-3 * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_published_chinchilla_bootstrap(seed):
-    start = time.process_time()
-    fit = fit_chinchilla(*chinchilla_points(), seed=seed)
-    assert time.process_time() - start < 20 and fit.num_resamples == 1000
+    with within(12):
+        fit = fit_chinchilla(*chinchilla_points(), seed=seed)
+    assert fit.num_resamples == 1000
     for name, error in (("A", 127.6), ("B", 1321), ("E", 0.0260), ("alpha", 0.01555), ("beta", 0.02125)):
         assert fit.se[name] == pytest.approx(error, rel=0.25)
     assert fit.ci["a"] == pytest.approx([0.478, 0.556], abs=0.012)

@@ -6,6 +6,7 @@ import pytest
 
 from megatron.errors import BadData, MissingInput
 from megatron.scaling.table.ingest.event_files import crc32c, read_events, read_tensorboard
+from tests.pace import within
 
 
 def framed(payloads):
@@ -144,6 +145,5 @@ def test_a_hundred_runs_of_ten_thousand_points_take_seconds(tmp_path):
     for n in range(1, 100):
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / path.name).hardlink_to(path)
-    began = time.process_time()
-    assert sum(len(curves.curve("lm loss")[0]) for curves in read_tensorboard([tmp_path])) == 1_000_000
-    assert time.process_time() - began < 5  # 0.9 s where it was written
+    with within(20):
+        assert sum(len(curves.curve("lm loss")[0]) for curves in read_tensorboard([tmp_path])) == 1_000_000

@@ -1,10 +1,10 @@
 import json
-import time
 
 import pytest
 
 from megatron.errors import BadData, MissingInput
 from megatron.scaling.table.ingest.run_records import read_run, read_runs
+from tests.pace import within
 
 RECORD = {
     "kind": "train",
@@ -109,6 +109,5 @@ def test_a_hundred_runs_of_ten_thousand_points_take_seconds(tmp_path):
     for n in range(1, 100):
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / "metrics.jsonl").hardlink_to(run / "metrics.jsonl")
-    began = time.process_time()
-    assert sum(len(curves.curve("train/loss")[0]) for curves in read_runs([tmp_path])) == 1_000_000
-    assert time.process_time() - began < 5  # 2 s where it was written
+    with within(40):
+        assert sum(len(curves.curve("train/loss")[0]) for curves in read_runs([tmp_path])) == 1_000_000
