@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import traceback
 from collections.abc import Callable
 
 
@@ -66,6 +65,7 @@ class TooManyBadSteps(Refusal):
 
 PEER_LOST = PeerLost.code  # start again; what is not saved is lost
 INTERRUPTED = 130  # Ctrl-C, as a shell says it
+INTERRUPTION = "Interrupted: stopped by Ctrl-C before it was done"
 PREEMPTED = 85  # a signal or a time limit: saved, start again
 KILLED = 86  # the kill switch: saved, do not start again
 
@@ -75,10 +75,13 @@ def exits(main: Callable[..., int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def run(*given, **named) -> int:
+        from megatron.stopping import interruptible  # it knows the codes above
+
         try:
-            return main(*given, **named) or 0
+            with interruptible():
+                return main(*given, **named) or 0
         except KeyboardInterrupt:
-            print("Interrupted: stopped by Ctrl-C before it was done", file=sys.stderr)
+            print(INTERRUPTION, file=sys.stderr)
             return INTERRUPTED
         except Unsaid as error:
             return error.code
@@ -86,6 +89,8 @@ def exits(main: Callable[..., int | None]) -> Callable[..., int]:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return error.code
         except Exception:
+            import traceback  # late: first lines of programs import this module
+
             traceback.print_exc()
             return Refusal.code
 

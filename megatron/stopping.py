@@ -1,15 +1,17 @@
 """A signal while there is nothing to save: before a run's own handlers stand (training/signals.py), and between two runs.
 
-Standard library only, so that a program's first lines can call it.
+Standard library only, so that a program's first lines can call it: `stand_by` where a run follows, `heed_interrupt` in tools.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-from megatron.errors import PREEMPTED
+from megatron.errors import INTERRUPTED, INTERRUPTION, PREEMPTED
 
 ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # to save and leave
 
@@ -26,6 +28,46 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@contextmanager
+def held_back(numbers: Iterable[int] = (signal.SIGINT,)) -> Iterator[None]:
+    """What is started here never hears these signals, not even while it imports; they reach this process afterwards."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # started with the first process otherwise, and lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave(number: int, _frame: FrameType | None) -> None:
     os.write(2, f"received {signal.Signals(number).name}, and there is nothing to save: the same command starts again\n".encode())
     os._exit(PREEMPTED)
+
+
+def heed_interrupt() -> None:
+    """From here on, while the rest is imported, Ctrl-C ends the process with 130 and one sentence.
+
+    `errors.exits` hands it to Python when the program's main begins. A signal that the caller ignores stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave_interrupted)
+
+
+def leave_interrupted(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, f"{INTERRUPTION}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Of a program that heeds interrupts, what is done here gets KeyboardInterrupt, and clean-up after it nothing any more."""
+    heeding = signal.getsignal(signal.SIGINT) is leave_interrupted
+    try:
+        if heeding:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    finally:
+        if heeding:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -18,12 +18,17 @@ into --output.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
 
 from megatron.catalogue import OBJECTIVES  # noqa: E402
 from megatron.errors import BadData, CannotWrite, MissingInput, exits  # noqa: E402

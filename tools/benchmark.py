@@ -9,23 +9,28 @@ several processes are measured in wall seconds, for what their ranks wait for is
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
 import argparse
 import contextlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TextIO
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
-
-from megatron.errors import exits  # noqa: E402
-from tools.benchmark_gpu import gpu  # noqa: E402
-from tools.benchmark_layouts import communication, dp, layers  # noqa: E402
-from tools.benchmark_startup import startup  # noqa: E402
-from tools.benchmark_step import head, mdm, step, step_compiled, step_fp32  # noqa: E402
-from tools.benchmark_timing import Row  # noqa: E402
+from megatron.errors import exits
+from tools.benchmark_gpu import gpu
+from tools.benchmark_layouts import communication, dp, layers
+from tools.benchmark_startup import startup
+from tools.benchmark_step import head, mdm, step, step_compiled, step_fp32
+from tools.benchmark_timing import Row
 
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "step": step,

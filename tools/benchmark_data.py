@@ -14,33 +14,38 @@ so they cannot share one. Everything runs in a process of its own; memory is wha
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
 import argparse
 import functools
 import importlib.util
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # run from a checkout that is not installed
-
-from megatron.data.gpt_dataset import PackedDataset  # noqa: E402
-from megatron.data.indexed import CODES, HEADER, MAGIC, VERSION, IndexedDataset, IndexedWriter  # noqa: E402
-from megatron.data.reference_order import ReferenceOrder  # noqa: E402
-from megatron.data.sources import Source  # noqa: E402
-from megatron.data.tokenizer import END_OF_TEXT, GPT2_MERGE_FILE, GPT2_VOCAB_FILE, find_gpt2  # noqa: E402
-from megatron.errors import MissingInput, Refusal, exits  # noqa: E402
-from megatron.flags import parse_count  # noqa: E402
-from tools import benchmark, benchmark_timing  # noqa: E402
-from tools.benchmark_data_peers import Meter, fastest  # noqa: E402
+from megatron.data.gpt_dataset import PackedDataset
+from megatron.data.indexed import CODES, HEADER, MAGIC, VERSION, IndexedDataset, IndexedWriter
+from megatron.data.reference_order import ReferenceOrder
+from megatron.data.sources import Source
+from megatron.data.tokenizer import END_OF_TEXT, GPT2_MERGE_FILE, GPT2_VOCAB_FILE, find_gpt2
+from megatron.errors import MissingInput, Refusal, exits
+from megatron.flags import parse_count
+from tools import benchmark, benchmark_timing
+from tools.benchmark_data_peers import Meter, fastest
 
 SEQ_LENGTH, MEAN_TOKENS = 2048, 1000
 ACCESS_TOKENS, PICKS, BATCH = 20_000_000, 4096, 32

@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from megatron.stopping import held_back
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -68,7 +70,11 @@ def side_by_side(teams: dict[str, list[tuple]], rounds: int) -> dict[str, list[l
 
 
 def process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    """One that runs already, and leaves Ctrl-C to this one."""
+    home = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    with held_back():
+        home.submit(clocks)
+    return home
 
 
 def timed_call(build: Callable, *given) -> Spent:

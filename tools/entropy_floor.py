@@ -10,16 +10,19 @@ whatever layout the run had, and writes RUN_DIR/entropy_floor.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
 
-from megatron.errors import BadData, exits  # noqa: E402
-from megatron.training import floor, open_run  # noqa: E402
-from megatron.training.branch import write_json  # noqa: E402
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
+
+from megatron.errors import BadData, exits
 
 
 @exits
@@ -38,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     for flag in ("rows", "num_mc"):
         if getattr(given, flag) is not None and getattr(given, flag) < 1:
             raise BadData(f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more")
+    from megatron.training import floor, open_run  # torch, once the flags are right
+    from megatron.training.branch import write_json
+
     trained = open_run(given.run_dir, given.checkpoint, device=given.device, say=lambda line: print(line, file=sys.stderr))
     found = floor.measure(trained, given.set, given.rows, given.num_mc)
     write_json(given.run_dir / "entropy_floor.json", found)

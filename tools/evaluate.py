@@ -12,13 +12,18 @@ confidence, margin or entropy). Writes likelihood.json and likelihood.png; exit 
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
+import math
 
 from megatron.errors import BadData, exits  # noqa: E402
 from megatron.files import staged  # noqa: E402

@@ -6,22 +6,27 @@ python tools/fetch_tokenizer.py --from DIR   from a folder, for a machine withou
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
 import argparse
 import functools
 import json
 import subprocess
-import sys
 import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
-
-from megatron.data.tokenizer import CHECKOUT_DATA, GPT2_MERGE_FILE, GPT2_VOCAB_FILE, GPT2File, read_if_there  # noqa: E402
-from megatron.errors import BadData, CannotWrite, MissingInput, exits  # noqa: E402
-from megatron.files import staged  # noqa: E402
+from megatron.data.tokenizer import CHECKOUT_DATA, GPT2_MERGE_FILE, GPT2_VOCAB_FILE, GPT2File, read_if_there
+from megatron.errors import BadData, CannotWrite, MissingInput, exits
+from megatron.files import staged
 
 HUB = "https://huggingface.co/openai-community/gpt2/resolve/main/"
 TIMEOUT_SECONDS = 10

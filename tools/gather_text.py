@@ -8,16 +8,21 @@ training and validation documents are alike.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
 
-from megatron.data.prepare.library_text import gather  # noqa: E402
-from megatron.errors import CannotWrite, exits  # noqa: E402
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from megatron.data.prepare.library_text import gather
+from megatron.errors import CannotWrite, exits
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

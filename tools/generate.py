@@ -9,12 +9,17 @@ end of the document; text of a masked-diffusion run is cut there. Runs in one pr
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
 
 from megatron.errors import BadData, MissingInput, exits  # noqa: E402
 from megatron.flags import ConfigError  # noqa: E402

@@ -9,19 +9,24 @@ is read once and checked; nothing appears under the final names before all of th
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
 
-from megatron.data.pairs import vectors_path  # noqa: E402
-from megatron.data.prepare.vector_pairs import PairFolders, counted, find_pairs, import_all  # noqa: E402
-from megatron.errors import CannotWrite, exits  # noqa: E402
-from megatron.files import output_prefix, staged  # noqa: E402
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from megatron.data.pairs import vectors_path
+from megatron.data.prepare.vector_pairs import PairFolders, counted, find_pairs, import_all
+from megatron.errors import CannotWrite, exits
+from megatron.files import output_prefix, staged
 
 
 def outputs(prefix: str) -> list[Path]:

@@ -6,20 +6,25 @@ python tools/inspect_data.py data/*.idx --verify                    # exit code 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
 
-from megatron.data.indexed import IndexedDataset  # noqa: E402
-from megatron.data.inspection import QUANTILES, decode, describe_corpus, tokenizer_for, verify, visits  # noqa: E402
-from megatron.data.tokenizer import add_flags, flags_of  # noqa: E402
-from megatron.errors import exits  # noqa: E402
-from megatron.flags import parse_count  # noqa: E402
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from megatron.data.indexed import IndexedDataset
+from megatron.data.inspection import QUANTILES, decode, describe_corpus, tokenizer_for, verify, visits
+from megatron.data.tokenizer import add_flags, flags_of
+from megatron.errors import exits
+from megatron.flags import parse_count
 
 
 def inspect(prefix: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -14,19 +14,24 @@ The first N tokens do not depend on --tokens: ranges and --unique-tokens of one 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
 
-from megatron.data.synthetic.corpus import from_spec, write_corpus  # noqa: E402
-from megatron.data.synthetic.presets import PRESETS, Shape, build  # noqa: E402
-from megatron.data.synthetic.process import Process  # noqa: E402
-from megatron.errors import BadData, MissingInput, exits  # noqa: E402
-from megatron.flags import parse_count  # noqa: E402
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
+from dataclasses import fields
+
+from megatron.data.synthetic.corpus import from_spec, write_corpus
+from megatron.data.synthetic.presets import PRESETS, Shape, build
+from megatron.data.synthetic.process import Process
+from megatron.errors import BadData, MissingInput, exits
+from megatron.flags import parse_count
 
 PRESET_HELP = "; ".join(f"{name}: {(make.__doc__ or name).splitlines()[0].rstrip('.')}" for name, make in PRESETS.items())
 

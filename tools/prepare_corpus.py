@@ -17,6 +17,15 @@ corpus does not have are held out of the others (--held-out).
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
 import argparse
 import contextlib
 import hashlib
@@ -24,23 +33,19 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
-
-from megatron.data import remote  # noqa: E402
-from megatron.data.corpora import CORPORA, Corpus  # noqa: E402
-from megatron.data.prepare.corpus import LAST, Preparation, download, locked, prepare, summary, upload  # noqa: E402
-from megatron.data.tokenizer import add_flags, flags_of, refuse_unread  # noqa: E402
-from megatron.data.train_tokenizer import SMALLEST_VOCABULARY  # noqa: E402
-from megatron.errors import CannotWrite, exits  # noqa: E402
-from megatron.files import own_folder  # noqa: E402
-from megatron.flags import parse_count  # noqa: E402
+from megatron.data import remote
+from megatron.data.corpora import CORPORA, Corpus
+from megatron.data.prepare.corpus import LAST, Preparation, download, locked, prepare, summary, upload
+from megatron.data.tokenizer import add_flags, flags_of, refuse_unread
+from megatron.data.train_tokenizer import SMALLEST_VOCABULARY
+from megatron.errors import CannotWrite, exits
+from megatron.files import own_folder
+from megatron.flags import parse_count
 
 FORMATS = {"text": ("indexed", "memmap"), "papers": ("indexed", "papers", "memmap"), "instruct": ("indexed", "tensors")}
 

@@ -13,25 +13,30 @@ train_masks.pt (1 on the response), val_tokens.pt, val_masks.pt [N, --max-seq-le
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
-
-from megatron.data.instruct import FORMATS, Keys  # noqa: E402
-from megatron.data.prepare.instruct_pairs import Encoded, Reading, counted, encoded_splits, write_pairs  # noqa: E402
-from megatron.data.prepare.pair_tensors import NAMES, read_rows, write_tensors  # noqa: E402
-from megatron.data.tokenizer import Tokenizer, add_flags, build_tokenizer, flags_of  # noqa: E402
-from megatron.data.tokenizer_json import tokenizer_json  # noqa: E402
-from megatron.errors import CannotWrite, exits  # noqa: E402
-from megatron.files import output_prefix, staged  # noqa: E402
+from megatron.data.instruct import FORMATS, Keys
+from megatron.data.prepare.instruct_pairs import Encoded, Reading, counted, encoded_splits, write_pairs
+from megatron.data.prepare.pair_tensors import NAMES, read_rows, write_tensors
+from megatron.data.tokenizer import Tokenizer, add_flags, build_tokenizer, flags_of
+from megatron.data.tokenizer_json import tokenizer_json
+from megatron.errors import CannotWrite, exits
+from megatron.files import output_prefix, staged
 
 OWN_KEYS = ("instruction", "context", "prompt", "response")
 ONLY_TEXT = {"format": "auto", "on_bad": "fail", "valid_fraction": 0.05, "seed": 0}  # flags of --input, and their defaults

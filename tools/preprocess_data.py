@@ -9,21 +9,26 @@ corpora, because training blends them: --train-data-path 0.7 data/a 0.3 data/b.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
 
-from megatron.data.encoding import Recipe  # noqa: E402
-from megatron.data.prepare.preprocess import Preprocessing, preprocess, summary  # noqa: E402
-from megatron.data.text_files import input_files  # noqa: E402
-from megatron.data.tokenizer import add_flags, flags_of  # noqa: E402
-from megatron.errors import exits  # noqa: E402
-from megatron.files import output_prefix  # noqa: E402
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+
+from megatron.data.encoding import Recipe
+from megatron.data.prepare.preprocess import Preprocessing, preprocess, summary
+from megatron.data.text_files import input_files
+from megatron.data.tokenizer import add_flags, flags_of
+from megatron.errors import exits
+from megatron.files import output_prefix
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

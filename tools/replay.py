@@ -9,16 +9,20 @@ tensor is finite here, so suspect the machine it happened on (run it there too).
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
 
-from megatron.errors import exits  # noqa: E402
-from megatron.training import replay  # noqa: E402
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
+import math
+
+from megatron.errors import exits
 
 
 @exits
@@ -32,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run [auto]")
     parser.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout, all else on stderr")
     given = parser.parse_args(argv)
+    from megatron.training import replay  # torch, once the flags are right
+
     dump = replay.open_dump(given.dump, given.device)
     out = sys.stderr if given.json else sys.stdout
     print(replay.describe(dump), file=out)

@@ -10,6 +10,15 @@ A run has one thread unless OMP_NUM_THREADS says otherwise.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.stand_by()
+
 import argparse
 import contextlib
 import itertools
@@ -18,21 +27,17 @@ import multiprocessing
 import os
 import shlex
 import signal
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
-
-from megatron.catalogue import ENTRY_POINTS, default_of  # noqa: E402
-from megatron.config import Config, ConfigError, parse  # noqa: E402
-from megatron.errors import KILLED, PREEMPTED, BadData, MissingInput, exits  # noqa: E402
-from megatron.layout import find_place  # noqa: E402
-from megatron.locks import is_held  # noqa: E402
-from megatron.rundir.folders import read_file  # noqa: E402
-from megatron.rundir.names import EXIT, RESULT  # noqa: E402
-from megatron.scaling.run.execute import record_failure  # noqa: E402
+from megatron.catalogue import ENTRY_POINTS, default_of
+from megatron.config import Config, ConfigError, parse
+from megatron.errors import KILLED, PREEMPTED, BadData, MissingInput, exits
+from megatron.layout import find_place
+from megatron.locks import is_held
+from megatron.rundir.folders import read_file
+from megatron.rundir.names import EXIT, RESULT
+from megatron.scaling.run.execute import record_failure
 
 DEFAULTS = {entry: default_of(entry) for entry in ENTRY_POINTS}
 
@@ -146,37 +151,40 @@ def train_in_turn(members: list[Member]) -> list[int]:
     return codes
 
 
-def work(waiting, codes, stopping) -> None:
+def work(waiting, codes, ending) -> None:
     """One process of several: takes the next member until none is left or one was stopped."""
+    stopping.stand_by()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.ASKED)  # what came while it was imported comes now
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        while not stopping.is_set() and (member := waiting.get()) is not None:
+        while not ending.is_set() and (member := waiting.get()) is not None:
             code = train(member)
             codes.put(code)
             if code in (PREEMPTED, KILLED):
-                stopping.set()
+                ending.set()
 
 
 def train_side_by_side(members: list[Member], processes: int) -> list[int]:
     """The same over several processes, the longest run first. A process that dies counts as one failure."""
     spawn = multiprocessing.get_context("spawn")
-    waiting, codes, stopping = spawn.Queue(), spawn.SimpleQueue(), spawn.Event()
+    waiting, codes, ending = spawn.Queue(), spawn.SimpleQueue(), spawn.Event()
     for member in sorted(members, key=Member.flops, reverse=True) + [None] * processes:
         waiting.put(member)
-    workers = [spawn.Process(target=work, args=(waiting, codes, stopping)) for _ in range(processes)]
-    for worker in workers:
-        worker.start()
+    workers = [spawn.Process(target=work, args=(waiting, codes, ending)) for _ in range(processes)]
 
     def forward(number: int, _frame) -> None:
         for worker in workers:
             if worker.is_alive():
                 os.kill(worker.pid, signal.SIGTERM if number == signal.SIGINT else number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # a terminal sends SIGINT to the workers as well,
-        signal.signal(number, forward)  # and a second one would end them at once
+    with stopping.held_back(stopping.ASKED):
+        for worker in workers:
+            worker.start()
+        for number in stopping.ASKED:  # a terminal sends SIGINT to the workers as well, and a second one would end them at once
+            signal.signal(number, forward)
     for worker in workers:
         worker.join()
     waiting.cancel_join_thread()  # what nobody took is not an error
-    found = [70 for worker in workers if worker.exitcode]
+    found = [PREEMPTED if worker.exitcode == PREEMPTED else 70 for worker in workers if worker.exitcode]
     while not codes.empty():
         found.append(codes.get())
     return found
@@ -216,4 +224,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    stopping.ignore()
+    sys.exit(code)

@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
 
-from megatron.scaling.__main__ import main  # noqa: E402
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+from megatron.scaling.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,19 +9,24 @@ prefixes of the same stream, so smaller ones lie inside larger ones token for to
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
 
-from megatron.data.indexed import IndexedDataset  # noqa: E402
-from megatron.data.prepare.subset import refuse_taken, write_subset  # noqa: E402
-from megatron.data.sources import Source, parse_range, token_range  # noqa: E402
-from megatron.errors import BadData, exits  # noqa: E402
-from megatron.files import output_prefix  # noqa: E402
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from megatron.data.indexed import IndexedDataset
+from megatron.data.prepare.subset import refuse_taken, write_subset
+from megatron.data.sources import Source, parse_range, token_range
+from megatron.errors import BadData, exits
+from megatron.files import output_prefix
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -16,24 +16,29 @@ need one each and use NCCL. Leaves with 1 on a difference or a failure, with 2 w
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.heed_interrupt()
+
 import argparse
 import contextlib
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout that is not installed
-
-from megatron.catalogue import OBJECTIVES  # noqa: E402
-from megatron.errors import exits  # noqa: E402
-from megatron.proof.agreement import COLUMNS, LIMITS, Row, Verifier, open_pool  # noqa: E402
-from megatron.proof.layouts import choose, read_experiment  # noqa: E402
+from megatron.catalogue import OBJECTIVES
+from megatron.errors import exits
+from megatron.proof.agreement import COLUMNS, LIMITS, Row, Verifier, open_pool
+from megatron.proof.layouts import choose, read_experiment
 
 LINE = "{:9} {:38} {:5} " + "{:18} " * len(COLUMNS) + "{:>6}"
 LEGEND = "; ".join(

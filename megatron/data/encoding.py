@@ -9,7 +9,6 @@ import functools
 import json
 import os
 import queue
-import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from megatron.data.indexed import best_dtype
 from megatron.data.text_files import BOM, Block, Mark
 from megatron.data.tokenizer import Tokenizer, build_tokenizer
 from megatron.errors import BadData, Refusal
+from megatron.stopping import held_back
 
 BLOCKS_A_WORKER = 3  # in flight, which bounds the memory
 SAFELY_CUT = ("GPT2BPETokenizer", "TikTokenizer", "ByteTokenizer")  # a letter or digit and a line feed never share a token
@@ -302,7 +302,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=serve, args=(recipe, other), daemon=True)
-        with interrupts_held():
+        with held_back():
             self.process.start()
         other.close()
 
@@ -333,19 +333,6 @@ class Worker:
         """Wait for the process, whose pipe is closed, to notice."""
         self.process.join(5)
         self.process.kill()
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """What is started here never hears Ctrl-C, not even while it imports: its parent, who hears it afterwards, ends it."""
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # started with the first process otherwise, and lets interrupts through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve(recipe: Recipe, pipe) -> None:

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from megatron.proof.layouts import place_of
+from megatron.stopping import held_back
 
 # One server imports all that is slow to import, and every worker is a fork of it: eight cost as much as one.
 PRELOAD = ["megatron.proof.trial", "megatron.engine.native"]
@@ -119,7 +120,8 @@ class Pool:
         while len(self.workers) < count:
             ours, theirs = self.context.Pipe()
             process = self.context.Process(target=serve, args=(theirs,), daemon=True)
-            process.start()
+            with held_back():
+                process.start()
             theirs.close()
             self.workers.append(Worker(process=process, pipe=ours))
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+from megatron import stopping
+
+if __name__ == "__main__":
+    stopping.stand_by() if sys.argv[1:2] == ["run"] else stopping.heed_interrupt()
+
 import argparse
 import difflib
 import importlib
-import sys
 
 from megatron.errors import Refusal, exits
 
@@ -75,4 +81,6 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    stopping.ignore()
+    sys.exit(code)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from megatron.data.prepare.instruct_pairs import Encoded
 from megatron.data.tokenizer import Tokenizer
 from megatron.errors import BadData, MissingInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES = {"train": "train", "valid": "val"}  # a split's name there
 
 
 def read_tensor(path: Path) -> np.ndarray:
     """One tensor, read without running anything.  -> int64 [N, L].  Raises MissingInput or BadData."""
+    import torch
+
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -55,8 +60,10 @@ def read_rows(folder: Path, name: str, vocab_size: int) -> list[Encoded]:
     return pairs
 
 
-def as_tensors(pairs: Sequence[Encoded], length: int, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+def as_tensors(pairs: Sequence[Encoded], length: int, padding: int) -> tuple[Tensor, Tensor]:
     """Pairs whose prompt leaves room for a response, cut to `length`.  -> int64 [N, length] ids and masks, 1 on the response"""
+    import torch
+
     fitting = [(prompt, response[: length - len(prompt)]) for prompt, response in pairs if len(prompt) < length]
     tokens = torch.full((len(fitting), length), padding, dtype=torch.int64)
     masks = torch.zeros_like(tokens)
@@ -71,6 +78,8 @@ def write_tensors(
     stage: Path, parts: Mapping[str, Sequence[Encoded]], length: int, tokenizer: Tokenizer, tokenizer_file: bytes | None = None
 ) -> dict[str, int]:
     """The files other trainers read, with a config.json and, if given, a tokenizer.json.  -> rows by split"""
+    import torch
+
     rows = {}
     for split, pairs in parts.items():
         tokens, masks = as_tensors(pairs, length, tokenizer.eod)
