@@ -23,7 +23,7 @@ import json
 
 from megatron.errors import BadData, MissingInput, exits  # noqa: E402
 from megatron.flags import ConfigError  # noqa: E402
-from megatron.sampling.table import SAMPLERS, default_of, sampler_for  # noqa: E402
+from megatron.sampling.table import SAMPLERS, SETTINGS, default_of, sampler_for  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, help="forward passes of a sample, for masked diffusion [one a token]")
     p.add_argument("--block-length", type=int, help="fill blocks of so many tokens one after the other [one block]")
     p.add_argument("--threshold", type=float, help="probability that the sampler threshold asks for [0.9]")
+    p.add_argument("--factor", type=float, help="of the sampler factor: n places need a probability of 1 - f / (n + 1) [1]")
+    p.add_argument("--entropy-bound", type=float, help="nats of the sampler entropy-bounded [0.1]")
+    p.add_argument(
+        "--cache", choices=("prefix", "dual"), help="what is not read again within a block: what stands left of it, or all else"
+    )
+    p.add_argument("--guidance", type=float, metavar="W", help="move away from what is likely without the prompt")
     p.add_argument("--seed", type=int, default=0, help="names all random numbers, with the number of the sample [0]")
     p.add_argument("--stop", metavar="TEXT", help="end a sample before this text")
     p.add_argument("--ignore-end", action="store_true", help="go on behind the end of a document")
@@ -114,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         templates = [with_gaps(source, given.infill)]
     else:
         templates = [continued(source, prompt, given.max_new_tokens) for prompt in prompts]
-    names = ("temperature", "top_k", "top_p", "min_p", "steps", "block_length", "threshold")
+    names = ("temperature", "top_k", "top_p", "min_p", *SETTINGS)
     how = How(**{name: getattr(given, name) for name in names})
     done = generate(
         trained.engine,
@@ -133,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def report(given: argparse.Namespace, done, sampler: str, prompts: list[str]) -> None:
     tokens = sum(sample.new_tokens for sample in done.samples)
-    facts = {"sampler": sampler, "seed": given.seed, "new_tokens": tokens, "passes": done.passes, "seconds": done.seconds}
+    facts = {"sampler": sampler, "seed": given.seed, "new_tokens": tokens, "passes": done.passes}
+    facts |= {"places_read": done.places, "seconds": done.seconds}
     if given.json:
         samples = [vars(sample) | ({} if given.infill else {"prompt": prompts[sample.prompt]}) for sample in done.samples]
         print(json.dumps(facts | {"samples": samples}, indent=1))
@@ -142,7 +149,7 @@ def report(given: argparse.Namespace, done, sampler: str, prompts: list[str]) ->
         print(f"--- sample {sample.number}, {sample.new_tokens} tokens, ended by {sample.ended_by}")
         print(("" if given.infill else prompts[sample.prompt]) + sample.text)
     speed = tokens / done.seconds if done.seconds else float("inf")
-    print(f"{sampler}: {tokens} tokens, {done.passes} passes of a row, {speed:,.0f} tokens/s", file=sys.stderr)
+    print(f"{sampler}: {tokens} tokens, {done.passes} passes of a row over {done.places} places, {speed:,.0f} tokens/s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch.distributed.pipelining.schedules import (
 )
 
 from megatron.batch import Batch
+from megatron.core.cache import Cache
 from megatron.core.mesh import Mesh
 from megatron.core.transformer import GPT
 from megatron.layout import Stages
@@ -112,15 +113,15 @@ class Pipeline:
         )
 
     @torch.no_grad()
-    def forward(self, batches: list[Batch], loss: bool = True) -> list[Any]:
+    def forward(self, batches: list[Batch], loss: bool = True, caches: Sequence[Cache | None] | None = None) -> list[Any]:
         """What the last stage says of each batch, (loss, nll, hit) or logits, whatever their shapes; empty on the other ranks."""
         sends: list[tuple[dist.Work | None, Tensor]] = []
         local: list[Tensor] = []
         out: list[Any] = []
         for number, posed in zip(self.numbers, self.posed):
             outputs = []
-            for i, batch in enumerate(batches):
-                outputs.append(posed.stage(batch, self.input(number, batch, local, i), loss))
+            for i, (batch, cache) in enumerate(zip(batches, caches or [None] * len(batches))):
+                outputs.append(posed.stage(batch, self.input(number, batch, local, i), loss, cache))
                 if not posed.stage.last and self.plan.home(number + 1) != self.mesh.pp.rank:
                     x = outputs[-1].contiguous()
                     sends.append((dist.isend(x, self.rank_of(number + 1), group=self.mesh.pp.pg), x))

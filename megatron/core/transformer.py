@@ -9,6 +9,7 @@ this tensor-parallel rank's share. Fused projections put the axis that the cut t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megatron.batch import Batch
+from megatron.core.cache import Cache
 from megatron.core.dropout import branch, drop, keep, row_keys
 from megatron.core.fused import attention, gated, rms_norm, rotated_heads
 from megatron.core.head import weighted_nll, whole_logits, wide
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 ATTENTION_SITE, *BRANCH_SITES, EMBEDDING_SITE = range(4)  # where dropout acts, within a layer
 PLAIN = Slots()
+Join = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # one layer of a cache: own keys and values for all that may be seen
 
 
 class RMSNorm(nn.Module):
@@ -101,17 +104,24 @@ class Attention(nn.Module):
         self.qkv = ColumnLinear(cfg.hidden_size, width + 2 * cfg.shape().key_width, tp, cfg.init_method_std)
         self.out = RowLinear(width, cfg.hidden_size, tp, residual_std(cfg))
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None, seen: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None, seen: Tensor | None, join: Join | None = None
+    ) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (self.groups, -1, self.d))  # [b, s, g, n/g + 2, d]
         if self.selective and torch.is_grad_enabled():
             y = checkpoint(self.attend, qkv, *rope, keys, seen, use_reentrant=False, preserve_rng_state=False)
         else:
-            y = self.attend(qkv, *rope, keys, seen)
+            y = self.attend(qkv, *rope, keys, seen, join)
         return self.out(y.transpose(1, 2).flatten(2))  # [b, s, h]
 
-    def attend(self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None, seen: Tensor | None) -> Tensor:
+    def attend(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None, seen: Tensor | None, join: Join | None = None
+    ) -> Tensor:
         """[b, s, g, n/g + 2, d] -> [b, n, s, d]"""
         q, k, v = rotated_heads(qkv, cos, sin)  # each [b, n, s, d]
+        if join is not None:
+            k, v = join(k, v)
+            return attention(q, k, v, self.causal and q.shape[2] == k.shape[2], seen)
         if keys is not None and self.p:
             return self.dropped(q, k, v, keys, seen)
         return attention(q, k, v, self.causal, seen)
@@ -162,10 +172,16 @@ class Block(nn.Module):
         self.dropout1, self.dropout2 = (Dropout(cfg.hidden_dropout, site) for site in BRANCH_SITES)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None, c: Tensor | None = None, seen: Tensor | None = None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        keys: Tensor | None,
+        c: Tensor | None = None,
+        seen: Tensor | None = None,
+        join: Join | None = None,
     ) -> Tensor:
         here = None if keys is None else part(keys, self.tp)
-        x = x + self.norm1.gated(self.dropout1(self.attention(self.norm1(x, c), rope, keys, seen), here), c)
+        x = x + self.norm1.gated(self.dropout1(self.attention(self.norm1(x, c), rope, keys, seen, join), here), c)
         return x + self.norm2.gated(self.dropout2(self.mlp(self.norm2(x, c)), here), c)
 
 
@@ -229,8 +245,11 @@ class GPT(nn.Module):
         if fresh:
             initialise(self.named_parameters(), self.declared, seed, tp)
 
-    def hidden(self, batch: Batch, x: Tensor | None = None) -> Tensor:
-        """What follows this stage's blocks.  -> [b, s, h], or [b, s/tp, h] where the sequence is cut"""
+    def hidden(self, batch: Batch, x: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """What follows this stage's blocks.  -> [b, s, h], or [b, s/tp, h] where the sequence is cut
+
+        With a cache, which only passes without a gradient have, the batch's positions are places of rows that it holds.
+        """
         keys = None
         if self.training and self.drops():  # by place in the row: positions may come again
             place = torch.arange(batch.inputs.shape[1], device=batch.inputs.device).expand_as(batch.inputs)
@@ -240,15 +259,20 @@ class GPT(nn.Module):
         assert x is not None  # a later stage is handed what the one before it made
         c = None if self.condition is None else self.condition(batch)
         seen = visible(batch, self.causal)
+        if cache is not None:
+            if seen is not None:
+                raise ValueError("a batch that says who sees whom is read without a cache")
+            seen = cache.begin(batch.positions, self.causal)
         rope = rotary(batch.positions, self.cfg.kv_channels, self.cfg.rotary_base, self.dtype)
         for layer, block in self.blocks.items():
             here = None if keys is None else branch(keys, int(layer))
+            join = None if cache is None else partial(cache.join, layer)
             if not torch.is_grad_enabled() and not self.sharded:
-                x = block.forward(x, rope, here, c, seen)  # never compiled: passes of any size
+                x = block.forward(x, rope, here, c, seen, join)  # never compiled: passes of any size
             elif self.recompute == "full" and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, here, c, seen, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, rope, here, c, seen)
+                x = block(x, rope, here, c, seen, join)
         return x
 
     def read(self, batch: Batch) -> Tensor:
@@ -259,13 +283,15 @@ class GPT(nn.Module):
             return self.embed.mixed(batch.candidates, batch.mix, self.dtype)
         return self.embed(batch.inputs, self.dtype)
 
-    def forward(self, batch: Batch, x: Tensor | None = None, loss: bool = True) -> tuple[Tensor, Tensor, Tensor] | Tensor:
+    def forward(
+        self, batch: Batch, x: Tensor | None = None, loss: bool = True, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
         """sum(weights * nll) of the asked positions, and each one's nll and hit.  -> [] fp32, [n] fp32, [n] fp32
 
         Without `loss`, their logits over all ids that can be predicted: -> [n, v]. A stage that is not the last gives what
         it hands on instead.
         """
-        x = self.hidden(batch, x)
+        x = self.hidden(batch, x, cache)
         if not self.last:
             return x
         x = enter(self.norm(x), self.tp).flatten(0, 1)  # [b s, h]

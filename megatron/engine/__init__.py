@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megatron.batch import Batch, RowScores, Step
 from megatron.config import Config
+from megatron.core.cache import Cache
 from megatron.core.checkpoint import Checkpoint, Piece
 from megatron.core.mesh import Mesh
 from megatron.core.transformer import GPT
@@ -29,11 +30,15 @@ class Engine(Protocol):
     def score(self, batches: list[Batch]) -> list[RowScores]:
         """Each row's weighted NLL, without a gradient; known on the last stage, empty elsewhere."""
 
-    def logits(self, batches: list[Batch]) -> list[Tensor]:
+    def logits(self, batches: list[Batch], caches: Sequence[Cache | None] | None = None) -> list[Tensor]:
         """Of each batch's asked positions [n, v], over the ids that can be predicted, on every rank; v is their number.
 
         fp32, or float64 where the model computes in it. Replicas that ask for different batches must ask for as many.
+        With a batch's cache its positions are places of the rows that the cache holds, and see what stands there.
         """
+
+    def cache(self, rows: int, width: int) -> Cache:
+        """An empty one for `logits`, of rows of so many places; every rank makes its own."""
 
     def params_norm(self) -> float: ...
 

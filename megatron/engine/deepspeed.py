@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from torch import Tensor
 
 from megatron.batch import Batch, RowScores, Step
 from megatron.config import Config, ConfigError
+from megatron.core.cache import Cache
 from megatron.core.checkpoint import Checkpoint, Piece
 from megatron.core.mesh import Mesh, all_reduce, flat_sum
 from megatron.core.norm import squares
@@ -557,10 +558,14 @@ class DeepSpeedEngine:
         return [row_scores(batch, nll, hit) for batch, (_, nll, hit) in zip(batches, outputs)]
 
     @torch.no_grad()
-    def logits(self, batches: list[Batch]) -> list[Tensor]:
+    def logits(self, batches: list[Batch], caches: Sequence[Cache | None] | None = None) -> list[Tensor]:
         """Of each batch's asked positions, on every rank.  -> [n, v]"""
         self.engine.eval()
-        return [self.model(batch.to(self.device), loss=False) for batch in batches]
+        caches = caches or [None] * len(batches)
+        return [self.model(batch.to(self.device), loss=False, cache=cache) for batch, cache in zip(batches, caches)]
+
+    def cache(self, rows: int, width: int) -> Cache:
+        return Cache(rows, width)
 
     def params_norm(self) -> float:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)

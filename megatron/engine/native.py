@@ -5,7 +5,7 @@ b rows, s positions, n asked positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from megatron.batch import Batch, RowScores, Step
 from megatron.config import Optim, Parallel
+from megatron.core.cache import Cache
 from megatron.core.checkpoint import Checkpoint, Piece
 from megatron.core.distributed import Share, accumulating, data_parallel, finish_gradients, local, make_shares, spread_update
 from megatron.core.head import wide
@@ -126,15 +127,19 @@ class NativeEngine:
         return [row_scores(batch, nll, hit) for batch, (_, nll, hit) in zip(batches, outputs)]
 
     @torch.no_grad()
-    def logits(self, batches: list[Batch]) -> list[Tensor]:
+    def logits(self, batches: list[Batch], caches: Sequence[Cache | None] | None = None) -> list[Tensor]:
         """Of each batch's asked positions, on every rank.  -> [n, v]"""
         for stage in self.stages:
-            stage.eval()
-        placed = [b.to(self.device) for b in batches]
+            if stage.training:
+                stage.eval()
+        placed, caches = [b.to(self.device) for b in batches], caches or [None] * len(batches)
         if not self.pipeline:
-            return [self.stages[0](b, loss=False) for b in placed]
+            return [self.stages[0](b, loss=False, cache=cache) for b, cache in zip(placed, caches)]
         shapes = [(len(b.asked), self.stages[0].columns) for b in batches]
-        return self.pipeline.spread(self.pipeline.forward(placed, loss=False), shapes, wide(self.stages[0].dtype))
+        return self.pipeline.spread(self.pipeline.forward(placed, False, caches), shapes, wide(self.stages[0].dtype))
+
+    def cache(self, rows: int, width: int) -> Cache:
+        return Cache(rows, width)
 
     def params_norm(self) -> float:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)

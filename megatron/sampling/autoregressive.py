@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from megatron.batch import reading
-from megatron.sampling.draws import How, Model, Rows, close, drawn
+from megatron.sampling.draws import How, Rows, close, drawn
+from megatron.sampling.reading import Model, NextToken
 
 
 def autoregressive(model: Model, rows: Rows, how: How) -> Tensor:
@@ -16,17 +14,11 @@ def autoregressive(model: Model, rows: Rows, how: How) -> Tensor:
 
     An open place reads what it holds only in places behind all that are asked, which a causal model does not see.  -> [b, s]
     """
-    ids, still = rows.ids.clone(), rows.open.clone()
+    ids, still, read = rows.ids.clone(), rows.open.clone(), NextToken(model, *rows.ids.shape)
     while still.any():
         active = still.any(1).nonzero()[:, 0]
         place = still[active].to(torch.uint8).argmax(1)  # the first open one
-        width = int(place.max())
-        batch = replace(
-            reading(ids[active, :width]),
-            index=torch.tensor(rows.numbers)[active],
-            asked=torch.arange(len(active)) * width + place - 1,
-        )
-        (logits,) = model.logits([batch])
+        logits = read.logits(ids, active, place)
         where = torch.stack((active, place), 1)
         found = drawn(logits, where, rows, how)
         ids[active, place], still[active, place] = found, False

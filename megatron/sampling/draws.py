@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from megatron.batch import Batch, Purpose, stream
+from megatron.batch import Purpose, stream
+from megatron.sampling.reading import Kept
 
 DECIMALS = 4
 GRID = 10.0**-DECIMALS  # nats
@@ -32,6 +32,10 @@ class How:
     steps: int | None = None  # forward passes of a row; None: a place a step
     block_length: int | None = None  # open places are filled in blocks of so many, from the left; None: one block
     threshold: float | None = None  # probability that a token must reach; None: 0.9
+    factor: float | None = None  # of the factor rule; None: 1
+    entropy_bound: float | None = None  # nats; None: 0.1
+    cache: Kept | None = None  # what is not read again for each place of a block
+    guidance: float | None = None  # w of classifier-free guidance; None: none
     end: int | None = None  # a drawn id that closes its row: behind it stands nothing else
     stops: Callable[[list[int]], bool] | None = None  # whether the ids drawn so far, from left to right, are enough
 
@@ -45,12 +49,7 @@ class Rows:
     numbers: list[int]  # [b] of the samples: with the seed they name every random number
     seed: int
     vocab_size: int  # ids that may be drawn: below it
-
-
-class Model(Protocol):
-    """What a sampler asks: megatron.engine.Engine, or a table in a test."""
-
-    def logits(self, batches: list[Batch]) -> list[Tensor]: ...
+    mask: int | None = None  # what guidance reads in place of what is given
 
 
 def gumbels(seed: int, number: int, place: int, size: int) -> np.ndarray:

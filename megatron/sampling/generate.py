@@ -23,11 +23,13 @@ import torch
 from megatron.batch import Batch
 from megatron.catalogue import OBJECTIVES
 from megatron.config import Config
+from megatron.core.cache import Cache
 from megatron.data.tokenizer import Tokenizer, Vocabulary
 from megatron.errors import BadData
 from megatron.flags import ConfigError
-from megatron.sampling.draws import How, Model, Rows
-from megatron.sampling.table import Sampler, sampler_for
+from megatron.sampling.draws import How, Rows
+from megatron.sampling.reading import CachingModel, Model
+from megatron.sampling.table import SETTINGS, Sampler, sampler_for
 
 GAP = re.compile(r"\[MASK:(\d+)\]")
 ROWS_THAT_END = ("instruct", "pairs")  # kinds of data whose rows hold one document each, closed by an end token
@@ -81,6 +83,7 @@ class Sample:
 class Generated:
     samples: list[Sample]
     passes: int  # forward passes over rows: one pass over a batch of b rows is b
+    places: int  # that they read
     seconds: float
 
 
@@ -158,18 +161,21 @@ def generate(
     seconds = time.perf_counter() - began
     ends = None if ignore_end else eod
     samples = [ended(source, templates, n, n // num_samples, filled[n], ends, stop) for n in sorted(filled)]
-    return Generated(samples=samples, passes=counted.passes, seconds=seconds)
+    return Generated(samples=samples, passes=counted.passes, places=counted.places, seconds=seconds)
 
 
 class Counted:
-    """A model that counts the rows it has read."""
+    """A model that counts the rows and places that it has read, and keeps what it has read where the model can."""
 
     def __init__(self, model: Model):
-        self.model, self.passes = model, 0
+        self.model, self.passes, self.places = model, 0, 0
+        if isinstance(model, CachingModel):
+            self.cache = model.cache
 
-    def logits(self, batches: list[Batch]) -> list[torch.Tensor]:
+    def logits(self, batches: list[Batch], caches: Sequence[Cache | None] | None = None) -> list[torch.Tensor]:
         self.passes += sum(len(batch.index) for batch in batches)
-        return self.model.logits(batches)
+        self.places += sum(batch.inputs.numel() for batch in batches)
+        return self.model.logits(batches, caches) if isinstance(self.model, CachingModel) else self.model.logits(batches)
 
 
 def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignored: bool) -> None:
@@ -182,11 +188,15 @@ def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignore
         ("--top-p", how.top_p, how.top_p is None or 0 < how.top_p <= 1, "above 0 and at most 1"),
         ("--min-p", how.min_p, how.min_p is None or 0 < how.min_p <= 1, "above 0 and at most 1"),
         ("--threshold", how.threshold, how.threshold is None or 0 < how.threshold <= 1, "above 0 and at most 1"),
+        ("--factor", how.factor, how.factor is None or 0 < how.factor < float("inf"), "above 0"),
+        ("--entropy-bound", how.entropy_bound, how.entropy_bound is None or 0 <= how.entropy_bound < float("inf"), "0 or more"),
+        ("--cache", how.cache, how.cache in (None, "prefix", "dual"), "prefix or dual"),
+        ("--guidance", how.guidance, how.guidance is None or 0 < how.guidance < float("inf"), "above 0"),
         ("--block-length", how.block_length, how.block_length is None or how.block_length >= 1, "1 or more"),
         ("--steps", how.steps, how.steps is None or how.steps >= 1, "1 or more"),
     ]
     mistakes = [f"{flag} {value}: expected {what}" for flag, value, right, what in limits if not right]
-    unread = {name: getattr(how, name) for name in ("steps", "block_length", "threshold")}
+    unread = {name: getattr(how, name) for name in SETTINGS}
     mistakes += [
         f"--{name.replace('_', '-')} {value} is not read by this sampler ({sampler.title}): leave it out"
         for name, value in unread.items()
@@ -198,6 +208,8 @@ def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignore
         mistakes.append(f"--steps {how.steps}: --block-length {how.block_length} makes {blocks} blocks, which need a step each")
     if how.steps and not mistakes and how.steps > fewest and not sampler.run_by.endswith(":ancestral"):
         mistakes.append(f"--steps {how.steps}: each step fills at least one place, and there are {fewest}: give at most {fewest}")
+    if how.guidance and any(t.num_open == len(t.ids) for t in templates):
+        mistakes.append("--guidance moves away from a row with nothing given, and nothing is: give a prompt, or leave it out")
     if ends_ignored:
         mistakes.append("--ignore-end: behind the end of this run's rows there is nothing: leave it out")
     if mistakes:
@@ -226,7 +238,8 @@ def rows_of(source: Source, templates: Sequence[Template], numbers: list[int], s
                 open_places[row, place] = True
             else:
                 ids[row, place] = one
-    return Rows(ids=ids, open=open_places, numbers=numbers, seed=seed, vocab_size=source.tokenizer.vocab_size)
+    vocab_size = source.tokenizer.vocab_size
+    return Rows(ids=ids, open=open_places, numbers=numbers, seed=seed, vocab_size=vocab_size, mask=source.mask)
 
 
 def ended(

@@ -7,15 +7,15 @@ sampled has then a likelihood that can be computed (Turok et al., arXiv:2603.013
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from megatron.batch import reading
-from megatron.sampling.draws import How, Model, Rows, close, drawn, reveal_times, rounded
+from megatron.sampling.draws import How, Rows, close, drawn, reveal_times, rounded
+from megatron.sampling.reading import Guided, Model, Places
 
 Score = Callable[[Tensor], Tensor]  # log-probabilities float64 [n, v] -> [n], higher is revealed first
+Take = Callable[[Tensor], Tensor]  # scores of a row's places [b, s], highest first, -inf behind the last -> how many [b]
 
 
 # Orders that are known before the model is asked
@@ -61,12 +61,12 @@ def planned(rows: Rows, how: How, order: Tensor) -> Tensor:
 
 def in_order(model: Model, rows: Rows, how: How, step: Tensor) -> Tensor:
     """Reveal the places of step 0, of step 1, ...  [b, s] int64 -> [b, s]"""
-    ids, still = rows.ids.clone(), rows.open.clone()
+    ids, still, read, block = rows.ids.clone(), rows.open.clone(), reader(model, rows, how), numbered(rows, how)
     for number in range(int(step.max()) + 1):
         chosen = still & (step == number)
         if chosen.any():
-            where = chosen.nonzero()
-            reveal(ids, still, where, logits_at(model, ids, chosen, rows), rows, how)
+            here = block == block.masked_fill(~chosen, -1).amax(1, keepdim=True)  # a step is of one block
+            reveal(ids, still, chosen.nonzero(), read(ids, chosen, here & rows.open), rows, how)
     return ids
 
 
@@ -89,9 +89,31 @@ def entropy(model: Model, rows: Rows, how: How) -> Tensor:
 
 
 def threshold(model: Model, rows: Rows, how: How) -> Tensor:
-    """-> [b, s]"""
-    least = torch.tensor(how.threshold or 0.9, dtype=torch.float64).log()
-    return by_rule(model, rows, how, largest, float(rounded(least)))
+    """All places whose likeliest token reaches a probability (Wu et al., arXiv:2505.22618).  -> [b, s]"""
+    least = float(rounded(torch.tensor(how.threshold or 0.9, dtype=torch.float64).log()))
+    return by_rule(model, rows, how, largest, lambda scores: (scores >= least).sum(1))
+
+
+def factor(model: Model, rows: Rows, how: How) -> Tensor:
+    """As many places n as have the least sure of them at 1 - f / (n + 1) or more (Wu et al., arXiv:2505.22618).  -> [b, s]"""
+    number = torch.arange(1, rows.ids.shape[1] + 1, dtype=torch.float64)
+    least = rounded((1 - (how.factor or 1.0) / (number + 1)).clamp(min=0).log())
+    return by_rule(model, rows, how, largest, lambda scores: ((scores >= least) * number).amax(1).long())
+
+
+def entropy_bounded(model: Model, rows: Rows, how: How) -> Tensor:
+    """The places of least entropy, as many as have a sum, less the largest, within a bound in nats.
+
+    The sum less the largest bounds how far the product of their distributions is from their joint one, as Kullback and Leibler
+    measure it (Ben-Hamu et al., arXiv:2505.24857).  -> [b, s]
+    """
+    bound = 0.1 if how.entropy_bound is None else how.entropy_bound
+
+    def take(scores: Tensor) -> Tensor:
+        entropies = -scores  # least first, so that each is the largest so far
+        return (rounded(entropies.cumsum(1) - entropies) <= bound).sum(1)  # inf less inf is not
+
+    return by_rule(model, rows, how, negative_entropy, take)
 
 
 def largest(log_p: Tensor) -> Tensor:
@@ -110,28 +132,26 @@ def negative_entropy(log_p: Tensor) -> Tensor:
     return (log_p.exp() * log_p).nan_to_num(0.0).sum(-1)
 
 
-def by_rule(model: Model, rows: Rows, how: How, score: Score, least: float | None = None) -> Tensor:
-    """Reveal in each block the places with the highest scores: so many a step, or with `least` all that reach it.
+def by_rule(model: Model, rows: Rows, how: How, score: Score, take: Take | None = None) -> Tensor:
+    """Reveal in each block the places with the highest scores: so many a step as are planned, or as `take` says.
 
     At least one place of a row is revealed a step; ties go to the left.  -> [b, s]
     """
-    ids, still = rows.ids.clone(), rows.open.clone()
-    left = [[(places, shares(len(places), steps)) for places, steps in blocks] for blocks in blocks_of(rows, how)]
+    ids, still, read, block = rows.ids.clone(), rows.open.clone(), reader(model, rows, how), numbered(rows, how)
+    plan = [[shares(len(places), steps) for places, steps in blocks] for blocks in blocks_of(rows, how)]
     while still.any():
-        candidates, counts = torch.zeros_like(still), torch.zeros(len(ids), dtype=torch.int64)
-        for row, blocks in enumerate(left):
-            while blocks and not still[row, blocks[0][0]].any():
-                blocks.pop(0)
-            if blocks:
-                places, planned_counts = blocks[0]
-                candidates[row, places] = still[row, places]
-                counts[row] = 1 if least is not None else planned_counts.pop(0)
-        logits = logits_at(model, ids, candidates, rows)
+        at = block.masked_fill(~still, block.numel()).amin(1)  # each row's block
+        here = (block == at[:, None]) & rows.open
+        candidates = still & here
+        logits = read(ids, candidates, here)
         scores = torch.full(ids.shape, -torch.inf, dtype=torch.float64)
         scores[candidates] = torch.cat([rounded(score(some.log_softmax(-1))) for some in logits.double().split(1024)])
-        order = scores.sort(dim=1, descending=True, stable=True).indices
-        rank = order.argsort(1)
-        chosen = candidates & ((rank < counts[:, None]) | (scores >= (torch.inf if least is None else least)))
+        ordered = scores.sort(dim=1, descending=True, stable=True)
+        if take is None:
+            counts = torch.tensor([plan[row][at[row]].pop(0) if asked else 0 for row, asked in enumerate(candidates.any(1))])
+        else:
+            counts = take(ordered.values).clamp(min=1)
+        chosen = candidates & (ordered.indices.argsort(1) < counts[:, None])
         reveal(ids, still, chosen.nonzero(), logits[chosen[candidates]], rows, how)
     return ids
 
@@ -139,13 +159,14 @@ def by_rule(model: Model, rows: Rows, how: How, score: Score, least: float | Non
 # What all of them do
 
 
-def logits_at(model: Model, ids: Tensor, asked: Tensor, rows: Rows) -> Tensor:
-    """Logits of the places asked, in the order of `asked.nonzero()`; only rows that are asked are read.  -> [n, v]"""
-    active = asked.any(1).nonzero()[:, 0]
-    flat = asked[active].flatten().nonzero()[:, 0]
-    batch = replace(reading(ids[active]), index=torch.tensor(rows.numbers)[active], asked=flat)
-    (logits,) = model.logits([batch])
-    return logits[:, : rows.vocab_size].cpu()
+def reader(model: Model, rows: Rows, how: How) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What gives the logits of some places, of ids that may be drawn: (ids, asked, block) [b, s] each -> [n, v]"""
+    if how.guidance is None:
+        places: Places | Guided = Places(model, rows.ids.shape, how.cache)
+    else:
+        assert rows.mask is not None
+        places = Guided(model, ~rows.open, rows.mask, how.guidance, how.cache)
+    return lambda ids, asked, block: places.logits(ids, asked, block)[:, : rows.vocab_size]
 
 
 def reveal(ids: Tensor, still: Tensor, where: Tensor, logits: Tensor, rows: Rows, how: How) -> None:
@@ -166,6 +187,11 @@ def blocks_of(rows: Rows, how: How) -> list[list[tuple[Tensor, int]]]:
         spent = [end * steps // len(places) - start * steps // len(places) for start, end in zip(ends, ends[1:]) if end]
         found.append(list(zip(blocks, spent)))
     return found
+
+
+def numbered(rows: Rows, how: How) -> Tensor:
+    """Which block each open place belongs to, in `blocks_of`.  -> [b, s] int64"""
+    return (rows.open.cumsum(1) - 1).clamp(min=0) // (how.block_length or rows.open.shape[1])
 
 
 def shares(places: int, steps: int) -> list[int]:

@@ -16,14 +16,18 @@ class Sampler:
     title: str  # in a sentence
     run_by: str  # module:function
     serves: tuple[str, ...]  # objectives, by their names in megatron/catalogue.py
-    reads: tuple[str, ...] = ()  # what of `How` it reads besides temperature and cuts
+    reads: tuple[str, ...] = ()  # of SETTINGS
 
     def load(self) -> Callable:
         module, _, name = self.run_by.partition(":")
         return getattr(import_module(module), name)
 
 
-MASKED, COUNTED = "megatron.sampling.masked", ("steps", "block_length")
+# What of `How` some samplers read and others do not; each is a flag of tools/generate.py.
+SETTINGS = ("steps", "block_length", "threshold", "factor", "entropy_bound", "cache", "guidance")
+MASKED = "megatron.sampling.masked"
+READ_BY_MASKED = ("block_length", "cache", "guidance")
+COUNTED = ("steps", *READ_BY_MASKED)
 SAMPLERS = {
     "autoregressive": Sampler(
         title="the next token, left to right", run_by="megatron.sampling.autoregressive:autoregressive", serves=("ar",)
@@ -50,7 +54,19 @@ SAMPLERS = {
         title="all places whose likeliest token reaches a probability, at least one",
         run_by=f"{MASKED}:threshold",
         serves=("mdm",),
-        reads=("block_length", "threshold"),
+        reads=("threshold", *READ_BY_MASKED),
+    ),
+    "factor": Sampler(
+        title="the more places, the surer the least sure of them is",
+        run_by=f"{MASKED}:factor",
+        serves=("mdm",),
+        reads=("factor", *READ_BY_MASKED),
+    ),
+    "entropy-bounded": Sampler(
+        title="the places of least entropy, as many as a bound on their sum lets in",
+        run_by=f"{MASKED}:entropy_bounded",
+        serves=("mdm",),
+        reads=("entropy_bound", *READ_BY_MASKED),
     ),
 }
 

@@ -30,6 +30,10 @@ CASES = {
         ("margin", GREEDY),
         ("entropy", replace(WARM, steps=2)),
         ("threshold", How(threshold=0.05)),
+        ("factor", How(factor=3.0, cache="dual", block_length=3)),
+        ("entropy-bounded", How(entropy_bound=5.0, cache="prefix", block_length=2)),
+        ("confidence", replace(WARM, cache="dual", block_length=3, guidance=0.5)),
+        ("ancestral", How(cache="dual", block_length=2, steps=4)),
     ],
 }
 
@@ -116,6 +120,8 @@ def test_what_cannot_be_is_refused_in_a_sentence():
         ({"min_p": 1.5}, "--min-p 1.5"),
         ({"temperature": 0, "top_k": 3}, "--top-k, --top-p and --min-p would do nothing"),
         ({"threshold": 0.5}, "--threshold 0.5 is not read by this sampler"),
+        ({"cache": "half"}, "--cache half: expected prefix or dual"),
+        ({"guidance": 0.0}, "--guidance 0.0: expected above 0"),
     ):
         with pytest.raises(ConfigError, match=said):
             generate(engine, source, [continued(source, "a", 8)], "confidence", How(**settings))

@@ -63,6 +63,13 @@ def best(score, count=1):
     return lambda p, places, step: [(1.0, sorted(places, key=lambda i: -score(p[i]))[:count])]
 
 
+def most(p, places, score, fits):
+    """The most of the best places whose scores, highest first, fit; at least one."""
+    ordered = sorted(places, key=lambda i: -score(p[i]))
+    count = max(n for n in range(1, len(places) + 1) if n == 1 or fits([score(p[i]) for i in ordered[:n]]))
+    return [(1.0, sorted(ordered[:count]))]
+
+
 def top_two(p):
     return np.sort(p)[::-1][:2]
 
@@ -83,6 +90,14 @@ CASES = {
     ("threshold", (("threshold", 0.6),)): lambda p, places, step: [
         (1.0, [i for i in places if p[i].max() >= 0.6] or best(max)(p, places, step)[0][1])
     ],
+    ("factor", ()): lambda p, places, step: most(p, places, max, lambda surest: surest[-1] >= 1 - 1 / (len(surest) + 1)),
+    ("factor", (("factor", 1.5),)): lambda p, places, step: most(
+        p, places, max, lambda surest: surest[-1] >= 1 - 1.5 / (len(surest) + 1)
+    ),
+    ("entropy-bounded", (("entropy_bound", 0.6),)): lambda p, places, step: most(
+        p, places, lambda one: (one * np.log(one)).sum(), lambda surest: sum(surest) - min(surest) >= -0.6
+    ),
+    ("entropy-bounded", (("entropy_bound", 0.0),)): best(lambda p: (p * np.log(p)).sum()),
 }
 
 
@@ -106,6 +121,23 @@ def test_samples_follow_the_exact_distribution(case):
     assert chisquare(list(counts.values()), np.array(list(exact.values())) * DRAWS).pvalue > 0.01
     steps = dict(settings).get("steps", LENGTH)
     assert model.read <= steps * DRAWS and (name != "ancestral" or "steps" not in dict(settings) or model.read < steps * DRAWS)
+
+
+def test_guidance_samples_conditionals_that_are_moved_away_from_those_without_a_prompt():
+    model, weight, prompt = Conditionals(), 0.7, (1, MASK, MASK)
+    ids = torch.tensor([prompt] * DRAWS)
+    rows = Rows(ids=ids, open=ids == MASK, numbers=list(range(DRAWS)), seed=3, vocab_size=VOCAB, mask=MASK)
+    drawn = SAMPLERS["confidence"].load()(model, rows, How(guidance=weight))
+    guided = Conditionals()
+    for row, p in model.table.items():
+        moved = model.table[(MASK, *row[1:])] ** -weight * p ** (1 + weight)
+        guided.table[row] = moved / moved.sum(1, keepdims=True)
+    exact = {row: chance for row, chance in law(guided, best(max), prompt).items() if chance}
+    counts = dict.fromkeys(exact, 0)
+    for row in drawn.tolist():
+        counts[tuple(row)] += 1
+    assert chisquare(list(counts.values()), np.array(list(exact.values())) * DRAWS).pvalue > 0.01
+    assert model.read == 2 * 2 * DRAWS
 
 
 class Even(Conditionals):

@@ -32,7 +32,7 @@ def test_the_door(trained, tmp_path, capsys):
 
     mdm = trained.name == "mdm"
     found = said("--prompt", "ab", "--num-samples", "2", "--max-new-tokens", "5", "--ignore-end")
-    assert found.out.count("--- sample") == 2 and "10 tokens, 10 passes of a row" in found.err
+    assert found.out.count("--- sample") == 2 and "10 tokens, 10 passes of a row over" in found.err
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a\\nb"}\n{"prompt": ""}\n')
     one = json.loads(said("--prompts", str(prompts), "--seed", "3", "--json").out)
@@ -43,8 +43,10 @@ def test_the_door(trained, tmp_path, capsys):
     again = json.loads(said("--prompts", str(prompts), "--seed", "3", "--json", "--batch-size", "1").out)
     assert again["samples"] == one["samples"]
     if mdm:
+        blocks = said("--prompt", "ab", "--max-new-tokens", "6", "--block-length", "3", "--cache", "dual", "--ignore-end")
+        assert f"6 passes of a row over {2 * 8 + 4 * 3} places" in blocks.err
         found = said("--infill", "a[MASK:6]b", "--sampler", "confidence", "--steps", "2")
-        assert "confidence: 6 tokens, 2 passes of a row" in found.err and found.out.rstrip().endswith("b")
+        assert "confidence: 6 tokens, 2 passes of a row over 16 places" in found.err and found.out.rstrip().endswith("b")
         assert "--stop would do nothing with --infill" in said("--infill", "[MASK:6]", "--stop", "x", code=2).err
     else:
         assert "confidence does not serve the objective ar" in said("--sampler", "confidence", code=78).err
