@@ -149,7 +149,8 @@ def report(given: argparse.Namespace, done, sampler: str, prompts: list[str]) ->
         print(f"--- sample {sample.number}, {sample.new_tokens} tokens, ended by {sample.ended_by}")
         print(("" if given.infill else prompts[sample.prompt]) + sample.text)
     speed = tokens / done.seconds if done.seconds else float("inf")
-    print(f"{sampler}: {tokens} tokens, {done.passes} passes of a row over {done.places} places, {speed:,.0f} tokens/s", file=sys.stderr)
+    read = f"{done.passes} passes of a row over {done.places} places"
+    print(f"{sampler}: {tokens} tokens, {read}, {speed:,.0f} tokens/s", file=sys.stderr)
 
 
 if __name__ == "__main__":
