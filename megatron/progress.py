@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 
 ON_TERMINAL, ELSEWHERE = 0.5, 60.0  # seconds between two lines
 
@@ -28,7 +29,7 @@ class ProgressLine:
             return
         self.last, self.written = now, True
         line = ", ".join(filter(None, (said, self.numbers(done, now - self.started))))
-        print(f"\r{line}\033[K" if self.terminal else line, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+        self.print(f"\r{line}\033[K" if self.terminal else f"{line}\n")
 
     def numbers(self, done: float, seconds: float) -> str:
         """`45%, 12.3 MB/s, 120 s left`, or the rate alone."""
@@ -42,4 +43,9 @@ class ProgressLine:
     def clear(self) -> None:
         """Take the line off a terminal, before something else is printed."""
         if self.terminal and self.written:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self.print("\r\033[K")
+
+    def print(self, text: str) -> None:
+        """What cannot be said stops no work."""
+        with suppress(OSError, ValueError):
+            print(text, end="", file=sys.stderr, flush=True)

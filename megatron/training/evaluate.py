@@ -19,6 +19,7 @@ from megatron.data.loader import micro_batches
 from megatron.data.samples import Samples
 from megatron.engine import Engine
 from megatron.objectives import REFERENCE_STRATA, Objective
+from megatron.progress import ProgressLine
 
 TOKENS_A_PASS = 16384
 PASSES_AT_ONCE = 16  # through a pipeline, whose stages work on different ones
@@ -61,9 +62,9 @@ class Slice:
         }
 
 
-def evaluate(engine: Engine, objective: Objective, data: Slice) -> dict:
-    """Loss with both of its errors, accuracy and bits per byte on the slice."""
-    draws = [draw(engine, objective, data, m) for m in range(data.num_mc)]
+def evaluate(engine: Engine, objective: Objective, data: Slice, line: ProgressLine | None = None) -> dict:
+    """Loss with both of its errors, accuracy and bits per byte on the slice; `line` shows the rows scored, of all draws."""
+    draws = [draw(engine, objective, data, m, line) for m in range(data.num_mc)]
     loss = np.stack([d.loss for d in draws])  # [draws, rows]
     scored = draws[0].scored
     asked, hits = sum(int(d.asked.sum()) for d in draws), sum(float(d.hits.sum()) for d in draws)
@@ -100,7 +101,7 @@ def pose(objective: Objective, data: Slice, clean: Clean) -> Batch:
     return data.dataset.borders.apply(objective.pose(clean, Noise(data.seed, clean.index), 1.0), clean)
 
 
-def draw(engine: Engine, objective: Objective, data: Slice, number: int) -> RowScores:
+def draw(engine: Engine, objective: Objective, data: Slice, number: int, line: ProgressLine | None = None) -> RowScores:
     """One pass over the slice: replicas take turns, and every rank learns all rows."""
     passes, mesh = cleans(data, number), engine.mesh
     starts = np.cumsum([0, *(len(clean.index) for clean in passes)])
@@ -113,6 +114,9 @@ def draw(engine: Engine, objective: Objective, data: Slice, number: int) -> RowS
         for i, part in zip(mine, engine.score(posed)):
             if i < len(passes) and mesh.tp.rank == 0:
                 table[:, starts[i] : starts[i + 1]] = [getattr(part, f.name) for f in fields(RowScores)]
+        if line:
+            done = starts[min(mine[-1] + 1, len(passes))]
+            line.show(number * data.rows + int(done), f"validation draw {number + 1} of {data.num_mc}")
     all_reduce(torch.from_numpy(table), mesh.control)
     return RowScores(**{f.name: rows for f, rows in zip(fields(RowScores), table)})
 

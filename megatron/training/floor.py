@@ -14,6 +14,7 @@ from megatron.data.synthetic.process import token_nll
 from megatron.engine import Engine
 from megatron.errors import BadData
 from megatron.objectives import Objective
+from megatron.progress import ProgressLine
 from megatron.standard_errors import combined, half_width
 from megatron.training.evaluate import Slice, data_error, draw, noise_error
 from megatron.training.trained import Trained
@@ -55,7 +56,9 @@ def compare(engine: Engine, objective: Objective, data: Slice) -> dict:
         raise BadData(
             f"{known.sum()} of {data.rows} validation rows are one stretch of a corpus, expected 2 or more: score more rows"
         )
-    draws = [draw(engine, objective, data, m) for m in range(data.num_mc)]
+    line = ProgressLine(data.rows * data.num_mc, "rows")
+    draws = [draw(engine, objective, data, m, line) for m in range(data.num_mc)]
+    line.clear()
     loss, scored = np.stack([d.loss for d in draws]) * known, draws[0].scored * known  # [draws, rows], [rows]
     excess = loss - floor
     total, (noise, noise_df) = scored.sum(), (None, None) if objective.exact else noise_error(loss, scored)

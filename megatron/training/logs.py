@@ -23,6 +23,7 @@ from typing import Any
 from megatron import config
 from megatron.errors import CannotWrite, Refusal
 from megatron.files import replace_file
+from megatron.progress import ProgressLine
 from megatron.rundir.names import LOG, METRICS, METRICS_TABLE, SUPERSEDED
 from megatron.rundir.records import decode, encode
 
@@ -91,7 +92,7 @@ class Log:
         self.sinks: dict[str, Any] = {}
         self.progress = None
         if is_terminal():
-            self.progress = self.attempt("progress line", ProgressLine, name, total_steps, resumed_step or 0)
+            self.progress = self.attempt("progress line", StepBar, name, total_steps, resumed_step or 0)
         self.sinks[METRICS] = metrics = MetricsFile(self.run_dir, resumed_step)
         self.attempt(METRICS, metrics.flush)
         if metrics.num_superseded:
@@ -133,6 +134,10 @@ class Log:
         """Move the progress line; free where there is none."""
         if self.progress:
             self.attempt("progress line", self.progress.advance, step)
+
+    def line_of_rows(self, total: int) -> ProgressLine | None:
+        """What shows how far an evaluation has come; nothing where a bar holds the terminal."""
+        return None if self.progress else ProgressLine(total, "rows")
 
     def close(self, exit_code: int = 0) -> None:
         """Flush and close every sink, and say what each of them missed. `exit_code` is what W&B shows."""
@@ -217,6 +222,9 @@ class SilentLog:
         pass
 
     def advance(self, step: int) -> None:
+        pass
+
+    def line_of_rows(self, total: int) -> None:
         pass
 
 
@@ -561,7 +569,7 @@ def stable_id(path: Path, known: str | None) -> str:
     return chosen
 
 
-class ProgressLine:
+class StepBar:
     """One line at the bottom of a terminal: bar, steps, loss, time left. Other lines are printed above it."""
 
     def __init__(self, name: str, total_steps: int, step: int):

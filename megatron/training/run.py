@@ -139,7 +139,8 @@ class Run:
     def score(self, split: str, at: Progress) -> dict:
         """Score one set; its records are of kind val, val-NAME or test."""
         kind = split.replace("valid", "val", 1).replace(":", "-")
-        found = evaluate(self.engine, self.reference, self.slices[split])
+        data = self.slices[split]
+        found = evaluate(self.engine, self.reference, data, self.log.line_of_rows(data.rows * data.num_mc))
         if self.mesh.chief and not self.has_record(kind, at, found["loss"]):
             self.log.record({"kind": kind, **self.where_at(at), **found})
         self.last[kind] = found

@@ -14,6 +14,7 @@ from megatron.data.indexed import IndexedWriter, best_dtype
 from megatron.data.instruct import BadRecord, Keys, Pair, encode_pair, pair_of, read_records, recognized
 from megatron.data.tokenizer import Tokenizer
 from megatron.errors import BadData
+from megatron.progress import ProgressLine
 
 Encoded = tuple[np.ndarray, np.ndarray]  # ids of prompt and response
 
@@ -36,7 +37,11 @@ def encoded_splits(how: Reading, tokenizer: Tokenizer, skipped: Counter[str]) ->
         left_out = f" ({counted(skipped)} skipped)" if skipped else ""
         raise BadData(f"{', '.join(how.files[:3])}: no pair{left_out}; nothing was written")
     valid = held_out(pairs, how.valid_fraction, how.seed)
-    encoded = [encode_pair(pair, tokenizer.encode, tokenizer.eod) for pair in pairs]
+    encoded, line = [], ProgressLine(len(pairs), "pairs")
+    for pair in pairs:
+        encoded.append(encode_pair(pair, tokenizer.encode, tokenizer.eod))
+        line.show(len(encoded))
+    line.clear()
     return {split: [encoded[n] for n in np.flatnonzero(where)] for split, where in (("train", ~valid), ("valid", valid))}
 
 

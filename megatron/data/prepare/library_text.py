@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from megatron.errors import MissingInput
 from megatron.files import staged
+from megatron.progress import ProgressLine
 
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 
@@ -67,9 +68,12 @@ def gather(output: Path, valid_output: Path | None, valid_every: int, seed: int,
         stages = [stack.enter_context(staged(path.parent)) for path in paths]
         files = [stack.enter_context(open(stage / path.name, "wb")) for path, stage in zip(paths, stages, strict=True)]
         outputs = [Output(path, file) for path, file in zip(paths, files, strict=True)]
+        line = ProgressLine(megabytes * 1e6)
         for number, text in enumerate(documents(library, seed, megabytes), 1):
             held_out = valid_output and number % valid_every == 0
             outputs[1 if held_out else 0].add(text)
+            line.show(sum(output.text_bytes for output in outputs), f"{number} documents")
+        line.clear()
         if not all(output.documents for output in outputs):
             raise MissingInput(
                 f"{library} holds too few Python sources for {' and '.join(map(str, paths))}: "

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron.progress import ProgressLine
+
 MEMBERS_AT_ONCE = 256  # keeps the working set in the processor's cache
 NUM_STEPS = 400
 PATIENCE = (1600, 6400)  # steps of a member that is worth going on with
@@ -65,8 +67,14 @@ def minimise(problem: Problem, starts, low, high, weights=1.0, num_steps=NUM_STE
     low, high = np.broadcast_to(low, starts.shape), np.broadcast_to(high, starts.shape)
     weights = np.broadcast_to(np.float64(weights), (len(starts), len(problem.ln_loss)))
     blocks = [slice(first, first + MEMBERS_AT_ONCE) for first in range(0, len(starts), MEMBERS_AT_ONCE)]
+    line = ProgressLine(len(starts), "descents")
+    ends: list[tuple] = []
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a step too far is rejected, not an error
-        ends = [_descend(problem, starts[block], low[block], high[block], weights[block], num_steps) for block in blocks]
+        for block in blocks:
+            if ends:
+                line.show(block.start, "fitting")
+            ends.append(_descend(problem, starts[block], low[block], high[block], weights[block], num_steps))
+    line.clear()
     return Ends(*(np.concatenate(parts) for parts in zip(*ends)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections import deque
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.errors import BadData, MissingInput
+from megatron.progress import ProgressLine
 from megatron.rundir.folders import find_runs, read_file
 from megatron.rundir.names import FACTS, METRICS, RESULT
 from megatron.rundir.records import last_step, scan
@@ -90,14 +92,17 @@ def json_lines(path: Path, whole: bool = False) -> Iterator[tuple[int, dict]]:
 
     A last line that is cut short is left out, as of a run that is being written, unless the file should be `whole`.
     """
+    progress = ProgressLine(path.stat().st_size)
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
+            progress.show(file.tell(), path.name)
             if not line.strip():
                 continue
             if (row := _json_line(line, f"{path}, line {number}")) is not None:
                 yield number, row
             elif whole:
                 raise BadData(f"{path}, line {number}: cut short, not JSON; repair that line.")
+    progress.clear()
 
 
 def table_lines(path: Path) -> Iterator[tuple[int, dict]]:
@@ -140,14 +145,16 @@ def csv_lines(path: Path) -> Iterator[tuple[int, dict]]:
 
     A header without a comma may part its names by semicolons or tabs. A line of empty fields is no row.
     """
+    progress = ProgressLine(path.stat().st_size)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, "rb") as raw, io.TextIOWrapper(raw, newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file, delimiter=delimiter(file.readline()), strict=True)
             file.seek(0)
             header = [name.strip() for name in next(lines, [])]
             if twice := [name for name in header if name and header.count(name) > 1]:
                 raise BadData(f"{path}, line 1: {twice[0]} heads {header.count(twice[0])} columns; rename all but one.")
             for fields in lines:
+                progress.show(raw.tell(), path.name)
                 fields = [field.strip() for field in fields]
                 if any(fields) and len(fields) != len(header):
                     relation = "more" if len(fields) > len(header) else "fewer"
@@ -156,6 +163,7 @@ def csv_lines(path: Path) -> Iterator[tuple[int, dict]]:
                     yield lines.line_num, dict(zip(header, fields))
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadData(f"{path}: not a CSV table in UTF-8 ({error}).") from None
+    progress.clear()
 
 
 def delimiter(header: str) -> str:

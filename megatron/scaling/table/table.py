@@ -19,6 +19,7 @@ import numpy as np
 
 from megatron.errors import BadData, MissingInput
 from megatron.flags import parse_count
+from megatron.progress import ProgressLine
 from megatron.rundir.folders import read_file
 from megatron.rundir.names import CONFIG
 from megatron.scaling.table.comparable import check_comparable
@@ -199,7 +200,11 @@ def _read(paths, mapping, loss):
     for path in paths:
         if not path.exists():
             raise MissingInput(f"{path}: no such file or folder; give a CSV or JSONL table, or run directories.")
-        for file in list(run_directories(path)) if path.is_dir() else [path]:
+        files = list(run_directories(path)) if path.is_dir() else [path]
+        line = ProgressLine(len(files), "runs")
+        for number, file in enumerate(files):
+            if number:
+                line.show(number, path.name)
             if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
@@ -209,6 +214,7 @@ def _read(paths, mapping, loss):
             if found:
                 source = file / "result.json" if file.is_dir() else file
                 sources.append({"path": str(source), "sha256": hashlib.sha256(source.read_bytes()).hexdigest()})
+        line.clear()
     return rows, dropped, sources
 
 

@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 
 from megatron.errors import BadData, CannotWrite, MissingInput
 from megatron.files import replace_file
+from megatron.progress import ProgressLine
 from megatron.scaling.table.covariates import FLAGS, as_columns, in_a_table
 from megatron.scaling.table.ingest.curves import SYNONYMS, Curves, find_one, find_synonym, trailing_mean
 from megatron.scaling.table.ingest.event_files import read_tensorboard
@@ -106,12 +107,17 @@ def _read(sources: Sources, choices: Choices) -> tuple[list[Curves], list[tuple[
     for path in (path for paths in vars(sources).values() for path in paths):
         if not path.exists():
             raise MissingInput(f"{path}: no such file or folder; check the path.")
-    curves = [
-        *read_runs(sources.metrics, [name for name, _ in choices.mapping.values()]),
-        *read_tensorboard(sources.tensorboard),
-        *read_wandb(p for p in sources.wandb if p.suffix != ".csv"),
-        *read_logs(sources.logs),
-    ]
+    readers = (
+        read_runs(sources.metrics, [name for name, _ in choices.mapping.values()]),
+        read_tensorboard(sources.tensorboard),
+        read_wandb(p for p in sources.wandb if p.suffix != ".csv"),
+        read_logs(sources.logs),
+    )
+    curves, line = [], ProgressLine(None, "runs")
+    for number_read, one in enumerate(chain(*readers), 1):
+        curves.append(one)
+        line.show(number_read, f"{number_read} runs, {one.run}")
+    line.clear()
     tables = [(path, read_rows(path)) for path in (*sources.csv, *sources.jsonl)]
     for path in (path for path in sources.wandb if path.suffix == ".csv"):
         exported = read_wandb_export(path)
