@@ -69,6 +69,7 @@ class Purpose:
     """What a random number is for. Purposes never share a stream. The numbers are part of the experiment: never reuse one."""
 
     MASK, RATE, RATE_ORDER, DATA_ORDER, HIDDEN_DROPOUT, ATTENTION_DROPOUT, SAMPLED_TOKEN, REVEAL_TIME = range(8)
+    ROW_KIND, ROW_LENGTH, HIDDEN_EDGES, ROW_ORDER, ORDER = range(8, 13)
 
 
 def stream(seed: int, purpose: int, number: int, place: int = 0) -> np.random.Generator:
@@ -102,6 +103,11 @@ class Noise:
     def independent(self) -> Tensor:
         """One independent noise level in (0, 1] a sample.  -> [b] float64"""
         return torch.tensor([1.0 - stream(self.seed, Purpose.RATE, i).random() for i in self.index], dtype=torch.float64)
+
+    def antithetic(self) -> Tensor:
+        """Independent noise levels in (0, 1] of samples 2k, whose neighbours 2k + 1 have the opposite ones.  -> [b] float64"""
+        drawn = ((i % 2, stream(self.seed, Purpose.RATE, i // 2).random()) for i in self.index)
+        return torch.tensor([1.0 - (1.0 - u if odd else u) % 1.0 for odd, u in drawn], dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from megatron.errors import MissingInput, exits
 
 TABLES = Path(__file__).resolve().parent.parent / "utils"
 GPT2_VOCAB = 50257
+LEVEL_FEATURES = 32  # of the noise level, where a network is told it: sines and cosines of 16 octaves
 RESERVED_IDS = 3  # mask, padding, ignore: Vocabulary in data/tokenizer.py names them
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from megatron.budget import GPT2_VOCAB, RESERVED_IDS, Shape, padded_vocab, swiglu_width
+from megatron.budget import GPT2_VOCAB, LEVEL_FEATURES, RESERVED_IDS, Shape, padded_vocab, swiglu_width
 from megatron.catalogue import OBJECTIVES
 from megatron.flags import (
     ALIASES,
@@ -56,6 +56,11 @@ PAPERS = Needs("use --data-kind random-window", lambda c: c.data.data_kind == "r
 GPT2_BPE = Needs("use --tokenizer-type GPT2BPETokenizer", lambda c: c.data.tokenizer_type == "GPT2BPETokenizer")
 TOKENIZER_FILE = Needs("use a --tokenizer-type that reads one", lambda c: c.data.tokenizer_type in TOKENIZERS_OF_FILES)
 MDM = Needs("use --objective mdm", lambda c: c.objective.objective == "mdm")
+MDM_ON_STREAM = Needs("use --objective mdm and --data-kind packed", lambda c: MDM.met(c) and PACKED.met(c))
+POLYNOMIAL = Needs("use --noise-schedule polynomial", lambda c: c.objective.noise_schedule == "polynomial")
+GEOMETRIC = Needs("use --noise-schedule geometric", lambda c: c.objective.noise_schedule == "geometric")
+SIGMA = Needs("use --noise-schedule geometric or linear-sigma", lambda c: c.objective.noise_schedule in OF_SIGMA)
+LOW_NOISE = Needs("give --low-noise-start", lambda c: c.objective.low_noise_start)
 WARMUP = Needs("give --lr-warmup-samples", lambda c: any(getattr(c.optim, name) for name in WARMUPS))
 WSD = Needs("use --lr-decay-style WSD", lambda c: c.optim.lr_decay_style == "WSD")
 TENSORBOARD = Needs("give --tensorboard-dir", lambda c: c.log.tensorboard_dir)
@@ -115,6 +120,13 @@ class Model:
         False, "insist on the fused attention kernel, which is taken anyway without --attention-dropout", identity="free"
     )
 
+    time_conditioning: bool = flag(
+        False,
+        "the network is told how large a share of the tokens is hidden, through norms that scale, shift and gate (adaLN-zero)",
+        identity="experiment",
+        needs=MDM,
+    )
+
     def shape(self) -> Shape:
         return Shape(
             num_layers=self.num_layers,
@@ -126,6 +138,7 @@ class Model:
             vocab_size=self.vocab_size,
             padded_vocab_size=self.padded_vocab_size,
             tied=not self.untie_embeddings_and_output_weights,
+            condition_features=LEVEL_FEATURES * self.time_conditioning,
         )
 
 
@@ -294,8 +307,11 @@ class Objective:
         identity="experiment",
         legal=tuple(OBJECTIVES),
     )
-    mdm_t_sampling: Literal["stratified", "iid"] = flag(
-        "stratified", "noise levels: one in each stratum of the global batch, or independent", identity="experiment", needs=MDM
+    mdm_t_sampling: Literal["stratified", "iid", "antithetic"] = flag(
+        "stratified",
+        "noise levels: one in each stratum of the global batch, independent, or opposite in two neighbours",
+        identity="experiment",
+        needs=MDM,
     )
     mdm_eps: float = flag(
         1e-3,
@@ -304,6 +320,43 @@ class Objective:
         below=1,
         identity="experiment",
         needs=MDM,
+    )
+    noise_schedule: Literal[
+        "linear", "log-linear", "cosine", "cosine-squared", "polynomial", "linear-sigma", "geometric", "importance"
+    ] = flag(
+        "linear",
+        "probability m(t) of masking in training, weighted by m'(t) / m(t); importance: log m is uniform, all weights are alike",
+        identity="experiment",
+        needs=MDM,
+    )
+    noise_power: float = flag(2.0, "polynomial: m = (1 - eps) t^X", below=16, identity="experiment", needs=POLYNOMIAL)
+    noise_sigma_min: float = flag(1e-4, "geometric: sigma at t = 0", identity="experiment", needs=GEOMETRIC)
+    noise_sigma_max: float = flag(20.0, "geometric, linear-sigma: sigma at t = 1", identity="experiment", needs=SIGMA)
+    noise_steps: int | None = flag(None, "discrete time in so many steps [continuous]", identity="experiment", needs=MDM)
+    mdm_loss: Literal["bound", "low-variance"] = flag(
+        "bound",
+        "low-variance: training counts every hidden token once, which is no bound; validation always has it",
+        identity="experiment",
+        needs=MDM,
+    )
+    low_noise_start: bool = flag(False, "begin with less noise: t x --low-noise-ratio", identity="experiment", needs=MDM)
+    low_noise_iter: int = flag(1000, "steps of it", identity="experiment", needs=LOW_NOISE)
+    low_noise_ratio: float = flag(0.5, "factor of t in these", below=1, identity="experiment", needs=LOW_NOISE)
+    ar_ratio: float = flag(
+        0.0,
+        "share of training rows that hide their last tokens, as many as were drawn: left to right",
+        least=0,
+        most=1,
+        identity="experiment",
+        needs=MDM_ON_STREAM,
+    )
+    random_length_prob: float = flag(
+        0.0,
+        "share of training rows that are cut to a random length (LLaDA: 0.01)",
+        least=0,
+        most=1,
+        identity="experiment",
+        needs=MDM_ON_STREAM,
     )
     num_mc: int = flag(None, "noise draws a validation row [ar 1, mdm 2; 2 or more give a standard error]", identity="free")
     score_first_token: bool = flag(False, "parity: validation scores token 0 too (mdm), and the last one (ar)", identity="free")
@@ -469,6 +522,7 @@ CORPORA: tuple[tuple[str, ...], ...] = tuple(
     ("data_path", f"{split}_data_path", f"{split}_data_path_file") for split in ("train", "valid", "test")
 )
 EXCLUSIVE = (BUDGETS, ("lr_decay_samples", "lr_decay_iters"), WARMUPS, ("lr_wsd_decay_samples", "lr_wsd_decay_iters"), *CORPORA)
+OF_SIGMA: tuple[str, ...] = ("geometric", "linear-sigma")
 PIPELINE_ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
 
 # And those of which one settles the other.
@@ -554,7 +608,7 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
         train=train,
         optim=optim,
         log=resolve_log(cfg, model),
-        objective=resolve_objective(cfg.objective, mistakes),
+        objective=resolve_objective(cfg, mistakes),
     ), mistakes
 
 
@@ -916,8 +970,17 @@ def in_samples(samples: int | None, iters: int | None, t: Train) -> int | None:
     return iters * t.global_batch_size if samples is None and iters is not None else samples
 
 
-def resolve_objective(o: Objective, mistakes: list[str]) -> Objective:
+def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
+    o, eps = cfg.objective, declared()["mdm_eps"][1].default
     known = OBJECTIVES[o.objective]
+    if o.noise_schedule in OF_SIGMA and o.mdm_eps != eps:
+        mistakes.append(f"--mdm-eps would do nothing here: --noise-schedule {o.noise_schedule} has sigmas; leave it out")
+    if o.noise_schedule == "importance" and not o.mdm_eps:
+        mistakes.append("--noise-schedule importance needs --mdm-eps above 0, where log m begins")
+    if o.noise_schedule == "geometric" and o.noise_sigma_min >= o.noise_sigma_max:
+        mistakes.append(f"--noise-sigma-min {o.noise_sigma_min:g} must be below --noise-sigma-max {o.noise_sigma_max:g}")
+    if o.random_length_prob and cfg.data.reset_attention_mask:
+        mistakes.append("--random-length-prob and --reset-attention-mask both say who is seen: give one")
     if known.exact and (o.num_mc or 1) != 1:
         mistakes.append(f"--num-mc {o.num_mc} acts on bounds only: the validation loss of {known.label} is exact")
     return replace(o, num_mc=o.num_mc or (1 if known.exact else 2))

@@ -49,10 +49,11 @@ def flag(
     count: bool = False,
     least: float | None = None,
     below: float | None = None,
+    most: float | None = None,
     only: str | None = None,
     legal: tuple[str, ...] = (),
 ) -> Any:
-    """One flag. A number is above 0, or at least `least`, and below `below`; `count`: 100M and 1e9 are read.
+    """One flag. A number is above 0, or at least `least`, and below `below`, or at most `most`; `count`: 100M and 1e9 are read.
 
     `identity` is what another value makes of a run. experiment: another one, which no checkpoint or folder of this one is for;
     noted: the same run, changed on the way, which is said and recorded; free: nothing that its results depend on, or something
@@ -62,7 +63,8 @@ def flag(
     """
     if identity not in get_args(Identity):
         raise TypeError(f"identity={identity!r} must be one of {', '.join(get_args(Identity))}")
-    known = {"identity": identity, "needs": needs, "count": count, "least": least, "below": below, "only": only, "legal": legal}
+    known = {"identity": identity, "needs": needs, "count": count, "only": only, "legal": legal}
+    known |= {"least": least, "below": below, "most": most}
     return field(default=default, metadata={"help": help, **known})
 
 
@@ -88,16 +90,14 @@ ALIASES: dict[str, tuple[str, Any]] = {
     "max-seq-len": ("seq_length", None),
     "disable-bias-linear": ("bias_linear", False),
     "no-position-embedding": ("use_rotary_position_embeddings", True),
+    "difflm-varilen-prob": ("random_length_prob", None),
 }
 
 # Flags of work that is not built yet, and what each needs; a star stands for anything.
 LATER = {
-    "ar-ratio": "left-to-right masking",
     "randmask-ratio": "token masking for autoregressive models",
     **dict.fromkeys(["use-order-list", "num-order-list", "use-predefined-order"], "training in random and predefined orders"),
-    **dict.fromkeys(["low-noise-start", "low-noise-iter", "low-noise-ratio"], "the low-noise curriculum"),
     "untie-with-additional-mask": "an extra input row for the mask",
-    "difflm-varilen-prob": "samples of varying length",
     **dict.fromkeys(
         ["fp16", "loss-scale", "initial-loss-scale", "min-loss-scale", "loss-scale-window"], "fp16 with loss scaling"
     ),
@@ -314,6 +314,8 @@ def read_number(f: dataclasses.Field, hint, value: Any) -> int | float:
         raise ValueError(f"must be {'above 0' if least is None else f'at least {least}'}, not {value}")
     if below is not None and number >= below:
         raise ValueError(f"must be below {below}, not {value}")
+    if (most := f.metadata["most"]) is not None and number > most:
+        raise ValueError(f"must be at most {most}, not {value}")
     return number
 
 

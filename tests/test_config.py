@@ -69,16 +69,16 @@ ACTS = """
     make-vocab-size-divisible-by preflight max-skipped-steps mdm-t-sampling log-names keep-last keep-every pad-vocab
     deepspeed deepspeed-config no-pipeline-parallel cpu-optimizer sequence-parallel use-distributed-optimizer local-rank
     num-layers-per-virtual-pipeline-stage recompute-granularity dry-run unique-tokens epoch-order data-cache-path data-kind
-    categories num-categories tokens-per-category save-at""".split()
+    categories num-categories tokens-per-category save-at low-noise-start low-noise-iter low-noise-ratio ar-ratio""".split()
 ONE_VALUE = """optimizer normalization swiglu use-rotary-position-embeddings data-impl bias-linear position-embedding-type
     exit-signal-handler overlap-grad-reduce recompute-method recompute-num-layers""".split()
 ANOTHER_NAME = """max-steps log-dir output-dir wandb-run-name resume-from gradient-checkpointing token-budget
     checkpoint-interval-steps max-step-checkpoints learning-rate eval-every max-seq-len force-cpu disable-bias-linear target-flops
-    no-position-embedding recompute-activations""".split()
-NOT_BUILT = """low-noise-start low-noise-iter low-noise-ratio untie-with-additional-mask ar-ratio randmask-ratio use-order-list
+    no-position-embedding recompute-activations difflm-varilen-prob""".split()
+NOT_BUILT = """untie-with-additional-mask randmask-ratio use-order-list
     num-order-list use-predefined-order task_list results_path adaptive_seq_len num_fewshot eval_fp32 eval_method sampling_eps
     only_generate only_mc_nll max_chunk_size inference no-load-optim no-load-rng fp16 upload_results_to_s3 target-param-data-ratio
-    difflm-varilen-prob epochs checkpoint metrics num_samples output""".split()
+    epochs checkpoint metrics num_samples output""".split()
 NEVER = """target-random-ratio use-target-position-embeddings block-size order-list num-workers dataloader-type download_from_s3
     upload_to_s3 s3_bucket s3_prefix full_dataset max_examples_per_split mock-data
     load-tag data_dir architecture config-name pretrained_checkpoint reduce_lr_factor mask-token attention-mask-type

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from megatron.batch import Batch
+from megatron.budget import LEVEL_FEATURES
 from megatron.core.tensor_parallel import VocabEmbedding
-
-NUM_OCTAVES = 16  # of the noise level's Fourier features
 
 
 class Reader(Protocol):
@@ -44,13 +43,32 @@ class Slots:
 class LevelFeatures(nn.Module):
     """Sines and cosines of the noise level, 2^0 to 2^15 radians a unit. Batches must state `level`."""
 
-    width = 2 * NUM_OCTAVES
+    width = LEVEL_FEATURES
 
     def forward(self, batch: Batch) -> Tensor:
+        level = self.level(batch)  # [b]
+        angle = level[:, None].float() * 2.0 ** torch.arange(self.width // 2, device=level.device)
+        return torch.cat((angle.sin(), angle.cos()), -1)
+
+    def level(self, batch: Batch) -> Tensor:
         if batch.level is None:
             raise ValueError("the network is told the noise level, and the batch has none: pose() must set Batch.level")
-        angle = batch.level[:, None].float() * 2.0 ** torch.arange(NUM_OCTAVES, device=batch.level.device)
-        return torch.cat((angle.sin(), angle.cos()), -1)
+        return batch.level
+
+
+class HiddenShare(LevelFeatures):
+    """The same of the share of a row's places that read the mask, where the batch states no other level.
+
+    What is hidden says all of the noise level that the tokens depend on: given their number, the time adds nothing. So training,
+    bounds, chain rules and samplers tell the network alike, and what it predicts is a function of what it sees.
+    """
+
+    def __init__(self, mask_id: int):
+        super().__init__()
+        self.mask_id = mask_id
+
+    def level(self, batch: Batch) -> Tensor:
+        return (batch.inputs == self.mask_id).float().mean(1) if batch.level is None else batch.level
 
 
 class LatentVector(nn.Module):

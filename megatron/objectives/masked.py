@@ -1,15 +1,18 @@
-"""Absorbing-state (masked) diffusion with the linear schedule."""
+"""Absorbing-state (masked) diffusion."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from megatron.batch import Batch, Clean, Noise, Purpose, asked_positions
+from megatron.core.slots import HiddenShare, Slots
 from megatron.objectives import REFERENCE_STRATA, Objective
 from megatron.objectives.autoregressive import places
+from megatron.objectives.schedules import Schedule
 
 if TYPE_CHECKING:
     from megatron import config
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 class MaskedDiffusion(Objective):
     """Hide each token with probability p = (1 - eps) t + eps and predict the hidden ones, weighted by 1/p.
 
+    So the linear schedule has it; others (objectives/schedules.py) hide with probability m(t) and weigh by m'(t) / m(t).
     The mean over t ~ U(0, 1] and masks is an upper bound on the negative log-likelihood when eps is 0 (Sahoo et al.,
     arXiv:2406.07524, eq. 10; Nie et al., arXiv:2410.18514). A row in which nothing was hidden contributes 0.
 
@@ -35,31 +39,65 @@ class MaskedDiffusion(Objective):
     eps: float = 1e-3
     count: bool = False
     strata: int | None = None  # samples that share one stratification of t; None: independent t
+    antithetic: bool = False  # without strata: samples 2k and 2k + 1 have opposite t
+    schedule: Schedule = Schedule()
+    low_variance: bool = False  # train on the plain sum over hidden tokens (arXiv:2602.15014), which is no bound
+    low_noise_until: float = 0.0  # up to this share of the run t is low_noise_ratio t
+    low_noise_ratio: float = 0.5
+    left_to_right: float = 0.0  # share of rows that hide their last tokens, as many as were drawn
+    random_length: float = 0.0  # share of rows that are cut to a random length
+    told: bool = False  # the network is told the share of hidden places
     causal: bool = False
     exact: bool = False
     uses_mask: bool = True
 
     @classmethod
     def build(cls, cfg: config.Config, mask_id: int) -> MaskedDiffusion:
-        strata = cfg.train.global_batch_size if cfg.objective.mdm_t_sampling == "stratified" else None
-        return cls(mask_id=mask_id, eps=cfg.objective.mdm_eps, strata=strata)
+        o, batch = cfg.objective, cfg.train.global_batch_size
+        sigmas = {"sigma_min": o.noise_sigma_min, "sigma_max": o.noise_sigma_max}
+        return cls(
+            mask_id=mask_id,
+            eps=o.mdm_eps,
+            strata=batch if o.mdm_t_sampling == "stratified" else None,
+            antithetic=o.mdm_t_sampling == "antithetic",
+            schedule=Schedule(name=o.noise_schedule, power=o.noise_power, steps=o.noise_steps, **sigmas),
+            low_variance=o.mdm_loss == "low-variance",
+            low_noise_until=o.low_noise_iter * batch / max(1, cfg.train.num_samples) if o.low_noise_start else 0.0,
+            low_noise_ratio=o.low_noise_ratio,
+            left_to_right=o.ar_ratio,
+            random_length=o.random_length_prob,
+            told=cfg.model.time_conditioning,
+        )
 
     def reference(self) -> MaskedDiffusion:
         """The bound itself, by its count form."""
-        return replace(self, eps=0.0, count=True, strata=REFERENCE_STRATA)
+        return MaskedDiffusion(mask_id=self.mask_id, eps=0.0, count=True, strata=REFERENCE_STRATA, told=self.told)
+
+    def slots(self, model: config.Model) -> Slots:
+        return Slots(condition=HiddenShare(self.mask_id)) if self.told else Slots()
+
+    def times(self, noise: Noise, progress: float) -> Tensor:
+        """t of each row in (0, 1].  -> [b] float64"""
+        if self.strata:
+            t = noise.stratified(self.strata)
+        else:
+            t = noise.antithetic() if self.antithetic else noise.independent()
+        return t * self.low_noise_ratio if progress < self.low_noise_until else t
 
     def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch:
         tokens, scored = clean.tokens[:, :-1], clean.scored[:, :-1]  # [b, s]
-        t = noise.stratified(self.strata) if self.strata else noise.independent()  # [b]
+        t = self.times(noise, progress)  # [b]
         uniform = noise.uniform(Purpose.MASK, tokens.shape[1])  # [b, s]
         if self.count:
             below, p = lowest(uniform, t, scored)
         else:
-            p = ((1 - self.eps) * t + self.eps).float()[:, None]  # [b, 1]
-            below = uniform < p
+            level, p = (x.float()[:, None] for x in self.schedule.rates(t, self.eps))  # [b, 1] each
+            below = uniform < level
         hidden = (below & scored) | hidden_padding(below, scored)
-        weights = hidden / p
-        return Batch(
+        if self.left_to_right:
+            hidden = at_the_end(hidden, scored, noise.uniform(Purpose.ROW_KIND, 1) < self.left_to_right)
+        weights = hidden.float() if self.low_variance else hidden / p
+        batch = Batch(
             inputs=tokens.masked_fill(hidden, self.mask_id),
             targets=tokens,
             weights=weights,
@@ -68,6 +106,7 @@ class MaskedDiffusion(Objective):
             index=clean.index,
             asked=asked_positions(weights),
         )
+        return shortened(batch, hidden, noise, self.random_length) if self.random_length else batch
 
 
 def lowest(uniform: Tensor, t: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,3 +133,25 @@ def hidden_padding(below: Tensor, scored: Tensor) -> Tensor:
     tail = behind | behind.roll(-1, 1)  # with the end
     tail[:, -1] = behind[:, -1]
     return behind & (below | ~tail).cumprod(1).bool()
+
+
+def at_the_end(hidden: Tensor, scored: Tensor, chosen: Tensor) -> Tensor:
+    """In the chosen rows as many of the last scored places as were hidden.  bool [b, s], [b, s], [b, 1] -> [b, s]"""
+    from_here = scored.flip(1).cumsum(1).flip(1)
+    return torch.where(chosen, scored & (from_here <= hidden.sum(1, keepdim=True)), hidden)
+
+
+def shortened(batch: Batch, hidden: Tensor, noise: Noise, chance: float) -> Batch:
+    """Rows of which that share is cut to a length in 1..s: nothing behind it is seen or asked, and a row counts as it did.
+
+    A batch of shorter rows in SMDM and LLaDA (arXiv:2502.09992), drawn row by row so that micro-batches do not matter.
+    """
+    s, drawn = hidden.shape[1], noise.uniform(Purpose.ROW_LENGTH, 2).double()  # [b, 2]
+    length = torch.where(drawn[:, 0] < chance, 1 + (drawn[:, 1] * s).long(), s)[:, None]
+    kept = batch.positions < length  # [b, s]
+    if kept.all():
+        return batch
+    share = batch.scored.sum(1, keepdim=True) / (batch.scored & kept).sum(1, keepdim=True).clamp(min=1)
+    weights = batch.weights * kept * share
+    level = ((hidden & kept).sum(1, keepdim=True) / length)[:, 0]
+    return replace(batch, weights=weights, asked=asked_positions(weights), segments=(~kept).long(), level=level)
