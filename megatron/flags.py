@@ -63,7 +63,7 @@ def flag(
     """
     if identity not in get_args(Identity):
         raise TypeError(f"identity={identity!r} must be one of {', '.join(get_args(Identity))}")
-    known = {"identity": identity, "needs": needs, "count": count, "only": only, "legal": legal}
+    known: dict[str, Any] = {"identity": identity, "needs": needs, "count": count, "only": only, "legal": legal}
     known |= {"least": least, "below": below, "most": most}
     return field(default=default, metadata={"help": help, **known})
 
