@@ -105,6 +105,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
     Raises CannotWrite.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
@@ -122,3 +123,6 @@ def staged(folder: Path) -> Iterator[Path]:
         raise CannotWrite(f"{folder}: {error.strerror or error}; nothing was written") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):  # holds what was written
+                folder.rmdir()

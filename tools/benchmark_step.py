@@ -334,22 +334,21 @@ def plain_loss(w: dict[str, Tensor], inputs: Tensor, targets: Tensor, rope: list
 def hf_step(model: Model, dtype: str, autocast: bool, compile: bool = False) -> Callable[[], None]:
     """LlamaForCausalLM's step."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from megatron.exchange.transformers_library import random_llama
 
     llama = (
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=model.padded_vocab_size,
-                hidden_size=model.hidden_size,
-                intermediate_size=model.ffn_hidden_size,
-                num_hidden_layers=model.num_layers,
-                num_attention_heads=model.num_attention_heads,
-                num_key_value_heads=model.num_attention_heads,
-                max_position_embeddings=model.seq_length,
-                tie_word_embeddings=True,
-                attn_implementation="sdpa",
-                use_cache=False,
-            )
+        random_llama(
+            vocab_size=model.padded_vocab_size,
+            hidden_size=model.hidden_size,
+            intermediate_size=model.ffn_hidden_size,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_attention_heads,
+            num_key_value_heads=model.num_attention_heads,
+            max_position_embeddings=model.seq_length,
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+            use_cache=False,
         )
         .to(getattr(torch, dtype))
         .train()

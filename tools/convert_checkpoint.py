@@ -1,12 +1,15 @@
-"""Weights from one form to another: this trainer's checkpoints, plain consolidated safetensors, Megatron-DeepSpeed's files.
+"""Weights from one form to another: ours, Hugging Face folders, plain safetensors, Megatron-DeepSpeed's files, a dictionary.
 
+    python tools/convert_checkpoint.py RUN --to hf DIR                          a run for transformers, compared and described
+    python tools/convert_checkpoint.py --from hf DIR NEW_DIR                    Llama-shaped weights to a checkpoint
     python tools/convert_checkpoint.py RUN_DIR PLAIN_DIR [--dtype bf16]         a checkpoint to plain weights
-    python tools/convert_checkpoint.py PLAIN_DIR NEW_DIR                        and back, for --load NEW_DIR --finetune
+    python tools/convert_checkpoint.py PLAIN_DIR NEW_DIR                        and back
     python tools/convert_checkpoint.py global_step1000 NEW_DIR                  Megatron-DeepSpeed: mp_rank_* or layer_* files
+    python tools/convert_checkpoint.py RUN --to dict DIR                        a dictionary for torch.load(weights_only=True)
 
 Plain weights are model.safetensors, or several such files with model.safetensors.index.json, under logical names, and a
 config.json. Of Megatron-DeepSpeed's files only tensors are taken, whatever the layout they were trained at. Nothing that a
-file holds is executed.
+file holds is executed. What goes to or comes from transformers is refused where a logit or the NLL differs by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -22,393 +25,31 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import re
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from megatron.errors import CannotWrite, exits
 
-from megatron.budget import Shape  # noqa: E402
-from megatron.core import checkpoint  # noqa: E402
-from megatron.core.checkpoint import whole  # noqa: E402
-from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Untrusted, exits  # noqa: E402
-from megatron.files import read_json, staged  # noqa: E402
-from megatron.rundir.names import CHECKPOINT  # noqa: E402
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-INDEX = "model.safetensors.index.json"
-PLAIN_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.safetensors")
-PART = re.compile(r"mp_rank_(\d+)_model_states\.pt")
-LAYER_FILE = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
-LAYER = re.compile(r"language_model\.(?:encoder|transformer)\.layers\.(\d+)\.(?:self_)?(.+)")
-BLOCK_NAMES = {
-    "input_layernorm.weight": "norm1.weight",
-    "post_attention_layernorm.weight": "norm2.weight",
-    "attention.query_key_value.weight": "attention.qkv.weight",
-    "attention.dense.weight": "attention.out.weight",
-    "mlp.dense_h_to_4h.weight": "mlp.up.weight",
-    "mlp.dense_4h_to_h.weight": "mlp.down.weight",
-}
-NAMES = {
-    "language_model.embedding.word_embeddings.weight": "embed.weight",
-    "language_model.output_layer.weight": "head.weight",
-    "language_model.encoder.final_layernorm.weight": "norm.weight",
-    "lm_head.weight": "head.weight",
-    "language_model.transformer.final_layernorm.weight": "norm.weight",
-}
-COLUMNS_CUT = ("attention.out.weight", "mlp.down.weight")  # row-parallel layers: parts lie side by side
-# What Megatron-DeepSpeed stores beside its weights. It is never imported: an empty shell takes each one's place.
-SHELLS = (
-    "argparse.Namespace",
-    "numpy.ndarray",
-    "numpy.dtype",
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "megatron.core.enums.ModelType",
-    "megatron.model.enums.PositionEmbeddingType",
-    "megatron.enums.PositionEmbeddingType",
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-)
-# Settings of a Megatron model that this one cannot have, unless they are so.
-REQUIRED = {
-    "swiglu": True,
-    "normalization": "rmsnorm",
-    "use_rotary_position_embeddings": True,
-    "rotary_percent": 1.0,
-    "num_experts": [1],
-    "apply_layernorm_1p": False,
-}
+FORMS = ("checkpoint", "plain", "megatron", "hf", "dict")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """A model's tensors by logical name, and what is known of it."""
-
-    tensors: dict[str, Tensor]
-    known: dict  # model (flags of the section), and where known objective, tokenizer, step, samples
-    source: Path
-
-
-class Shell:
-    """Stands for an object whose class is not wanted; keeps its state, which is plain data, and does nothing."""
-
-    state: object = None
-
-    def __init__(self, *_):
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-# Reading
-
-
-def read(path: Path, num_heads: int | None) -> Weights:
-    """Whatever form of weights a path holds. Raises MissingInput."""
-    folder = path.parent if path.is_file() else named_by_latest(path)
-    if (folder / "model.safetensors").exists() or (folder / INDEX).exists():
-        return read_plain(folder)
-    if folder.is_dir() and any(PART.fullmatch(p.name) or LAYER_FILE.fullmatch(p.name) for p in folder.iterdir()):
-        return read_megatron(folder, num_heads)
-    return read_checkpoint(folder)
-
-
-def named_by_latest(path: Path) -> Path:
-    """DeepSpeed's top folder names its newest step in `latest`."""
-    name = checkpoint.read_latest(path)
-    return path / name if re.fullmatch(r"global_step\d+", name) else path
-
-
-def read_checkpoint(path: Path) -> Weights:
-    found = checkpoint.load(path)
-    names = [name for name in found.names() if name.startswith("model/")]
-    facts = found.facts
-    if not names or "model" not in facts.get("config", {}):
-        raise Mismatch(f"{found.path} holds no model of this trainer: give a folder of --save")
-    known = {
-        "model": facts["config"]["model"],
-        "objective": facts["config"].get("objective", {}).get("objective"),
-        "tokenizer": facts.get("fingerprints", {}).get("tokenizer"),
-        "step": found.step,
-        "samples": facts.get("samples"),
-    }
-    return Weights(
-        tensors={name.removeprefix("model/"): t for name, t in found.tensors(names).items()}, known=known, source=found.path
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="convert_checkpoint.py",
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def read_plain(folder: Path) -> Weights:
-    """model.safetensors, or the files of an index, with the config.json beside them."""
-    known, tensors = read_json(folder / "config.json", "plain weights need the config.json that this tool writes beside them"), {}
-    for name in plain_files(folder):
-        try:
-            tensors |= load_file(folder / name)
-        except (SafetensorError, OSError) as error:
-            raise BadData(f"{folder / name} cannot be read: {error}") from error
-    check_shapes(folder, tensors, known)
-    return Weights(tensors=tensors, known=known, source=folder)
-
-
-def plain_files(folder: Path) -> list[str]:
-    if not (folder / INDEX).exists():
-        return ["model.safetensors"]
-    files = read_json(folder / INDEX, "copy the weights again").get("weight_map")
-    if not isinstance(files, dict):
-        raise BadData(f"{folder / INDEX} has no weight_map")
-    for name in files.values():
-        if not isinstance(name, str) or not PLAIN_FILE.fullmatch(name):
-            raise Untrusted(f"{folder / INDEX} names {name!r}: weights lie beside their index and end in .safetensors")
-    return sorted(set(files.values()))
-
-
-def check_shapes(path: Path, tensors: dict[str, Tensor], known: dict) -> None:
-    """Raises Mismatch when the tensors are not exactly those of the described model."""
-    try:
-        expected = shapes(known["model"])
-    except (KeyError, TypeError) as error:
-        raise Mismatch(f"{path}: config.json does not describe a model of this trainer: {type(error).__name__} {error}") from None
-    wrong = [f"{name} is {'missing' if name in expected else 'unknown'}" for name in sorted(expected.keys() ^ tensors.keys())]
-    wrong += [
-        f"{name} has shape {list(t.shape)}, expected {list(expected[name])}"
-        for name, t in tensors.items()
-        if name in expected and tuple(t.shape) != expected[name]
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise Mismatch(f"{path} does not hold the model that it describes: {'; '.join(wrong[:5])}{more}")
-
-
-def shapes(model: dict) -> dict[str, tuple[int, ...]]:
-    """Of every tensor of a model, from the flags of its section. Raises KeyError, TypeError."""
-    names = ("num_layers", "hidden_size", "num_attention_heads", "kv_channels", "ffn_hidden_size", "padded_vocab_size")
-    shape = Shape(
-        **{name: model[name] for name in names},
-        tied=not model["untie_embeddings_and_output_weights"],
-        num_query_groups=model.get("num_query_groups"),
+    found.add_argument("source", type=Path, metavar="SOURCE", help="a run or one of its checkpoints, or what --from names")
+    found.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    found.add_argument("--from", dest="form", choices=FORMS, help="what SOURCE is; another form is refused [as it looks]")
+    found.add_argument(
+        "--to", choices=("plain", "checkpoint", "hf", "dict"), help="what to write [plain for a checkpoint, else checkpoint]"
     )
-    return {name: parameter.shape for name, parameter in shape.tensors().items()}
-
-
-# Megatron-DeepSpeed
-
-
-def read_megatron(folder: Path, num_heads: int | None) -> Weights:
-    """The tensor-parallel parts of one step, put together. Raises Untrusted, Mismatch, MissingInput, BadData."""
-    parts = {int(match[1]): p for p in sorted(folder.iterdir()) if (match := PART.fullmatch(p.name))}
-    layers = {(int(match[1]), int(match[2] or 0)): p for p in folder.iterdir() if (match := LAYER_FILE.fullmatch(p.name))}
-    states = [load_state(parts[rank]) for rank in sorted(parts)]
-    settings = check_settings(folder, states[0] if states else {})
-    if layers:
-        size = 1 + max(rank for _, rank in layers)
-        refuse_missing(
-            folder,
-            [
-                f"layer_{layer:02d}-model_{rank:02d}-model_states.pt"
-                for layer in {layer for layer, _ in layers}
-                for rank in range(size)
-                if (layer, rank) not in layers
-            ],
-        )
-        modules = [name_layers([load_state(p) for (_, at), p in sorted(layers.items()) if at == rank]) for rank in range(size)]
-    else:
-        size = max(states[0].get("mp_world_size") or 1, 1 + max(parts))
-        refuse_missing(folder, [f"mp_rank_{rank:02d}_model_states.pt" for rank in range(size) if rank not in parts])
-        modules = [dict(flatten(state.get("module"), "")) for state in states]
-    tensors = merge(folder, [rename(folder, module) for module in modules])
-    known = {"model": describe(folder, tensors, settings, num_heads), "step": number(settings, "iteration")}
-    check_shapes(folder, tensors, known)
-    return Weights(tensors=tensors, known=known, source=folder)
-
-
-def load_state(path: Path) -> dict:
-    """One file of torch.save, memory-mapped where its format can be; shells in place of objects. Raises Untrusted, BadData."""
-    try:
-        with torch.serialization.safe_globals([(Shell, name) for name in SHELLS]):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise BadData(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"asks for {asked[1]}" if asked else "holds more than tensors and plain containers"
-        raise Untrusted(
-            f"{path} {what}, which weights do not need: nothing of it was run; get the weights from a source "
-            "that you trust, or as safetensors"
-        ) from None
-    if not isinstance(state, dict):
-        raise BadData(f"{path} holds a {type(state).__name__}, expected the dictionary of a model's state")
-    return state
-
-
-def refuse_missing(folder: Path, names: list[str]) -> None:
-    if names:
-        raise MissingInput(f"{folder} lacks {', '.join(sorted(names)[:10])}: every tensor-parallel rank's file is needed")
-
-
-def check_settings(folder: Path, state: dict) -> dict:
-    """The training's arguments, as far as stored. Raises Mismatch for a model that this one cannot be."""
-    version = number(state, "checkpoint_version")
-    if version is None:
-        print(f"{folder} does not say its checkpoint_version: taken as 3", file=sys.stderr)
-    elif version != 3:
-        raise Mismatch(
-            f"{folder} has checkpoint_version {version}, whose rows are in another order: expected 3; "
-            "load and save it with a newer Megatron-DeepSpeed"
-        )
-    given = state.get("args")
-    settings = given.state if isinstance(given, Shell) and isinstance(given.state, dict) else {}
-    wrong = [
-        f"{name} is {settings[name]}, expected {value}"
-        for name, value in REQUIRED.items()
-        if name in settings and settings[name] != value
-    ]
-    if wrong:
-        raise Mismatch(f"{folder} holds another architecture: {'; '.join(wrong)}")
-    return settings | {"iteration": state.get("iteration")}
-
-
-def number(settings: dict, name: str) -> float | None:
-    value = settings.get(name)
-    return value if isinstance(value, int | float) else None
-
-
-def name_layers(states: list[dict]) -> dict[str, Tensor]:
-    """A pipeline's layer files, in order, under the names that they have without a pipeline."""
-    found, num_blocks = {}, 0
-    for state in states:
-        if "input_layernorm.weight" in state:
-            prefix, num_blocks = f"language_model.encoder.layers.{num_blocks}.", num_blocks + 1
-        elif "word_embeddings.weight" in state:  # with tied tables, the last stage stores its copy too
-            prefix = "language_model.embedding."
-        elif "weight" in state:
-            prefix = "language_model.encoder.final_layernorm."
-        else:
-            prefix = ""
-        found |= dict(flatten(state, prefix))
+    found.add_argument("--checkpoint", help="--to hf, dict: a step, best or newest of the run [the last, of a finished run]")
+    found.add_argument("--dtype", choices=("fp32", "bf16"), help="of plain and hf weights; others are fp32 [fp32]")
+    found.add_argument("--num-attention-heads", type=int, metavar="N", help="of a Megatron model whose file does not say it")
+    found.add_argument("--no-tokenizer", action="store_true", help="--to hf: leave the tokenizer's files out")
+    found.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout, all else on stderr")
     return found
-
-
-def flatten(state: object, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """(dotted name, tensor) of nested dictionaries. Raises Untrusted for anything else that they hold."""
-    if isinstance(state, Tensor):
-        yield prefix.removesuffix(".").removeprefix("module."), state
-    elif isinstance(state, dict):
-        for name, value in state.items():
-            yield from flatten(value, f"{prefix}{name}.")
-    elif state is not None:
-        raise Untrusted(f"{prefix.removesuffix('.')} is a {type(state).__name__}: a model's state holds tensors")
-
-
-def rename(folder: Path, module: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Logical names for Megatron's. Raises Mismatch naming what this model does not have."""
-    found, unknown = {}, []
-    for name, tensor in module.items():
-        block = LAYER.fullmatch(name)
-        if block and block[2] in BLOCK_NAMES:
-            found[f"blocks.{block[1]}.{BLOCK_NAMES[block[2]]}"] = tensor
-        elif name in NAMES:
-            found[NAMES[name]] = tensor
-        elif not name.endswith("rotary_pos_emb.inv_freq"):
-            unknown.append(name)
-    biases = [name for name in unknown if name.endswith(".bias")]
-    if unknown:
-        what = "biases, which this model has not" if biases else "tensors that this model has not"
-        raise Mismatch(f"{folder} holds another architecture, with {what}: {', '.join((biases or unknown)[:5])}")
-    return found
-
-
-def merge(folder: Path, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Whole fp32 tensors from tensor-parallel parts, which must hold the same names."""
-    if any(part.keys() != parts[0].keys() for part in parts):
-        raise BadData(f"{folder}: the tensor-parallel parts hold different tensors")
-    try:
-        return {name: merge_tensor(folder, name, [part[name].float() for part in parts]) for name in parts[0]}
-    except RuntimeError as error:  # parts whose shapes do not go together
-        raise BadData(f"{folder}: the tensor-parallel parts do not fit together: {error}") from error
-
-
-def merge_tensor(folder: Path, name: str, parts: list[Tensor]) -> Tensor:
-    if name.endswith("mlp.up.weight"):  # of each part (gate|up, f) -> (f, gate|up), the order of the cut
-        return torch.cat([part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in parts])
-    if parts[0].dim() > 1:
-        return torch.cat(parts, dim=int(name.endswith(COLUMNS_CUT)))
-    if not all(torch.equal(part, parts[0]) for part in parts):
-        raise BadData(f"{folder}: {name} differs between tensor-parallel ranks, which should hold copies")
-    return parts[0]
-
-
-def describe(folder: Path, tensors: dict[str, Tensor], settings: dict, num_heads: int | None) -> dict:
-    """The model's flags, from shapes and from what the training's arguments add. Raises Mismatch."""
-    stored = number(settings, "num_attention_heads")
-    if None not in (stored, num_heads) and stored != num_heads:
-        raise Mismatch(f"{folder} was trained with {stored} attention heads: leave out --num-attention-heads {num_heads}")
-    num_heads = num_heads or stored
-    if not num_heads:
-        raise Mismatch(f"{folder} does not say how many attention heads its model has: give --num-attention-heads")
-    try:
-        rows, h = tensors["embed.weight"].shape
-        width, ffn = tensors["blocks.0.attention.out.weight"].shape[1], tensors["blocks.0.mlp.down.weight"].shape[1]
-    except (KeyError, ValueError) as error:
-        raise Mismatch(f"{folder} holds no transformer of this architecture: {error}") from None
-    if width % num_heads:
-        raise Mismatch(f"{folder}: {num_heads} heads do not divide an attention width of {width}: give --num-attention-heads")
-    found = {
-        "num_layers": len([name for name in tensors if name.endswith("mlp.down.weight")]),
-        "hidden_size": h,
-        "num_attention_heads": num_heads,
-        "kv_channels": width // num_heads,
-        "ffn_hidden_size": ffn,
-        "padded_vocab_size": rows,
-        "untie_embeddings_and_output_weights": "head.weight" in tensors,
-    }
-    groups = number(settings, "num_key_value_heads")
-    if groups not in (None, num_heads):
-        found |= {"group_query_attention": True, "num_query_groups": groups}
-    epsilon = number(settings, "layernorm_epsilon")
-    return found if epsilon is None else found | {"norm_epsilon": epsilon}
-
-
-# Writing
-
-
-def write_plain(out: Path, weights: Weights, dtype: torch.dtype) -> None:
-    """model.safetensors, or several files with an index, and config.json."""
-    tensors = {name: t.to(dtype).contiguous() for name, t in weights.tensors.items()}
-    shards = checkpoint.cut_shards(whole(tensors))
-    files = (
-        {"model.safetensors": shards[0]}
-        if len(shards) == 1
-        else {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
-    )
-    with staged(out) as stage:
-        for name, shard in files.items():
-            save_file({piece.name: piece.tensor for piece in shard}, stage / name, metadata={"format": "pt"})
-        if len(files) > 1:
-            places = {piece.name: name for name, shard in files.items() for piece in shard}
-            index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": places}
-            (stage / INDEX).write_text(json.dumps(index, indent=1))
-        (stage / "config.json").write_text(json.dumps(weights.known | {"dtype": str(dtype).removeprefix("torch.")}, indent=1))
-
-
-def write_checkpoint(out: Path, weights: Weights) -> None:
-    """A checkpoint of weights alone, which --load takes with --finetune."""
-    known = weights.known
-    facts = {
-        "imported_from": str(weights.source),
-        "architecture": known.get("objective"),
-        "model_config": known["model"],
-        "config": {"model": known["model"], "objective": {"objective": known.get("objective")}},
-        "fingerprints": {"tokenizer": known["tokenizer"]} if known.get("tokenizer") else {},
-        "samples": known.get("samples"),
-    }
-    tensors = {f"model/{name}": t.float() for name, t in weights.tensors.items()}
-    checkpoint.save(out, known.get("step") or 0, whole(tensors), facts)
 
 
 def refuse_taken(out: Path) -> None:
@@ -418,38 +59,22 @@ def refuse_taken(out: Path) -> None:
 
 @exits
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="convert_checkpoint.py",
-        allow_abbrev=False,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "source",
-        type=Path,
-        metavar="SOURCE",
-        help="a checkpoint or a folder of them, plain weights, or a global_step folder of Megatron-DeepSpeed",
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
-    parser.add_argument("--to", choices=("plain", "checkpoint"), help="what to write [plain for a checkpoint, else checkpoint]")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="of plain weights; checkpoints are fp32 [fp32]")
-    parser.add_argument("--num-attention-heads", type=int, metavar="N", help="of a Megatron model whose file does not say it")
-    parser.add_argument("--json", action="store_true", help="for programs: one JSON value on stdout, all else on stderr")
-    given = parser.parse_args(argv)
+    given = parser().parse_args(argv)
     refuse_taken(given.out)
-    weights = read(given.source, given.num_attention_heads)
-    to = given.to or ("plain" if CHECKPOINT.fullmatch(weights.source.name) else "checkpoint")
-    if to == "plain":
-        write_plain(given.out, weights, DTYPES[given.dtype])
-    else:
-        write_checkpoint(given.out, weights)
-    size, rows = sum(t.numel() for t in weights.tensors.values()), weights.known["model"]["padded_vocab_size"]
-    if given.json:
-        said = {"source": str(weights.source), "out": str(given.out), "to": to, "parameters": size, "known": weights.known}
-        print(json.dumps(said, indent=1))
-        return
-    next_step = f": train with --load {given.out} --finetune" if to == "checkpoint" else ""
-    print(f"{weights.source}: {size:,} parameters, a table of {rows} rows; written to {given.out} as {to}{next_step}")
+    from megatron.exchange.convert import convert
+
+    said = convert(
+        given.source,
+        given.out,
+        form=given.form,
+        to=given.to,
+        which=given.checkpoint,
+        dtype=given.dtype,
+        num_heads=given.num_attention_heads,
+        with_tokenizer=not given.no_tokenizer,
+    )
+    sentence = said.pop("sentence")
+    print(json.dumps(said, indent=1) if given.json else sentence)
 
 
 if __name__ == "__main__":

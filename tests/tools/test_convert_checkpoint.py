@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron.core import checkpoint
 from megatron.core.checkpoint import whole
+from megatron.exchange.weights import shapes
 from tools import convert_checkpoint
 
 H, HEADS, FFN, ROWS, LAYERS = 16, 4, 24, 384, 3
@@ -40,8 +41,8 @@ ARGS = {
 
 def weights(untied=False):
     rng = torch.Generator().manual_seed(0)
-    shapes = convert_checkpoint.shapes(MODEL | {"untie_embeddings_and_output_weights": untied})
-    return {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
+    expected = shapes(MODEL | {"untie_embeddings_and_output_weights": untied})
+    return {name: torch.randn(shape, generator=rng) for name, shape in expected.items()}
 
 
 def run(capsys, *argv):
