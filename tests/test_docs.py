@@ -110,6 +110,9 @@ def spelled_in(*files):
     return found
 
 
+VERB = r"megatron(\.\w+)*\.verbs\.\w+"  # a module that a tool loads by its name
+
+
 def unknown_flags(words):
     """Flags of a command that its program does not have."""
     at = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
@@ -122,6 +125,7 @@ def unknown_flags(words):
     verb = next((w.replace("-", "_") for w in given[:1] if program.endswith("scaling_laws.py") and w != "VERB"), None)
     home = ROOT / "megatron/scaling/verbs"
     files = [home / f"{verb}.py", home / "__init__.py"] if verb else [ROOT / program] if given else []
+    files += [ROOT / f"{name.replace('.', '/')}.py" for path in files for name in words_of(path) if re.fullmatch(VERB, name)]
     known = spelled_in(*files)
     wrong = [w for w in given if w.startswith("--") and w.partition("=")[0] not in known | extra]
     return wrong + [w for w in behind if w.startswith("--") and w not in extra and find(w.partition("=")[0], table)[0] is None]

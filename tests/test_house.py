@@ -26,6 +26,7 @@ FLOORS = [
         "locks",
         "progress",
         "rundir",
+        "score_names",
         "standard_errors",
         "stopping",
     },
@@ -150,6 +151,7 @@ def wrong_companions(name: str, tree: ast.AST) -> list[str]:
         "files": ("torch", "numpy"),
         "locks": ("torch", "numpy"),
         "rundir": ("torch", "numpy"),
+        "score_names": ("torch", "numpy"),
         "__init__": ("torch", "numpy"),
     }
     return [

@@ -155,6 +155,10 @@ class RandomWindow(Samples):
         paper, _ = self.place(np.array([number]))
         return f"{self.source.file.path}, paper {self.papers[paper[0]].paper_id}"
 
+    def category(self, number: int) -> str:
+        paper, _ = self.place(np.array([number]))
+        return self.papers[paper[0]].cat
+
     def describe(self) -> str:
         """A line for each category: papers and tokens that windows are drawn from."""
         ends = self.counts.cumsum()

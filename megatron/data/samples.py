@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import numpy as np
 
@@ -45,6 +46,10 @@ class Samples(ABC):
     @abstractmethod
     def origin(self, number: int) -> str:
         """The file that sample `number` comes from, for messages."""
+
+    def category(self, number: int) -> str:
+        """What kind of text sample `number` is: its corpus, where nothing finer is known."""
+        return Path(self.origin(number).partition(",")[0]).name
 
     @abstractmethod
     def describe(self) -> str:

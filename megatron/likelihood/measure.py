@@ -3,18 +3,71 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from megatron.batch import Noise
-from megatron.likelihood.rows import read_rows
-from megatron.likelihood.scores import MIXTURE, Draw, Estimators, Score, drawn, predicted_gap
+from megatron.batch import Batch, Noise
+from megatron.likelihood.parts import Grouping, groupings, split
+from megatron.likelihood.rows import Rows, read_rows
+from megatron.likelihood.scores import Draw, Estimators, Score, drawn, predicted_gap
+from megatron.score_names import ScoreName
 from megatron.standard_errors import combined, half_width
-from megatron.training.evaluate import data_error, noise_error
+from megatron.training.evaluate import Slice, data_error, noise_error
 from megatron.training.trained import Trained
 
 SURE = 0.9973  # coverage of three standard errors, when they are well known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """One model on one set of rows."""
+
+    trained: Trained
+    data: Slice
+    estimators: Estimators
+    asked: Batch  # the rows as validation poses them
+
+    @property
+    def scored(self) -> np.ndarray:
+        """Scored tokens of each row.  -> [rows]"""
+        return self.asked.scored.sum(1).numpy()
+
+    @property
+    def bits(self) -> float | None:
+        """Bits a byte of one nat a token, by the bytes of the scored tokens."""
+        ids = self.asked.targets[self.asked.scored].numpy()
+        num_bytes = self.trained.tokenizer.token_bytes()[ids].sum()
+        return float(len(ids) / (math.log(2) * num_bytes)) if num_bytes else None
+
+    @property
+    def plain(self) -> str:
+        """The score that validation measures."""
+        return "exact" if self.estimators.objective.exact else "nelbo"
+
+
+def read(
+    trained: Trained,
+    which: str = "valid",
+    rows: int | None = None,
+    last: int | None = None,
+    num_mc: int | None = None,
+    seed: int | None = None,
+    by_place: bool = False,
+) -> Read:
+    """`seed`: of the noise [the run's own]. Raises BadData."""
+    objective, data = trained.reference, trained.slice(which, rows, num_mc)
+    found = read_rows(data, objective.causal, last)
+    estimators = Estimators(
+        trained.engine, objective, found, data.seed if seed is None else seed, trained.cfg.model.padded_vocab_size, by_place
+    )
+    return Read(trained=trained, data=data, estimators=estimators, asked=asked_of(estimators, found))
+
+
+def asked_of(estimators: Estimators, rows: Rows) -> Batch:
+    posed = estimators.objective.pose(rows.clean, Noise(estimators.seed, rows.clean.index), 1.0)
+    return rows.borders.apply(posed, rows.clean)
 
 
 def measure(
@@ -25,32 +78,37 @@ def measure(
     last: int | None = None,
     num_mc: int | None = None,
     tolerance: float | None = None,
+    by: tuple[str, ...] = (),
 ) -> dict:
     """Scores of a run on one of its sets; the first is what the others are compared with [its validation's own score].
 
     `last`: only so many tokens of each row, given all before. `num_mc`: draws, and orders of `chain` [the run's own].
-    `tolerance`: draw until the standard error from noise is at most this, in nats a token. Raises BadData.
+    `tolerance`: draw until the standard error from noise is at most this, in nats a token. `by`: names of parts.py by which the
+    scores that are sums are split. Raises BadData.
     """
-    objective, data = trained.reference, trained.slice(which, rows, num_mc)
-    read = read_rows(data, objective.causal, last)
-    asked = objective.pose(read.clean, Noise(data.seed, read.clean.index), 1.0)
-    num_bytes = trained.tokenizer.token_bytes()[asked.targets[asked.scored].numpy()].sum()
+    one = read(trained, which, rows, last, num_mc, by_place=bool(by))
     found = compare(
-        Estimators(trained.engine, objective, read, data.seed, trained.cfg.model.padded_vocab_size),
-        names or ["exact" if objective.exact else "nelbo"],
-        asked.scored.sum(1).numpy(),
-        data.num_mc,
+        one.estimators,
+        names or [one.plain],
+        one.scored,
+        one.data.num_mc,
         tolerance,
-        float(num_bytes),
+        one.bits,
+        groupings(trained, one.data, one.asked, by),
     )
+    return described(one, which, last) | found
+
+
+def described(one: Read, which: str, last: int | None) -> dict:
+    """What was scored."""
+    trained, data = one.trained, one.data
     return {
         "objective": trained.cfg.objective.objective,
         "checkpoint": str(trained.checkpoint.path),
         "step": trained.checkpoint.step,
         "set": which,
         "last": last,
-        "convention": data.convention(objective) | ({"scored_tokens": f"the last {last} of each row"} if last else {}),
-        **found,
+        "convention": data.convention(trained.reference) | ({"scored_tokens": f"the last {last} of each row"} if last else {}),
     }
 
 
@@ -60,41 +118,49 @@ def compare(
     scored: np.ndarray,
     num_mc: int = 2,
     tolerance: float | None = None,
-    num_bytes: float | None = None,
+    bits: float | None = None,
+    by: tuple[Grouping, ...] = (),
 ) -> dict:
     """Each score with its errors and its difference from the first, and the sandwich of the bounds.  scored [rows] tokens
 
-    num_bytes: behind all scored tokens.
+    bits: a byte, of one nat a token.
     """
     scores = [estimators.score(name) for name in names]
-    most = max([num_mc, *(score.orders for score in scores)])
+    most = max([num_mc, *(estimators.num_orders(score.name) for score in scores)])
     all_draws = []
     for score in scores:
-        least = {"chain": most}.get(score.name, 1 if score.orders > 1 else num_mc)
+        least = {"chain": most, "korder": 1, "tangent": 1}.get(score.name.kind, num_mc)
         all_draws.append(drawn(score, partial(enough, scored=scored, least=least, tolerance=tolerance)))
-    bits = scored.sum() / (math.log(2) * num_bytes) if num_bytes else None
-    means = [np.mean([draw.nll for draw in draws], 0) for draws in all_draws]
+    means = [mean_of(draws) for draws in all_draws]
     records = [record(score, draws, scored, bits) for score, draws in zip(scores, all_draws)]
     for entry, mean in zip(records[1:], means[1:]):
         entry[f"minus_{names[0]}"] = difference(mean, means[0], scored)
     for entry, score, draws, mean in zip(records, scores, all_draws, means):
-        if score.orders > 1:
-            orders = np.mean([estimators.order(n).nll for n in range(len(draws) * score.orders)], 0)
-            entry["minus_mean_of_its_orders"] = difference(mean, orders, scored)
-    sandwich = in_order(scores, means, scored)
+        entry |= beside(estimators, score, draws, mean, scored)
+        if by:
+            entry["by"] = {group.name: split(group, draws, scored) for group in by} if draws[0].places is not None else None
+    sandwich = in_order([score.name for score in scores], means, scored)
     return {
         "scores": records,
         "sandwich": sandwich,
         "in_order": all(pair["in_order"] for pair in sandwich),
-        "predicted_gap_to_mixture": predicted_gap(estimators.orders, scored.sum()),
         "rows": len(scored),
         "tokens": int(scored.sum()),
-        "num_orders": len(estimators.orders),
     }
 
 
-def enough(nll: np.ndarray, scored: np.ndarray, least: int, tolerance: float | None) -> bool:
-    """Whether these draws are as many as asked for, and their noise as small.  nll [draws, rows]"""
+def mean_of(draws: list[Draw]) -> np.ndarray:
+    """-> [rows]"""
+    return np.mean([draw.nll for draw in draws], 0)
+
+
+def enough(draws: list[Draw], scored: np.ndarray, least: int, tolerance: float | None) -> bool:
+    """Whether these draws are as many as asked for, and their noise as small."""
+    return small_enough(np.stack([d.nll for d in draws]), scored, least, tolerance)
+
+
+def small_enough(nll: np.ndarray, scored: np.ndarray, least: int, tolerance: float | None) -> bool:
+    """nll [draws, rows]"""
     if tolerance is None:
         return len(nll) >= least
     error, _ = noise_error(nll, scored)
@@ -102,27 +168,29 @@ def enough(nll: np.ndarray, scored: np.ndarray, least: int, tolerance: float | N
 
 
 def record(score: Score, draws: list[Draw], scored: np.ndarray, bits: float | None) -> dict:
-    """What is written of one score. `bits`: bits a byte of one nat a token."""
+    """What is written of one score."""
     nll = np.stack([draw.nll for draw in draws])
-    noise, noise_df = noise_error(nll, scored) if score.random else (0.0, None)
-    rows = data_error(nll, scored)
-    error, df = combined((noise, noise_df), (rows, len(scored) - 1.0))
     value = float(nll.mean(0).sum() / scored.sum())
     return {
-        "score": score.name,
-        "value": score.value,
-        "of": score.of,
+        "score": score.name.text,
+        "value": score.name.value,
+        "of": score.name.of,
         "nats_per_token": value,
         "bits_per_byte": None if bits is None else value * bits,
-        "se": error,
-        "se_df": df,
-        "se_noise": noise,
-        "se_noise_df": noise_df,
-        "se_rows": rows,
+        **errors(nll, scored, score.random),
         "draws": len(draws),
         "forwards_per_row": sum(draw.forwards for draw in draws),
         "cpu_seconds": sum(draw.seconds for draw in draws),
+        **({} if score.pilot is None else {"pilot": score.pilot}),
     }
+
+
+def errors(nll: np.ndarray, scored: np.ndarray, random: bool) -> dict:
+    """nll [draws, rows], scored [rows]"""
+    noise, noise_df = noise_error(nll, scored) if random else (0.0, None)
+    rows = data_error(nll, scored)
+    error, df = combined((noise, noise_df), (rows, len(scored) - 1.0))
+    return {"se": error, "se_df": df, "se_noise": noise, "se_noise_df": noise_df, "se_rows": rows}
 
 
 def difference(a: np.ndarray, b: np.ndarray, scored: np.ndarray) -> dict:
@@ -134,17 +202,32 @@ def difference(a: np.ndarray, b: np.ndarray, scored: np.ndarray) -> dict:
     }
 
 
-def in_order(scores: list[Score], means: list[np.ndarray], scored: np.ndarray) -> list[dict]:
-    """Neighbours of the sandwich NELBO >= K-order >= mixture, with their differences, and whether none is surely wrong."""
-    bounds = [(score, mean) for score, mean in zip(scores, means) if score.of == MIXTURE]
-    bounds.sort(key=lambda one: math.inf if one[0].value == "exact" else one[0].orders)
-    found = []
-    for (above, high), (below, low) in zip(bounds, bounds[1:]):
-        gap = difference(high, low, scored)
-        same = above.orders == below.orders and above.value == below.value
-        wide = half_width(gap["se"], gap["se_df"], SURE) if gap["se"] is not None else math.inf
-        right = abs(gap["nats_per_token"]) <= wide if same else gap["nats_per_token"] >= -wide
-        found.append(
-            {"above": above.name, "below": below.name, **gap, "expected": "equal" if same else "not negative", "in_order": right}
-        )
+def beside(estimators: Estimators, score: Score, draws: list[Draw], mean: np.ndarray, scored: np.ndarray) -> dict:
+    """Of a score by several orders: what it takes off the NELBO of the same ones, and how far off their scatter says it is."""
+    if score.name.kind not in ("chain", "korder", "tangent"):
+        return {}
+    orders = [estimators.order(score.name, n) for n in range(len(draws) * estimators.num_orders(score.name))]
+    found: dict = {"predicted_gap_to_mixture": predicted_gap(orders, int(scored.sum())), "num_orders": len(orders)}
+    if score.name.kind != "chain":
+        found["minus_mean_of_its_orders"] = difference(mean, estimators.summed(score.name, mean_of(orders)), scored)
     return found
+
+
+def in_order(names: list[ScoreName], means: list[np.ndarray], scored: np.ndarray) -> list[dict]:
+    """Neighbours of each distribution's sandwich NELBO >= K-order >= mixture >= tangent, and whether none is surely wrong."""
+    found = []
+    for of in dict.fromkeys(name.of for name in names if not name.of_sampler):
+        bounds = sorted(((place_of(name), n) for n, name in enumerate(names) if name.of == of), key=lambda one: one[0])
+        for (place, n), (next_place, m) in zip(bounds, bounds[1:]):
+            gap, same = difference(means[n], means[m], scored), place == next_place
+            wide = half_width(gap["se"], gap["se_df"], SURE) if gap["se"] is not None else math.inf
+            right = abs(gap["nats_per_token"]) <= wide if same else gap["nats_per_token"] >= -wide
+            expected = "equal" if same else "not negative"
+            found.append({"above": names[n].text, "below": names[m].text, **gap, "expected": expected, "in_order": right})
+    return found
+
+
+def place_of(name: ScoreName) -> tuple[int, int]:
+    """Where a score stands in the sandwich, from above: upper bounds by their orders, the value, lower bounds by theirs."""
+    rank = ("upper bound", "exact", "lower bound").index(name.value)
+    return rank, name.orders if rank == 0 else -name.orders if rank == 2 else 0

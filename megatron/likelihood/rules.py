@@ -15,7 +15,7 @@ from megatron.likelihood.rows import Model, Rows, log_probabilities, of_targets
 from megatron.sampling.draws import rounded
 from megatron.sampling.masked import largest, lead, negative_entropy, shares
 
-RULES: dict[str, Callable[[Tensor], Tensor] | None] = {
+SCORES: dict[str, Callable[[Tensor], Tensor] | None] = {
     "left-to-right": None,
     "confidence": largest,
     "margin": lead,
@@ -28,24 +28,25 @@ def num_steps(places: int, a_step: int) -> int:
 
 
 def by_rule(model: Model, rows: Rows, rule: str, mask_id: int, a_step: int = 1) -> Tensor:
-    """NLL of the rows under the sampler that reveals `a_step` places at once, drawn independently.  -> float64 [b] nats
+    """NLL of each place under the sampler that reveals `a_step` places at once, drawn independently.  -> float64 [b, s] nats
 
     It is the sampler of megatron/sampling in as many steps, with its scores: what ties on its grid goes to the left.
     """
-    score, unrevealed = RULES[rule], rows.open
-    total = torch.zeros(len(unrevealed), dtype=torch.float64)
+    score, unrevealed = SCORES[rule], rows.open
+    total = torch.zeros(unrevealed.shape, dtype=torch.float64)
     for count in shares(rows.steps, num_steps(rows.steps, a_step)):
         hidden = rows.hidden(unrevealed)
+        left = hidden & rows.open
         if score is None:
-            chosen = hidden & (hidden.cumsum(1) <= count)
+            chosen = left & (left.cumsum(1) <= count)
             found = of_targets(log_probabilities(model, rows, hidden, chosen, mask_id), rows, chosen)
         else:
-            log_p = log_probabilities(model, rows, hidden, hidden, mask_id)
+            log_p = log_probabilities(model, rows, hidden, left, mask_id)
             scores = torch.full(hidden.shape, -torch.inf, dtype=torch.float64)
-            scores[hidden] = rounded(score(log_p))
+            scores[left] = rounded(score(log_p))
             rank = scores.sort(dim=1, descending=True, stable=True).indices.argsort(1)
-            chosen = hidden & (rank < count)
-            found = of_targets(log_p, rows, hidden) * chosen
-        total -= found.sum(1)
-        unrevealed = hidden & ~chosen
+            chosen = left & (rank < count)
+            found = of_targets(log_p, rows, left) * chosen
+        total -= found
+        unrevealed = left & ~chosen
     return total

@@ -1,14 +1,4 @@
-"""Scores by name: what each one's number is, of which distribution, and how it is estimated.
-
-exact               an autoregressive model's NLL
-nelbo               upper bound by the count form, noise levels stratified over rows; what validation measures
-nelbo:bernoulli     the same bound, each token hidden by itself
-nelbo:independent   the same bound by the count form, noise levels independent
-chain               the same bound by single random orders
-korder:K            upper bound by K random orders inside the logarithm
-mixture             what these bound, exactly, for few tokens
-rule:NAME[:TOKENS]  exact NLL of a sampler that reveals so many TOKENS a step [1] by a rule of rules.py
-"""
+"""How each score of megatron/score_names.py is estimated. b rows, s places."""
 
 from __future__ import annotations
 
@@ -22,38 +12,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron.batch import Clean, Noise
+from megatron.batch import Noise
 from megatron.core.mesh import all_reduce
 from megatron.errors import BadData
-from megatron.likelihood.orders import MOST_PLACES, chain, draw_order, k_order, mixture
+from megatron.likelihood.orders import MOST_PLACES, chain, draw_order, hidden_sets, k_order, mixture, tangent
 from megatron.likelihood.rows import Model, Rows, over_rows
-from megatron.likelihood.rules import RULES, by_rule, num_steps
+from megatron.likelihood.rules import by_rule, num_steps
 from megatron.objectives import REFERENCE_STRATA, Objective
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.score_names import ScoreName, read_score
+from megatron.training.evaluate import noise_error
 
 MOST_DRAWS = 4096
-MIXTURE = "mixture over all orders"
+MOST_TANGENT = 10  # places: the slack of a tangent grows with the scatter of an order's likelihood
+CANDIDATES = ("nelbo", "nelbo:bernoulli", "nelbo:independent", "chain")  # of a pilot
+PILOT_ROWS, PILOT_DRAWS = 32, 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Draw:
     """One draw of all rows, and what it cost."""
 
     nll: np.ndarray  # [rows] nats
-    forwards: int  # passes of one row
+    forwards: float  # passes of one row
     seconds: float  # of all processes' CPU
+    places: np.ndarray | None = None  # [rows, s] nats of each place, where the score is a sum over places
+    level: np.ndarray | None = None  # [rows] noise level, where a draw has one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One estimator. `draw` number n is a function of the seed and n alone."""
 
-    name: str
-    value: str  # exact, or upper bound
-    of: str  # the distribution whose NLL it is, or bounds
+    name: ScoreName
     random: bool
     draw: Callable[[int], Draw]
-    orders: int = 1  # inside the logarithm of one draw
+    pilot: dict | None = None  # what a pilot found of each candidate, and which one draws
 
 
 @dataclass
@@ -65,123 +59,180 @@ class Estimators:
     rows: Rows
     seed: int
     vocab_size: int
-    orders: list[Draw] = field(default_factory=list)
+    by_place: bool = False  # whether draws keep what each place costs
+    orders: dict[int | None, list[Draw]] = field(default_factory=dict)  # by block: each random order, over all parts
+    blocks: dict[int, tuple[Rows, Tensor]] = field(default_factory=dict)  # by size: the parts, and the row of each
 
     def score(self, name: str) -> Score:
         """Raises BadData for a name that does not exist, or that this model has no such likelihood for."""
-        kind, _, rest = name.partition(":")
+        said = read_score(name)
         if self.objective.exact:
-            if name != "exact":
+            if said.kind != "exact":
                 raise BadData(f"--score {name}: an autoregressive model has one order, and its NLL is exact; give exact")
-            return self.posed(name, self.objective, "exact", "model, left to right", False)
-        if not isinstance(self.objective, MaskedDiffusion):
-            raise BadData(f"--score {name}: known for autoregressive and masked-diffusion models only; choose another run")
+            return Score(name=said, random=False, draw=partial(self.posed, self.objective))
+        if not isinstance(self.objective, MaskedDiffusion) or said.kind == "exact":
+            raise BadData(
+                f"--score {name}: of a masked-diffusion model give nelbo, korder:K, rule:NAME or another; it has no exact"
+            )
         posers = {
             "nelbo": self.objective,
             "nelbo:bernoulli": replace(self.objective, count=False),
             "nelbo:independent": replace(self.objective, strata=None),
         }
-        if name in posers:
-            return self.posed(name, posers[name], "upper bound", MIXTURE, True)
-        if name == "chain":
-            return Score(name=name, value="upper bound", of=MIXTURE, random=True, draw=self.order)
-        if kind == "korder" and rest.isdecimal() and int(rest):
-            draw = partial(self.several, int(rest))
-            return Score(name=name, value="upper bound", of=MIXTURE, random=True, draw=draw, orders=int(rest))
-        if name == "mixture":
-            return self.mixture()
-        if kind == "rule":
-            return self.rule(name, *rest.partition(":")[::2])
-        raise BadData(
-            f"--score {name}: expected nelbo, nelbo:bernoulli, nelbo:independent, chain, korder:K, mixture or rule:NAME[:TOKENS] "
-            f"with NAME one of {', '.join(RULES)}"
-        )
+        if said.kind in posers:
+            return Score(name=said, random=True, draw=partial(self.posed, posers[said.kind]))
+        if said.kind == "nelbo:pilot":
+            return self.pilot(said)
+        parts = self.parts(said)
+        if said.kind in ("chain", "korder"):
+            return Score(name=said, random=True, draw=partial(self.several, said, k_order))
+        if said.kind == "tangent":
+            if parts.steps > MOST_TANGENT:
+                raise BadData(
+                    f"--score {name}: usable for {MOST_TANGENT} places at most, found {parts.steps}: give --last {MOST_TANGENT} "
+                    f"or fewer, or tangent:{said.orders}/{MOST_TANGENT} for blocks"
+                )
+            return Score(name=said, random=True, draw=partial(self.several, said, tangent))
+        draw = self.mixture if said.kind == "mixture" else self.rule
+        return Score(name=said, random=False, draw=partial(draw, said, parts))
 
-    def posed(self, name: str, objective: Objective, value: str, of: str, random: bool) -> Score:
-        def draw(number: int) -> Draw:
-            offset = number * self.blocks
+    def parts(self, said: ScoreName) -> Rows:
+        """The rows, or their blocks as rows."""
+        if said.block is None:
+            return self.rows
+        if said.block not in self.blocks:
+            self.blocks[said.block] = self.rows.in_blocks(said.block)
+        return self.blocks[said.block][0]
 
-            def nll(part: Rows) -> Tensor:
-                clean = replace(part.clean, index=part.clean.index + offset)
-                return posed_nll(self.model, objective, clean, Noise(self.seed, clean.index))
+    def summed(self, said: ScoreName, nll: np.ndarray) -> np.ndarray:
+        """Of parts, the sum over each row.  [parts, ...] -> [rows, ...]"""
+        if said.block is None:
+            return nll
+        found = np.zeros((len(self.rows.tokens), *nll.shape[1:]))
+        np.add.at(found, self.blocks[said.block][1].numpy(), nll)
+        return found
 
-            return self.timed(nll, 1)
+    def posed(self, objective: Objective, number: int) -> Draw:
+        offset = number * self.apart
 
-        return Score(name=name, value=value, of=of, random=random, draw=draw)
+        def nll(part: Rows) -> Tensor:
+            clean = replace(part.clean, index=part.clean.index + offset)
+            return posed_nll(self.model, objective, replace(part, clean=clean), Noise(self.seed, clean.index))
+
+        level = None
+        if isinstance(objective, MaskedDiffusion):
+            level = objective.times(Noise(self.seed, self.rows.clean.index + offset), 1.0).numpy()
+        return self.timed(self.rows, nll, 1, level)
 
     @property
-    def blocks(self) -> int:
+    def apart(self) -> int:
         """Sample numbers between two draws, as validation has them."""
         return -(-len(self.rows.tokens) // REFERENCE_STRATA) * REFERENCE_STRATA
 
-    def order(self, number: int) -> Draw:
-        """The chain rule in random order `number`."""
-        while len(self.orders) <= number:
-            self.orders.append(self.timed(partial(self.in_random_order, len(self.orders) * self.blocks), self.rows.steps))
-        return self.orders[number]
+    def order(self, said: ScoreName, number: int) -> Draw:
+        """The chain rule of all parts in random order `number`."""
+        parts, known = self.parts(said), self.orders.setdefault(said.block, [])
+        while len(known) <= number:
+            nll = partial(self.in_random_order, len(known) * self.apart)
+            known.append(self.timed(parts, nll, parts.steps * len(parts.tokens) / len(self.rows.tokens)))
+        return known[number]
 
     def in_random_order(self, offset: int, part: Rows) -> Tensor:
         return chain(self.model, part, draw_order(part, self.seed, offset), self.mask_id)
 
-    def several(self, orders: int, number: int) -> Draw:
-        drawn = [self.order(n) for n in range(number * orders, (number + 1) * orders)]
-        inside = k_order(torch.from_numpy(np.stack([d.nll for d in drawn]))).numpy()
-        return Draw(inside, sum(d.forwards for d in drawn), sum(d.seconds for d in drawn))
+    def num_orders(self, said: ScoreName) -> int:
+        """Orders that one draw reads."""
+        return said.orders + (said.kind == "tangent")
 
-    def mixture(self) -> Score:
-        most, least = self.rows.steps, int(self.rows.open.sum(1).min())
-        if most > MOST_PLACES or least < most:
-            found = f"{most}" if least == most else f"{least} to {most}"
-            raise BadData(
-                f"--score mixture: 2^n passes for n hidden tokens, the same number in each row and at most {MOST_PLACES}; found "
-                f"{found}: give --last {MOST_PLACES} or fewer"
-            )
-        nll = partial(mixture, self.model, mask_id=self.mask_id)
-        return Score(name="mixture", value="exact", of=MIXTURE, random=False, draw=lambda _: self.timed(nll, (1 << most) - 1))
-
-    def rule(self, name: str, rule: str, tokens: str) -> Score:
-        if rule not in RULES or (tokens and not (tokens.isdecimal() and int(tokens))):
-            raise BadData(f"--score {name}: expected rule:NAME or rule:NAME:TOKENS with NAME one of {', '.join(RULES)}")
-        a_step = int(tokens or 1)
-        nll, steps = (
-            partial(by_rule, self.model, rule=rule, mask_id=self.mask_id, a_step=a_step),
-            num_steps(self.rows.steps, a_step),
+    def several(self, said: ScoreName, inside: Callable[[Tensor], Tensor], number: int) -> Draw:
+        """One draw of what is made of several orders of each part."""
+        each = self.num_orders(said)
+        drawn = [self.order(said, n) for n in range(number * each, (number + 1) * each)]
+        nll = inside(torch.from_numpy(np.stack([d.nll for d in drawn]))).numpy()
+        places = drawn[0].places if said.kind == "chain" else None
+        return Draw(
+            nll=self.summed(said, nll),
+            forwards=sum(d.forwards for d in drawn),
+            seconds=sum(d.seconds for d in drawn),
+            places=None if places is None else self.summed(said, places),
         )
-        of = f"sampler by {rule}, {a_step} token{'s' * (a_step > 1)} a step"
-        return Score(name=name, value="exact", of=of, random=False, draw=lambda _: self.timed(nll, steps))
+
+    def mixture(self, said: ScoreName, parts: Rows, number: int) -> Draw:
+        """By rows whose tokens and padding stand in the same places."""
+        patterns = torch.stack([parts.open, parts.scored, parts.later], 1).flatten(1)  # [parts, 3 s]
+        kinds, kind_of = torch.unique(patterns, dim=0, return_inverse=True)
+        nll, forwards, seconds = np.zeros(len(patterns)), 0.0, 0.0
+        numbers = [(kind_of == kind).nonzero()[:, 0] for kind in range(len(kinds))]
+        passes = [len(hidden_sets(parts.take(some[:1]))) - 1 for some in numbers]
+        if min(passes) < 0 or max(passes) >= 1 << MOST_PLACES:
+            raise BadData(
+                f"--score {said.text}: 2^n passes for n hidden tokens, {MOST_PLACES} at most; found "
+                f"{int(parts.open.sum(1).max())}: give --last {MOST_PLACES} or fewer, or mixture/{MOST_PLACES} for blocks"
+            )
+        for some, each in zip(numbers, passes):
+            found = self.timed(parts.take(some), lambda part: mixture(self.model, part, self.mask_id), each)
+            nll[some.numpy()] = found.nll
+            forwards, seconds = forwards + each * len(some) / len(self.rows.tokens), seconds + found.seconds
+        return Draw(nll=self.summed(said, nll), forwards=forwards, seconds=seconds)
+
+    def rule(self, said: ScoreName, parts: Rows, number: int) -> Draw:
+        assert said.rule is not None
+        nll = partial(by_rule, self.model, rule=said.rule, mask_id=self.mask_id, a_step=said.tokens)
+        passes = num_steps(parts.steps, said.tokens) * len(parts.tokens) / len(self.rows.tokens)
+        found = self.timed(parts, nll, passes)
+        places = None if found.places is None else self.summed(said, found.places)
+        return replace(found, nll=self.summed(said, found.nll), places=places)
+
+    def pilot(self, said: ScoreName) -> Score:
+        """Of the bound's estimators the one with the least noise a pass: sd of a draw x sqrt(passes), on a few rows."""
+        few = replace(self, rows=self.rows.take(torch.arange(min(PILOT_ROWS, len(self.rows.tokens)))), orders={}, blocks={})
+        costs = {name: few.cost(few.score(name)) for name in CANDIDATES}
+        best = min(CANDIDATES, key=lambda name: costs[name]["sd_times_root_forwards"])
+        return replace(self.score(best), name=said, pilot={"chosen": best, "rows": len(few.rows.tokens), "candidates": costs})
+
+    def cost(self, score: Score) -> dict:
+        """Of one draw over these rows."""
+        draws = [score.draw(number) for number in range(PILOT_DRAWS)]
+        scored = self.rows.scored.sum(1).numpy()
+        error, _ = noise_error(np.stack([d.nll for d in draws]), scored)
+        assert error is not None  # of several draws
+        sd, forwards = error * len(draws) ** 0.5, draws[0].forwards
+        return {"sd": sd, "forwards_per_row": forwards, "sd_times_root_forwards": sd * forwards**0.5}
 
     @property
     def mask_id(self) -> int:
         assert isinstance(self.objective, MaskedDiffusion)  # no other has these scores
         return self.objective.mask_id
 
-    def timed(self, of: Callable[[Rows], Tensor], forwards: int) -> Draw:
+    def timed(self, rows: Rows, of: Callable[[Rows], Tensor], forwards: float, level: np.ndarray | None = None) -> Draw:
+        """`of` gives nats of each row [b], or of each place [b, s]."""
         mesh, start = self.model.mesh, time.process_time()
-        found = over_rows(mesh, self.rows, self.vocab_size, of).numpy()
-        seconds = all_reduce(torch.tensor(time.process_time() - start, dtype=torch.float64), mesh.control)
-        return Draw(found, forwards, float(seconds))
+        found = over_rows(mesh, rows, self.vocab_size, of).numpy()
+        seconds = float(all_reduce(torch.tensor(time.process_time() - start, dtype=torch.float64), mesh.control))
+        nll, places = (found, None) if found.ndim == 1 else (found.sum(1), found)
+        return Draw(nll=nll, forwards=forwards, seconds=seconds, places=places if self.by_place else None, level=level)
 
 
-def posed_nll(model: Model, objective: Objective, clean: Clean, noise: Noise) -> Tensor:
-    """Each row's weighted NLL as the objective poses it.  -> float64 [b] nats"""
-    batch = objective.pose(clean, noise, 1.0)
+def posed_nll(model: Model, objective: Objective, rows: Rows, noise: Noise) -> Tensor:
+    """Each place's weighted NLL as the objective poses it.  -> float64 [b, s] nats"""
+    batch = rows.borders.apply(objective.pose(rows.clean, noise, 1.0), rows.clean)
     (logits,) = model.logits([batch])
     targets = batch.targets.flatten()[batch.asked]
     log_p = logits.cpu().double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     nll = torch.zeros(batch.weights.numel(), dtype=torch.float64)
     nll[batch.asked] = -log_p * batch.weights.flatten()[batch.asked]
-    return nll.view(batch.weights.shape).sum(1)
+    return nll.view(batch.weights.shape)
 
 
-def drawn(score: Score, enough: Callable[[np.ndarray], bool]) -> list[Draw]:
-    """Draws until they are enough; one of what is not random.  enough: nll [draws, rows] -> bool"""
+def drawn(score: Score, enough: Callable[[list[Draw]], bool]) -> list[Draw]:
+    """Draws until they are enough; one of what is not random. Raises BadData where they never are."""
     draws: list[Draw] = []
     for number in count():
         draws.append(score.draw(number))
-        if not score.random or enough(np.stack([d.nll for d in draws])):
+        if not score.random or enough(draws):
             break
         if len(draws) == MOST_DRAWS:
-            raise BadData(f"--nll-tolerance: not reached after {MOST_DRAWS} draws of {score.name}; give a larger one")
+            raise BadData(f"--nll-tolerance: not reached after {MOST_DRAWS} draws of {score.name.text}; give a larger one")
     return draws
 
 

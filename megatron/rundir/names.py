@@ -12,6 +12,7 @@ FACTS = "run.json"  # who the run is, and each time it went on
 RESULT = "result.json"  # there when, and only when, the run is done
 EXIT = "exit.json"  # how its last process ended
 EVALUATION = "evaluation.json"  # of --skip-train
+LIKELIHOODS = "likelihood.jsonl"  # of tools/evaluate.py: an object a measurement
 LOG = "train.log"  # all that it said
 BAD_BATCHES = "bad_batches"  # steps that were not finite
 MARKS = frozenset({METRICS, FACTS, RESULT, EXIT})  # any of them makes a folder a run
