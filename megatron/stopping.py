@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,12 +15,31 @@ from types import FrameType
 from megatron.errors import INTERRUPTED, INTERRUPTION, PREEMPTED
 
 ASKED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # to save and leave
+LEAVING = threading.Lock()
 
 
 def stand_by() -> None:
-    """From here on these signals end the process with 85: start it again, nothing is lost."""
+    """From here on these signals end the process with 85: start it again, nothing is lost.
+
+    A thread does it, at once: Python's own handlers wait for the end of a compiled loop over a large corpus.
+    """
     for number in ASKED:
         signal.signal(number, leave)
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    threading.Thread(target=listen, args=(heard,), name="stand by", daemon=True).start()
+
+
+def listen(heard: int) -> None:
+    while number := os.read(heard, 1):
+        if signal.getsignal(number[0]) is leave:
+            leave(number[0], None)
+
+
+def stands_by() -> bool:
+    """Whether a signal would end this process with nothing to save."""
+    return signal.getsignal(signal.SIGTERM) is leave
 
 
 def ignore() -> None:
@@ -42,8 +62,10 @@ def held_back(numbers: Iterable[int] = (signal.SIGINT,)) -> Iterator[None]:
 
 
 def leave(number: int, _frame: FrameType | None) -> None:
-    os.write(2, f"received {signal.Signals(number).name}, and there is nothing to save: the same command starts again\n".encode())
-    os._exit(PREEMPTED)
+    if LEAVING.acquire(blocking=False):  # the thread or the handler, once
+        said = f"received {signal.Signals(number).name}, and there is nothing to save: the same command starts again\n"
+        os.write(2, said.encode())
+        os._exit(PREEMPTED)
 
 
 def heed_interrupt() -> None:

@@ -107,6 +107,19 @@ def test_a_signal_before_a_run_is_85(interrupt, number):
         check(*interrupt(PROGRAMS[name], number, 0), name, number, at_once=True)
 
 
+def test_a_compiled_loop_delays_no_signal():
+    code = "from megatron import stopping; import hashlib; stopping.stand_by(); print('up', flush=True); "
+    loop = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"  # half an hour without an instruction of Python
+    child = subprocess.Popen(
+        [sys.executable, "-c", code + loop], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "up\n"
+    time.sleep(0.1)
+    child.send_signal(signal.SIGUSR1)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 85 and said.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.05, 0.2, 0.5, 1.0, 2.0, 4.0])
 def test_ctrl_c_at_any_time_of_every_tool_and_verb(interrupt, seconds):

@@ -74,6 +74,7 @@ def main(cfg: Config) -> int:
                     return run.evaluate_only(at)
                 run.identify()
                 assert data["train"] is not None  # flags without training data are refused
+                stop.begin()
                 at, reason = train(cfg, engine, objective, data["train"], run, at, interval, learner)
                 return run.leave(at, reason)
 

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from megatron.config import Train
 from megatron.core.mesh import ALONE, Group, all_reduce
 from megatron.errors import KILLED, PREEMPTED, Refusal
-from megatron.stopping import ASKED
+from megatron.stopping import ASKED, stands_by
 
 DOUBLED_SECONDS = 5.0  # a scheduler signals every process, and a launcher passes on what it got: one request, not two
 
@@ -26,16 +27,26 @@ class KillSwitch(Refusal):
 
 
 class StopRequest:
-    """Context manager: catches signals while a run is on, and puts the old handlers back."""
+    """Context manager: catches signals while a run is on, and puts the old handlers back.
+
+    Where the program stands by (megatron/stopping.py) it does so until `begin`: before the first step nothing is to save.
+    """
 
     def __init__(self, cfg: Train, world_size: int = 1):
         self.cfg, self.start, self.doubled_seconds = cfg, time.monotonic(), DOUBLED_SECONDS if world_size > 1 else 0.0
         self.signal: int | None = None
         self.caught: dict[int, float] = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self.before = {number: signal.signal(number, self.catch) for number in ASKED}
+        if not stands_by():
+            self.begin()
         return self
+
+    def begin(self) -> None:
+        """From here on a signal is a request."""
+        if not self.before:
+            self.before = {number: signal.signal(number, self.catch) for number in ASKED}
 
     def __exit__(self, *_) -> None:
         for number, handler in self.before.items():

@@ -8,12 +8,14 @@ import time
 
 import pytest
 
+from megatron import stopping
 from megatron.config import parse
 from megatron.core import checkpoint
 from megatron.engine.native import NativeEngine
 from megatron.rundir.names import step_and_attempt
 from megatron.training import pretrain, run
 from megatron.training.signals import StopRequest
+from tests.failpoints import in_fork
 
 
 def once(function, number, at_call):
@@ -57,6 +59,27 @@ def test_a_signal_saves_and_the_run_goes_on_bit_exactly(tmp_path, trainer, monke
     assert not (parts / "result.json").exists()
     assert trainer.run(parts, load=parts) == 0
     assert records(parts) == records(whole) and hashes(parts) == hashes(whole)
+
+
+@pytest.mark.parametrize("skip_train", [None, True])
+def test_a_program_that_stands_by_leaves_at_once_where_nothing_is_to_save(tmp_path, trainer, monkeypatch, capfd, skip_train):
+    """From the data to the first step, and all of an evaluation."""
+    run_dir, given = tmp_path / "run", {}
+    if skip_train:
+        assert trainer.run(run_dir) == 0
+        given = {"load": run_dir, "run_dir": tmp_path / "eval", "save": None, "save_interval": None, "skip_train": True}
+
+    def standing_by(owner, name):
+        monkeypatch.setattr(owner, name, once(getattr(owner, name), signal.SIGUSR1, 1))
+        stopping.stand_by()
+        return trainer.run(run_dir, **given)
+
+    for owner, name in [(run, "evaluate")] if skip_train else [(pretrain, "build_datasets"), (pretrain, "Run")]:
+        assert in_fork(lambda o=owner, n=name: standing_by(o, n), tmp_path)[0] == 85
+        said = capfd.readouterr()
+        assert said.err.endswith("received SIGUSR1, and there is nothing to save: the same command starts again\n")
+        monkeypatch.undo()
+        assert trainer.run(run_dir, **given) == 0  # and it does
 
 
 def test_without_save_the_run_says_that_nothing_was_saved(tmp_path, trainer, monkeypatch, capsys):
