@@ -388,6 +388,13 @@ class Optim:
     adam_eps: float = flag(1e-8, "added to the root of the second moment", identity="noted")
     weight_decay: float = flag(0.01, "decoupled decay of matrices; norm weights have none", least=0, identity="noted")
     clip_grad: float = flag(1.0, "largest gradient norm; 0 does not clip", least=0, identity="noted")
+    ema: float = flag(
+        0.0,
+        "decay of an average of the weights that validation, samples and all who open the run read; 0: none (MDLM: 0.9999)",
+        least=0,
+        below=1,
+        identity="noted",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

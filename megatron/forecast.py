@@ -90,16 +90,19 @@ def share(rows: int, cfg: Config, replica: int) -> int:
 
 
 def state_bytes(found: Shapes, cfg: Config, replica: int = 0) -> tuple[int, int, int, int]:
-    """Weights, gradients and moments on the device, and what lies on the CPU instead, of one data-parallel rank."""
-    p = cfg.parallel
+    """Weights, gradients and moments on the device, and what lies on the CPU instead, of one data-parallel rank.
+
+    The average of --ema is counted with the moments, beside which it lies.
+    """
+    p, average = cfg.parallel, bool(cfg.optim.ema)
     whole = 4 * sum(map(math.prod, found.values()))
     own = 4 * sum(share(shape[0], cfg, replica) * math.prod(shape[1:]) for shape in found.values())
     held = own if zero_stage(cfg) >= 2 else whole
     if p.cpu_params and zero_stage(cfg) == 3:
-        return 0, 0, 0, (6 if p.cpu_optimizer else 4) * own
+        return 0, 0, 0, ((6 if p.cpu_optimizer else 4) + average) * own
     if p.cpu_optimizer:
-        return held, held, 0, 4 * own  # the update has copies of weights and gradients
-    return held, held, 2 * own, 0
+        return held, held, 0, (4 + average) * own  # the update has copies of weights and gradients
+    return held, held, (2 + average) * own, 0
 
 
 def weigh(cfg: Config, plan: Stages, rank: int) -> Load:

@@ -61,6 +61,7 @@ def held(words: str, world: int):
     engine.step(batches(cfg), 1e-3)
     weights = sum(local(q).nbytes for q in parameters)
     moments = sum(state[moment].nbytes for state in engine.optimizer.state.values() for moment in MOMENTS)
+    moments += sum(kept.nbytes for kept in engine.average.kept)
     copies = sum(share.data.nbytes for share in engine.shares)
     return state_bytes(stage_shapes(cfg, plan, mesh.pp.rank), cfg, mesh.dp.rank), (weights, *gradients, moments, copies)
 
@@ -75,7 +76,7 @@ def held(words: str, world: int):
         *((4, f"--tensor-model-parallel-size 2 --zero-stage {stage}") for stage in range(4)),
         (4, "--pipeline-model-parallel-size 2 --zero-stage 3"),
         (2, "--tensor-model-parallel-size 2 --group-query-attention --num-query-groups 2"),
-        (3, "--zero-stage 1"),
+        (3, "--zero-stage 1 --ema 0.9"),
         (3, "--zero-stage 2"),
         (8, "--zero-stage 3"),
     ],

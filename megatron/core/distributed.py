@@ -186,6 +186,14 @@ def spread_update(shares: list[Share], mesh: Mesh, zero_stage: int) -> None:
             gather_rows(bucket, mesh.dp)
 
 
+def forget_gathered(stages: Sequence[GPT]) -> None:
+    """Weights were changed between passes: what FSDP2 has put together of them before is of no use."""
+    for stage in stages:
+        for module in stage.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 def gather_rows(tensors: list[Tensor], dp: Group) -> None:
     """Each rank's rows of each tensor, to all ranks, in place and in one message."""
     cuts = [split_evenly(len(t), dp.size) for t in tensors]

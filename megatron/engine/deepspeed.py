@@ -42,7 +42,8 @@ from megatron.core.mesh import Mesh, all_reduce, flat_sum
 from megatron.core.norm import squares
 from megatron.core.parameters import Spec, whole_shape
 from megatron.core.transformer import GPT
-from megatron.engine.native import MOMENTS, adamw, row_scores
+from megatron.engine.average import ROOT, Average, root_of_weights
+from megatron.engine.native import MOMENTS, adamw, new_cache, row_scores
 from megatron.errors import Mismatch, MissingInput, exits
 from megatron.layout import find_place, num_micro_batches
 
@@ -446,6 +447,7 @@ class DeepSpeedEngine:
         self.partitions: list[Tensor] = getattr(self.zero, held)
         runs = (self.find_run(name, p, shapes[name], wholes[name]) for name, p in model.named_parameters())
         self.runs = [run for run in runs if run]
+        self.average = Average(cfg.optim.ema, self.partitions)
 
     def find_run(self, name: str, p: Any, local: tuple[int, ...], whole: tuple[int, ...]) -> Run | None:
         """What of a parameter is in this rank's partitions."""
@@ -498,7 +500,11 @@ class DeepSpeedEngine:
         finite = math.isfinite(norm) and math.isfinite(value)
         self.norm = norm if finite else -1.0
         self.zero.set_lr(lr)
+        if finite:
+            self.average.begin()
         self.engine.step()
+        if finite:
+            self.average.follow(float(self.updates()))
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
         return Step(
             loss=value,
@@ -554,7 +560,8 @@ class DeepSpeedEngine:
     def score(self, batches: list[Batch]) -> list[RowScores]:
         """Each row's weighted NLL, without a gradient."""
         self.engine.eval()
-        outputs = [self.model(batch.to(self.device)) for batch in batches]
+        with self.average.read(self.spread_weights):
+            outputs = [self.model(batch.to(self.device)) for batch in batches]
         return [row_scores(batch, nll, hit) for batch, (_, nll, hit) in zip(batches, outputs)]
 
     @torch.no_grad()
@@ -562,17 +569,22 @@ class DeepSpeedEngine:
         """Of each batch's asked positions, on every rank.  -> [n, v]"""
         self.engine.eval()
         caches = caches or [None] * len(batches)
-        return [self.model(batch.to(self.device), loss=False, cache=cache) for batch, cache in zip(batches, caches)]
+        with self.average.read(self.spread_weights):
+            return [self.model(batch.to(self.device), loss=False, cache=cache) for batch, cache in zip(batches, caches)]
 
     def cache(self, rows: int, width: int) -> Cache:
-        return Cache(rows, width)
+        return new_cache(self.model, rows, width)
+
+    def updates(self) -> Tensor:
+        """How many there were.  -> [] fp32"""
+        return next((s["step"] for s in self.zero.optimizer.state.values()), torch.zeros(()))
 
     def params_norm(self) -> float:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         return self.over_world((run.partition.detach()[run.place] for run in self.runs), zero, zero)[0] ** 0.5
 
     def pieces(self) -> list[Piece]:
-        """Weights, both moments and the update count, as far as this rank owns them."""
+        """Weights, their average, both moments and the update count, as far as this rank owns them."""
         owned, state = [run for run in self.runs if run.owner], self.zero.optimizer.state
         out = [piece for run in owned for piece in run.pieces(f"model/{run.name}", run.partition.detach())]
         for run in owned:
@@ -583,10 +595,14 @@ class DeepSpeedEngine:
                 if moment in found
                 for piece in run.pieces(f"optimizer/{moment}/{run.name}", found[moment])
             ]
-        updates = next((s["step"] for s in state.values()), torch.zeros(()))
+        out += self.pieces_of_average(owned)
         if self.mesh.chief:
-            out.append(Piece(name="optimizer/step", shape=(), start=(), tensor=updates.detach().cpu().float()))
+            out.append(Piece(name="optimizer/step", shape=(), start=(), tensor=self.updates().detach().cpu().float()))
         return out
+
+    def pieces_of_average(self, runs: list[Run]) -> list[Piece]:
+        kept = dict(zip(self.partitions, self.average.kept))
+        return [piece for run in runs if kept for piece in run.pieces(f"{ROOT}/{run.name}", kept[run.partition])]
 
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint, weights_only: bool = False) -> None:
@@ -595,7 +611,10 @@ class DeepSpeedEngine:
         if not weights_only and "optimizer/step" in checkpoint.shapes:
             checkpoint.fill([Piece(name="optimizer/step", shape=(), start=(), tensor=updates)])
         moments = {p: {moment: torch.zeros_like(p) for moment in MOMENTS} for p in self.partitions if updates > 0}
-        wanted = [piece for run in self.runs for piece in run.pieces(f"model/{run.name}", run.partition.detach())]
+        self.average.expect(checkpoint, weights_only)
+        root = root_of_weights(checkpoint, weights_only)
+        wanted = [piece for run in self.runs for piece in run.pieces(f"{root}/{run.name}", run.partition.detach())]
+        wanted += self.pieces_of_average(self.runs)
         wanted += [
             piece
             for run in self.runs

@@ -15,14 +15,25 @@ from megatron.batch import Batch, RowScores, Step
 from megatron.config import Optim, Parallel
 from megatron.core.cache import Cache
 from megatron.core.checkpoint import Checkpoint, Piece
-from megatron.core.distributed import Share, accumulating, data_parallel, finish_gradients, local, make_shares, spread_update
+from megatron.core.distributed import (
+    Share,
+    accumulating,
+    data_parallel,
+    finish_gradients,
+    forget_gathered,
+    local,
+    make_shares,
+    spread_update,
+)
 from megatron.core.head import wide
 from megatron.core.mesh import Mesh, all_reduce
 from megatron.core.norm import squares
 from megatron.core.parameters import Spec, live
 from megatron.core.pipeline import Pipeline
 from megatron.core.transformer import GPT
+from megatron.engine.average import ROOT, Average, root_of_weights
 from megatron.engine.randomness import untouched
+from megatron.errors import Mismatch
 
 ONE_PROCESS, NO_PARALLEL = Mesh(), Parallel()
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -48,6 +59,7 @@ class NativeEngine:
         self.shares = make_shares(stages, mesh, self.zero_stage, parallel.cpu_optimizer)
         self.state = {s.name: s.data if s.data is s.parameter else nn.Parameter(s.data) for s in self.shares}
         self.optimizer = adamw(self.state, {s.name: s.spec for s in self.shares}, optim)
+        self.average = Average(optim.ema, [s.data for s in self.shares])
 
     def step(self, batches: list[Batch], lr: float) -> Step:
         """One optimizer step over this replica's micro-batches of a global batch."""
@@ -113,9 +125,20 @@ class NativeEngine:
             torch._foreach_mul_([p.grad for p in self.state.values() if p.grad is not None], scale)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.average.begin()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.average.follow(float(self.updates()))
         spread_update(self.shares, self.mesh, self.zero_stage)
+
+    def updates(self) -> Tensor:
+        """How many there were.  -> [] fp32"""
+        return next((s["step"] for s in self.optimizer.state.values()), torch.zeros(()))
+
+    def spread(self) -> None:
+        """Bring what the optimizer holds to where the model reads it."""
+        spread_update(self.shares, self.mesh, self.zero_stage)
+        forget_gathered(self.stages)
 
     @torch.no_grad()
     def score(self, batches: list[Batch]) -> list[RowScores]:
@@ -123,7 +146,8 @@ class NativeEngine:
         for stage in self.stages:
             stage.eval()
         placed = [b.to(self.device) for b in batches]
-        outputs = self.pipeline.forward(placed) if self.pipeline else [self.stages[0](b) for b in placed]
+        with self.average.read(self.spread):
+            outputs = self.pipeline.forward(placed) if self.pipeline else [self.stages[0](b) for b in placed]
         return [row_scores(batch, nll, hit) for batch, (_, nll, hit) in zip(batches, outputs)]
 
     @torch.no_grad()
@@ -133,13 +157,14 @@ class NativeEngine:
             if stage.training:
                 stage.eval()
         placed, caches = [b.to(self.device) for b in batches], caches or [None] * len(batches)
-        if not self.pipeline:
-            return [self.stages[0](b, loss=False, cache=cache) for b, cache in zip(placed, caches)]
-        shapes = [(len(b.asked), self.stages[0].columns) for b in batches]
-        return self.pipeline.spread(self.pipeline.forward(placed, False, caches), shapes, wide(self.stages[0].dtype))
+        with self.average.read(self.spread):
+            if not self.pipeline:
+                return [self.stages[0](b, loss=False, cache=cache) for b, cache in zip(placed, caches)]
+            shapes = [(len(b.asked), self.stages[0].columns) for b in batches]
+            return self.pipeline.spread(self.pipeline.forward(placed, False, caches), shapes, wide(self.stages[0].dtype))
 
     def cache(self, rows: int, width: int) -> Cache:
-        return Cache(rows, width)
+        return new_cache(self.stages[0], rows, width)
 
     def params_norm(self) -> float:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -147,26 +172,28 @@ class NativeEngine:
         return square**0.5
 
     def pieces(self) -> list[Piece]:
-        """Weights, both moments and the update count, as far as this rank owns them."""
+        """Weights, their average, both moments and the update count, as far as this rank owns them."""
         owned = [share for share in self.shares if share.owner]
         out = [piece(f"model/{share.name}", share, share.data.detach()) for share in owned]
         for share in owned:
             state = self.optimizer.state.get(self.state[share.name], {})
             out += [piece(f"optimizer/{moment}/{share.name}", share, state[moment]) for moment in MOMENTS if moment in state]
-        updates = next((s["step"] for s in self.optimizer.state.values()), torch.zeros(()))
+        out += [piece(f"{ROOT}/{s.name}", s, kept) for s, kept in zip(self.shares, self.average.kept) if s.owner]
         if self.mesh.chief:
-            out.append(Piece(name="optimizer/step", shape=(), start=(), tensor=updates.detach().cpu().float()))
+            out.append(Piece(name="optimizer/step", shape=(), start=(), tensor=self.updates().detach().cpu().float()))
         return out
 
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint, weights_only: bool = False) -> None:
-        """Weights where the model reads them, moments where the optimizer does."""
+        """Weights where the model reads them, moments where the optimizer does; weights alone are the average, if there is."""
         updates = torch.zeros(())
         if not weights_only and "optimizer/step" in checkpoint.shapes:
             checkpoint.fill([Piece(name="optimizer/step", shape=(), start=(), tensor=updates)])
         moments = {s.name: {moment: torch.zeros_like(s.data) for moment in MOMENTS} for s in self.shares if updates > 0}
+        kept = self.average.expect(checkpoint, weights_only)
         checkpoint.fill(
-            self.weights()
+            self.weights(root_of_weights(checkpoint, weights_only))
+            + [piece(f"{ROOT}/{share.name}", share, tensor) for share, tensor in zip(self.shares, kept)]
             + [
                 piece(f"optimizer/{moment}/{share.name}", share, moments[share.name][moment])
                 for share in self.shares
@@ -183,13 +210,13 @@ class NativeEngine:
                 step = updates.to(p.device, copy=True)
                 self.optimizer.state[p] = {"step": step} | moments[share.name]
 
-    def weights(self) -> list[Piece]:
+    def weights(self, root: str) -> list[Piece]:
         """Every weight that this rank's model reads, for a checkpoint to fill."""
         out = []
         for share in self.shares:
             held = local(share.parameter.detach())
             start = (share.start[0] - share.rows.start, *share.start[1:])
-            out.append(Piece(name=f"model/{share.name}", shape=share.shape, start=start, tensor=held))
+            out.append(Piece(name=f"{root}/{share.name}", shape=share.shape, start=start, tensor=held))
         return out
 
 
@@ -206,6 +233,15 @@ def adamw(state: dict[str, nn.Parameter], specs: dict[str, Spec], optim: Optim) 
         eps=optim.adam_eps,
         fused=True,
     )
+
+
+def new_cache(model: GPT, rows: int, width: int) -> Cache:
+    if model.condition is not None:
+        raise Mismatch(
+            "--cache: this network is told of a whole row (--time-conditioning), and parts of rows would tell it otherwise: "
+            "leave --cache out"
+        )
+    return Cache(rows, width)
 
 
 def piece(name: str, share: Share, tensor: Tensor) -> Piece:

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from megatron.core import checkpoint
 from megatron.core.checkpoint import whole
+from megatron.engine.average import root_of_weights
 from megatron.errors import Mismatch
 from megatron.exchange.weights import Weights
 
 
 def read_checkpoint(path: Path) -> Weights:
     found = checkpoint.load(path)
-    names = [name for name in found.names() if name.startswith("model/")]
+    root = root_of_weights(found, weights_only=True)
+    names = [name for name in found.names() if name.startswith(f"{root}/")]
     facts = found.facts
     if not names or "model" not in facts.get("config", {}):
         raise Mismatch(f"{found.path} holds no model of this trainer: give a folder of --save")
@@ -24,7 +26,7 @@ def read_checkpoint(path: Path) -> Weights:
         "samples": facts.get("samples"),
     }
     return Weights(
-        tensors={name.removeprefix("model/"): t for name, t in found.tensors(names).items()}, known=known, source=found.path
+        tensors={name.removeprefix(f"{root}/"): t for name, t in found.tensors(names).items()}, known=known, source=found.path
     )
 
 

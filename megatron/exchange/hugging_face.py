@@ -12,6 +12,7 @@ from megatron.budget import padded_vocab
 from megatron.config import Model
 from megatron.core.parameters import table
 from megatron.data.tokenizer import build_tokenizer
+from megatron.engine.average import root_of_weights
 from megatron.errors import BadData, Mismatch
 from megatron.exchange.agreement import Agreement, check_vector, compare, our_model, questions, their_model
 from megatron.exchange.card import card
@@ -43,9 +44,10 @@ def write_hugging_face(out: Path, trained: Trained, run: Path, dtype: torch.dtyp
     """
     cfg, objective, said = trained.cfg, trained.objective, str(dtype).removeprefix("torch.")
     library()
-    names = [name for name in trained.checkpoint.names() if name.startswith("model/")]
+    root = root_of_weights(trained.checkpoint, weights_only=True)
+    names = [name for name in trained.checkpoint.names() if name.startswith(f"{root}/")]
     tensors = {
-        name.removeprefix("model/"): t.to(dtype).float() for name, t in trained.checkpoint.tensors(names).items()
+        name.removeprefix(f"{root}/"): t.to(dtype).float() for name, t in trained.checkpoint.tensors(names).items()
     }  # what is stored, so that what is compared is the copy and not the rounding
     check_shapes(trained.checkpoint.path, tensors, {"model": cfg.as_dict()["model"]})
     rows = rows_of(cfg.model, objective.uses_mask)

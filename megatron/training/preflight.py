@@ -105,7 +105,7 @@ def output(cfg: Config) -> str:
             raise CannotWrite(
                 f"{folder} cannot be written to ({error.strerror}): choose another --run-dir, --save or --tensorboard-dir"
             ) from error
-    needed = 12 * cfg.model.shape().total() if cfg.train.save else 0
+    needed = (16 if cfg.optim.ema else 12) * cfg.model.shape().total() if cfg.train.save else 0
     free = shutil.disk_usage(cfg.train.save or cfg.log.run_dir).free
     if free < needed:
         raise CannotWrite(

@@ -161,13 +161,13 @@ LAYOUTS = {
 }
 
 
-def engine_at(flags, seed=0):
+def engine_at(flags, seed=0, optim=OPTIM):
     parallel = Parallel(**{"pipeline_schedule": "1f1b", "world_size": 2} | flags)
     mesh = build_mesh(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
     plan = parallel.stages(MODEL.num_layers)
     layers = [plan.layers[number] for number in plan.of_rank(mesh.pp.rank)]
     stages = [GPT(MODEL, True, seed, tp=mesh.tp, layers=each, live_rows=50) for each in layers]
-    return NativeEngine(stages, OPTIM, parallel, mesh)
+    return NativeEngine(stages, optim, parallel, mesh)
 
 
 def part_of(seed, mesh):
