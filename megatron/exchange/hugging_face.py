@@ -43,6 +43,8 @@ def write_hugging_face(out: Path, trained: Trained, run: Path, dtype: torch.dtyp
     Raises Mismatch for a network that Llama is not, and where logits or the NLL would differ.
     """
     cfg, objective, said = trained.cfg, trained.objective, str(dtype).removeprefix("torch.")
+    if cfg.model.time_conditioning:
+        raise Mismatch(f"{run} was trained with --time-conditioning, and Llama's norms are told nothing: export a run without it")
     library()
     root = root_of_weights(trained.checkpoint, weights_only=True)
     names = [name for name in trained.checkpoint.names() if name.startswith(f"{root}/")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megatron.budget import Shape
+from megatron.budget import LEVEL_FEATURES, Shape
 from megatron.errors import Mismatch
 
 
@@ -43,6 +43,7 @@ def shapes(model: dict) -> dict[str, tuple[int, ...]]:
     shape = Shape(
         **{name: model[name] for name in names},
         tied=not model["untie_embeddings_and_output_weights"],
+        condition_features=LEVEL_FEATURES * model.get("time_conditioning", False),
         num_query_groups=model.get("num_query_groups"),
     )
     return {name: parameter.shape for name, parameter in shape.tensors().items()}
