@@ -55,6 +55,10 @@ MEGATRON_ORDER = Needs("use --epoch-order reference", lambda c: c.data.epoch_ord
 PAPERS = Needs("use --data-kind random-window", lambda c: c.data.data_kind == "random-window")
 GPT2_BPE = Needs("use --tokenizer-type GPT2BPETokenizer", lambda c: c.data.tokenizer_type == "GPT2BPETokenizer")
 TOKENIZER_FILE = Needs("use a --tokenizer-type that reads one", lambda c: c.data.tokenizer_type in TOKENIZERS_OF_FILES)
+AR = Needs("use --objective ar", lambda c: c.objective.objective == "ar")
+AR_ON_STREAM = Needs("use --objective ar and --data-kind packed", lambda c: AR.met(c) and PACKED.met(c))
+RANDMASK = Needs("give --randmask-ratio", lambda c: c.objective.randmask_ratio)
+ORDERS = Needs("give --num-order-list above 1", lambda c: c.objective.num_order_list > 1)
 MDM = Needs("use --objective mdm", lambda c: c.objective.objective == "mdm")
 MDM_ON_STREAM = Needs("use --objective mdm and --data-kind packed", lambda c: MDM.met(c) and PACKED.met(c))
 POLYNOMIAL = Needs("use --noise-schedule polynomial", lambda c: c.objective.noise_schedule == "polynomial")
@@ -358,8 +362,35 @@ class Objective:
         identity="experiment",
         needs=MDM_ON_STREAM,
     )
+    randmask_ratio: float = flag(
+        0.0, "share of positions that token masking acts on in training", least=0, most=1, identity="experiment", needs=AR
+    )
+    randmask_kind: Literal["edges", "tokens", "inputs"] = flag(
+        "edges",
+        "edges: they see less of what is before them; tokens: they are seen by nobody else; inputs: they read the mask",
+        identity="experiment",
+        needs=RANDMASK,
+    )
+    num_order_list: int = flag(
+        0,
+        "training reads each row in one of so many orders, of which the first is left to right",
+        least=0,
+        identity="experiment",
+        needs=AR_ON_STREAM,
+    )
+    use_predefined_order: bool = flag(
+        False,
+        "these orders are disturbed the more the higher their number; else they are random",
+        identity="experiment",
+        needs=ORDERS,
+    )
     num_mc: int = flag(None, "noise draws a validation row [ar 1, mdm 2; 2 or more give a standard error]", identity="free")
     score_first_token: bool = flag(False, "parity: validation scores token 0 too (mdm), and the last one (ar)", identity="free")
+
+    @property
+    def uses_mask(self) -> bool:
+        """Whether the mask's row of the embedding table is an input."""
+        return OBJECTIVES[self.objective].uses_mask or bool(self.randmask_ratio and self.randmask_kind == "inputs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -506,7 +537,7 @@ class Config:
     def with_vocabulary(self, vocab_size: int) -> "Config":
         """The same config once the tokenizer is open. Raises ConfigError when flags say another vocabulary."""
         mistakes: list[str] = []
-        model = fill_vocabulary(self.model, vocab_size, self.objective.objective, self.parallel, mistakes)
+        model = fill_vocabulary(self.model, vocab_size, self.objective.uses_mask, self.parallel, mistakes)
         check_tensor(self.parallel, model, mistakes)
         if mistakes:
             raise ConfigError(mistakes)
@@ -657,7 +688,7 @@ def resolve_model(cfg: Config, unread: Collection[str], mistakes: list[str]) -> 
     if m.use_flash_attn and m.attention_dropout:
         mistakes.append("--use-flash-attn: the fused kernel has no addressed dropout; give --attention-dropout 0")
     vocab_size = known_vocabulary(cfg, mistakes)
-    return fill_vocabulary(m, vocab_size, cfg.objective.objective, cfg.parallel, mistakes) if vocab_size else m
+    return fill_vocabulary(m, vocab_size, cfg.objective.uses_mask, cfg.parallel, mistakes) if vocab_size else m
 
 
 def from_preset(m: Model) -> Model:
@@ -699,13 +730,13 @@ def known_vocabulary(cfg: Config, mistakes: list[str]) -> int | None:
     return known or given
 
 
-def fill_vocabulary(m: Model, vocab_size: int, objective: str, p: Parallel, mistakes: list[str]) -> Model:
+def fill_vocabulary(m: Model, vocab_size: int, uses_mask: bool, p: Parallel, mistakes: list[str]) -> Model:
     if m.vocab_size not in (None, vocab_size):
         mistakes.append(f"--vocab-size {m.vocab_size} is not the tokenizer's: give {vocab_size}")
     rows = padded_vocab(vocab_size, m.make_vocab_size_divisible_by, m.pad_vocab, p.tensor_model_parallel_size)
     if m.padded_vocab_size not in (None, rows):
         mistakes.append(f"--padded-vocab-size {m.padded_vocab_size} is not the derived {rows}: leave it out")
-    if OBJECTIVES[objective].uses_mask and rows < vocab_size + RESERVED_IDS:
+    if uses_mask and rows < vocab_size + RESERVED_IDS:
         mistakes.append(
             f"--pad-vocab {m.pad_vocab} gives {rows} rows for {vocab_size} ids: no room for the mask; use --pad-vocab fixed"
         )
@@ -986,6 +1017,10 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
         mistakes.append("--noise-schedule importance needs --mdm-eps above 0, where log m begins")
     if o.noise_schedule == "geometric" and o.noise_sigma_min >= o.noise_sigma_max:
         mistakes.append(f"--noise-sigma-min {o.noise_sigma_min:g} must be below --noise-sigma-max {o.noise_sigma_max:g}")
+    if o.randmask_ratio and o.num_order_list > 1:
+        mistakes.append("--randmask-ratio and --num-order-list exclude each other: give one")
+    if o.num_order_list > 1 and (cfg.data.reset_attention_mask or cfg.data.reset_position_ids or cfg.data.eod_mask_loss):
+        mistakes.append("--num-order-list mixes documents, whose borders --reset-... and --eod-mask-loss keep: give one")
     if o.random_length_prob and cfg.data.reset_attention_mask:
         mistakes.append("--random-length-prob and --reset-attention-mask both say who is seen: give one")
     if known.exact and (o.num_mc or 1) != 1:

@@ -95,8 +95,6 @@ ALIASES: dict[str, tuple[str, Any]] = {
 
 # Flags of work that is not built yet, and what each needs; a star stands for anything.
 LATER = {
-    "randmask-ratio": "token masking for autoregressive models",
-    **dict.fromkeys(["use-order-list", "num-order-list", "use-predefined-order"], "training in random and predefined orders"),
     "untie-with-additional-mask": "an extra input row for the mask",
     **dict.fromkeys(
         ["fp16", "loss-scale", "initial-loss-scale", "min-loss-scale", "loss-scale-window"], "fp16 with loss scaling"
@@ -160,6 +158,7 @@ DEAD = {
     "use-target-position-embeddings": "the reference forces it off",
     "block-size": "nothing in the reference reads it",
     "order-list": "an internal slot of the reference",
+    "use-order-list": "--num-order-list says how many orders, and with it that there are some",
     **dict.fromkeys(
         ["full-dataset", "max-examples-per-split", "download-from-s3", "upload-to-s3", "s3-bucket", "s3-prefix"],
         "tools/prepare_corpus.py prepares, fetches and stores corpora",

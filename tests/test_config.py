@@ -69,20 +69,20 @@ ACTS = """
     make-vocab-size-divisible-by preflight max-skipped-steps mdm-t-sampling log-names keep-last keep-every pad-vocab
     deepspeed deepspeed-config no-pipeline-parallel cpu-optimizer sequence-parallel use-distributed-optimizer local-rank
     num-layers-per-virtual-pipeline-stage recompute-granularity dry-run unique-tokens epoch-order data-cache-path data-kind
-    categories num-categories tokens-per-category save-at low-noise-start low-noise-iter low-noise-ratio ar-ratio""".split()
+    categories num-categories tokens-per-category save-at low-noise-start low-noise-iter low-noise-ratio ar-ratio
+    randmask-ratio num-order-list use-predefined-order""".split()
 ONE_VALUE = """optimizer normalization swiglu use-rotary-position-embeddings data-impl bias-linear position-embedding-type
     exit-signal-handler overlap-grad-reduce recompute-method recompute-num-layers""".split()
 ANOTHER_NAME = """max-steps log-dir output-dir wandb-run-name resume-from gradient-checkpointing token-budget
     checkpoint-interval-steps max-step-checkpoints learning-rate eval-every max-seq-len force-cpu disable-bias-linear target-flops
     no-position-embedding recompute-activations difflm-varilen-prob""".split()
-NOT_BUILT = """untie-with-additional-mask randmask-ratio use-order-list
-    num-order-list use-predefined-order task_list results_path adaptive_seq_len num_fewshot eval_fp32 eval_method sampling_eps
+NOT_BUILT = """untie-with-additional-mask task_list results_path adaptive_seq_len num_fewshot eval_fp32 eval_method sampling_eps
     only_generate only_mc_nll max_chunk_size inference no-load-optim no-load-rng fp16 upload_results_to_s3 target-param-data-ratio
     epochs checkpoint metrics num_samples output""".split()
 NEVER = """target-random-ratio use-target-position-embeddings block-size order-list num-workers dataloader-type download_from_s3
     upload_to_s3 s3_bucket s3_prefix full_dataset max_examples_per_split mock-data
     load-tag data_dir architecture config-name pretrained_checkpoint reduce_lr_factor mask-token attention-mask-type
-    distributed-timeout-minutes""".split()
+    distributed-timeout-minutes use-order-list""".split()
 
 
 def test_every_published_flag_has_its_class():
@@ -289,6 +289,34 @@ def test_a_value_that_cannot_be(words, said):
             "--tokenizer-model would do nothing here: use a --tokenizer-type that reads one, or leave it out",
         ),
         ("--mdm-eps 0", "--mdm-eps would do nothing here: use --objective mdm, or leave it out"),
+        ("--ar-ratio 1.5 --objective mdm", "--ar-ratio must be at most 1, not 1.5"),
+        (
+            "--use-predefined-order",
+            "--use-predefined-order would do nothing here: give --num-order-list above 1, or leave it out",
+        ),
+        ("--low-noise-iter 5", "--low-noise-iter would do nothing here: give --low-noise-start, or leave it out"),
+        ("--time-conditioning", "--time-conditioning would do nothing here: use --objective mdm, or leave it out"),
+        ("--randmask-ratio 0.5 --num-order-list 4", "--randmask-ratio and --num-order-list exclude each other: give one"),
+        (
+            "--num-order-list 4 --reset-position-ids",
+            "--num-order-list mixes documents, whose borders --reset-... and --eod-mask-loss keep: give one",
+        ),
+        (
+            "--objective mdm --noise-schedule geometric --mdm-eps 0.1 --noise-sigma-min 30",
+            "--mdm-eps would do nothing here: --noise-schedule geometric has sigmas; leave it out",
+        ),
+        (
+            "--objective mdm --noise-schedule geometric --mdm-eps 0.1 --noise-sigma-min 30",
+            "--noise-sigma-min 30 must be below --noise-sigma-max 20",
+        ),
+        (
+            "--objective mdm --noise-schedule importance --mdm-eps 0",
+            "--noise-schedule importance needs --mdm-eps above 0, where log m begins",
+        ),
+        (
+            "--objective mdm --random-length-prob 0.01 --reset-attention-mask",
+            "--random-length-prob and --reset-attention-mask both say who is seen: give one",
+        ),
         ("--lr-wsd-decay-iters 2", "--lr-wsd-decay-iters would do nothing here: use --lr-decay-style WSD, or leave it out"),
         ("--wandb-group g", "--wandb-group would do nothing here: give --wandb-project, or leave it out"),
         (
