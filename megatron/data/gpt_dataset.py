@@ -132,7 +132,8 @@ class Circle:
         """Fill `row` with the tokens that follow from `at` on the circle."""
         first = min(len(row), self.num_tokens - at)
         row[:first] = self.corpus.tokens(self.start + at, self.start + at + first)
-        row[first:] = self.corpus.tokens(self.start, self.start + len(row) - first)
+        if first < len(row):
+            row[first:] = self.corpus.tokens(self.start, self.start + len(row) - first)
 
 
 class PackedDataset(Samples):

@@ -21,12 +21,12 @@ def micro_batches(
     numbers = first_sample + np.arange(num_rows or num_samples).clip(max=num_samples - 1)
     rows = dataset.rows(numbers)
     dataset.check_ids(rows, numbers)
-    tokens, index = torch.from_numpy(rows), torch.from_numpy(numbers)
-    problem = dataset.scored(numbers)
-    scored = torch.ones_like(tokens, dtype=torch.bool) if problem is None else torch.from_numpy(problem)
+    scored = dataset.scored(numbers)
+    scored = np.ones(rows.shape, bool) if scored is None else scored
     scored[num_samples:] = False
-    parts = zip(*(whole.split(micro_batch_size) for whole in (tokens, scored, index)), strict=True)
-    return [Clean(tokens=t, scored=s, index=i) for t, s, i in parts]
+    cuts = [slice(at, at + micro_batch_size) for at in range(0, len(rows), micro_batch_size)]
+    whole = {"tokens": rows, "scored": scored, "index": numbers}
+    return [Clean(**{name: torch.from_numpy(array[cut]) for name, array in whole.items()}) for cut in cuts]
 
 
 def replica_batches(

@@ -93,7 +93,9 @@ class MaskedDiffusion(Objective):
         else:
             level, p = (x.float()[:, None] for x in self.schedule.rates(t, self.eps))  # [b, 1] each
             below = uniform < level
-        hidden = (below & scored) | hidden_padding(below, scored)
+        hidden = below & scored
+        if not scored[:, -1].all():
+            hidden |= hidden_padding(below, scored)
         if self.left_to_right:
             hidden = at_the_end(hidden, scored, noise.uniform(Purpose.ROW_KIND, 1) < self.left_to_right)
         weights = hidden.float() if self.low_variance else hidden / p
