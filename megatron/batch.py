@@ -93,7 +93,7 @@ class Noise:
         return rng, rng.bit_generator.state
 
     def at(self, purpose: int, numbers: Iterable[int]) -> Iterator[np.random.Generator]:
-        """What `stream` gives at each of these addresses, good until the next: one object, moved for a tenth of the cost of another."""
+        """What `stream` gives at each of these addresses, good until the next: moving one costs a tenth of making it."""
         rng, state = self.start
         state["state"]["counter"][2] = purpose
         for number in numbers:
