@@ -42,8 +42,8 @@ def shared(name):
         ("a.jsonl", b"\xef\xbb\xbf" + lines(RECORDS).replace(b"\n", b"\r\n\r\n")),
         ("a.json", lines(RECORDS)),
         ("a.json", b"\xef\xbb\xbf \n" + json.dumps(RECORDS, indent=1).encode()),
-        ("a.json.gz", gzip.compress(lines(RECORDS))),
-        ("a.jsonl.gz", gzip.compress(json.dumps(RECORDS).encode())),
+        ("a.json.gz", gzip.compress(lines(RECORDS), mtime=0)),
+        ("a.jsonl.gz", gzip.compress(json.dumps(RECORDS).encode(), mtime=0)),
     ],
 )
 def test_json_lines_and_arrays_of_any_spelling(tmp_path, name, data):
