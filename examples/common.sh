@@ -4,7 +4,7 @@
 #   plan FLAGS...                 more runs for this recipe, as `tools/scaling_laws.py plan FLAGS` makes them; the recipe sets
 #                                 `name`, what they are called, and may set `extra`, flags of pretrain_*.py for each
 #   finish, evaluate              execute the plan on every GPU of the job, or in few processes; score finished runs
-#   analyse                       its tables and figures
+#   analyse, tabulate             its tables and figures; a line for each of its runs
 # examples/README.md lists the variables that change a run.
 set -euo pipefail
 note() { echo "$*" >&2; }
@@ -154,6 +154,9 @@ analyse() {
   out=$RUNS_DIR/$plan_name$changed
   if [[ ${DRY_RUN:-} != 1 ]]; then scaling_laws "$1" --out "$out" "${@:2}"; fi
 }
+
+# tabulate: the runs of the recipe, a line each, with their losses.
+tabulate() { if [[ ${DRY_RUN:-} != 1 ]]; then scaling_laws runs ls "${names[@]/#/$RUNS_DIR/}"; fi; }
 
 # launch COMMAND: signals reach it, and Ctrl-C means save and stop. It ends with 85 when it was stopped so, and with 75 when a
 # process was lost: a Slurm job then goes back to the queue, after a loss at most ten times.
