@@ -12,6 +12,9 @@ if __name__ == "__main__":
     cfg = config.main(objective="ar")
     from megatron.training.pretrain import main  # torch is imported only once the flags are right
 
-    code = main(cfg)
+    score = None
+    if cfg.train.final_scores:
+        from megatron.likelihood.final import score
+    code = main(cfg, score)
     stopping.ignore()
     sys.exit(code)

@@ -11,6 +11,7 @@
 #SBATCH --signal=B:USR1@120
 # Where masked diffusion passes the autoregressive model: both at every budget C over the first U tokens, both laws, the figure.
 #   UNIQUE="50M 100M" FLOPS="1e19 3e19" bash examples/crossover.sh
+#   SCORES="korder:16 rule:confidence" bash examples/crossover.sh       the laws of these scores too, of the runs that are there
 here=$(dirname "$0")
 [[ -f $here/common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples   # sbatch runs a copy: submit it from the project
 source "$here/common.sh"
@@ -20,8 +21,19 @@ plan utils/datapaths/train_c4_full.txt --kind critical-compute --sizes $(sizes "
   --unique-tokens "$(commas full ${UNIQUE:-$(at_scale "25M 50M 100M 500M" "8000 16000 32000")})"
 finish
 for name in "${names[@]}"; do if [[ $name == ar_* ]]; then ar+=("$RUNS_DIR/$name"); else mdm+=("$RUNS_DIR/$name"); fi; done
-out=$RUNS_DIR/crossover$changed      # AR overfits within these runs, which its law must be able to say; MDM does not
-analyse fit "${ar[@]}" --form data-constrained-overfit --out "$out/ar"
-analyse fit "${mdm[@]}" --form data-constrained --out "$out/mdm"
-analyse critical-compute --ar "$out/ar" --diffusion "$out/mdm" --unique-tokens "$(at_scale 25e6:500e6 8e3:32e3)" \
-  --flops "$(at_scale 1e19:1e24 2e10:1e13)"
+laws() {                              # [SCORE]: of the validation's loss, or of the score that each run is measured by
+  local to=$RUNS_DIR/crossover$changed${1:+-${1//[:\/]/-}}   # AR overfits within these runs, which its law must be able to say
+  analyse fit "${ar[@]}" ${1:+--score "$1"} --form data-constrained-overfit --out "$to/ar"
+  analyse fit "${mdm[@]}" ${1:+--score "$1"} --form data-constrained --out "$to/mdm"
+  analyse critical-compute --ar "$to/ar" --diffusion "$to/mdm" --unique-tokens "$(at_scale 25e6:500e6 8e3:32e3)" \
+    --flops "$(at_scale 1e19:1e24 2e10:1e13)" ${1:+--score "$1"} --out "$to"
+}
+laws
+for score in ${SCORES:-}; do          # nothing is trained again: runs that have this score keep it
+  for run in "${mdm[@]}"; do
+    if [[ ${DRY_RUN:-} != 1 ]] && ! grep -qF "\"score\": \"$score\"" "$run/likelihood.jsonl" 2>/dev/null; then
+      "$PYTHON" tools/evaluate.py likelihood "$run" --score "$score"
+    fi
+  done
+  laws "$score"
+done

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_type_hints
 
 from megatron.budget import GPT2_VOCAB, LEVEL_FEATURES, RESERVED_IDS, Shape, padded_vocab, swiglu_width
 from megatron.catalogue import OBJECTIVES
+from megatron.errors import BadData
 from megatron.flags import (
     ALIASES,
     DEAD,
@@ -40,10 +41,13 @@ from megatron.flags import (
     without_none,
 )
 from megatron.layout import Stages, find_place, make_stages, num_micro_batches
+from megatron.score_names import MOST_PLACES, read_scores
 
 # What some flags act with.
 GROUPS = Needs("give --group-query-attention", lambda c: c.model.group_query_attention)
 SAVING = Needs("give --save", lambda c: c.train.save)
+FINISHING = Needs("give --save, and train", lambda c: c.train.save and not c.train.skip_train)
+FINAL_SCORES = Needs("give --final-scores", lambda c: c.train.final_scores)
 LOADING = Needs("give --load", lambda c: c.train.load)
 DRY_RUN = Needs("give --dry-run", lambda c: c.train.dry_run)
 DEEPSPEED = Needs("give --deepspeed", lambda c: c.parallel.deepspeed)
@@ -463,6 +467,13 @@ class Train:
     eval_interval: int = flag(1000, "steps between validations", identity="free")
     eval_iters: int = flag(100, "validation rows, in global batches; 0: none", least=0, identity="free")
     eval_seed: int = flag(4321, "names the validation slice's noise", least=0, identity="free")
+    final_scores: list[str] | None = flag(
+        None,
+        "likelihoods of the finished run, as tools/evaluate.py likelihood --score has them; of --objective ar exact",
+        identity="free",
+        needs=FINISHING,
+    )
+    final_score_rows: int | None = flag(None, "validation rows for these [all]", identity="free", needs=FINAL_SCORES)
     save: str | None = flag(None, "folder for checkpoints", identity="free")
     save_interval: int | None = flag(None, "steps between checkpoints [only at the end]", identity="free", needs=SAVING)
     save_at: list[int] | None = flag(None, "also checkpoint at these steps, and keep those", identity="free", needs=SAVING)
@@ -639,6 +650,7 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
     check_parallel(parallel, train, mistakes)
     optim = resolve_optim(cfg.optim, train, unread, mistakes)
     check_data(cfg, unread, mistakes)
+    check_final_scores(train, model, mistakes)
     return replace(
         cfg,
         model=model,
@@ -648,6 +660,18 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
         log=resolve_log(cfg, model),
         objective=resolve_objective(cfg, mistakes),
     ), mistakes
+
+
+def check_final_scores(train: Train, model: Model, mistakes: list[str]) -> None:
+    try:
+        names = read_scores(train.final_scores or [], "--final-scores")
+    except BadData as error:
+        mistakes.append(str(error))
+        return
+    for name in names:
+        most = MOST_PLACES.get(name.kind)
+        if most and model.seq_length and (name.block or model.seq_length - 1) > most:
+            mistakes.append(f"--final-scores {name.text}: for {most} places at most; give {name.text.partition('/')[0]}/{most}")
 
 
 def given_of(section, names: Iterable[str]) -> list[str]:

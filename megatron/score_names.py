@@ -30,6 +30,7 @@ EXPECTED = (
     f"one of {', '.join(RULES)}, the last five also with /B for blocks of B, or exact of an autoregressive model"
 )
 LEAST_TANGENT = 4  # orders at which the tangent's slack is moderate (arXiv:2605.24292)
+MOST_PLACES = {"mixture": 12, "tangent": 10}  # 2^12 passes a row; the slack of a tangent grows with the scatter of an order's NLL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,28 +64,28 @@ class ScoreName:
         return self.kind == "rule"
 
 
-def read_score(text: str) -> ScoreName:
+def read_score(text: str, flag: str = "--score") -> ScoreName:
     """Raises BadData for a name that does not exist."""
     found = NAME.fullmatch(text)
     if found is None:
-        raise BadData(f"--score {text}: expected {EXPECTED}")
+        raise BadData(f"{flag} {text}: expected {EXPECTED}")
     name, block = found[1], int(found[2]) if found[2] else None
     head, _, rest = name.partition(":")
     kind = name if name in PLAIN else head
     if block is not None and kind not in WITHIN_BLOCKS:
-        raise BadData(f"--score {text}: /B is for {', '.join(WITHIN_BLOCKS)}; give {kind} without it, or chain/{block}")
+        raise BadData(f"{flag} {text}: /B is for {', '.join(WITHIN_BLOCKS)}; give {kind} without it, or chain/{block}")
     if kind == "rule":
         rule, _, tokens = rest.partition(":")
         return ScoreName(text=text, kind=kind, rule=rule, tokens=int(tokens or 1), block=block)
     if kind == "tangent" and int(rest) < LEAST_TANGENT:
         raise BadData(
-            f"--score {text}: with fewer than {LEAST_TANGENT} orders its slack explodes; give tangent:{LEAST_TANGENT} or more"
+            f"{flag} {text}: with fewer than {LEAST_TANGENT} orders its slack explodes; give tangent:{LEAST_TANGENT} or more"
         )
     return ScoreName(text=text, kind=kind, orders=int(rest) if kind in ("korder", "tangent") else 1, block=block)
 
 
-def read_scores(words: list[str]) -> list[ScoreName]:
+def read_scores(words: list[str], flag: str = "--score") -> list[ScoreName]:
     """Raises BadData, also where one is named twice."""
     if twice := next((word for n, word in enumerate(words) if word in words[:n]), None):
-        raise BadData(f"--score {','.join(words)}: names {twice} twice; expected each score once")
-    return [read_score(word) for word in words]
+        raise BadData(f"{flag} {','.join(words)}: names {twice} twice; expected each score once")
+    return [read_score(word, flag) for word in words]

@@ -100,10 +100,13 @@ def train(member: Member) -> int:
     """Run one member in this process. Returns its exit code and prints one line about it."""
     from megatron.training.pretrain import main as pretrain
 
+    score = None
+    if member.cfg.train.final_scores:
+        from megatron.likelihood.final import score
     began, folder = time.monotonic(), Path(member.cfg.log.run_dir)
     before = stamp(folder / EXIT)
     with contextlib.redirect_stderr(Echo(sys.stderr)) as said:
-        code = pretrain(member.cfg)  # a crash is its code 70: it does not end the others
+        code = pretrain(member.cfg, score)  # a crash is its code 70: it does not end the others
     if code and stamp(folder / EXIT) == before and find_place(os.environ).rank == 0 and not is_held(folder):
         record_failure(folder, code, said.last)  # it ended before its folder was its own
     sys.stderr.write(f"{member.name} {summary(member, code)}, {time.monotonic() - began:.0f} s\n")  # whole: others write too

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from megatron.batch import Noise, Purpose
 from megatron.likelihood.rows import Model, Rows, log_probabilities, of_targets
-
-MOST_PLACES = 12  # 2^12 passes a row
+from megatron.score_names import MOST_PLACES
 
 
 def draw_order(rows: Rows, seed: int, offset: int = 0) -> Tensor:
@@ -62,7 +61,7 @@ def tangent(orders: Tensor) -> Tensor:
 def hidden_sets(row: Rows) -> dict[int, list[tuple[int, int]]]:
     """Each set of places that can be hidden, as bits, with what revealing each of them leaves: (place, set); small ones first.
 
-    Where nothing is padding these are all 2^n; behind a visible end there is nothing to hide. Stops behind 2^MOST_PLACES; {} for
+    Where nothing is padding these are all 2^n; behind a visible end there is nothing to hide. Stops behind 2^12; {} for
     more places than an int64 has bits.
     """
     places = row.open[0].nonzero()[:, 0]
@@ -78,7 +77,7 @@ def hidden_sets(row: Rows) -> dict[int, list[tuple[int, int]]]:
 
     found: dict[int, list[tuple[int, int]]] = {}
     front = left_hidden(powers.sum()[None])
-    while len(front) and len(found) <= 1 << MOST_PLACES:
+    while len(front) and len(found) <= 1 << MOST_PLACES["mixture"]:
         which, place = ((front[:, None] & powers) > 0).nonzero(as_tuple=True)
         rest = left_hidden(front[which] ^ powers[place])
         found |= {bits: [] for bits in front.tolist()}

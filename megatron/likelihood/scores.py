@@ -15,16 +15,15 @@ from torch import Tensor
 from megatron.batch import Noise
 from megatron.core.mesh import all_reduce
 from megatron.errors import BadData
-from megatron.likelihood.orders import MOST_PLACES, chain, draw_order, hidden_sets, k_order, mixture, tangent
+from megatron.likelihood.orders import chain, draw_order, hidden_sets, k_order, mixture, tangent
 from megatron.likelihood.rows import Model, Rows, over_rows
 from megatron.likelihood.rules import by_rule, num_steps
 from megatron.objectives import REFERENCE_STRATA, Objective
 from megatron.objectives.masked import MaskedDiffusion
-from megatron.score_names import ScoreName, read_score
+from megatron.score_names import MOST_PLACES, ScoreName, read_score
 from megatron.training.evaluate import noise_error
 
 MOST_DRAWS = 4096
-MOST_TANGENT = 10  # places: the slack of a tangent grows with the scatter of an order's likelihood
 CANDIDATES = ("nelbo", "nelbo:bernoulli", "nelbo:independent", "chain")  # of a pilot
 PILOT_ROWS, PILOT_DRAWS = 32, 4
 
@@ -87,10 +86,11 @@ class Estimators:
         if said.kind in ("chain", "korder"):
             return Score(name=said, random=True, draw=partial(self.several, said, k_order))
         if said.kind == "tangent":
-            if parts.steps > MOST_TANGENT:
+            most = MOST_PLACES["tangent"]
+            if parts.steps > most:
                 raise BadData(
-                    f"--score {name}: usable for {MOST_TANGENT} places at most, found {parts.steps}: give --last {MOST_TANGENT} "
-                    f"or fewer, or tangent:{said.orders}/{MOST_TANGENT} for blocks"
+                    f"--score {name}: usable for {most} places at most, found {parts.steps}: give --last {most} or fewer, or "
+                    f"tangent:{said.orders}/{most} for blocks"
                 )
             return Score(name=said, random=True, draw=partial(self.several, said, tangent))
         draw = self.mixture if said.kind == "mixture" else self.rule
@@ -164,10 +164,11 @@ class Estimators:
         nll, forwards, seconds = np.zeros(len(patterns)), 0.0, 0.0
         numbers = [(kind_of == kind).nonzero()[:, 0] for kind in range(len(kinds))]
         passes = [len(hidden_sets(parts.take(some[:1]))) - 1 for some in numbers]
-        if min(passes) < 0 or max(passes) >= 1 << MOST_PLACES:
+        most = MOST_PLACES["mixture"]
+        if min(passes) < 0 or max(passes) >= 1 << most:
             raise BadData(
-                f"--score {said.text}: 2^n passes for n hidden tokens, {MOST_PLACES} at most; found "
-                f"{int(parts.open.sum(1).max())}: give --last {MOST_PLACES} or fewer, or mixture/{MOST_PLACES} for blocks"
+                f"--score {said.text}: 2^n passes for n hidden tokens, {most} at most; found "
+                f"{int(parts.open.sum(1).max())}: give --last {most} or fewer, or mixture/{most} for blocks"
             )
         for some, each in zip(numbers, passes):
             found = self.timed(parts.take(some), lambda part: mixture(self.model, part, self.mask_id), each)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +29,11 @@ from megatron.training.watch import Watch
 
 
 @exits
-def main(cfg: Config) -> int:
-    """Train or evaluate as `cfg` says. Returns an exit code of megatron/errors.py."""
+def main(cfg: Config, score: Callable[[Config, Callable[[str], None]], None] | None = None) -> int:
+    """Train or evaluate as `cfg` says. Returns an exit code of megatron/errors.py.
+
+    `score`: what --final-scores calls for when the run has finished, on every rank (megatron/likelihood/final.py).
+    """
     if cfg.train.dry_run:
         return dry_run.show(cfg)
     with StopRequest(cfg.train, cfg.parallel.world_size) as stop, launch.joined(cfg) as (mesh, watch):
@@ -76,7 +79,11 @@ def main(cfg: Config) -> int:
                 assert data["train"] is not None  # flags without training data are refused
                 stop.begin()
                 at, reason = train(cfg, engine, objective, data["train"], run, at, interval, learner)
-                return run.leave(at, reason)
+                code = run.leave(at, reason)
+                if cfg.train.final_scores and reason is None:
+                    assert score is not None  # programs that take the flag bring it
+                    score(cfg, log.say)
+                return code
 
 
 def take_up(cfg: Config, mesh: Mesh, fingerprints: dict[str, str | None]) -> tuple[Checkpoint | None, list[str], list[str]]:

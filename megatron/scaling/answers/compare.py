@@ -19,7 +19,7 @@ from megatron.scaling.law.fit import Fit, load_fit
 from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.comparable import differences
 from megatron.scaling.table.covariates import FLAGS, FOLLOWING, covariate_differences, said, spelled
-from megatron.scaling.table.labels import kind_of
+from megatron.scaling.table.labels import is_sampler, kind_of
 from megatron.scaling.table.table import Table
 
 REACH = 3.0  # decades beyond the compute of both within which equal losses are looked for
@@ -38,7 +38,7 @@ class Side:
     @property
     def label(self) -> str:
         """'sweep mdm (upper bound)'; where a side does not say which, it says so."""
-        return f"{self.name} ({kind_of(self.rows[0].get('bound'))})"
+        return f"{self.name} ({kind_of(self.rows[0])})"
 
 
 def is_fit(path: Path) -> bool:
@@ -98,7 +98,11 @@ def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
             "an upper bound lies above the negative log-likelihood that it bounds: ratios of an exact loss and a bound "
             "overstate what the bounded model needs."
         )
-    elif kinds == {None}:
+    if any(map(is_sampler, rows)):
+        notes.append(
+            "a sampler's likelihood is of another distribution than the one that training bounds: it may lie on either side."
+        )
+    if kinds == {None}:
         notes.append("no side says whether its losses are exact or bounds: give the column bound.")
     return notes
 

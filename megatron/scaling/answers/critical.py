@@ -17,7 +17,7 @@ from megatron.errors import BadData, Mismatch
 from megatron.scaling.law.forms.chinchilla import Chinchilla
 from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.comparable import check_comparable
-from megatron.scaling.table.labels import kind_of
+from megatron.scaling.table.labels import is_sampler, kind_of
 
 AROUND_ONE_EPOCH = 1e-2, 1e8  # of the compute that spends U in one epoch at the optimum: the range searched
 POINTS_A_DECADE = 3
@@ -215,7 +215,7 @@ def _contours(fits: dict, unique, critical: list[dict], flops) -> dict:
 
 
 def _label(fits: dict) -> str:
-    kinds = [f"{name.upper()}: {kind_of(fit.conventions.get('bound'))}" for name, fit in fits.items()]
+    kinds = [f"{name.upper()}: {kind_of(fit.conventions)}" for name, fit in fits.items()]
     return f"Both losses at the best size N for each C and U.  {', '.join(kinds)}."
 
 
@@ -226,6 +226,8 @@ def _warnings(fits: dict, found: dict) -> list[str]:
         said.append("a fit has no resamples: no intervals; fit again with --bootstrap 400.")
     if fits["mdm"].conventions.get("bound") == "bound" and fits["ar"].conventions.get("bound") == "exact":
         said.append("MDM's loss is an upper bound on its NLL, AR's is exact: in NLL they cross no later.")
+    if is_sampler(fits["mdm"].conventions):
+        said.append("MDM's loss is the NLL of a sampler, another distribution than the one that its training bounds.")
     law, missing = found["power_law"], [point for point in found["critical"] if point["flops"] is None]
     said += [f"U = {point['unique_tokens']:.3g}: {point['reason']}." for point in missing]
     if law and law["share_of_draws"] is not None and law["share_of_draws"] < 0.95:

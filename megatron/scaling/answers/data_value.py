@@ -56,7 +56,7 @@ def curves_of(fits: dict, table, max_epochs: float, num_resamples: int, seed: in
     for path, fit in fits.items():
         objective = fit.conventions.get("objective") or (objectives[0] if len(objectives) == 1 else str(path))
         runs = table.only(objective) if objective in objectives else None
-        curves[objective] = curve_from_fit(fit, epochs, label_of(objective, fit.conventions.get("bound")), runs)
+        curves[objective] = curve_from_fit(fit, epochs, label_of(objective, fit.conventions), runs)
     for objective in (one for one in objectives if one not in curves):
         curves[objective] = curve_of_table(table.only(objective), epochs, num_resamples, seed)
     return curves
@@ -64,7 +64,7 @@ def curves_of(fits: dict, table, max_epochs: float, num_resamples: int, seed: in
 
 def curve_of_table(table, epochs, num_resamples: int, seed: int) -> DataValue:
     """D'/D of runs of one objective: by a law that is fitted here or, where fresh runs are too few for L(N, D), run by run."""
-    label = label_of(table.rows[0]["objective"], table.rows[0].get("bound"))
+    label = label_of(table.rows[0]["objective"], table.rows[0])
     fresh = _epochs(table) <= FRESH
     if fresh.all():
         raise BadData(

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from megatron.errors import Mismatch
 from megatron.scaling.table.covariates import covariate_differences
+from megatron.scaling.table.scores import score_of
 
 SAME_FOR_ALL = ("tokenizer", "eval_slice", "event", "params_convention", "flops_convention")
-LINTS = (*SAME_FOR_ALL, "lr_decayed", "bound")
+LINTS = (*SAME_FOR_ALL, "lr_decayed", "bound", "score")
 
 
 def check_comparable(runs: list[dict], allow: Iterable[str] = ()) -> None:
@@ -38,8 +39,8 @@ def differences(runs: list[dict]) -> dict[str, str]:
             f"the learning rate was not decayed to its end in {_some(undecayed)}; finish them, "
             "leave them out with --drop lr_decayed=false"
         )
-    bounds = _bounds(runs)
-    return found | ({"bound": bounds} if bounds else {})
+    bounds, scores = _bounds(runs), _scores(runs)
+    return found | ({"bound": bounds} if bounds else {}) | ({"score": scores} if scores else {})
 
 
 def _sides(runs_by_value: dict) -> str:
@@ -48,6 +49,17 @@ def _sides(runs_by_value: dict) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _scores(runs: list[dict]) -> str | None:
+    """Of one objective all losses are one score."""
+    labels: dict = {}
+    for run in runs:
+        by_value = labels.setdefault(run.get("trained_objective") or run["objective"], {})
+        by_value.setdefault(score_of(run), []).append(run["run"])
+    stated = {run.get("trained_objective") or run["objective"] for run in runs if run.get("score")}
+    mixed = [f"{one} runs mix scores: {_sides(found)}" for one, found in labels.items() if len(found) > 1 and one in stated]
+    return f"{'; '.join(mixed)}; fit them apart, or all with the same --score" if mixed else None
 
 
 def _bounds(runs: list[dict]) -> str | None:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from megatron.catalogue import OBJECTIVES
 
 NAMES = {name: known.label for name, known in OBJECTIVES.items()}
-BOUNDS = {"exact": "exact NLL", "bound": "upper bound"}
+BOUNDS = {"exact": "exact NLL", "bound": "upper bound", "lower bound": "lower bound"}
 
 
-def kind_of(bound: str | None) -> str:
-    """'exact NLL' or 'upper bound'; where a run does not say which, that."""
-    return BOUNDS.get(bound or "", "bound not stated")
+def kind_of(row: Mapping) -> str:
+    """'exact NLL', 'upper bound', 'upper bound korder:16' or 'exact NLL of the sampler rule:confidence', by a row's columns.
+
+    Where a run does not say whether its loss is exact or a bound, that.
+    """
+    kind, score = BOUNDS.get(row.get("bound") or "", "bound not stated"), row.get("score")
+    if score in (None, "exact"):
+        return kind
+    return f"{kind} {'of the sampler ' * is_sampler(row)}{score}"
 
 
-def label_of(objective: str, bound: str | None) -> str:
+def is_sampler(row: Mapping) -> bool:
+    """Whether the loss is that of a sampler: of another distribution than the one that a bound is of."""
+    return str(row.get("score")).startswith("rule:")
+
+
+def label_of(objective: str, row: Mapping) -> str:
     """'AR (exact NLL)', 'MDM (upper bound)'."""
-    return f"{NAMES.get(objective, objective)} ({kind_of(bound)})"
+    return f"{NAMES.get(objective, objective)} ({kind_of(row)})"
 
 
 def file_name(objective: str) -> str:

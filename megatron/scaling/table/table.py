@@ -25,6 +25,8 @@ from megatron.rundir.names import CONFIG
 from megatron.scaling.table.comparable import check_comparable
 from megatron.scaling.table.covariates import choose_best, column_of, read_covariates, spelled, split_by, spread
 from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
+from megatron.scaling.table.scores import by_score, score_of
+from megatron.score_names import read_score
 
 NUMBERS = (
     "params",
@@ -48,6 +50,7 @@ LABELS = (
     "name",
     "objective",
     "bound",
+    "score",
     "tokenizer",
     "eval_slice",
     "event",
@@ -122,6 +125,7 @@ def read_table(
     drop: Sequence[str] = (),
     drop_unfinished: bool = False,
     loss: str = "final",
+    score: str | None = None,
     unit: str = "nats",
     params: str = "params",
     flops: str = "column",
@@ -135,8 +139,9 @@ def read_table(
 
     `mapping`: new column -> column of the source, or `column*factor`. `drop`: names of columns (rows where it is true are
     left out) or conditions such as `loss>3.4`, on the rows with their chosen unit and conventions. `loss`: final (rows of a
-    table as they stand), best or last-k:n of every run. `unit`: nats or bits-per-byte. `params`: params (as it stands),
-    total, non-embedding, with-head, published or a column. `flops`: column (6ND where there is none), 6nd, exact,
+    table as they stand), best or last-k:n of every run. `score`: one that tools/evaluate.py likelihood measured of every run, in
+    place of its validation's; a table states it in a column score. `unit`: nats or bits-per-byte. `params`: params (as it
+    stands), total, non-embedding, with-head, published or a column. `flops`: column (6ND where there is none), 6nd, exact,
     exact-skipped-head or a column. `group_by`: the column whose equal values are one cluster. `by`: flags of training whose
     every combination of values becomes an objective of its own. `best_of`: flags of which only the best setting stays at each
     objective, N, D and U. `allow`: differences to fit across, of LINTS or flags of training.
@@ -144,7 +149,9 @@ def read_table(
     Raises MissingInput for paths that hold nothing, BadData with file and line for what no law can have (a loss of 0, NaN
     or nothing, unless `drop` or `drop_unfinished` leaves it out), Mismatch for rows that may not be compared (`lint`).
     """
-    rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss)
+    if score and loss != "final":
+        raise BadData(f"--score {score} --loss {loss}: a score is of the run's last step; leave out --loss")
+    rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss, score and read_score(score).text)
     varied = spread(rows)
     if dropped and not rows:
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
@@ -166,7 +173,8 @@ def read_table(
         check_comparable(rows, {*allow, *told})
     for row in rows:
         row["cluster"] = _cluster(row, group_by)
-    choices: dict = {"loss": loss, "unit": unit, "params": params, "flops": flops, "map": dict(mapping or {}), "drop": list(drop)}
+    choices: dict = {"loss": loss, "score": score, "unit": unit, "params": params, "flops": flops}
+    choices |= {"map": dict(mapping or {}), "drop": list(drop)}
     choices |= {"drop_unfinished": drop_unfinished, "allow": list(allow), "group_by": group_by}
     choices |= {"by": list(by), "best_of": list(best_of), "varied": varied}
     return Table(rows, dropped + left_out, sources, choices, warnings + said)
@@ -195,7 +203,7 @@ def parse_condition(text: str):
         return column, sign, value
 
 
-def _read(paths, mapping, loss):
+def _read(paths, mapping, loss, score):
     rows, dropped, sources, seen = [], [], [], set()
     for path in paths:
         if not path.exists():
@@ -208,7 +216,7 @@ def _read(paths, mapping, loss):
             if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
-            found, unfinished = _read_run(file, mapping, loss) if file.is_dir() else (_read_file(file, mapping), [])
+            found, unfinished = _read_run(file, mapping, loss, score) if file.is_dir() else (_read_file(file, mapping, score), [])
             rows += found
             dropped += unfinished
             if found:
@@ -218,23 +226,28 @@ def _read(paths, mapping, loss):
     return rows, dropped, sources
 
 
-def _read_file(path: Path, mapping) -> list[dict]:
+def _read_file(path: Path, mapping, score) -> list[dict]:
     rows = [_typed(row, mapping, f"{path}, line {line}") | {"line": line} for line, row in table_lines(path)]
     if not rows:
         raise BadData(f"{path}: no rows; a table needs a header and the columns params, tokens and loss.")
     for row in rows:
         row["run"] = row.get("run") or row.get("name") or f"{path.stem}:{row['line']}"
         row["path"] = row.get("path") or str(path)
+        if score and score_of(row) not in (score, "exact"):
+            stated = score_of(row) or "of no stated score"
+            raise BadData(f"{row['where']}: the loss is {stated}, --score asks for {score}; give folders of runs.")
     return rows
 
 
-def _read_run(directory: Path, mapping, loss):
+def _read_run(directory: Path, mapping, loss, score):
     """([row], []) of a finished run directory, ([], [why]) of an unfinished one."""
     result = read_result(directory)
     if "reason" in result:
         return [], [{"run": result["run"], "line": None, "reason": "unfinished: " + result["reason"]}]
     if loss != "final":
         result |= _from_curve(directory, result, loss)
+    if score:
+        result |= by_score(directory, result, score)
     row = _typed(result, mapping, str(directory / "result.json"))
     where = {"line": None, "run": directory.name, "path": str(directory), "group": str(directory.resolve().parent)}
     return [row | where | {"covariates": read_covariates(read_file(directory, CONFIG))}], []

@@ -59,8 +59,8 @@ def stdout_aside() -> Iterator[None]:
         os.close(stdout)
 
 
-def table_arguments(parser: argparse.ArgumentParser, paths: bool = True) -> None:
-    """Add the flags that say how a table is read; the positional TABLE... too unless the verb has its own."""
+def table_arguments(parser: argparse.ArgumentParser, paths: bool = True, score: bool = True) -> None:
+    """Add the flags that say how a table is read; the positional TABLE... and --score too unless the verb has its own."""
     if paths:
         parser.add_argument("tables", nargs="+", metavar="TABLE", help="CSV or JSONL tables, run directories, folders of them")
     group = parser.add_argument_group("the table")
@@ -86,6 +86,13 @@ def table_arguments(parser: argparse.ArgumentParser, paths: bool = True) -> None
         metavar="final|best|last-k:N",
         help="of every run: rows as they stand, its best, or the mean of its last N validations",
     )
+    if score:
+        group.add_argument(
+            "--score",
+            dest="scored_by",
+            metavar="NAME",
+            help="the loss is this score of tools/evaluate.py likelihood, as korder:16 or rule:confidence; of AR runs exact",
+        )
     group.add_argument("--unit", choices=("nats", "bits-per-byte"), default="nats", help="of the loss")
     group.add_argument(
         "--params",
@@ -129,6 +136,7 @@ def load_table(args: argparse.Namespace, paths: Iterable[str | Path] | None = No
         mapping=mapping,
         drop=args.drop,
         loss=args.loss,
+        score=getattr(args, "scored_by", None),
         unit=args.unit,
         drop_unfinished=args.drop_unfinished,
         params=args.params,

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron.errors import Mismatch
 from megatron.flags import ConfigError
 from megatron.scaling.answers.critical import find_crossover
 from megatron.scaling.answers.predict import read_fits
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.comparable import LINTS
+from megatron.scaling.table.scores import score_of
 from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import Answer, conclude, json_argument, positive
+from megatron.score_names import read_score
 
 POINTS_A_DECADE = 3
 
@@ -44,6 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X,...",
         help="differences between the two fits to accept: " + ", ".join(LINTS),
     )
+    parser.add_argument("--score", metavar="NAME", help="insist that the fit of MDM is by this score (`fit --score`)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for critical_compute.json and the figure")
     json_argument(parser)
 
@@ -56,6 +60,7 @@ def command(args: argparse.Namespace) -> Answer:
     if unknown:
         raise ConfigError([f"--allow {unknown[0]}: expected one of {', '.join(LINTS)}."])
     (ar, mdm), sources = read_fits([args.ar, args.diffusion])
+    _check_score(args.score, {"ar": ar, "mdm": mdm})
     found = find_crossover(ar, mdm, args.unique_tokens, args.flops and (args.flops[0], args.flops[-1]), args.allow)
     found["unit"] = ar.choices.get("unit") or "nats"
     _show(found)
@@ -63,6 +68,14 @@ def command(args: argparse.Namespace) -> Answer:
     for path in save(draw_crossover(found), Path(args.out) / "crossover"):
         say(f"wrote {path}")
     return answer
+
+
+def _check_score(name: str | None, fits: dict) -> None:
+    """Raise Mismatch where a fit is of another score."""
+    for objective, fit in fits.items():
+        score = score_of(fit.conventions)
+        if name and score not in (read_score(name).text, "exact"):
+            raise Mismatch(f"--score {name}: the {objective} fit is of {score or 'no stated score'}; fit with the same --score.")
 
 
 def span(text: str) -> list[float]:

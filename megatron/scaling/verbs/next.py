@@ -50,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="runs to print for each fit [5]")
     parser.add_argument("--score", metavar="LEDGER", help="score this ledger's predictions by finished runs")
     parser.add_argument("--runs", action="append", default=[], metavar="RUNS", help="with --score: more tables or runs")
-    table_arguments(parser, paths=False)
+    table_arguments(parser, paths=False, score=False)
     parser.add_argument("--out", metavar="DIR", help="folder for next.json or score.json")
     json_argument(parser)
 

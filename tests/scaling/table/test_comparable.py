@@ -50,3 +50,11 @@ def test_exact_and_bound_stand_side_by_side_only_with_labels():
     check_comparable([row("one"), row("two", objective="mdm", bound="bound")])
     with pytest.raises(Mismatch, match="two"):
         check_comparable([row("one"), row("two", objective="mdm", bound=None)])
+
+
+def test_scores_of_one_objective_are_not_mixed():
+    ar, mdm = row("a", score="exact"), row("m", objective="mdm", bound="bound", score="korder:16")
+    check_comparable([ar, row("b"), mdm])  # what a validation of AR measures is exact
+    for score in ("nelbo", None):
+        with pytest.raises(Mismatch, match="mdm runs mix scores: korder:16 in m; nelbo in n; .*--allow score"):
+            check_comparable([ar, mdm, row("n", objective="mdm", bound="bound", score=score)])

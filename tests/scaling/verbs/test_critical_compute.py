@@ -40,6 +40,19 @@ def test_an_unlabelled_loss_needs_a_word(fits, tmp_path, capsys):
     assert main([*words, "--allow", "bounds"]) == 2 and "expected one of" in capsys.readouterr().err
 
 
+def test_fits_are_of_the_score_that_is_insisted_on_and_the_answer_says_which(fits, tmp_path, capsys):
+    words = ["critical-compute", *fits(), "--unique-tokens", "1e8"]
+    path = tmp_path / "mdm" / "fit.json"
+    record = json.loads(path.read_text())
+    record["conventions"]["score"] = "rule:margin"
+    path.write_text(json.dumps(record))
+    assert main([*words, "--score", "korder:16"]) == 78 and "the mdm fit is of rule:margin" in capsys.readouterr().err
+    assert main([*words, "--score", "rule:margin"]) == 0
+    assert "MDM: upper bound of the sampler rule:margin" in capsys.readouterr().out  # as its conventions state
+    found = json.loads((tmp_path / "out" / "critical_compute.json").read_text())
+    assert "sampler rule:margin" in found["label"] and any("NLL of a sampler" in warning for warning in found["warnings"])
+
+
 def test_none_in_range_is_an_answer(fits, tmp_path, capsys):
     assert main(["critical-compute", *fits(), "--unique-tokens", "1e8", "--flops", "1e15:1e16"]) == 0
     assert "none in range: AR leads up to 1e+16 FLOPs" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def draw_curves(runs: list[dict], unit: str = "nats") -> Figure:
         ends += _draw_runs(axes, own, number, unit)
         axes.legend(
             handles=_legend(own, number),
-            title=f"final loss: {label_of(objective, own[0].get('bound'))}",
+            title=f"final loss: {label_of(objective, own[0])}",
             loc="upper center",
             bbox_to_anchor=(0.5, -0.085),
             ncols=MOST_LABELS,

@@ -22,7 +22,7 @@ def read_fits(paths: list[str], folder: Path) -> dict[str, Fit]:
 def _shown(name: str, fit: Fit) -> str:
     """What was fitted, exact or bound, beside the folder's name where that says something else."""
     objective = fit.conventions.get("objective")
-    label = label_of(objective, fit.conventions.get("bound")) if objective else name
+    label = label_of(objective, fit.conventions) if objective else name
     return label if name in (objective, label) else f"{name}: {label}"
 
 

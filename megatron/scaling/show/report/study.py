@@ -29,7 +29,7 @@ class Study:
     @property
     def label(self) -> str:
         """'AR (exact NLL)', 'MDM (upper bound)'; where runs do not say which, it says so."""
-        return label_of(self.objective, self.runs[0].get("bound"))
+        return label_of(self.objective, self.runs[0])
 
     @property
     def budgets(self) -> list[float]:
