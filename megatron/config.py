@@ -69,6 +69,8 @@ POLYNOMIAL = Needs("use --noise-schedule polynomial", lambda c: c.objective.nois
 GEOMETRIC = Needs("use --noise-schedule geometric", lambda c: c.objective.noise_schedule == "geometric")
 SIGMA = Needs("use --noise-schedule geometric or linear-sigma", lambda c: c.objective.noise_schedule in OF_SIGMA)
 LOW_NOISE = Needs("give --low-noise-start", lambda c: c.objective.low_noise_start)
+TASKS = Needs("give --eval-tasks", lambda c: c.train.eval_tasks)
+MDM_TASKS = Needs("give --eval-tasks and --objective mdm", lambda c: c.train.eval_tasks and c.objective.objective == "mdm")
 WARMUP = Needs("give --lr-warmup-samples", lambda c: any(getattr(c.optim, name) for name in WARMUPS))
 WSD = Needs("use --lr-decay-style WSD", lambda c: c.optim.lr_decay_style == "WSD")
 TENSORBOARD = Needs("give --tensorboard-dir", lambda c: c.log.tensorboard_dir)
@@ -474,6 +476,9 @@ class Train:
         needs=FINISHING,
     )
     final_score_rows: int | None = flag(None, "validation rows for these [all]", identity="free", needs=FINAL_SCORES)
+    eval_tasks: list[str] | None = flag(None, "also score these files of multiple-choice questions (JSONL)", identity="free")
+    eval_tasks_interval: int | None = flag(None, "steps between these scores [--eval-interval]", identity="free", needs=TASKS)
+    eval_tasks_num_mc: int = flag(8, "noise draws an answer; short answers are enumerated", identity="free", needs=MDM_TASKS)
     save: str | None = flag(None, "folder for checkpoints", identity="free")
     save_interval: int | None = flag(None, "steps between checkpoints [only at the end]", identity="free", needs=SAVING)
     save_at: list[int] | None = flag(None, "also checkpoint at these steps, and keep those", identity="free", needs=SAVING)

@@ -15,10 +15,11 @@ from torch import Tensor
 from megatron.batch import Batch, Clean, asked_positions
 from megatron.core.mesh import Mesh, all_reduce
 from megatron.data.borders import Borders
+from megatron.engine.scoring import TOKENS_A_PASS
 from megatron.errors import BadData
 from megatron.objectives.autoregressive import places
 from megatron.objectives.masked import hidden_padding
-from megatron.training.evaluate import TOKENS_A_PASS, Slice, cleans
+from megatron.training.evaluate import Slice, cleans
 
 LOGITS_A_PASS = 2**26  # numbers, half a GiB of float64
 

@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from megatron.batch import Batch, Clean, Noise, RowScores
-from megatron.core.head import pieces
-from megatron.core.mesh import all_reduce
 from megatron.data.loader import micro_batches
 from megatron.data.samples import Samples
 from megatron.engine import Engine
+from megatron.engine.scoring import TOKENS_A_PASS, score_in_turn
 from megatron.objectives import REFERENCE_STRATA, Objective
 from megatron.progress import ProgressLine
-
-TOKENS_A_PASS = 16384
-PASSES_AT_ONCE = 16  # through a pipeline, whose stages work on different ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,22 +98,13 @@ def pose(objective: Objective, data: Slice, clean: Clean) -> Batch:
 
 def draw(engine: Engine, objective: Objective, data: Slice, number: int, line: ProgressLine | None = None) -> RowScores:
     """One pass over the slice: replicas take turns, and every rank learns all rows."""
-    passes, mesh = cleans(data, number), engine.mesh
-    starts = np.cumsum([0, *(len(clean.index) for clean in passes)])
-    table = np.zeros((len(fields(RowScores)), data.rows))  # [fields, rows]
-    num_turns = -(-len(passes) // mesh.dp.size)
-    for turns in pieces(num_turns, PASSES_AT_ONCE if mesh.pp.size > 1 else 1):
-        mine = [turn * mesh.dp.size + mesh.dp.rank for turn in range(turns.start, turns.stop)]
-        # All replicas must take part: one without a pass left scores the last one again, and does not count it.
-        posed = [pose(objective, data, passes[min(i, len(passes) - 1)]) for i in mine]
-        for i, part in zip(mine, engine.score(posed)):
-            if i < len(passes) and mesh.tp.rank == 0:
-                table[:, starts[i] : starts[i + 1]] = [getattr(part, f.name) for f in fields(RowScores)]
+    passes = cleans(data, number)
+
+    def show(rows: int) -> None:
         if line:
-            done = starts[min(mine[-1] + 1, len(passes))]
-            line.show(number * data.rows + int(done), f"validation draw {number + 1} of {data.num_mc}")
-    all_reduce(torch.from_numpy(table), mesh.control)
-    return RowScores(**{f.name: rows for f, rows in zip(fields(RowScores), table)})
+            line.show(number * data.rows + rows, f"validation draw {number + 1} of {data.num_mc}")
+
+    return score_in_turn(engine, [len(clean.index) for clean in passes], lambda i: pose(objective, data, passes[i]), show)
 
 
 def noise_error(loss: np.ndarray, scored: np.ndarray) -> tuple[float | None, float | None]:

@@ -34,7 +34,16 @@ FLUSH_SECONDS = 30  # TensorBoard events reach the disk at least this often, whi
 WANDB_INIT_SECONDS = 10  # then the run goes on offline
 
 AXES = ("step", "samples", "tokens", "epoch", "flops", "time")
-SETTINGS = ("batch_size", "seq_length", "world_size", "skipped_in_interval", "rows", "num_mc")  # recorded, but no curves
+SETTINGS = (
+    "batch_size",
+    "seq_length",
+    "world_size",
+    "skipped_in_interval",
+    "rows",
+    "num_mc",
+    "questions",
+    "passes",
+)  # recorded, but no curves
 COLUMNS = (
     "kind",
     *AXES,
@@ -66,6 +75,10 @@ COLUMNS = (
     "utilization",
     "skipped",
     "skipped_in_interval",
+    "accuracy_se",
+    "accuracy_norm",
+    "answer_bpb",
+    "answer_bpb_se",
 )
 
 
@@ -260,6 +273,8 @@ def lines(record: dict, total_steps: int) -> list[str]:
     if record["kind"] == "event":
         rest = "".join(f" {k}: {v} |" for k, v in record.items() if k not in ("kind", "event", "step", "time"))
         return [f" {record['event']} at iteration {record.get('step')} |{rest}"]
+    if record["kind"].startswith("task-"):
+        return [task_line(record)]
     line = evaluation_line(record)
     dashes = "-" * (len(line) + 1)
     return [dashes, line, dashes, error_line(record)]
@@ -317,6 +332,14 @@ def error_line(r: dict) -> str:
         f" {r['kind']} at iteration {r['step']} | {r['bound']} nats per token: {r['loss']:.6f} | "
         f"+- se_noise: {noise}{few} | +- se_data: {rows} | "
         f"bits per byte: {r['bits_per_byte']:.6f} | accuracy: {r['accuracy']:.6f} |"
+    )
+
+
+def task_line(r: dict) -> str:
+    error, bits = ("unknown" if r[name] is None else f"{r[name]:.4f}" for name in ("accuracy_se", "answer_bpb_se"))
+    return (
+        f" {r['kind']} at iteration {r['step']} | accuracy: {r['accuracy']:.4f} +- {error} | a byte: {r['accuracy_norm']:.4f} | "
+        f"{r['bound']} bits per byte of the right answer: {r['answer_bpb']:.4f} +- {bits} | {r['questions']} questions |"
     )
 
 
@@ -419,7 +442,9 @@ def simple_tags(record: dict) -> dict[str, float]:
 
 
 def megatron_tags(r: dict, cfg: config.Log) -> dict[str, float]:
-    """The tags of Megatron-DeepSpeed, gated by its own flags."""
+    """The tags of Megatron-DeepSpeed, gated by its own flags. It scores no tasks in training."""
+    if r["kind"].startswith("task-"):
+        return {}
     if r["kind"] != "train":
         split, _, name = r["kind"].partition("-")
         tag = f"lm-loss-validation/lm loss {'validation' if split == 'val' else 'test'}{name and f' {name}'}"

@@ -53,6 +53,7 @@ class Run(Records, Protocol):
     """What the loop tells the world, and what the world may tell the loop."""
 
     def validate(self, at: Progress) -> Progress: ...
+    def score_tasks(self, at: Progress) -> dict[str, dict]: ...
     def save(self, at: Progress, interval: Interval, last: bool = False) -> bool: ...
     def owes_save(self, at: Progress) -> bool: ...
     def stop_reason(self, at: Progress) -> str | None: ...
@@ -73,6 +74,8 @@ def train(
     reason = run.stop_reason(at)
     while reason is None and left(cfg, at):
         at, interval = one_step(cfg, engine, objective, data, run, at, interval, learner)
+        if left(cfg, at) and cfg.train.eval_tasks and due(at, cfg.train.eval_tasks_interval or cfg.train.eval_interval):
+            run.score_tasks(at)
         new_best = False
         if left(cfg, at) and cfg.train.eval_iters and due(at, cfg.train.eval_interval):
             at = run.validate(at)
@@ -83,6 +86,8 @@ def train(
         reason = run.stop_reason(at)
     if reason is None and cfg.train.eval_iters:
         at = run.validate(at)
+    if reason is None and cfg.train.eval_tasks:
+        run.score_tasks(at)
     if reason is None or saved != at.step:
         run.save(at, interval, last=True)
     return at, reason

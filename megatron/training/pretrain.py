@@ -18,6 +18,8 @@ from megatron.errors import BadData, CannotWrite, Refusal, exits
 from megatron.locks import Held, held
 from megatron.rundir.folders import read_file
 from megatron.rundir.names import CONFIG, EXIT
+from megatron.sampling.generate import Source
+from megatron.tasks.measure import Exam, read_tasks
 from megatron.training import branch, device, dry_run, launch, preflight
 from megatron.training.logs import Log, SilentLog
 from megatron.training.loop import train
@@ -44,6 +46,8 @@ def main(cfg: Config, score: Callable[[Config, Callable[[str], None]], None] | N
         data = build_datasets(cfg.data, sample_spec(cfg, tokenizer))
         objective = build_objective(cfg)
         reference = objective.reference()
+        source = Source.of(cfg, tokenizer)
+        tasks = read_tasks(cfg.train.eval_tasks or (), source)
         slices = {
             split: cut_slice(cfg, found, reference, tokenizer)
             for split, found in data.items()
@@ -72,7 +76,8 @@ def main(cfg: Config, score: Callable[[Config, Callable[[str], None]], None] | N
                     if learning and loaded:
                         learning.load(loaded, weights_only=cfg.train.finetune or cfg.train.skip_train)
                 epoch = data["train"].tokens_per_epoch if data["train"] else None
-                run = Run(cfg, engine, learner, reference, slices, where, stop, watch, log, fingerprints, epoch, at, begun)
+                exam = Exam.of(cfg, engine, source, tasks)
+                run = Run(cfg, engine, learner, reference, slices, exam, where, stop, watch, log, fingerprints, epoch, at, begun)
                 if cfg.train.skip_train:
                     return run.evaluate_only(at)
                 run.identify()

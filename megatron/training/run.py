@@ -26,6 +26,7 @@ from megatron.objectives import Objective
 from megatron.rundir import records
 from megatron.rundir.folders import read_file
 from megatron.rundir.names import BAD_BATCHES, CONFIG, EVALUATION, FACTS, METRICS, RESULT, step_and_attempt
+from megatron.tasks.measure import Exam
 from megatron.training.branch import Start, write_json
 from megatron.training.device import Where, memory_bytes, utilization
 from megatron.training.evaluate import Slice, evaluate
@@ -49,6 +50,7 @@ class Run:
         learner: Learner | None,
         reference: Objective,
         slices: dict[str, Slice],
+        exam: Exam,
         where: Where,
         stop: StopRequest,
         watch: Watch,
@@ -59,7 +61,7 @@ class Run:
         begun: Start,
     ):
         self.cfg, self.engine, self.learner, self.reference, self.slices = cfg, engine, learner, reference, slices
-        self.where, self.stop, self.watch, self.log, self.mesh = where, stop, watch, log, engine.mesh
+        self.exam, self.where, self.stop, self.watch, self.log, self.mesh = exam, where, stop, watch, log, engine.mesh
         self.fingerprints, self.tokens_per_epoch, self.begun = fingerprints, tokens_per_epoch, begun
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
         self.owed_at: int | None = None
@@ -141,18 +143,32 @@ class Run:
         kind = split.replace("valid", "val", 1).replace(":", "-")
         data = self.slices[split]
         found = evaluate(self.engine, self.reference, data, self.log.line_of_rows(data.rows * data.num_mc))
-        if self.mesh.chief and not self.has_record(kind, at, found["loss"]):
-            self.log.record({"kind": kind, **self.where_at(at), **found})
-        self.last[kind] = found
+        self.keep(kind, at, found, "loss")
         return found
 
-    def has_record(self, kind: str, at: Progress, loss: float) -> bool:
+    def score_tasks(self, at: Progress) -> dict[str, dict]:
+        """Score the files of --eval-tasks; their records are of kind task-NAME."""
+        for name, found in self.exam.take():
+            self.watch.at(at.step, f"scoring {name}")
+            self.keep(f"task-{name}", at, found, "answer_bpb")
+        return self.tasks()
+
+    def tasks(self) -> dict[str, dict]:
+        """The last record of each task."""
+        return {task.name: self.last[f"task-{task.name}"] for task in self.exam.tasks if f"task-{task.name}" in self.last}
+
+    def keep(self, kind: str, at: Progress, found: dict, value: str) -> None:
+        if self.mesh.chief and not self.has_record(kind, at, value, found[value]):
+            self.log.record({"kind": kind, **self.where_at(at), **found})
+        self.last[kind] = found
+
+    def has_record(self, kind: str, at: Progress, name: str, value: float) -> bool:
         """Whether an earlier process measured just this: it ended between its last save and its result, or had finished."""
         path = self.dir / METRICS
         return (
             at.step == self.began.step
             and path.exists()
-            and any((r.get("kind"), r.get("step"), r.get("loss")) == (kind, at.step, loss) for _, r in records.read(path))
+            and any((r.get("kind"), r.get("step"), r.get(name)) == (kind, at.step, value) for _, r in records.read(path))
         )
 
     def save(self, at: Progress, interval: Interval, last: bool = False) -> bool:
@@ -257,6 +273,7 @@ class Run:
     def evaluate_only(self, at: Progress) -> int:
         """--skip-train: score the slices and leave evaluation.json."""
         found = {split: self.score(split, at) for split in self.slices}
+        found |= {f"task-{name}": one for name, one in self.score_tasks(at).items()}
         if self.mesh.chief:
             write_json(self.dir / EVALUATION, {"objective": self.cfg.objective.objective, **self.where_at(at), **found})
         return self.end(at, 0, "evaluated")
@@ -292,6 +309,7 @@ class Run:
             "bound": "exact" if self.reference.exact else "bound",
             "test_loss": self.last.get("test", {}).get("loss"),
             "valid_sets": self.valid_sets(),
+            "tasks": self.tasks(),
             "best_loss": at.best_val_loss,
             "seq_length": cfg.model.seq_length,
             "batch_size": cfg.train.global_batch_size,

@@ -18,7 +18,7 @@ import pytest
 from megatron import config
 from megatron.rundir.records import decode, read
 from megatron.training import logs
-from megatron.training.logs import Log
+from megatron.training.logs import AXES, Log, megatron_tags, simple_tags
 
 ROOT = Path(__file__).parents[2]
 
@@ -220,14 +220,19 @@ def test_without_a_resumed_step_records_are_added(tmp_path):
 
 
 def test_table_has_fixed_columns_and_blank_cells(tmp_path):
+    scores = dict.fromkeys(("accuracy", "accuracy_se", "accuracy_norm", "answer_bpb", "answer_bpb_se"), 0.5)
+    task = {name: val_record(2)[name] for name in AXES} | scores | {"kind": "task-quiz", "bound": "exact", "questions": 4}
     with open_log(tmp_path) as log:
         log.record(train_record(2))
         log.record(val_record(2))
         log.record({"kind": "event", "event": "preempted", "step": 2, "time": 1.8e9})
-    train, val = list(csv.DictReader(open(tmp_path / "metrics.csv")))
+        log.record(task)
+    train, val, scored = list(csv.DictReader(open(tmp_path / "metrics.csv")))
     assert (train["kind"], float(train["loss"]), train["loss_se_noise"], train["utilization"]) == ("train", 3.25, "", "")
     assert (val["kind"], val["bound"], float(val["loss_se_noise"]), val["lr"]) == ("val", "bound", 0.0125, "")
-    assert set(train_record(1)) | set(val_record(1)) - {"convention"} == set(train)
+    assert (scored["kind"], scored["answer_bpb"], scored["loss"]) == ("task-quiz", "0.5", "")
+    assert set(train_record(1)) | set(val_record(1)) - {"convention"} | set(scores) == set(train)
+    assert simple_tags(task) == {f"task-quiz/{name}": 0.5 for name in scores} and megatron_tags(task, None) == {}
 
 
 # Sinks that fail

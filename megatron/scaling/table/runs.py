@@ -67,7 +67,17 @@ def read_result(directory: Path) -> dict:
         return {"run": directory.name, "path": str(directory), "reason": reason}
     row, trunk = read_file(directory, RESULT), _trunk(directory)
     event = event_of(row)
-    return row | ({"trunk": trunk} if trunk else {}) | ({"event": event} if event else {})
+    return row | ({"trunk": trunk} if trunk else {}) | ({"event": event} if event else {}) | of_tasks(row)
+
+
+def of_tasks(row: dict) -> dict[str, float]:
+    """The scores of --eval-tasks as columns: task-NAME/answer_bpb, task-NAME/accuracy, ..."""
+    return {
+        f"task-{name}/{key}": value
+        for name, scores in row.get("tasks", {}).items()
+        for key, value in scores.items()
+        if isinstance(value, (int, float))
+    }
 
 
 def event_of(record: dict) -> str | None:

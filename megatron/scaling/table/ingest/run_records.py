@@ -72,7 +72,7 @@ def read_run(directory: Path, wanted: Iterable[str] = ()) -> Curves:
 
 def _add(record: dict, columns: dict, curves: Curves) -> None:
     step, kind = record.get("step"), record.get("kind")
-    if not isinstance(step, int) or str(kind).partition("-")[0] not in ("train", "val", "test"):
+    if not isinstance(step, int) or str(kind).partition("-")[0] not in ("train", "val", "test", "task"):
         return
     for name, value in record.items():
         if name in ("kind", "step") or not isinstance(value, (int, float)):
