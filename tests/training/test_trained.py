@@ -14,7 +14,7 @@ from megatron.data.indexed import IndexedWriter
 from megatron.engine import deepspeed
 from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.training import open_run
-from megatron.training.evaluate import cleans
+from megatron.training.evaluate import cleans, evaluate
 from megatron.training.pretrain import main
 
 FLAGS = """--num-layers 4 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --micro-batch-size 4 --global-batch-size 8
@@ -35,9 +35,13 @@ def runs(tmp_path_factory):
     with IndexedWriter(str(folder / "corpus"), np.uint16) as writer:
         for document in np.split(np.random.default_rng(0).integers(0, 250, 8192), 16):
             writer.add_document(document)
-    for objective in ("ar", "mdm"):
-        words = [*FLAGS, "--data-path", str(folder / "corpus"), "--save", str(folder / objective)]
-        assert main(parse(words, objective)) == 0
+    for name, more in {
+        "ar": "",
+        "mdm": "",
+        "told": "--objective mdm --time-conditioning --ema 0.9 --noise-schedule cosine",
+    }.items():
+        words = [*FLAGS, "--data-path", str(folder / "corpus"), "--save", str(folder / name), *more.split()]
+        assert main(parse(words, "ar" if name == "ar" else "mdm")) == 0
     return folder
 
 
@@ -83,12 +87,25 @@ def test_an_opened_run_scores_what_its_validation_did(runs):
     assert scored.loss.sum() / scored.scored.sum() == pytest.approx(last["loss"], rel=1e-9)
 
 
+def test_a_run_that_is_told_and_averaged_opens_as_its_validation_scored_it(runs):
+    records = [json.loads(line) for line in (runs / "told" / "metrics.jsonl").read_text().splitlines()]
+    trained = open_run(runs / "told")
+    found = evaluate(trained.engine, trained.reference, trained.slice())
+    assert found["loss"] == pytest.approx([r for r in records if r["kind"] == "val"][-1]["loss"], rel=1e-9)
+    (average, weights) = trained.checkpoint.tensors(["ema/embed.weight", "model/embed.weight"]).values()
+    assert torch.equal(trained.engine.stages[0].embed.weight, average) and not torch.equal(average, weights)
+    half, none = (torch.full((1, 32), 5).masked_fill(torch.arange(32) < hidden, trained.objective.mask_id) for hidden in (16, 0))
+    assert not torch.equal(trained.logits(half)[0, 16:], trained.logits(none)[0, 16:])
+    with pytest.raises(Mismatch, match="--cache: this network is told of a whole row"):
+        trained.engine.cache(1, 32)
+
+
 def test_double_precision_agrees_with_single_and_is_finer(runs):
     (single, _), (double, _) = (read(runs / "mdm", [{}], dtype)[0] for dtype in ("fp32", "fp64"))
     assert double.dtype == np.float64 and 1e-9 < abs(single - double).max() < 1e-5
 
 
-@pytest.mark.parametrize("objective", ["ar", "mdm"])
+@pytest.mark.parametrize("objective", ["ar", "mdm", "told"])
 def test_every_rank_of_every_layout_has_the_logits_of_one_process(runs, pool, objective):
     ((logits, loss),) = read(runs / objective, [{}])
     for rank in pool.run(2, read, runs / objective, LAYOUTS):
