@@ -116,16 +116,24 @@ class Shape:
         l, h = self.num_layers, self.hidden_size
         return 4 * l * h * h + 3 * l * h * self.ffn_hidden_size + 6 * l * h + self.vocab_size * h
 
-    def flops_per_token(self, seq_length: int) -> float:
-        """Training FLOPs a token, 6 (N_blocks + V h) + 12 l w s (PaLM, arXiv:2204.02311, appendix B): no causal halving."""
-        return 6 * (self.products() + self.vocab_size * self.hidden_size) + 3 * self.attention_flops(seq_length)
+    def flops_per_token(self, seq_length: int, reads: int = 1) -> float:
+        """Training FLOPs a token, 6 (N_blocks + V h) + 12 l w s (PaLM, arXiv:2204.02311, appendix B): no causal halving.
 
-    def executed_flops_per_token(self, seq_length: int, asked: float, causal: bool, recompute: str | None = None) -> float:
+        `reads`: how often a token stands in what blocks and attention read.
+        """
+        return 6 * (reads * self.products() + self.vocab_size * self.hidden_size) + 3 * reads * self.attention_flops(
+            reads * seq_length
+        )
+
+    def executed_flops_per_token(
+        self, seq_length: int, asked: float, causal: bool, recompute: str | None = None, reads: int = 1
+    ) -> float:
         """Training FLOPs a token that are computed: the head on the share `asked` of the tokens, causal attention over the
         (s + 1) / 2 places that a token sees, and what --recompute-granularity computes again."""
-        attention = self.attention_flops((seq_length + 1) / 2 if causal else seq_length)
-        again = {None: 0.0, "selective": attention, "full": attention + 2 * self.products()}[recompute]
-        return 6 * (self.products() + asked * self.vocab_size * self.hidden_size) + 3 * attention + again
+        attention = reads * self.attention_flops((seq_length + 1) / 2 if causal else reads * seq_length)
+        products = reads * self.products()
+        again = {None: 0.0, "selective": attention, "full": attention + 2 * products}[recompute]
+        return 6 * (products + asked * self.vocab_size * self.hidden_size) + 3 * attention + again
 
     def products(self) -> int:
         """Weights of the blocks that a token is multiplied with."""

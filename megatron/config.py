@@ -349,6 +349,12 @@ class Objective:
         identity="experiment",
         needs=MDM,
     )
+    block_size: int | None = flag(
+        None,
+        "block diffusion: blocks of so many tokens left to right, masked diffusion in each [one block]; rows are read twice",
+        identity="experiment",
+        needs=MDM_ON_STREAM,
+    )
     low_noise_start: bool = flag(False, "begin with less noise: t x --low-noise-ratio", identity="experiment", needs=MDM)
     low_noise_iter: int = flag(1000, "steps of it", identity="experiment", needs=LOW_NOISE)
     low_noise_ratio: float = flag(0.5, "factor of t in these", below=1, identity="experiment", needs=LOW_NOISE)
@@ -397,6 +403,11 @@ class Objective:
     def uses_mask(self) -> bool:
         """Whether the mask's row of the embedding table is an input."""
         return OBJECTIVES[self.objective].uses_mask or bool(self.randmask_ratio and self.randmask_kind == "inputs")
+
+    @property
+    def reads(self) -> int:
+        """How often a row stands in what the network reads."""
+        return 2 if self.block_size else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1046,6 +1057,8 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
         mistakes.append("--noise-schedule importance needs --mdm-eps above 0, where log m begins")
     if o.noise_schedule == "geometric" and o.noise_sigma_min >= o.noise_sigma_max:
         mistakes.append(f"--noise-sigma-min {o.noise_sigma_min:g} must be below --noise-sigma-max {o.noise_sigma_max:g}")
+    if o.block_size:
+        check_blocks(cfg, mistakes)
     if o.randmask_ratio and o.num_order_list > 1:
         mistakes.append("--randmask-ratio and --num-order-list exclude each other: give one")
     if o.num_order_list > 1 and (cfg.data.reset_attention_mask or cfg.data.reset_position_ids or cfg.data.eod_mask_loss):
@@ -1055,6 +1068,20 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
     if known.exact and (o.num_mc or 1) != 1:
         mistakes.append(f"--num-mc {o.num_mc} acts on bounds only: the validation loss of {known.label} is exact")
     return replace(o, num_mc=o.num_mc or (1 if known.exact else 2))
+
+
+OF_WHOLE_ROWS = """mdm_eps noise_schedule noise_power noise_steps mdm_loss low_noise_start ar_ratio random_length_prob
+    time_conditioning reset_attention_mask reset_position_ids eod_mask_loss final_scores""".split()
+
+
+def check_blocks(cfg: Config, mistakes: list[str]) -> None:
+    """Block diffusion hides counts of tokens, in blocks that fill a row, and has nothing that speaks of whole rows."""
+    size, length = cfg.objective.block_size, cfg.model.seq_length
+    if size and length % size:
+        mistakes.append(f"--block-size {size} does not divide --seq-length {length}; try {divisors(length)}")
+    table = declared()
+    given = [n for n in OF_WHOLE_ROWS if getattr(getattr(cfg, table[n][0]), n) != table[n][1].default]
+    mistakes += [f"{spelling(n)} acts on whole rows, not on those of --block-size: leave one of them out" for n in given]
 
 
 def check_data(cfg: Config, unread: Collection[str], mistakes: list[str]) -> None:

@@ -156,7 +156,6 @@ LATER = {
 DEAD = {
     "target-random-ratio": "the reference resets it to 0",
     "use-target-position-embeddings": "the reference forces it off",
-    "block-size": "nothing in the reference reads it",
     "order-list": "an internal slot of the reference",
     "use-order-list": "--num-order-list says how many orders, and with it that there are some",
     **dict.fromkeys(

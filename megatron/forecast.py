@@ -157,7 +157,7 @@ class Micro:
 
 def micro(cfg: Config) -> Micro:
     p, rows = cfg.parallel, len(split_evenly(cfg.train.global_batch_size, cfg.parallel.data_parallel_size)[0])
-    tokens = -(-rows // cfg.num_micro_batches) * cfg.model.seq_length
+    tokens = -(-rows // cfg.num_micro_batches) * cfg.model.seq_length * cfg.objective.reads
     t = p.tensor_model_parallel_size
     return Micro(tokens=tokens, local=tokens // t if p.sequence_parallel else tokens, c=2 if cfg.train.bf16 else 4, t=t)
 
@@ -165,7 +165,7 @@ def micro(cfg: Config) -> Micro:
 def attention_bytes(cfg: Config, x: Micro) -> int:
     """What attention itself keeps: queries, keys and log-sums, or its probabilities where they are dropped."""
     m = cfg.model
-    pairs = m.num_attention_heads * m.seq_length // x.t
+    pairs = m.num_attention_heads * m.seq_length * cfg.objective.reads // x.t
     kept = x.c * 2 * m.shape().attention_width // x.t
     return x.tokens * (kept + (pairs * (4 + 1 + x.c) if m.attention_dropout else 4 * m.num_attention_heads // x.t))
 
@@ -204,7 +204,7 @@ def work_bytes(cfg: Config, layers: range) -> int:
     block = x.tokens * x.c * (f // x.t + 2 * h) + 2 * f * h * (x.c + 4) // x.t
     block += {"full": block_bytes(cfg, x), "selective": attention_bytes(cfg, x), None: 0}[again]
     if m.attention_dropout:
-        block += 8 * x.tokens * m.num_attention_heads * m.seq_length // x.t  # scores, and their gradient
+        block += 8 * x.tokens * m.num_attention_heads * m.seq_length * cfg.objective.reads // x.t  # scores, and their gradient
     if layers.stop < m.num_layers:
         return block
     width = m.padded_vocab_size // x.t

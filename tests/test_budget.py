@@ -175,5 +175,7 @@ def test_executed_flops_are_what_a_step_computes():
     assert shape.executed_flops_per_token(4, 1.0, causal=False) == shape.flops_per_token(4)
     assert shape.executed_flops_per_token(4, 0.5, causal=False) == 6 * (1280 + 128) + 12 * 2 * 8 * 4
     assert shape.executed_flops_per_token(4, 1.0, causal=True) == 6 * (1280 + 256) + 12 * 2 * 8 * 2.5
+    twice = 6 * (2 * 1280 + 256) + 12 * 2 * 8 * 2 * 8  # of blocks: 8 places read for 4 tokens, and each sees 8
+    assert shape.flops_per_token(4, reads=2) == shape.executed_flops_per_token(4, 1.0, causal=False, reads=2) == twice
     again = [shape.executed_flops_per_token(4, 0.0, False, kind) - 6 * 1280 - 3 * 256 for kind in ("selective", "full")]
     assert again == [256, 256 + 2 * 1280]

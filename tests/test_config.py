@@ -70,7 +70,7 @@ ACTS = """
     deepspeed deepspeed-config no-pipeline-parallel cpu-optimizer sequence-parallel use-distributed-optimizer local-rank
     num-layers-per-virtual-pipeline-stage recompute-granularity dry-run unique-tokens epoch-order data-cache-path data-kind
     categories num-categories tokens-per-category save-at low-noise-start low-noise-iter low-noise-ratio ar-ratio
-    randmask-ratio num-order-list use-predefined-order""".split()
+    randmask-ratio num-order-list use-predefined-order block-size""".split()
 ONE_VALUE = """optimizer normalization swiglu use-rotary-position-embeddings data-impl bias-linear position-embedding-type
     exit-signal-handler overlap-grad-reduce recompute-method recompute-num-layers""".split()
 ANOTHER_NAME = """max-steps log-dir output-dir wandb-run-name resume-from gradient-checkpointing token-budget
@@ -79,7 +79,7 @@ ANOTHER_NAME = """max-steps log-dir output-dir wandb-run-name resume-from gradie
 NOT_BUILT = """untie-with-additional-mask task_list results_path adaptive_seq_len num_fewshot eval_fp32 eval_method sampling_eps
     only_generate only_mc_nll max_chunk_size inference no-load-optim no-load-rng fp16 upload_results_to_s3 target-param-data-ratio
     epochs checkpoint metrics num_samples output""".split()
-NEVER = """target-random-ratio use-target-position-embeddings block-size order-list num-workers dataloader-type download_from_s3
+NEVER = """target-random-ratio use-target-position-embeddings order-list num-workers dataloader-type download_from_s3
     upload_to_s3 s3_bucket s3_prefix full_dataset max_examples_per_split mock-data
     load-tag data_dir architecture config-name pretrained_checkpoint reduce_lr_factor mask-token attention-mask-type
     distributed-timeout-minutes use-order-list""".split()
@@ -296,6 +296,12 @@ def test_a_value_that_cannot_be(words, said):
         ),
         ("--low-noise-iter 5", "--low-noise-iter would do nothing here: give --low-noise-start, or leave it out"),
         ("--time-conditioning", "--time-conditioning would do nothing here: use --objective mdm, or leave it out"),
+        ("--block-size 8", "--block-size would do nothing here: use --objective mdm and --data-kind packed, or leave it out"),
+        ("--objective mdm --block-size 3 --seq-length 8", "--block-size 3 does not divide --seq-length 8; try 1, 2, 4, 8"),
+        (
+            "--objective mdm --block-size 8 --noise-schedule cosine",
+            "--noise-schedule acts on whole rows, not on those of --block-size: leave one of them out",
+        ),
         ("--randmask-ratio 0.5 --num-order-list 4", "--randmask-ratio and --num-order-list exclude each other: give one"),
         (
             "--num-order-list 4 --reset-position-ids",

@@ -98,6 +98,15 @@ def test_offloaded_parameters_are_exact(pool):
         assert expected == (0, 0, 0, sum(found[:3]))
 
 
+def test_rows_that_are_read_twice_weigh_as_rows_of_twice_the_length():
+    blocks, long = (
+        parse(f"{BASE} --objective mdm {more}".replace("--seq-length 8", f"--seq-length {length}").split(), environ={})
+        for length, more in ((8, "--block-size 4"), (16, ""))
+    )
+    (ours,), (theirs,) = forecast(blocks).loads, forecast(long).loads
+    assert (ours.activations, ours.buffers) == (theirs.activations, theirs.buffers)
+
+
 def test_in_flight_micro_batches():
     assert [in_flight(make_stages(8, 4), rank, 8) for rank in range(4)] == [[4], [3], [2], [1]]
     assert in_flight(make_stages(8, 4), 0, 2) == [2]

@@ -14,7 +14,7 @@ import torch
 from megatron import config, engine, objectives
 from megatron.config import Config
 from megatron.core.mesh import Mesh
-from megatron.errors import BadData, MissingInput
+from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.objectives import Objective
 from megatron.proof.audit import SIZES, Audit, audit, network_sum
 from megatron.proof.scoring import LONGEST_DRAWN, Posed, draws
@@ -65,7 +65,9 @@ def audit_run(
 
 
 def reference(cfg: Config, name: str, vocab: int | None, length: int | None) -> tuple[Posed, tuple[int, int]]:
-    """What validation poses over a tiny vocabulary, and how many tokens and places the rows have."""
+    """What validation poses over a tiny vocabulary, and how many tokens and places the rows have. Raises Mismatch."""
+    if cfg.objective.block_size:
+        raise Mismatch("--block-size: an audit reads whole rows, and this objective reads them twice: leave it out")
     exact = objectives.build(cfg, cfg.model.vocab_size).reference().exact
     sizes = SIZES[not exact]
     tokens, places = vocab or sizes[0], length or sizes[1]

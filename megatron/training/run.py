@@ -88,7 +88,9 @@ class Run:
         cfg, length = self.cfg, self.cfg.model.seq_length
         asked = done.asked / (cfg.train.global_batch_size * length)
         causal, recompute = self.reference.causal, cfg.train.recompute_granularity
-        return self.shape.flops_per_token(length), self.shape.executed_flops_per_token(length, asked, causal, recompute)
+        reads = cfg.objective.reads
+        executed = self.shape.executed_flops_per_token(length, asked, causal, recompute, reads)
+        return self.shape.flops_per_token(length, reads), executed
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         loss, accuracy = interval.mean(done)
@@ -298,7 +300,7 @@ class Run:
             "steps": at.step,
             "flops": axes["flops"],
             "flops_convention": "6ND, N = all parameters",
-            "flops_exact": shape.flops_per_token(cfg.model.seq_length) * axes["tokens"],
+            "flops_exact": shape.flops_per_token(cfg.model.seq_length, cfg.objective.reads) * axes["tokens"],
             "train_loss": self.last.get("train"),
             "loss": val.get("loss"),
             "loss_se_noise": val.get("loss_se_noise"),
@@ -357,7 +359,7 @@ class Run:
                 "params_non_embedding": self.shape.non_embedding(),
                 "params_with_head": self.shape.with_head(),
                 "params_published": self.shape.published(),
-                "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length),
+                "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length, self.cfg.objective.reads),
                 "noise_seed": self.cfg.train.seed,
                 "eval_seed": self.cfg.train.eval_seed,
                 "host": platform.node(),

@@ -123,6 +123,7 @@ def open_run(
     facts = checkpoints.read_manifest(path)["facts"]
     refuse_untrained(path, facts)
     cfg = at_layout(read_config(facts, path), device, dtype, layout)
+    refuse_blocks(path, cfg)
     if checkpoint is None and path != Path(run):
         refuse_unfinished(Path(run), cfg, facts)
     tokenizer = open_tokenizer(cfg)
@@ -269,6 +270,14 @@ def refuse_untrained(path: Path, facts: dict) -> None:
         raise Mismatch(f"{path} holds imported weights and no run: train from it with --load {path} --finetune")
     if "progress" not in facts:
         raise Mismatch(f"{path} is no training checkpoint (a dumped batch is for tools/replay.py): give a folder of --save")
+
+
+def refuse_blocks(path: Path, cfg: Config) -> None:
+    if cfg.objective.block_size:
+        raise Mismatch(
+            f"{path} was trained with --block-size {cfg.objective.block_size}, whose network reads rows twice, as samplers and "
+            "estimators of whole rows do not: score it with --skip-train --load"
+        )
 
 
 def refuse_unfinished(run: Path, cfg: Config, facts: dict) -> None:

@@ -20,7 +20,7 @@ RECIPES = sorted(
     if path.name not in ("common.sh", "setup.sh", "launch.sh")
 )
 EXPERIMENTS = [
-    r for r in RECIPES if re.search("_(dropout|masking|orders|left_to_right|low_noise|schedules|lr).sh", r)
+    r for r in RECIPES if re.search("_(dropout|masking|orders|left_to_right|low_noise|schedules|blocks|lr).sh", r)
 ]  # slow to plan
 OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 KEEP = ("PATH", "HOME", "LANG", "TMPDIR")
