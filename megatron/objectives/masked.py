@@ -54,16 +54,17 @@ class MaskedDiffusion(Objective):
     @classmethod
     def build(cls, cfg: config.Config, mask_id: int) -> MaskedDiffusion:
         o, batch = cfg.objective, cfg.train.global_batch_size
-        spread = {"strata": batch if o.mdm_t_sampling == "stratified" else None, "antithetic": o.mdm_t_sampling == "antithetic"}
+        strata, antithetic = batch if o.mdm_t_sampling == "stratified" else None, o.mdm_t_sampling == "antithetic"
         if o.block_size:
             from megatron.objectives.block import BlockDiffusion
 
-            return BlockDiffusion(mask_id=mask_id, eps=0.0, count=True, block=o.block_size, **spread)
+            return BlockDiffusion(mask_id=mask_id, eps=0.0, count=True, block=o.block_size, strata=strata, antithetic=antithetic)
         sigmas = {"sigma_min": o.noise_sigma_min, "sigma_max": o.noise_sigma_max}
         return cls(
             mask_id=mask_id,
             eps=o.mdm_eps,
-            **spread,
+            strata=strata,
+            antithetic=antithetic,
             schedule=Schedule(name=o.noise_schedule, power=o.noise_power, steps=o.noise_steps, **sigmas),
             low_variance=o.mdm_loss == "low-variance",
             low_noise_until=o.low_noise_iter * batch / max(1, cfg.train.num_samples) if o.low_noise_start else 0.0,
