@@ -37,7 +37,7 @@ FLOORS = [
     {"tasks"},
     {"training"},
     {"exchange"},
-    {"proof", "likelihood"},
+    {"proof", "likelihood", "evaluation"},
     {"program"},
 ]
 # The rooms of megatron/scaling: finished runs make a table, tables a law, a law a plan, a plan runs; then questions are answered.

@@ -2,6 +2,7 @@
 
     python tools/evaluate.py likelihood RUN --score nelbo,korder:16,rule:confidence
     python tools/evaluate.py compare RUN_A RUN_B
+    python tools/evaluate.py tasks RUN --task_list quiz.jsonl
 
 `VERB --help` explains each.
 """
@@ -26,6 +27,7 @@ from megatron.errors import exits
 VERBS = {
     "likelihood": ("megatron.likelihood.verbs.likelihood", "how likely the model finds the run's validation rows"),
     "compare": ("megatron.likelihood.verbs.compare", "two runs on the same rows with the same draws"),
+    "tasks": ("megatron.evaluation.tasks", "multiple-choice files, and tasks of lm-eval"),
 }
 
 
