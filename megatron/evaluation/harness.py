@@ -73,7 +73,8 @@ class Subject:
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         eod, room = self.source.tokenizer.eod, self.source.window - (self.source.mask is not None)
-        answers, owner = [], []
+        answers: list[Answer] = []
+        owner: list[int] = []
         for number, request in enumerate(requests):
             ids = self.source.tokenizer.encode(request.args[0]).tolist()
             windows = get_rolling_token_windows(token_list=ids, prefix_token=eod, max_seq_len=room, context_len=1)
