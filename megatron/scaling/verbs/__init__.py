@@ -107,6 +107,11 @@ def table_arguments(parser: argparse.ArgumentParser, paths: bool = True, score: 
         help="what C counts (default: the column flops, 6ND where there is none)",
     )
     group.add_argument("--group-by", default="run", metavar="COLUMN", help="rows of equal value are resampled together")
+    pooling_arguments(group)
+
+
+def pooling_arguments(group: argparse._ArgumentGroup) -> None:
+    """Which runs that differ beside their axes are fitted together."""
     group.add_argument(
         "--allow",
         type=_lints,
