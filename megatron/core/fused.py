@@ -26,7 +26,7 @@ def rotated_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     """
     shared = qkv.shape[-2] - 2
     if shared == 1 and eager_on_cpu(qkv):
-        return _RotatedHeads.apply(qkv, cos, sin)
+        return _RotatedHeads.apply(qkv, cos, sin) if torch.is_grad_enabled() else separate(qkv, cos, sin).unbind(0)
     turned = rotate(qkv[..., :-1, :], cos, sin)  # [b, s, g, r + 1, d]
     q, k, v = turned[..., :-1, :].flatten(2, 3), turned[..., -1, :], qkv[..., -1, :]
     if shared > 1:
@@ -47,16 +47,21 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, way: int) -> N
     torch.mul(high, cos, out=out_high).addcmul_(low, sin, value=way)
 
 
+def separate(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries, keys and values of heads that share none, laid out as attention reads fastest.  -> [3, b, n, s, d]"""
+    b, s, n, _, d = qkv.shape
+    heads = qkv.new_empty(3, b, n, s, d)
+    places = heads.permute(1, 3, 2, 0, 4)  # [b, s, n, 3, d]
+    rotate_into(places[..., :2, :], qkv[..., :2, :], cos, sin, 1)
+    heads[2] = qkv[..., 2, :].transpose(1, 2)
+    return heads
+
+
 class _RotatedHeads(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv, cos, sin):
-        b, s, n, _, d = qkv.shape
-        heads = qkv.new_empty(3, b, n, s, d)  # what attention reads fastest
-        places = heads.permute(1, 3, 2, 0, 4)  # [b, s, n, 3, d]
-        rotate_into(places[..., :2, :], qkv[..., :2, :], cos, sin, 1)
-        heads[2] = qkv[..., 2, :].transpose(1, 2)
         ctx.save_for_backward(cos, sin)
-        return heads.unbind(0)
+        return separate(qkv, cos, sin).unbind(0)
 
     @staticmethod
     def backward(ctx, d_q, d_k, d_v):
@@ -110,7 +115,7 @@ class _Attention(torch.autograd.Function):
 
 def gated(gate_up: Tensor) -> Tensor:
     """silu(gate) * up.  [..., gate | up] -> [..., f]"""
-    if eager_on_cpu(gate_up):
+    if eager_on_cpu(gate_up) and torch.is_grad_enabled():
         return _Gated.apply(gate_up)
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate) * up
@@ -135,7 +140,7 @@ class _Gated(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight, its statistics in fp32 (float64 for a float64 x).  x [..., h], weight [h] -> [..., h]"""
-    if eager_on_cpu(x):
+    if eager_on_cpu(x) and torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps)
     return F.rms_norm(x, weight.shape, weight, eps)
 

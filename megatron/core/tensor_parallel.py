@@ -105,7 +105,9 @@ class ColumnLinear(Linear):
     """Every rank reads all inputs and owns some outputs: [..., in] -> [..., out/tp]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.laid_out(x.dtype)
+        return self.times(x, self.laid_out(x.dtype))
+
+    def times(self, x: Tensor, weight: Tensor) -> Tensor:
         return _GatheredLinear.apply(x, weight, self.tp) if self.tp.sequence else F.linear(enter(x, self.tp), weight)
 
     def laid_out(self, dtype: torch.dtype) -> Tensor:

@@ -141,6 +141,12 @@ class Attention(nn.Module):
 class GateUp(ColumnLinear):
     """Gate and up projection: stored as (f, gate|up) for the cut, multiplied as all of gate, then all of up: -> [b, s, 2 f]."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x[..., 0].numel() >= x.shape[-1]:
+            return super().forward(x)
+        y = self.times(x, self.weight.to(x.dtype))  # of few tokens it is quicker to lay out the product than the weight
+        return y.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+
     def laid_out(self, dtype: torch.dtype) -> Tensor:
         halves = self.weight.unflatten(0, (-1, 2)).transpose(0, 1)  # [2, f, h]
         return halves.to(dtype, memory_format=torch.contiguous_format).flatten(0, 1)

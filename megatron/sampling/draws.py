@@ -52,10 +52,11 @@ class Rows:
     mask: int | None = None  # what guidance reads in place of what is given
 
 
-def gumbels(seed: int, number: int, place: int, size: int) -> np.ndarray:
-    """-log(-log(u)) of one place of one sample.  -> float64 [size]"""
+def exponentials(seed: int, number: int, place: int, size: int) -> np.ndarray:
+    """-log(u) of one place of one sample.  -> float64 [size]"""
+    u = stream(seed, Purpose.SAMPLED_TOKEN, number, place).random(size)
     with np.errstate(divide="ignore"):
-        return -np.log(-np.log(stream(seed, Purpose.SAMPLED_TOKEN, number, place).random(size)))
+        return np.negative(np.log(u, out=u), out=u)
 
 
 def reveal_times(rows: Rows) -> Tensor:
@@ -70,7 +71,8 @@ def rounded(x: Tensor) -> Tensor:
 
 def cut(log_p: Tensor, how: How) -> Tensor:
     """Log-probabilities after temperature (above 0) and cuts; -inf for what is cut.  float64 [n, v] -> [n, v]"""
-    log_p = (log_p / how.temperature).log_softmax(-1)
+    if how.temperature != 1:
+        log_p = (log_p / how.temperature).log_softmax(-1)
     if how.top_k is None and how.top_p is None and how.min_p is None:
         return log_p
     order = rounded(log_p).sort(dim=-1, descending=True, stable=True).indices
@@ -86,15 +88,17 @@ def cut(log_p: Tensor, how: How) -> Tensor:
 
 
 def drawn(logits: Tensor, where: Tensor, rows: Rows, how: How) -> Tensor:
-    """An id for each place: the likeliest, or by Gumbel noise of its address.
+    """An id for each place: the likeliest, or by noise of its address, which makes the largest p / e one of the distribution.
 
     logits [n, v], where [n, 2] int64 (row, place) -> [n] int64
     """
     log_p = logits[:, : rows.vocab_size].double().cpu().log_softmax(-1)
     if how.temperature == 0:
         return rounded(log_p).max(-1, keepdim=True).values.eq(rounded(log_p)).to(torch.uint8).argmax(-1)
-    noise = [gumbels(rows.seed, rows.numbers[row], place, log_p.shape[1]) for row, place in where.tolist()]
-    return (cut(log_p, how) + torch.from_numpy(np.stack(noise))).argmax(-1)
+    noise = np.empty(log_p.shape)
+    for at, (row, place) in enumerate(where.tolist()):
+        noise[at] = exponentials(rows.seed, rows.numbers[row], place, log_p.shape[1])
+    return (cut(log_p, how).exp() / torch.from_numpy(noise)).argmax(-1)
 
 
 def close(ids: Tensor, still: Tensor, where: Tensor, found: Tensor, rows: Rows, how: How) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron.sampling.draws import How, Rows, cut, drawn, gumbels, reveal_times
+from megatron.sampling.draws import How, Rows, cut, drawn, exponentials, reveal_times
 
 P = [0.1, 0.4, 0.05, 0.2, 0.25]
 
@@ -36,8 +36,8 @@ def test_ties_go_to_the_lower_id():
 
 
 def test_a_random_number_is_a_function_of_its_address():
-    assert gumbels(1, 2, 3, 4).tolist() == gumbels(1, 2, 3, 9)[:4].tolist()
-    seen = {float(gumbels(seed, number, place, 1)[0]) for seed in (1, 2) for number in (1, 2) for place in (1, 2)}
+    assert exponentials(1, 2, 3, 4).tolist() == exponentials(1, 2, 3, 9)[:4].tolist()
+    seen = {float(exponentials(seed, number, place, 1)[0]) for seed in (1, 2) for number in (1, 2) for place in (1, 2)}
     assert len(seen) == 8
     rows = [Rows(ids=torch.zeros(1, 3), open=torch.zeros(1, 3), numbers=n, seed=4, vocab_size=2) for n in ([6, 7], [7])]
     assert torch.equal(reveal_times(rows[0])[1:], reveal_times(rows[1]))
