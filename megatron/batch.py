@@ -72,7 +72,7 @@ class Purpose:
     """What a random number is for. Purposes never share a stream. The numbers are part of the experiment: never reuse one."""
 
     MASK, RATE, RATE_ORDER, DATA_ORDER, HIDDEN_DROPOUT, ATTENTION_DROPOUT, SAMPLED_TOKEN, REVEAL_TIME = range(8)
-    ROW_KIND, ROW_LENGTH, HIDDEN_EDGES, ROW_ORDER, ORDER, ANSWER = range(8, 14)
+    ROW_KIND, ROW_LENGTH, HIDDEN_EDGES, ROW_ORDER, ORDER, ANSWER, REMASK = range(8, 15)
 
 
 def stream(seed: int, purpose: int, number: int, place: int = 0) -> np.random.Generator:

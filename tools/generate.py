@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threshold", type=float, help="probability that the sampler threshold asks for [0.9]")
     p.add_argument("--factor", type=float, help="of the sampler factor: n places need a probability of 1 - f / (n + 1) [1]")
     p.add_argument("--entropy-bound", type=float, help="nats of the sampler entropy-bounded [0.1]")
+    p.add_argument("--eta", type=float, help="how much remdm samplers hide again [0.04; remdm-confidence 1]")
     p.add_argument(
         "--cache", choices=("prefix", "dual"), help="what is not read again within a block: what stands left of it, or all else"
     )

@@ -34,6 +34,7 @@ class How:
     threshold: float | None = None  # probability that a token must reach; None: 0.9
     factor: float | None = None  # of the factor rule; None: 1
     entropy_bound: float | None = None  # nats; None: 0.1
+    eta: float | None = None  # how much is hidden again; None: the sampler's own
     cache: Kept | None = None  # what is not read again for each place of a block
     guidance: float | None = None  # w of classifier-free guidance; None: none
     end: int | None = None  # a drawn id that closes its row: behind it stands nothing else
@@ -52,9 +53,9 @@ class Rows:
     mask: int | None = None  # what guidance reads in place of what is given
 
 
-def exponentials(seed: int, number: int, place: int, size: int) -> np.ndarray:
-    """-log(u) of one place of one sample.  -> float64 [size]"""
-    u = stream(seed, Purpose.SAMPLED_TOKEN, number, place).random(size)
+def exponentials(seed: int, number: int, place: int, size: int, before: int = 0) -> np.ndarray:
+    """-log(u) of one place of one sample, drawn so many times before.  -> float64 [size]"""
+    u = stream(seed, Purpose.SAMPLED_TOKEN, number, place + (before << 32)).random(size)
     with np.errstate(divide="ignore"):
         return np.negative(np.log(u, out=u), out=u)
 
@@ -87,17 +88,17 @@ def cut(log_p: Tensor, how: How) -> Tensor:
     return torch.empty_like(log_p).scatter_(-1, order, kept.log_softmax(-1))
 
 
-def drawn(logits: Tensor, where: Tensor, rows: Rows, how: How) -> Tensor:
+def drawn(logits: Tensor, where: Tensor, rows: Rows, how: How, before: list[int] | None = None) -> Tensor:
     """An id for each place: the likeliest, or by noise of its address, which makes the largest p / e one of the distribution.
 
-    logits [n, v], where [n, 2] int64 (row, place) -> [n] int64
+    logits [n, v], where [n, 2] int64 (row, place), before [n]: how often it has been drawn -> [n] int64
     """
     log_p = logits[:, : rows.vocab_size].double().cpu().log_softmax(-1)
     if how.temperature == 0:
         return rounded(log_p).max(-1, keepdim=True).values.eq(rounded(log_p)).to(torch.uint8).argmax(-1)
     noise = np.empty(log_p.shape)
     for at, (row, place) in enumerate(where.tolist()):
-        noise[at] = exponentials(rows.seed, rows.numbers[row], place, log_p.shape[1])
+        noise[at] = exponentials(rows.seed, rows.numbers[row], place, log_p.shape[1], before[at] if before else 0)
     return (cut(log_p, how).exp() / torch.from_numpy(noise)).argmax(-1)
 
 

@@ -190,6 +190,7 @@ def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignore
         ("--threshold", how.threshold, how.threshold is None or 0 < how.threshold <= 1, "above 0 and at most 1"),
         ("--factor", how.factor, how.factor is None or 0 < how.factor < float("inf"), "above 0"),
         ("--entropy-bound", how.entropy_bound, how.entropy_bound is None or 0 <= how.entropy_bound < float("inf"), "0 or more"),
+        ("--eta", how.eta, how.eta is None or 0 <= how.eta <= 1, "0 to 1"),
         ("--cache", how.cache, how.cache in (None, "prefix", "dual"), "prefix or dual"),
         ("--guidance", how.guidance, how.guidance is None or 0 < how.guidance < float("inf"), "above 0"),
         ("--block-length", how.block_length, how.block_length is None or how.block_length >= 1, "1 or more"),
@@ -206,7 +207,7 @@ def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignore
         mistakes.append("--temperature 0 takes the likeliest id: --top-k, --top-p and --min-p would do nothing, leave them out")
     if how.steps and not mistakes and how.steps < blocks:
         mistakes.append(f"--steps {how.steps}: --block-length {how.block_length} makes {blocks} blocks, which need a step each")
-    if how.steps and not mistakes and how.steps > fewest and not sampler.run_by.endswith(":ancestral"):
+    if how.steps and not mistakes and how.steps > fewest and not sampler.any_steps:
         mistakes.append(f"--steps {how.steps}: each step fills at least one place, and there are {fewest}: give at most {fewest}")
     if how.guidance and any(t.num_open == len(t.ids) for t in templates):
         mistakes.append("--guidance moves away from a row with nothing given, and nothing is: give a prompt, or leave it out")

@@ -162,7 +162,7 @@ def by_rule(model: Model, rows: Rows, how: How, score: Score, take: Take | None 
 def reader(model: Model, rows: Rows, how: How) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """What gives the logits of some places, of ids that may be drawn: (ids, asked, block) [b, s] each -> [n, v]"""
     if how.guidance is None:
-        places: Places | Guided = Places(model, rows.ids.shape, how.cache)
+        places: Places | Guided = Places(model, rows.ids.shape, how.cache, rows.mask)
     else:
         assert rows.mask is not None
         places = Guided(model, ~rows.open, rows.mask, how.guidance, how.cache)

@@ -67,10 +67,11 @@ class Places:
     `dual`: when a block of places begins the whole row is read; then only the block is, and everything else stays what it
     was (Wu et al., arXiv:2505.22618). `prefix`: only what stands left of the block stays. Either is another model than the
     one without, whose distribution it approximates; what it says is a function of the row and its blocks alone.
+    `mask` is for models that are told the noise level: they are told the share of the whole row that reads it.
     """
 
-    def __init__(self, model: Model, shape: tuple[int, ...], kept: Kept | None = None):
-        self.model, self.kept = model, kept
+    def __init__(self, model: Model, shape: tuple[int, ...], kept: Kept | None = None, mask: int | None = None):
+        self.model, self.kept, self.mask = model, kept, mask
         self.block = torch.zeros(shape, dtype=torch.bool)  # for which each row's cache was made
         self.cache = None if kept is None else caching(model).cache(*shape)
 
@@ -107,7 +108,9 @@ class Places:
         if self.kept == "prefix":
             read = read.cumsum(1) > 0
         places, own = listed(read)
-        rest = {"positions": places, "asked": (asked[rows].gather(1, places) & own).flatten().nonzero()[:, 0]}
+        rest: dict[str, Tensor] = {"positions": places, "asked": (asked[rows].gather(1, places) & own).flatten().nonzero()[:, 0]}
+        if self.mask is not None:
+            rest["level"] = (ids[rows] == self.mask).float().mean(1)
         return self.passed(replace(reading(ids[rows].gather(1, places)), **rest), rows)
 
     def passed(self, batch: Batch, rows: Tensor) -> Tensor:
@@ -129,7 +132,7 @@ class Guided:
 
     def __init__(self, model: Model, given: Tensor, mask: int, weight: float, kept: Kept | None = None):
         self.given, self.mask, self.weight = given, mask, weight
-        self.places = Places(model, (2 * len(given), given.shape[1]), kept)
+        self.places = Places(model, (2 * len(given), given.shape[1]), kept, mask)
 
     def logits(self, ids: Tensor, asked: Tensor, block: Tensor) -> Tensor:
         """As of `Places`.  -> float64 [n, v]"""

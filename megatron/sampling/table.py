@@ -17,6 +17,7 @@ class Sampler:
     run_by: str  # module:function
     serves: tuple[str, ...]  # objectives, by their names in megatron/catalogue.py
     reads: tuple[str, ...] = ()  # of SETTINGS
+    any_steps: bool = False  # whether a step may reveal nothing, so that there may be more of them than places
 
     def load(self) -> Callable:
         module, _, name = self.run_by.partition(":")
@@ -24,16 +25,21 @@ class Sampler:
 
 
 # What of `How` some samplers read and others do not; each is a flag of tools/generate.py.
-SETTINGS = ("steps", "block_length", "threshold", "factor", "entropy_bound", "cache", "guidance")
+SETTINGS = ("steps", "block_length", "threshold", "factor", "entropy_bound", "eta", "cache", "guidance")
 MASKED = "megatron.sampling.masked"
 READ_BY_MASKED = ("block_length", "cache", "guidance")
 COUNTED = ("steps", *READ_BY_MASKED)
+REMASKING = ("steps", "eta", "guidance")
 SAMPLERS = {
     "autoregressive": Sampler(
         title="the next token, left to right", run_by="megatron.sampling.autoregressive:autoregressive", serves=("ar",)
     ),
     "ancestral": Sampler(
-        title="the reverse process: each place at a time of its own", run_by=f"{MASKED}:ancestral", serves=("mdm",), reads=COUNTED
+        title="the reverse process: each place at a time of its own",
+        run_by=f"{MASKED}:ancestral",
+        serves=("mdm",),
+        reads=COUNTED,
+        any_steps=True,
     ),
     "left-to-right": Sampler(
         title="masked places from left to right", run_by=f"{MASKED}:left_to_right", serves=("mdm",), reads=COUNTED
@@ -67,6 +73,27 @@ SAMPLERS = {
         run_by=f"{MASKED}:entropy_bounded",
         serves=("mdm",),
         reads=("entropy_bound", *READ_BY_MASKED),
+    ),
+    "remdm-cap": Sampler(
+        title="the reverse process, which hides revealed places again with a capped probability",
+        run_by="megatron.sampling.remasking:capped",
+        serves=("mdm",),
+        reads=REMASKING,
+        any_steps=True,
+    ),
+    "remdm-rescale": Sampler(
+        title="the reverse process, which hides revealed places again with a share of the largest probability",
+        run_by="megatron.sampling.remasking:rescaled",
+        serves=("mdm",),
+        reads=REMASKING,
+        any_steps=True,
+    ),
+    "remdm-confidence": Sampler(
+        title="the reverse process, which hides places again that were revealed with the least probability",
+        run_by="megatron.sampling.remasking:least_sure",
+        serves=("mdm",),
+        reads=REMASKING,
+        any_steps=True,
     ),
 }
 

@@ -34,6 +34,8 @@ CASES = {
         ("entropy-bounded", How(entropy_bound=5.0, cache="prefix", block_length=2)),
         ("confidence", replace(WARM, cache="dual", block_length=3, guidance=0.5)),
         ("ancestral", How(cache="dual", block_length=2, steps=4)),
+        ("remdm-cap", How(eta=0.3)),
+        ("remdm-confidence", replace(WARM, steps=7)),
     ],
 }
 
