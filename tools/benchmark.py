@@ -26,6 +26,7 @@ from dataclasses import asdict
 from typing import TextIO
 
 from megatron.errors import exits
+from tools.benchmark_generate import generate
 from tools.benchmark_gpu import gpu
 from tools.benchmark_layouts import communication, dp, layers
 from tools.benchmark_startup import startup
@@ -38,6 +39,7 @@ SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "step-compiled": step_compiled,
     "head": head,
     "mdm": mdm,
+    "generate": generate,
     "dp": dp,
     "communication": communication,
     "layers": layers,

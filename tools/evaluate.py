@@ -3,6 +3,7 @@
     python tools/evaluate.py likelihood RUN --score nelbo,korder:16,rule:confidence
     python tools/evaluate.py compare RUN_A RUN_B
     python tools/evaluate.py tasks RUN --task_list quiz.jsonl
+    python tools/evaluate.py samples RUN --samplers confidence,entropy-bounded --steps 8,32 --judge AR_RUN
 
 `VERB --help` explains each.
 """
@@ -26,6 +27,7 @@ from megatron.errors import exits
 # Each a module with `arguments(parser)` and `command(given)`, which gives an exit code or None.
 VERBS = {
     "likelihood": ("megatron.likelihood.verbs.likelihood", "how likely the model finds the run's validation rows"),
+    "samples": ("megatron.likelihood.verbs.samples", "what samplers write and what it costs, beside real text"),
     "compare": ("megatron.likelihood.verbs.compare", "two runs on the same rows with the same draws"),
     "tasks": ("megatron.evaluation.tasks", "multiple-choice files, and tasks of lm-eval"),
 }

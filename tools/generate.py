@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--entropy-bound", type=float, help="nats of the sampler entropy-bounded [0.1]")
     p.add_argument("--eta", type=float, help="how much remdm samplers hide again [0.04; remdm-confidence 1]")
     p.add_argument(
-        "--cache", choices=("prefix", "dual"), help="what is not read again within a block: what stands left of it, or all else"
+        "--cache",
+        choices=("prefix", "dual", "delayed"),
+        help="not read again in a block: what stands left of it, all around it, and with delayed also what is filled",
     )
     p.add_argument("--guidance", type=float, metavar="W", help="move away from what is likely without the prompt")
     p.add_argument("--seed", type=int, default=0, help="names all random numbers, with the number of the sample [0]")

@@ -26,7 +26,8 @@ def rotated_heads(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     """
     shared = qkv.shape[-2] - 2
     if shared == 1 and eager_on_cpu(qkv):
-        return _RotatedHeads.apply(qkv, cos, sin) if torch.is_grad_enabled() else separate(qkv, cos, sin).unbind(0)
+        q, k, v = _RotatedHeads.apply(qkv, cos, sin) if torch.is_grad_enabled() else separate(qkv, cos, sin).unbind(0)
+        return q, k, v
     turned = rotate(qkv[..., :-1, :], cos, sin)  # [b, s, g, r + 1, d]
     q, k, v = turned[..., :-1, :].flatten(2, 3), turned[..., -1, :], qkv[..., -1, :]
     if shared > 1:

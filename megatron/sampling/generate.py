@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 
@@ -28,7 +29,7 @@ from megatron.data.tokenizer import Tokenizer, Vocabulary
 from megatron.errors import BadData
 from megatron.flags import ConfigError
 from megatron.sampling.draws import How, Rows
-from megatron.sampling.reading import CachingModel, Model
+from megatron.sampling.reading import CachingModel, Kept, Model
 from megatron.sampling.table import SETTINGS, Sampler, sampler_for
 
 GAP = re.compile(r"\[MASK:(\d+)\]")
@@ -191,7 +192,7 @@ def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignore
         ("--factor", how.factor, how.factor is None or 0 < how.factor < float("inf"), "above 0"),
         ("--entropy-bound", how.entropy_bound, how.entropy_bound is None or 0 <= how.entropy_bound < float("inf"), "0 or more"),
         ("--eta", how.eta, how.eta is None or 0 <= how.eta <= 1, "0 to 1"),
-        ("--cache", how.cache, how.cache in (None, "prefix", "dual"), "prefix or dual"),
+        ("--cache", how.cache, how.cache in (None, *get_args(Kept)), ", ".join(get_args(Kept))),
         ("--guidance", how.guidance, how.guidance is None or 0 < how.guidance < float("inf"), "above 0"),
         ("--block-length", how.block_length, how.block_length is None or how.block_length >= 1, "1 or more"),
         ("--steps", how.steps, how.steps is None or how.steps >= 1, "1 or more"),

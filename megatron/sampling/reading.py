@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron.batch import Batch, reading
 from megatron.core.cache import Cache
 
-Kept = Literal["prefix", "dual"]
+Kept = Literal["prefix", "dual", "delayed"]
 
 
 class Model(Protocol):
@@ -65,14 +65,16 @@ class Places:
     """Logits of hidden places, by passes over whole rows, or over parts of them with the rest kept from before.
 
     `dual`: when a block of places begins the whole row is read; then only the block is, and everything else stays what it
-    was (Wu et al., arXiv:2505.22618). `prefix`: only what stands left of the block stays. Either is another model than the
-    one without, whose distribution it approximates; what it says is a function of the row and its blocks alone.
-    `mask` is for models that are told the noise level: they are told the share of the whole row that reads it.
+    was (Wu et al., arXiv:2505.22618). `prefix`: only what stands left of the block stays. `delayed`: as dual, and of the block
+    only what is hidden and what has changed since it was last read is read again (Ma et al., arXiv:2505.15781). Each is another
+    model than the one without, whose distribution it approximates; what it says is a function of the row and its blocks alone.
+    `mask` is what hidden places read, which `delayed` must know, and models that are told the noise level.
     """
 
     def __init__(self, model: Model, shape: tuple[int, ...], kept: Kept | None = None, mask: int | None = None):
         self.model, self.kept, self.mask = model, kept, mask
         self.block = torch.zeros(shape, dtype=torch.bool)  # for which each row's cache was made
+        self.ids = torch.full(shape, -1)  # as each row was last read
         self.cache = None if kept is None else caching(model).cache(*shape)
 
     def logits(self, ids: Tensor, asked: Tensor, block: Tensor) -> Tensor:
@@ -90,6 +92,7 @@ class Places:
             for read, rows in ((self.whole, begun), (self.part, active & ~begun))
             if rows.any()
         ]
+        self.ids[active] = ids[active]
         if len(found) == 1:
             return found[0]
         of_begun = begun[asked.nonzero()[:, 0]]
@@ -107,6 +110,8 @@ class Places:
         read = self.block[rows]
         if self.kept == "prefix":
             read = read.cumsum(1) > 0
+        if self.kept == "delayed":
+            read = read & (asked[rows] | (ids[rows] == self.mask) | (ids[rows] != self.ids[rows]))
         places, own = listed(read)
         rest: dict[str, Tensor] = {"positions": places, "asked": (asked[rows].gather(1, places) & own).flatten().nonzero()[:, 0]}
         if self.mask is not None:

@@ -33,7 +33,7 @@ CASES = {
         ("factor", How(factor=3.0, cache="dual", block_length=3)),
         ("entropy-bounded", How(entropy_bound=5.0, cache="prefix", block_length=2)),
         ("confidence", replace(WARM, cache="dual", block_length=3, guidance=0.5)),
-        ("ancestral", How(cache="dual", block_length=2, steps=4)),
+        ("ancestral", How(cache="delayed", block_length=2, steps=4)),
         ("remdm-cap", How(eta=0.3)),
         ("remdm-confidence", replace(WARM, steps=7)),
     ],
@@ -122,7 +122,7 @@ def test_what_cannot_be_is_refused_in_a_sentence():
         ({"min_p": 1.5}, "--min-p 1.5"),
         ({"temperature": 0, "top_k": 3}, "--top-k, --top-p and --min-p would do nothing"),
         ({"threshold": 0.5}, "--threshold 0.5 is not read by this sampler"),
-        ({"cache": "half"}, "--cache half: expected prefix or dual"),
+        ({"cache": "half"}, "--cache half: expected prefix, dual, delayed"),
         ({"guidance": 0.0}, "--guidance 0.0: expected above 0"),
     ):
         with pytest.raises(ConfigError, match=said):

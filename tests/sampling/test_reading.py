@@ -13,7 +13,7 @@ from megatron.training.device import Where
 FLAGS = """--hidden-size 32 --num-attention-heads 4 --ffn-hidden-size 64 --seq-length 12 --init-method-std 0.3
     --micro-batch-size 2 --global-batch-size 8 --train-iters 4 --lr 1e-2 --data-path x --tokenizer-type ByteTokenizer
     --vocab-size 257 --group-query-attention --num-query-groups 2""".split()
-ROWS, WIDTH = 4, 12
+ROWS, WIDTH, MASK = 4, 12, 257
 LAYOUTS = {
     "tp2": (2, "--tensor-model-parallel-size 2"),
     "pp2 zero-bubble": (2, "--pipeline-model-parallel-size 2 --pipeline-schedule zero-bubble"),
@@ -60,7 +60,7 @@ def next_tokens(model):
 
 def hidden(model, kept):
     """Of blocks of three, which the rows reach in different steps.  -> [n, v]"""
-    read, found, z = Places(model, (ROWS, WIDTH), kept), [], ids()
+    read, found, z = Places(model, (ROWS, WIDTH), kept, MASK), [], ids()
     at = torch.tensor([0, 0, 1, 2])
     for step in range(5):
         block = torch.arange(WIDTH) // 3 == (at[:, None] + step * torch.tensor([[1], [0], [1], [0]]) // 2)
@@ -73,7 +73,7 @@ def hidden(model, kept):
 def said(objective, flags=(), layers=4):
     """-> [n, v] with a cache, of each kind"""
     engine = opened(objective, flags, layers)
-    return [next_tokens(engine)] if objective == "ar" else [hidden(engine, kept) for kept in ("dual", "prefix", None)]
+    return [next_tokens(engine)] if objective == "ar" else [hidden(engine, kept) for kept in ("dual", "prefix", "delayed", None)]
 
 
 def test_a_next_token_model_says_the_same_with_a_cache():
@@ -81,9 +81,10 @@ def test_a_next_token_model_says_the_same_with_a_cache():
 
 
 def test_without_a_cache_whole_rows_are_read_and_what_keeps_nothing_has_none():
-    dual, prefix, whole = said("mdm")
+    dual, prefix, delayed, whole = said("mdm")
     torch.testing.assert_close(whole, hidden(Uncached(opened("mdm")), None), rtol=0, atol=0)
-    assert min((dual - whole).abs().max(), (prefix - whole).abs().max(), (dual - prefix).abs().max()) > 1e-3
+    pairs = ((dual, whole), (prefix, whole), (dual, prefix), (delayed, dual))
+    assert min((a - b).abs().max() for a, b in pairs) > 1e-3
     whole = hidden(Uncached(opened("mdm", layers=1)), None)
     for found in said("mdm", layers=1):  # whose keys and values are functions of single ids
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-12)

@@ -14,7 +14,15 @@ import torch
 from megatron.core import head
 from megatron.core.mesh import Group
 from megatron.core.transformer import Block, rotary
-from tools import benchmark, benchmark_gpu, benchmark_layouts, benchmark_startup, benchmark_step, benchmark_timing
+from tools import (
+    benchmark,
+    benchmark_generate,
+    benchmark_gpu,
+    benchmark_layouts,
+    benchmark_startup,
+    benchmark_step,
+    benchmark_timing,
+)
 from tools.benchmark_timing import Row
 
 TOY = replace(benchmark_step.MINIATURE, num_layers=1, seq_length=32)
@@ -181,6 +189,23 @@ def test_mdm_runs_and_its_equality_is_checked_for_real(monkeypatch):
 
     monkeypatch.setattr(head._WeightedNLL, "forward", careless)
     assert benchmark_step.largest_difference(TOY) > 5e-5
+
+
+def test_sampling_is_measured_with_caches_and_against_generate(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(benchmark_generate, "in_turn", once)
+    rows = benchmark_generate.generate(1, replace(TOY, num_layers=2, seq_length=128), TOY)
+    assert measured(rows) and [row.gate for row in rows] == [1.0, 1.0, 1.5, 1.5, 3.0, 3.0]
+
+
+def once(variants, rounds):
+    """Each variant in this process, where its weights are compared and its samples drawn."""
+    found = {}
+    for name, (build, *given) in variants.items():
+        run, began = build(*given), time.process_time()
+        run()
+        found[name] = [time.process_time() - began]
+    return found
 
 
 def test_head_runs_each_variant_in_its_own_process():

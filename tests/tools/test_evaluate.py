@@ -130,3 +130,39 @@ def test_a_run_that_is_trained_within_documents_is_scored_within_them(runs, obje
 def test_refusals(runs, capsys, words, code, said):
     assert main(["likelihood", *(str(runs / "mdm") if word == "RUN" else word for word in words)]) == code
     assert said in capsys.readouterr().err and not (runs / "mdm" / "likelihood.jsonl").exists()
+
+
+def test_samplers_beside_real_text(runs, tmp_path, capsys):
+    words = ["--num-samples", "8", "--prompt-tokens", "4", "--out", str(tmp_path), "--judge", str(runs / "ar")]
+    samplers = "confidence,confidence:block_length=6:cache=dual,threshold:threshold=0.3,confidence:steps=12:temperature=0"
+
+    def said(objective, *more):
+        code = main(["samples", str(runs / objective), *words, *more])
+        return code or 0, capsys.readouterr()
+
+    code, found = said("mdm", "--samplers", samplers, "--steps", "3,12", "--json")
+    table, names = json.loads(found.out), [*(f"confidence:steps={n}" for n in (3, 12))]
+    assert code == 0 and table == json.loads((tmp_path / "samples.json").read_text())
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
+    real, *rest = table["samplers"]
+    assert [one["sampler"] for one in rest[:2]] == names and len(rest) == 6
+    assert [one["passes_per_sample"] for one in rest[:5]] == [3, 12, 3, 12, pytest.approx(rest[4]["passes_per_sample"])]
+    assert rest[1]["places_per_token"] == 16 and rest[3]["places_per_token"] == pytest.approx((2 * 16 + 10 * 6) / 12)
+    assert rest[0]["likelihood"]["score"] == "rule:confidence:4" and rest[1]["likelihood"]["score"] == "rule:confidence"
+    assert [one["likelihood"] for one in rest[2:]] == [None] * 4
+    assert rest[5]["entropy"] < real["entropy"] and rest[5]["judge_nll"] < real["judge_nll"]  # likely, and poor
+    code, found = said("ar")
+    assert code == 0 and "autoregressive" in found.out and "(exact, exact)" in found.out and "real text" in found.out
+    for objective, more, expected, sentence in (
+        ("mdm", ["--samplers", "beam"], 65, "no sampler beam; expected one of"),
+        ("mdm", ["--samplers", "confidence:heat=2"], 65, "no setting 'heat=2'"),
+        ("mdm", ["--samplers", "confidence:steps=two"], 65, "steps='two' is no int"),
+        ("mdm", ["--samplers", "confidence:steps=40"], 65, "confidence:steps=40: --steps 40: each step fills at least one place"),
+        ("mdm", ["--steps", "0"], 65, "--steps 0: expected whole numbers of 1 or more"),
+        ("mdm", ["--prompt-tokens", "16"], 65, "--prompt-tokens 16: expected 1 to 15"),
+        ("mdm", ["--num-samples", "1"], 65, "--num-samples 1: expected 2 or more"),
+        ("mdm", ["--judge", str(runs / "mdm")], 78, "give an autoregressive run"),
+        ("ar", ["--samplers", "margin"], 78, "margin does not serve the objective ar"),
+    ):
+        code, found = said(objective, *more)
+        assert code == expected and sentence in found.err, found.err
