@@ -1,7 +1,9 @@
 """Is this loss a bound? For an objective, a trained run, or a scoring rule of your own.
 
     python tools/audit.py mdm                       an objective by its name, as validation poses it
+    python tools/audit.py mdm --training            the same as training poses it
     python tools/audit.py runs/mdm                  a run: its objective, its weights, and its floor where the corpus has one
+    python tools/audit.py exported                  a Hugging Face folder, causal or exported from masked diffusion
     python tools/audit.py mymodule:rule             a function, found from the current folder
 
 A rule is a function of some of: tokens int64 [r, n], scored bool [r, n] (False: padding behind the end, which is token vocab-1),
@@ -43,6 +45,7 @@ def read_words(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("subject", metavar="SUBJECT", help=f"{', '.join(OBJECTIVES)}, a run, or module:function")
     parser.add_argument("--checkpoint", help="of a run: a step, best, newest, or a path [the last of a run that is finished]")
+    parser.add_argument("--training", action="store_true", help="of an objective: what training poses [what validation does]")
     parser.add_argument("--vocab", type=int, help="tokens of the tiny vocabulary [4, or 3 where there is noise]")
     parser.add_argument("--length", type=int, help="places of a row [6, or 4 where there is noise]")
     parser.add_argument("--seed", type=int, default=0, help="of the Markov source and the random model [0]")
@@ -57,6 +60,7 @@ def read_words(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def examine(given: argparse.Namespace, words: list[str]):
     """-> Audit. Raises MissingInput for what is neither an objective, a run nor a rule."""
+    from megatron.exchange.hugging_face import is_hugging_face
     from megatron.proof import audit, subjects
     from megatron.proof.scoring import find_rule
 
@@ -67,11 +71,16 @@ def examine(given: argparse.Namespace, words: list[str]):
     if given.checkpoint and not run.is_dir():
         raise BadData(f"--checkpoint {given.checkpoint}: only a run has checkpoints, and {given.subject} is none; leave it out")
     if given.subject in OBJECTIVES:
-        return subjects.audit_objective(given.subject, words, *sizes)
+        return subjects.audit_objective(given.subject, words, *sizes, training=given.training)
+    if given.training:
+        raise BadData(f"--training: only an objective is trained, and {given.subject} is none; leave it out")
     if is_rule:
         return audit.audit(find_rule(given.subject), *sizes)
     if not run.is_dir():
-        raise MissingInput(f"{given.subject}: expected {', '.join(OBJECTIVES)}, the folder of a run, or module:function")
+        expected = f"{', '.join(OBJECTIVES)}, the folder of a run, a Hugging Face folder, or module:function"
+        raise MissingInput(f"{given.subject}: expected {expected}")
+    if is_hugging_face(run):
+        return subjects.audit_folder(run, *sizes)
     return subjects.audit_run(run, given.checkpoint, *sizes, say=lambda line: print(line, file=sys.stderr))
 
 

@@ -18,9 +18,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from megatron.engine import Engine
 from megatron.errors import Mismatch
-from megatron.proof.scoring import LONGEST_DRAWN, Posed, Rule
+from megatron.proof.scoring import LONGEST_DRAWN, Posed, Rule, Scorer
 from megatron.proof.sources import Meter, Rows, Source, ending, first_of, mean_cross_entropies, packed, sources
 
 TIGHT, LOOSE, NOT_A_BOUND, BIASED = "tight", "loose", "not a bound", "biased"
@@ -68,6 +67,7 @@ class Audit:
     sums: list[Sum] = field(default_factory=list)
     closed_form: ClosedForm | None = None
     floor: dict | None = None
+    faults: list[str] = field(default_factory=list)  # that were seen otherwise, one sentence each
     notes: list[str] = field(default_factory=list)  # what was left out, and why
     seconds: float = 0.0
 
@@ -95,6 +95,7 @@ class Audit:
         ]
         if self.closed_form and self.closed_form.trouble:
             found.append(f"closed form: {self.closed_form.trouble}")
+        found += self.faults
         if self.floor and self.floor["below_floor"]:
             found.append(f"floor: {self.floor['difference']:+.6f} +- {self.floor['se']:.6f} nats per token from the oracle")
         return found
@@ -120,6 +121,9 @@ def audit(scoring: Posed | Rule, vocab: int | None = None, length: int | None = 
     if scoring.noisy and length > LONGEST_DRAWN:
         raise Mismatch(f"--length {length}: what draws is gone through on {LONGEST_DRAWN} places at most; shorten it")
     found = Audit(subject=scoring.name)
+    if isinstance(scoring, Rule) and scoring.noisy:
+        few = packed(2, 2)
+        scoring.refuse_other_noise(sources(few, seed)[-1], few)
     for rows in (packed(vocab, length), ending(vocab, length)):
         models, loss = sources(rows, seed), scoring.on(rows, scoring.likelihood)
         nats = scoring.on(rows) if scoring.likelihood else None
@@ -145,7 +149,7 @@ def sum_of(scoring: Posed | Rule, rows: Rows, model: Source, loss: Tensor, nats:
     )
 
 
-def network_sum(scoring: Posed, rows: Rows, engine: Engine, name: str) -> Sum:
+def network_sum(scoring: Posed, rows: Rows, engine: Scorer, name: str) -> Sum:
     """A network in place of a table: what it can see is what its attention lets it."""
     loss = scoring.network_loss(engine, rows)
     return Sum(rows=rows.name, source=name, total=total(scoring, rows, loss), excess=None, tolerance=TOLERANCE[torch.float32])

@@ -21,17 +21,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron.batch import Batch, Clean, Noise, Purpose, asked_positions
-from megatron.engine import Engine
+from megatron.batch import Batch, Clean, Noise, Purpose, RowScores, asked_positions
 from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.objectives import Objective
+from megatron.objectives.masked import MaskedDiffusion
 from megatron.proof.sources import Model, Rows
 
+MOST_STEPS = 64  # of discrete time
 LONGEST_DRAWN = 5  # places whose orders and levels are gone through
 WHOLE = (0.0, 1.0)  # where a noise level lies
 AT_ONCE = 1 << 16  # rows under draws
 NETWORK_ROWS = 1024  # rows of one pass of a network
 GIVEN = ("tokens", "scored", "vocab", "predict", "t", "uniform")  # what a rule may ask for, by the names of its parameters
+
+
+class Scorer(Protocol):
+    """A network: megatron.engine.Engine, or what answers as it does."""
+
+    def score(self, batches: list[Batch]) -> list[RowScores]: ...
 
 
 class Scoring(Protocol):
@@ -46,11 +53,25 @@ class Scoring(Protocol):
         """From a model to the mean over the noise, of nats or of exp(-nats).  -> [r] nats"""
 
 
-def levels(length: int, span: tuple[float, float]) -> list[tuple[float, float]]:
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """How t is gone through, and with which probability a uniform lies below what it is compared with there."""
+
+    span: tuple[float, float] | None = WHOLE  # None: there is no t, and orders are all
+    level: Callable[[float], float] = float  # of t: t itself, or a schedule's m(t)
+    more_nodes: int = 0  # than a polynomial in t needs
+    steps: int = 1  # within which the level is smooth
+    within: float = 0.5  # where between its neighbours a uniform lies, from 0 to 1
+
+
+def levels(length: int, times: Times) -> list[tuple[float, float]]:
     """(t, weight) for the mean over t ~ U(span) of what is polynomial between multiples of 1/1 .. 1/length."""
-    whole = {j / part for part in range(1, length + 1) for j in range(part + 1)}
+    span = times.span
+    if span is None:
+        return [(1.0, 1.0)]
+    whole = {j / part for part in (*range(1, length + 1), times.steps) for j in range(part + 1)}
     cuts = sorted({*span, *(cut for cut in whole if span[0] < cut < span[1])})
-    nodes, weights = np.polynomial.legendre.leggauss(length // 2 + 1)
+    nodes, weights = np.polynomial.legendre.leggauss(length // 2 + 1 + times.more_nodes)
     return [
         (low + (high - low) * (x + 1) / 2, w * (high - low) / 2 / (span[1] - span[0]))
         for low, high in zip(cuts, cuts[1:])
@@ -58,24 +79,25 @@ def levels(length: int, span: tuple[float, float]) -> list[tuple[float, float]]:
     ]
 
 
-def draws(length: int, span: tuple[float, float] | None = WHOLE) -> tuple[Tensor, Tensor, Tensor]:
-    """All that noise can do to `length` places; without a span of t, orders alone.  -> chance [c], t [c], uniforms [c, n]"""
+def draws(length: int, times: Times) -> tuple[Tensor, Tensor, Tensor]:
+    """All that noise can do to `length` places.  -> chance [c], t [c], uniforms [c, n]"""
     orders = torch.tensor(list(itertools.permutations(range(length))))  # [o, n]
     chances, ts, uniforms = [], [], []
-    for level, weight in levels(length, span) if span else [(1.0, 1.0)]:
-        for below in range(length + 1) if span else [length]:
-            low = [level * (rank + 0.5) / below for rank in range(below)]
-            high = [level + (1 - level) * (rank + 0.5) / (length - below) for rank in range(length - below)]
+    for time, weight in levels(length, times):
+        level, within = times.level(time), times.within
+        for below in range(length + 1) if times.span else [length]:
+            low = [level * (rank + within) / below for rank in range(below)]
+            high = [level + (1 - level) * (rank + within) / (length - below) for rank in range(length - below)]
             chances.append(weight * math.comb(length, below) * level**below * (1 - level) ** (length - below))
-            ts.append(level)
+            ts.append(time)
             uniforms.append(torch.tensor([*low, *high], dtype=torch.float64)[orders])
     chance, t = (torch.tensor(x, dtype=torch.float64).repeat_interleave(len(orders)) for x in (chances, ts))
     return chance / len(orders), t, torch.cat(uniforms)
 
 
-def cases(rows: Rows, span: tuple[float, float] | None = WHOLE) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor, Tensor]]:
+def cases(rows: Rows, times: Times) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor, Tensor]]:
     """Every row under every draw, some thousands at a time.  -> rows [b], their numbers, chance and t [b], uniforms [b, n]"""
-    chance, t, uniforms = draws(rows.tokens.shape[1], span)
+    chance, t, uniforms = draws(rows.tokens.shape[1], times)
     r = len(rows.tokens)
     for part in torch.arange(len(chance)).split(max(1, AT_ONCE // r)):
         number, case = torch.arange(r).repeat(len(part)), part.repeat_interleave(r)
@@ -103,6 +125,9 @@ class Fixed(Noise):
     def independent(self) -> Tensor:
         return self.t
 
+    def antithetic(self) -> Tensor:
+        return self.t
+
 
 @dataclass(frozen=True, kw_only=True)
 class Posed:
@@ -117,15 +142,30 @@ class Posed:
     def noisy(self) -> bool:
         return not self.objective.exact
 
+    @property
+    def times(self) -> Times:
+        """Of what hides each token by itself, the schedule's probabilities. Raises Mismatch for too many steps of time."""
+        known = self.objective
+        if not isinstance(known, MaskedDiffusion) or known.count:
+            return Times()
+        steps = known.schedule.steps or 1
+        if steps > MOST_STEPS:
+            raise Mismatch(f"--noise-steps {steps}: at most {MOST_STEPS} are gone through; audit fewer, or continuous time")
+
+        def level(t: float) -> float:
+            return float(known.schedule.rates(torch.tensor([t], dtype=torch.float64), known.eps)[0])
+
+        return Times(level=level, more_nodes=4, steps=steps)
+
     def problem(self, rows: Rows) -> Batch:
         """One batch; the losses of a row's problems, which have its number, add up to its mean over the noise."""
-        parts = [self.distinct(*case) for case in (cases(rows) if self.noisy else [undrawn(rows)])]
+        parts = [self.distinct(*case) for case in (cases(rows, self.times) if self.noisy else [undrawn(rows)])]
         return merged([batch for batch, _ in parts], torch.cat([weights for _, weights in parts]))
 
     def distinct(self, rows: Rows, number: Tensor, chance: Tensor, t: Tensor, uniforms: Tensor) -> tuple[Batch, Tensor]:
         tokens, scored = (torch.nn.functional.pad(x, (1, 1)) for x in (rows.tokens, rows.scored))
         clean = Clean(tokens=tokens, scored=scored, index=number)
-        batch = self.objective.pose(clean, Fixed(t, uniforms), 0.0)
+        batch = self.objective.pose(clean, Fixed(t, uniforms), 1.0)
         found = merged([batch], chance[:, None] * batch.weights)
         return found, found.weights
 
@@ -147,7 +187,7 @@ class Posed:
             found[:, i] = -model.predict(before)[:, i].gather(1, targets[:, i])[:, 0]
         return found
 
-    def network_loss(self, engine: Engine, rows: Rows) -> Tensor:
+    def network_loss(self, engine: Scorer, rows: Rows) -> Tensor:
         """The same under a network.  -> [r]"""
         batch, found = self.problem(rows), torch.zeros(len(rows.tokens), dtype=torch.float64)
         for part in torch.arange(len(batch.index)).split(NETWORK_ROWS):
@@ -199,12 +239,28 @@ class Rule:
             functools.partial(self.mean, rows=rows, likelihood=likelihood) if self.noisy else lambda model: self.call(model, rows)
         )
 
-    def mean(self, model: Model, rows: Rows, likelihood: bool) -> Tensor:
+    @property
+    def times(self) -> Times:
+        return Times(span=self.span if "t" in self.wants else None)
+
+    def mean(self, model: Model, rows: Rows, likelihood: bool, times: Times | None = None) -> Tensor:
         logs, r = [], len(rows.tokens)
-        for drawn, _, chance, t, uniforms in cases(rows, self.span if "t" in self.wants else None):
+        for drawn, _, chance, t, uniforms in cases(rows, times or self.times):
             nats = self.call(model, drawn, t, uniforms)
             logs.append((chance.log() - nats if likelihood else chance * nats).view(-1, r))
         return -torch.cat(logs).logsumexp(0) if likelihood else torch.cat(logs).sum(0)
+
+    def refuse_other_noise(self, model: Model, rows: Rows) -> None:
+        """Raises BadData where nats depend on more of the noise than is gone through. Rows are few and short."""
+        times = self.times
+        mean = self.mean(model, rows, False, times)
+        if not torch.allclose(mean, self.mean(model, rows, False, replace(times, more_nodes=3)), atol=1e-6):
+            raise BadData(f"{self.name} does with t what is no polynomial times 1/t, so that its mean cannot be taken exactly")
+        if not torch.allclose(mean, self.mean(model, rows, False, replace(times, within=0.3)), atol=1e-6):
+            raise BadData(
+                f"{self.name} does more with its uniforms than to compare them with t and with each other, so that its noise "
+                "cannot be gone through: compare them"
+            )
 
     def call(self, model: Model, rows: Rows, t: Tensor | None = None, uniforms: Tensor | None = None) -> Tensor:
         offered = {

@@ -6,18 +6,26 @@ A table answers for what a batch says is seen; only a network shows what its att
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from megatron import config, engine, objectives
+from megatron.batch import Batch, RowScores
 from megatron.config import Config
 from megatron.core.mesh import Mesh
 from megatron.errors import BadData, Mismatch, MissingInput
+from megatron.exchange.transformers_library import open_model
+from megatron.files import read_json
 from megatron.objectives import Objective
+from megatron.objectives.autoregressive import NextToken
+from megatron.objectives.masked import MaskedDiffusion
 from megatron.proof.audit import SIZES, Audit, audit, network_sum
-from megatron.proof.scoring import LONGEST_DRAWN, Posed, draws
+from megatron.proof.scoring import LONGEST_DRAWN, Posed, Times, draws
 from megatron.proof.sources import Rows, packed
 from megatron.training import device, floor
 from megatron.training.trained import open_run
@@ -25,13 +33,19 @@ from megatron.training.trained import open_run
 TINY = """--num-layers 1 --hidden-size 16 --num-attention-heads 2 --ffn-hidden-size 32 --seq-length 32 --hidden-dropout 0
     --attention-dropout 0 --init-method-std 0.5 --train-iters 1 --micro-batch-size 1 --global-batch-size 1 --lr 1e-3 --device cpu
     --data-path none --tokenizer-type ByteTokenizer"""
+LEAK = 1e-3  # of logits, in float32
 MOST = 1 << 17  # rows under draws that a trained network is asked about
 
 
-def audit_objective(name: str, words: list[str], vocab: int | None = None, length: int | None = None, seed: int = 0) -> Audit:
-    """What validation poses for an objective of the catalogue with the flags `words`, by tables and by a tiny random network."""
+def audit_objective(
+    name: str, words: list[str], vocab: int | None = None, length: int | None = None, seed: int = 0, training: bool = False
+) -> Audit:
+    """What validation poses for an objective of the catalogue with the flags `words`, by tables and by a tiny random network.
+
+    `training`: what training poses at its end instead.
+    """
     cfg = config.parse([*TINY.split(), *words], name, environ={})
-    posed, sizes = reference(cfg, name, vocab, length)
+    posed, sizes = reference(cfg, f"{name}'s training" if training else name, vocab, length, training)
     found = audit(posed, *sizes, seed)
     small = with_vocab(cfg, sizes[0])
     network = engine.build(small, posed.objective, device.for_scoring(small, torch.float32), Mesh())
@@ -64,18 +78,71 @@ def audit_run(
     return found
 
 
-def reference(cfg: Config, name: str, vocab: int | None, length: int | None) -> tuple[Posed, tuple[int, int]]:
-    """What validation poses over a tiny vocabulary, and how many tokens and places the rows have. Raises Mismatch."""
+def audit_folder(folder: Path, vocab: int | None = None, length: int | None = None, seed: int = 0) -> Audit:
+    """A Hugging Face folder: how its kind of model is scored, by tables, and its weights by all short rows of its own ids.
+
+    Raises as megatron/exchange does where it cannot be opened.
+    """
+    config = read_json(folder / "config.json", "copy the folder again")
+    masked, known = config.get("is_causal") is False, config["vocab_size"]
+    network, place = Folder(open_model(folder, masked)), LONGEST_DRAWN + 1
+    if masked:
+        known = config["mask_token_id"]
+    sizes = SIZES[masked][0] if vocab is None else vocab, SIZES[masked][1] if length is None else length
+    found = audit(Posed(name=str(folder), objective=plain(masked, sizes[0])), *sizes, seed)
+    own = Posed(name=str(folder), objective=plain(masked, known))
+    rows = longest(own, known)
+    if rows and rows.tokens.shape[1] > 1:
+        found.sums.append(network_sum(own, rows, network, "folder"))
+    else:
+        found.notes.append(f"left out: all rows of the folder's {known} tokens, which are too many")
+    if not masked and (moved := network.leak(known, place)) > LEAK:
+        found.faults.append(f"later tokens move the logits of earlier places by up to {moved:.3g}: they are seen")
+    return found
+
+
+def plain(masked: bool, mask_id: int) -> Objective:
+    return MaskedDiffusion(mask_id=mask_id).reference() if masked else NextToken()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model of another library, asked as an engine is."""
+
+    model: Callable[..., Any]
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """[b, s] -> float32 [b, s, v]"""
+        with torch.no_grad():
+            return self.model(input_ids=ids).logits.float()
+
+    def score(self, batches: list[Batch]) -> list[RowScores]:
+        return [self.row_scores(batch) for batch in batches]
+
+    def row_scores(self, batch: Batch) -> RowScores:
+        log_p = self.logits(batch.inputs).log_softmax(-1)
+        nll = -log_p.gather(2, batch.targets[..., None])[..., 0].double() * batch.weights
+        asked, scored = (x.sum(1).numpy() for x in (batch.weights > 0, batch.scored))
+        return RowScores(loss=nll.sum(1).numpy(), hits=np.zeros(len(nll)), asked=asked, scored=scored)
+
+    def leak(self, vocab: int, places: int) -> float:
+        """How far the logits of a row's first half move when its second half is another one."""
+        row = torch.arange(2 * places)[None] * 7919 % vocab
+        other = torch.cat([row[:, :places], (row[:, places:] + 1) % vocab], 1)
+        return float((self.logits(row)[:, :places] - self.logits(other)[:, :places]).abs().max())
+
+
+def reference(
+    cfg: Config, name: str, vocab: int | None, length: int | None, training: bool = False
+) -> tuple[Posed, tuple[int, int]]:
+    """What validation (or training) poses over a tiny vocabulary, and how many tokens and places the rows have. Raises Mismatch."""
     if cfg.objective.block_size:
         raise Mismatch("--block-size: an audit reads whole rows, and this objective reads them twice: leave it out")
     exact = objectives.build(cfg, cfg.model.vocab_size).reference().exact
     sizes = SIZES[not exact]
     tokens, places = vocab or sizes[0], length or sizes[1]
-    return Posed(name=name, objective=tiny(cfg, tokens)), (tokens, places)
-
-
-def tiny(cfg: Config, vocab: int) -> Objective:
-    return objectives.build(with_vocab(cfg, vocab), vocab).reference()
+    found = objectives.build(with_vocab(cfg, tokens), tokens)
+    return Posed(name=name, objective=found if training else found.reference()), (tokens, places)
 
 
 def with_vocab(cfg: Config, vocab: int) -> Config:
@@ -86,7 +153,7 @@ def longest(posed: Posed, vocab: int) -> Rows | None:
     """All rows of as many places as MOST allows; None where one place is too many."""
     found = None
     for n in range(1, LONGEST_DRAWN + 1):
-        if vocab**n * (len(draws(n)[0]) if posed.noisy else 1) > MOST:
+        if vocab**n * (len(draws(n, Times())[0]) if posed.noisy else 1) > MOST:
             break
         found = packed(vocab, n)
     return found

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from megatron.errors import BadData
 from megatron.objectives.autoregressive import NextToken
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.objectives.schedules import Schedule
 from megatron.proof.audit import BIASED, LOOSE, NOT_A_BOUND, TIGHT, audit
 from megatron.proof.scoring import Posed, rule
 
@@ -54,6 +56,14 @@ def exponentiated(tokens, vocab, predict, t, uniform):
 
 
 exponentiated.average = "likelihood"
+
+
+def one_count_draw(tokens, vocab, predict, t, uniform):
+    k = (t * tokens.shape[1]).ceil()[:, None]
+    return cost(predict, tokens, uniform.argsort(1).argsort(1) < k, vocab).sum(1) * tokens.shape[1] / k[:, 0]
+
+
+one_count_draw.average = "likelihood"
 
 
 def chain(tokens, vocab, predict, order):
@@ -131,23 +141,47 @@ def length_is_given(tokens, scored, vocab, predict):
 
 length_is_given.given = ("length",)
 
-FAULTS = [
-    no_weight,
-    empty_rows_as_zero,
-    clipped_level,
-    mean_per_token,
-    best_first,
-    later_tokens_visible,
-    pseudo_likelihood,
-    padding_visible,
-    end_never_hidden,
-]
+
+# What all rows sum to under some of the models, measured of others' code: a likelihood's sum is at most 1.
+FAULTS = {
+    no_weight: (2.8, 5.4),
+    empty_rows_as_zero: (1.07, 2.8),
+    clipped_level: (1.07, 2.8),
+    later_tokens_visible: (1.07, 2.8),
+    best_first: (1.8, 7.9),
+    end_never_hidden: (1.7, 3.0),
+    mean_per_token: (2.0, 20.0),
+    pseudo_likelihood: (2.0, 2000.0),
+    padding_visible: (1.4, 2.0),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_no_bound_is_caught(fault):
-    found = audit(rule(fault))
+def test_what_is_no_bound_is_caught_with_its_size(fault):
+    found, (low, high) = audit(rule(fault)), FAULTS[fault]
     assert found.verdict == NOT_A_BOUND and not found.bound and found.reasons
+    assert any(low <= one.total <= high for one in found.sums)
+
+
+def test_one_draw_of_the_count_form_exponentiated_is_biased():
+    found = audit(rule(one_count_draw), vocab=2, length=4)
+    assert found.verdict == BIASED and any(2.9 < one.total < 5.5 for one in found.sums)
+
+
+def twice_the_uniform(tokens, vocab, predict, t, uniform):
+    return cost(predict, tokens, uniform < t[:, None], vocab).sum(1) * (2 * uniform).sum(1)
+
+
+def level_shifted(tokens, vocab, predict, t, uniform):
+    return cost(predict, tokens, uniform < t[:, None], vocab).sum(1) / (t + 0.01)
+
+
+@pytest.mark.parametrize(
+    "rule_of_ones_own, said", [(twice_the_uniform, "compare them"), (level_shifted, "no polynomial times 1/t")]
+)
+def test_noise_that_is_not_gone_through_is_refused(rule_of_ones_own, said):
+    with pytest.raises(BadData, match=said):
+        audit(rule(rule_of_ones_own))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +199,22 @@ def test_what_is_no_bound_is_caught(fault):
 def test_verdict(function, verdict):
     found = audit(rule(function))
     assert (found.verdict, found.bound) == (verdict, verdict in (TIGHT, LOOSE))
+
+
+@pytest.mark.parametrize(
+    "flags, verdict",
+    [
+        ({}, LOOSE),  # eps 1e-3
+        ({"eps": 0.1}, LOOSE),
+        ({"schedule": Schedule(steps=4)}, LOOSE),
+        ({"schedule": Schedule(name="cosine")}, NOT_A_BOUND),  # m ends at 1 - eps: a thousandth of the text is never paid for
+        ({"schedule": Schedule(name="cosine"), "eps": 0.0}, TIGHT),
+        ({"low_variance": True}, NOT_A_BOUND),
+    ],
+)
+def test_what_training_poses_is_called_what_it_is(flags, verdict):
+    found = audit(Posed(name="training", objective=MaskedDiffusion(mask_id=MASK, strata=16, **flags)), vocab=3, length=3)
+    assert found.verdict == verdict
 
 
 @pytest.mark.parametrize(

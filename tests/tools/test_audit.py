@@ -1,9 +1,12 @@
 """The door of audits: exit codes, records, and one sentence for what cannot be audited."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from megatron.proof.subjects import Folder
 from tools.audit import main
 
 
@@ -25,12 +28,43 @@ def test_an_objective_is_also_audited_with_a_network(tmp_path, capsys):
     assert "network" in out and out.endswith("mdm: tight\n")
 
 
+def test_what_training_poses(tmp_path, capsys):
+    assert main(["mdm", "--training", "--vocab", "2", "--length", "2", "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("mdm's training: loose\n")
+    words = ["--output", str(tmp_path), "--vocab", "2", "--length", "2", "--", "--mdm-loss", "low-variance"]
+    assert main(["mdm", "--training", *words]) == 1
+    assert "part of the text is never paid for" in capsys.readouterr().out
+
+
+def test_a_folder_of_another_library(tmp_path, capsys):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: its folders are not tested here")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=4, initializer_range=0.5, **sizes)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    assert main([str(tmp_path / "llama"), "--vocab", "2", "--length", "3"]) == 0
+    said = json.loads((tmp_path / "llama" / "audit.json").read_text())
+    (folder,) = [one for one in said["sums"] if one["source"] == "folder"]
+    assert said["verdict"] == "tight" and folder["total"] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_that_sees_later_tokens_is_told():
+    def sees_all(input_ids):
+        return SimpleNamespace(logits=input_ids.sum(1)[:, None, None].expand(*input_ids.shape, 9).float())
+
+    def sees_before(input_ids):
+        return SimpleNamespace(logits=input_ids.cumsum(1)[..., None].expand(*input_ids.shape, 9).float())
+
+    assert Folder(sees_all).leak(9, 4) > 1 and Folder(sees_before).leak(9, 4) == 0
+
+
 @pytest.mark.parametrize(
     "words, code, sentence",
     [
         (["nothing_there"], 66, "expected ar, mdm"),
         (["json:nothing"], 66, "module:function"),
         (["json:dumps"], 78, "expected predict"),
+        (["json:dumps", "--training"], 65, "only an objective is trained"),
         (["ar", "--checkpoint", "3"], 65, "only a run has checkpoints"),
         (["mdm", "--length", "9"], 78, "shorten it"),
         (["mdm", "--vocab", "1"], 65, "expected 2 or more"),
