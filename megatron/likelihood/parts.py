@@ -34,11 +34,12 @@ class Grouping:
 
 def groupings(trained: Trained, data: Slice, asked: Batch, by: tuple[str, ...]) -> tuple[Grouping, ...]:
     """By names of BY. `asked`: the rows as validation poses them. Raises BadData."""
-    scored = asked.scored.numpy()
+    width = data.seq_length  # block diffusion reads a row twice
+    scored, targets = asked.scored[:, :width].numpy(), asked.targets[:, :width].numpy()
     made = {
         "position": lambda: by_position(scored, shift=int(trained.reference.causal)),
         "level": lambda: by_level(scored),
-        "frequency": lambda: by_frequency(trained, asked.targets.numpy(), scored),
+        "frequency": lambda: by_frequency(trained, targets, scored),
         "category": lambda: by_category(data, scored),
     }
     for name in by:
@@ -105,7 +106,7 @@ def split(grouping: Grouping, draws: list[Draw], scored: np.ndarray) -> list[dic
         inside = grouping.number == n
         tokens = (grouping.scored & inside).sum(1)  # [rows]
         if tokens.sum():
-            nll = np.stack([(draw.places * inside).sum(1) for draw in draws])
+            nll = np.stack([(draw.places[:, : inside.shape[1]] * inside).sum(1) for draw in draws if draw.places is not None])
             noise = noise_error(nll, tokens)
             found.append(part(label, nll, tokens, noise, float(tokens.sum() / scored.sum())))
     return found

@@ -19,6 +19,7 @@ from megatron.likelihood.orders import chain, draw_order, hidden_sets, k_order, 
 from megatron.likelihood.rows import Model, Rows, over_rows
 from megatron.likelihood.rules import by_rule, num_steps
 from megatron.objectives import REFERENCE_STRATA, Objective
+from megatron.objectives.block import BlockDiffusion
 from megatron.objectives.masked import MaskedDiffusion
 from megatron.score_names import MOST_PLACES, ScoreName, read_score
 from megatron.training.evaluate import noise_error
@@ -73,6 +74,8 @@ class Estimators:
             raise BadData(
                 f"--score {name}: of a masked-diffusion model give nelbo, korder:K, rule:NAME or another; it has no exact"
             )
+        if isinstance(self.objective, BlockDiffusion) and said.kind != "nelbo":
+            raise BadData(f"--score {name}: of a run with --block-size the bound alone is computed; give nelbo")
         posers = {
             "nelbo": self.objective,
             "nelbo:bernoulli": replace(self.objective, count=False),
@@ -120,7 +123,7 @@ class Estimators:
             return posed_nll(self.model, objective, replace(part, clean=clean), Noise(self.seed, clean.index))
 
         level = None
-        if isinstance(objective, MaskedDiffusion):
+        if isinstance(objective, MaskedDiffusion) and not isinstance(objective, BlockDiffusion):  # whose blocks have one each
             level = objective.times(Noise(self.seed, self.rows.clean.index + offset), 1.0).numpy()
         return self.timed(self.rows, nll, 1, level)
 

@@ -135,7 +135,7 @@ class Folder:
 def reference(
     cfg: Config, name: str, vocab: int | None, length: int | None, training: bool = False
 ) -> tuple[Posed, tuple[int, int]]:
-    """What validation (or training) poses over a tiny vocabulary, and how many tokens and places the rows have. Raises Mismatch."""
+    """What validation (or training) poses over a tiny vocabulary, and how many tokens and places rows have. Raises Mismatch."""
     if cfg.objective.block_size:
         raise Mismatch("--block-size: an audit reads whole rows, and this objective reads them twice: leave it out")
     exact = objectives.build(cfg, cfg.model.vocab_size).reference().exact

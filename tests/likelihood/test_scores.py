@@ -12,6 +12,7 @@ from megatron.likelihood.measure import compare
 from megatron.likelihood.orders import chain
 from megatron.likelihood.scores import Estimators, posed_nll
 from megatron.objectives.autoregressive import NextToken
+from megatron.objectives.block import BlockDiffusion
 from megatron.objectives.masked import MaskedDiffusion
 
 ORDERS = list(itertools.permutations((1, 2, 3)))
@@ -112,6 +113,13 @@ def test_draws_go_on_until_the_noise_is_small(estimators, monkeypatch):
 def test_scores_that_do_not_exist(estimators, name, said):
     with pytest.raises(BadData, match=said):
         estimators.score(name)
+
+
+def test_of_block_diffusion_the_bound_alone_is_computed(model, rows):
+    block = BlockDiffusion(mask_id=model.mask, block=2).reference()
+    with pytest.raises(BadData, match="--score chain: of a run with --block-size"):
+        Estimators(model, block, rows, 1, 3).score("chain")
+    assert Estimators(model, block, rows, 1, 3).score("nelbo").random
 
 
 def test_an_autoregressive_model_has_one(model, rows):
