@@ -31,9 +31,8 @@ class Average:
 
     @torch.no_grad()
     def follow(self, updates: float) -> None:
-        """After update number `updates`, from 1."""
-        if self.kept:
-            torch._foreach_lerp_(self.kept, self.live, 1 - min(self.decay, (1 + updates) / (10 + updates)))
+        """After update number `updates`, from 1, which `begin` came before."""
+        torch._foreach_lerp_(self.kept, self.live, 1 - min(self.decay, (1 + updates) / (10 + updates)))
 
     @contextmanager
     def read(self, spread: Callable[[], None]) -> Iterator[None]:

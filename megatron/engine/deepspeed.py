@@ -503,7 +503,7 @@ class DeepSpeedEngine:
         if finite:
             self.average.begin()
         self.engine.step()
-        if finite:
+        if finite and self.average.kept:
             self.average.follow(float(self.updates()))
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
         return Step(

@@ -128,7 +128,8 @@ class NativeEngine:
         self.average.begin()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.average.follow(float(self.updates()))
+        if self.average.kept:
+            self.average.follow(float(self.updates()))
         spread_update(self.shares, self.mesh, self.zero_stage)
 
     def updates(self) -> Tensor:
