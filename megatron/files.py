@@ -6,15 +6,18 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from megatron.errors import BadData, CannotWrite, MissingInput
+
+SUSPECT = re.compile(rb"\\u[dD][89a-fA-F]|[0-9]{309}")  # in JSON: what other programs cannot take
 
 
 def output_prefix(text: str) -> str:
@@ -54,14 +57,35 @@ def open_lock(path: Path) -> TextIO:
     return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "a")
 
 
+def parse_json(data: bytes, **hooks: Any) -> Any:
+    """A JSON value that can be written again and computed with. Raises ValueError, whatever is wrong with it."""
+    try:
+        found = json.loads(data, **hooks)
+        if SUSPECT.search(data):
+            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            if re.search(rb"[0-9]{309}", data):
+                raise ValueError("a number of more than 308 digits")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return found
+
+
+def json_if_whole(path: Path) -> Any:
+    """What a JSON file that we left for ourselves holds; None where there is none, or a damaged one. Raises OSError."""
+    try:
+        return parse_json(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def read_json(path: Path, remedy: str, expected: str = "an object") -> dict:
     """The object in a JSON file. Raises MissingInput where it cannot be read, BadData for what is none; both end in `remedy`."""
     try:
         text = Path(path).read_bytes()
-        found = json.loads(text)
+        found = parse_json(text)
     except OSError as error:
         raise MissingInput(f"{path}: {error.strerror}; {remedy}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         what = f"not JSON ({' '.join(str(error).split())})" if text.strip(b"\0 \r\n\t") else "empty"
         raise BadData(f"{path}: {what}, expected {expected}; {remedy}") from None
     if not isinstance(found, dict):

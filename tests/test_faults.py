@@ -75,7 +75,9 @@ def test_killed_at_some_points_a_run_comes_to_the_same_end(trial):
 
 
 def test_some_writes_that_fail(trial):
-    failing(trial, [(number, errno.ENOSPC) for number in sample(trial.points, 3, 1)])
+    failing(trial, [(number, errno.ENOSPC) for number in sample(trial.points, 2, 1)])
+    removed = next(number for number, point in enumerate(trial.points, 1) if point == "os.remove exit.json")
+    failing(trial, [(removed, errno.EIO)])
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from megatron.data.synthetic.corpus import from_spec, write_corpus
 from megatron.data.synthetic.presets import PRESETS, Shape, build
 from megatron.data.synthetic.process import Process
 from megatron.errors import BadData, MissingInput, exits
+from megatron.files import parse_json
 from megatron.flags import parse_count
 
 PRESET_HELP = "; ".join(f"{name}: {(make.__doc__ or name).splitlines()[0].rstrip('.')}" for name, make in PRESETS.items())
@@ -86,7 +87,7 @@ def find_source(given: argparse.Namespace) -> Process:
             raise BadData(f"{', '.join(low) or f'--sharpness {sharpness:g}'}: expected 1 or more, a sharpness of 0 or more")
         return build(given.source, **given.shape)
     try:
-        return from_spec(json.loads(Path(given.source).read_text()))
+        return from_spec(parse_json(Path(given.source).read_bytes()))
     except OSError as error:
         raise MissingInput(
             f"{given.source}: {error.strerror}; give a JSON file, or one of the presets {', '.join(PRESETS)}"

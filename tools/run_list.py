@@ -77,6 +77,8 @@ def read_list(path: Path) -> list[Member]:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise MissingInput(f"{path} cannot be read ({error.strerror}): give a file with a command a line") from None
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path}: byte {error.start} is not UTF-8, expected text with a command a line") from None
     return [read_member(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -25,7 +25,7 @@ from megatron.data.corpora import OnBad
 from megatron.data.instruct import pair_of, recognized
 from megatron.data.samples import hash64
 from megatron.errors import BadData, CannotWrite
-from megatron.files import replace_file
+from megatron.files import json_if_whole, replace_file
 
 HOLDING = 120  # what a random number is for
 SAVE_BYTES = 1 << 26  # of text between two notes of how far it has come
@@ -115,9 +115,8 @@ class Gathering:
 
     def __init__(self, folder: Path, limits: Limits, on_bad: OnBad, show: Callable[[dict[str, Part]], None]):
         self.folder, self.limits, self.on_bad, self.show = folder, limits, on_bad, show
-        self.state, saved = folder / "gathered.json", {}
-        if self.state.exists():
-            saved = json.loads(self.state.read_text())
+        self.state = folder / "gathered.json"
+        saved = json_if_whole(self.state) or {}
         if not all(self.size(split) >= part["file_bytes"] for split, part in saved.get("parts", {}).items()):
             saved = {}  # text that was noted is gone: from the start, then
         self.parts = {split: Part(**part) for split, part in saved.get("parts", {}).items()}

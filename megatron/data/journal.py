@@ -32,7 +32,7 @@ import numpy as np
 from megatron.data.indexed import IndexedWriter
 from megatron.data.text_files import Mark
 from megatron.errors import BadData, CannotWrite
-from megatron.files import own_folder, replace_file
+from megatron.files import json_if_whole, own_folder, replace_file
 from megatron.locks import Held, held
 
 SECONDS, TOKENS = 1.0, 1 << 23  # of work between two journal lines, whichever comes first
@@ -70,7 +70,7 @@ class WorkFolder:
     def __enter__(self) -> WorkFolder:
         try:
             self.lock.enter_context(held(own_folder(self.folder), "lock"))
-            if self.key_before() != json.loads(json.dumps(self.key)):
+            if json_if_whole(self.path("key.json")) != json.loads(json.dumps(self.key)):
                 self.dropped = self.path("journal.jsonl").exists()
                 self.clear()
             self.path("out").mkdir(exist_ok=True)
@@ -83,12 +83,6 @@ class WorkFolder:
             self.lock.close()
             raise CannotWrite(f"{self.folder}: {error.strerror or error}") from error
         return self
-
-    def key_before(self) -> Any:
-        try:
-            return json.loads(self.path("key.json").read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
 
     def clear(self) -> None:
         """Start afresh, with this run's key."""

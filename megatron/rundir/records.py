@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import BadData, MissingInput
+from megatron.files import parse_json
 from megatron.rundir.fields import NON_FINITE, RECORD, fault_of
 from megatron.rundir.names import LOG, METRICS
 
@@ -43,8 +44,8 @@ def encode(record: dict) -> str:
 def decode(line: bytes) -> dict:
     """`encode` undone. Raises ValueError saying what is wrong with a line that is no record."""
     try:
-        record = json.loads(line, object_hook=_restored)
-    except (ValueError, RecursionError):
+        record = parse_json(line, object_hook=_restored)
+    except ValueError:
         raise ValueError("not JSON, expected one object a line") from None
     if not isinstance(record, dict):
         raise ValueError(f"found a {type(record).__name__}, expected an object")
@@ -107,8 +108,8 @@ def _whole_lines(path: Path) -> bytes:
         raise MissingInput(f"{path} cannot be read ({error.strerror}): give the metrics.jsonl of a run") from None
     end = data.rfind(b"\n") + 1
     try:
-        json.loads(data[end:])
-    except (ValueError, RecursionError):
+        parse_json(data[end:])
+    except ValueError:
         return data[:end]
     return data
 

@@ -151,6 +151,14 @@ def set_aside(folder: Path, step: int, loaded: Checkpoint | None, say: Callable[
         say(f"{path.name} is of an earlier start: set aside as {aside.name}")
 
 
+def remove(path: Path) -> None:
+    """Take a file away, if it is there. Raises CannotWrite."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"{path} cannot be removed: {error.strerror}; make it writable or choose another --run-dir") from error
+
+
 def write_json(path: Path, what: dict) -> None:
     """Publish plain JSON at once. Raises CannotWrite."""
     try:

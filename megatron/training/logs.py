@@ -109,7 +109,7 @@ class Log:
         self.sinks[METRICS] = metrics = MetricsFile(self.run_dir, resumed_step)
         self.attempt(METRICS, metrics.flush)
         if metrics.num_superseded:
-            later = "" if resumed_step is None else f"later than step {resumed_step}, or "
+            later = "" if resumed_step is None else f"later than step {resumed_step}, written twice or "
             self.say(f"{METRICS}: {metrics.num_superseded} lines {later}cut short moved to {SUPERSEDED}")
         if metrics.fault:
             self.say(f"{METRICS}: {metrics.fault}; they moved to {SUPERSEDED}")
@@ -374,7 +374,8 @@ class MetricsFile:
         self.pending.clear()
 
     def rewind(self) -> None:
-        """Make the file that of a run which never went beyond `resumed_step`; later, torn and odd lines move aside."""
+        """Make the file that of a run which never went beyond `resumed_step`; later, torn and odd lines and all but the
+        last of a step's train records move aside."""
         before = self.path.read_bytes().split(b"\n") if self.path.exists() else []
         before = [line for line in before if line.strip()]
         last = math.inf if self.resumed_step is None else self.resumed_step
@@ -384,7 +385,13 @@ class MetricsFile:
             records.append(record)
             if fault and number < len(before):
                 faults.append(f"line {number}: {fault}")
-        keep = [record is not None and record["step"] <= last for record in records]
+        newest = {record["step"]: number for number, record in enumerate(records) if record and record["kind"] == "train"}
+        keep = [
+            record is not None
+            and record["step"] <= last
+            and (self.resumed_step is None or record["kind"] != "train" or newest[record["step"]] == number)
+            for number, record in enumerate(records)
+        ]
         if not all(keep):
             append(self.path.with_name(SUPERSEDED), joined(compress(before, [not k for k in keep])))
         if before:

@@ -122,9 +122,9 @@ def claimed(cfg: Config, mesh: Mesh, watch: Watch) -> Iterator[None]:
                 stack.enter_context(locked(folder))
             if mesh.chief and not cfg.train.skip_train and not cfg.train.preflight:
                 refuse_other_run(cfg, Path(cfg.log.run_dir))
+            if mesh.chief:
+                branch.remove(Path(cfg.log.run_dir) / EXIT)
         watch.run_dir = Path(cfg.log.run_dir)
-        if mesh.chief:
-            (watch.run_dir / EXIT).unlink(missing_ok=True)
         yield
 
 

@@ -27,7 +27,7 @@ from megatron.rundir import records
 from megatron.rundir.folders import read_file
 from megatron.rundir.names import BAD_BATCHES, CONFIG, EVALUATION, FACTS, METRICS, RESULT, step_and_attempt
 from megatron.tasks.measure import Exam
-from megatron.training.branch import Start, write_json
+from megatron.training.branch import Start, remove, write_json
 from megatron.training.device import Where, memory_bytes, utilization
 from megatron.training.evaluate import Slice, evaluate
 from megatron.training.logs import Log, SilentLog
@@ -345,7 +345,7 @@ class Run:
         if not self.mesh.chief:
             return
         write_json(self.dir / CONFIG, self.cfg.as_dict())
-        (self.dir / RESULT).unlink(missing_ok=True)
+        remove(self.dir / RESULT)
         write_json(
             self.dir / FACTS,
             read_file(self.dir, FACTS)  # how it began and went on: training/branch.py

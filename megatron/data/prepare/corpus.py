@@ -39,7 +39,7 @@ from megatron.data.tokenizer import Tokenizer, build_tokenizer
 from megatron.data.tokenizer_json import tokenizer_json
 from megatron.data.train_tokenizer import train_byte_level_bpe
 from megatron.errors import BadData, CannotWrite, Mismatch
-from megatron.files import own_folder, replace_file, sync_folder
+from megatron.files import json_if_whole, own_folder, parse_json, replace_file, sync_folder
 from megatron.locks import Held, held
 from megatron.progress import ProgressLine
 
@@ -199,20 +199,12 @@ def locked(folder: Path) -> Iterator[None]:
 def begin(work: Path, request: dict[str, Any], overwrite: bool) -> None:
     """The working folder of this request: an earlier one's rest is kept when it was for the same, else cleared away."""
     path = own_folder(work) / "request.json"
-    if overwrite or not path.exists() or read_object(path) != request:
+    if overwrite or not path.exists() or json_if_whole(path) != request:
         for inside in work.iterdir():
             shutil.rmtree(inside) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
         replace_file(path, json.dumps(request).encode())
     for name in ("text", "out"):
         (work / name).mkdir(exist_ok=True)
-
-
-def read_object(path: Path) -> Any:
-    """What a JSON file of ours holds; None when it is damaged."""
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        return None
 
 
 def is_done(where: str, data: bytes | None, request: dict[str, Any], overwrite: bool) -> bool:
@@ -312,9 +304,9 @@ def make(job: Preparation, origin: Origin, request: dict[str, Any], work: Path) 
 def pinned(corpus: Corpus, work: Path) -> tuple[Corpus, Origin]:
     """The corpus at one commit of the Hub, the same when an interrupted run goes on."""
     path = work / "revision.json"
-    if not path.exists():
+    if json_if_whole(path) is None:
         replace_file(path, json.dumps(pinned_revision(corpus)).encode())
-    corpus = replace(corpus, revision=json.loads(path.read_text()))
+    corpus = replace(corpus, revision=json_if_whole(path))
     origin = from_hub(corpus)
     return corpus, replace(origin, described={**origin.described, "revision": corpus.revision})
 
@@ -496,13 +488,24 @@ def upload(folder: Path, url: str) -> None:
     print(f"{url}: {len(json.loads(held)['files']) + 1} files uploaded")
 
 
+def read_listing(where: str, data: bytes) -> dict[str, Any]:
+    """A corpus.json from elsewhere.  Raises BadData."""
+    try:
+        held = parse_json(data)
+        if isinstance(held["corpus"], str) and all(isinstance(stated["sha256"], str) for stated in held["files"].values()):
+            return held
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise BadData(f"{where} is damaged, expected a corpus and its files; prepare it there again")
+
+
 def download(url: str, folder: Path, corpus: Corpus, overwrite: bool) -> bool:
     """A finished folder from a URL, every file checked by its hash.  -> False when none is there.  Raises BadData, Mismatch."""
     data = remote.read(f"{url}/{LAST}")
     if data is None:
         print(f"{url} holds no finished corpus ({LAST}); preparing it here", flush=True)
         return False
-    held = json.loads(data)
+    held = read_listing(f"{url}/{LAST}", data)
     if held["corpus"] != corpus.name:
         raise Mismatch(f"{url} holds {held['corpus']}, not {corpus.name}")
     if (folder / LAST).exists() and (folder / LAST).read_bytes() == data:

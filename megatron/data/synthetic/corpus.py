@@ -126,7 +126,7 @@ def from_spec(spec: dict) -> Process:
                 return mixture([from_spec(part) for part in spec["parts"]], spec["weights"], spec["document_length"])
             case kind:
                 raise BadData(f"a source of the kind {kind!r} is not known, expected hmm, markov or mixture")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadData(
             f"the source's description is not complete ({type(error).__name__}: {error}): expected "
             'kind "hmm" with transitions [symbols, states, states], "markov" with order and conditionals, '

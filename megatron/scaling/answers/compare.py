@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron.errors import Mismatch
+from megatron.errors import BadData, Mismatch
 from megatron.scaling.answers.critical import drawn_law
 from megatron.scaling.answers.isoflop import IsoFlop, compute_ratio, equal_loss_ratios, params_ratio
 from megatron.scaling.law.fit import Fit, load_fit
@@ -142,6 +142,8 @@ def _compare_runs(one: IsoFlop, two: IsoFlop, at_loss, at_flops):
 
 def _compare_fits(reference: Fit, other: Fit, at_loss, at_flops):
     """At the budgets that both fits' data cover, and the losses that `other` has there."""
+    if not all("flops" in fit.range for fit in (reference, other)):
+        raise BadData("a fit does not say which budgets it was fitted on (range.flops): fit again.")
     ranges = np.log([fit.range["flops"] for fit in (reference, other)])
     low, high = ranges[:, 0].max(), ranges[:, 1].min()
     if low > high:

@@ -13,11 +13,22 @@ import scipy
 
 from megatron.errors import BadData
 from megatron.files import read_json, staged
+from megatron.rundir import fields
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.forms import FORMS
+from megatron.scaling.table.comparable import SAME_FOR_ALL
 from megatron.scaling.table.json_record import json_text, versions
 
 SCHEMA_VERSION = 2
+KINDS: fields.Fields = {
+    **{name: (fields.TEXT, "", "") for name in ("form", "reduction", "ci_method")},
+    **{name: (fields.COUNT, "", "") for name in ("rows_used", "num_runs", "num_starts", "num_resamples", "failed_resamples")},
+    **{name: (fields.NUMBER, "", "") for name in ("objective", "delta", "share_at_optimum", "condition", "residual_rms")},
+    **{name: (fields.OBJECT, "", "") for name in ("ci", "se", "profile", "noise_floor", "holdout", "held", "range")},
+    **{name: (fields.OBJECT, "", "") for name in ("conventions", "choices")},
+    **{name: (fields.OBJECTS, "", "") for name in ("basins", "sources", "rows_dropped")},
+}
+LABELS = ("objective", "bound", *SAME_FOR_ALL)
 FAR = 10.0  # times beyond the data: a prediction there says so
 RESIDUALS = ("run", "cluster", "params", "tokens", "unique_tokens", "flops", "loss", "predicted", "residual", "held_out")
 
@@ -142,6 +153,7 @@ def load_fit(path: str | Path, forms: Mapping[str, Form] = FORMS) -> Fit:
     path = path / "fit.json" if path.is_dir() else path
     record = read_json(path, "give a fit.json or the folder that `fit --out` wrote.", "the fit.json of `fit --out`")
     params = _params(record, path)
+    _check_shape(record, path)
     stated = record.get("form")
     if stated is not None and stated not in forms:
         raise BadData(f"{path}: the form {stated} is none of {', '.join(forms)}; fit again, or load it with that form.")
@@ -156,13 +168,53 @@ def load_fit(path: str | Path, forms: Mapping[str, Form] = FORMS) -> Fit:
     return Fit(**{**known, "residuals": _read_residuals(path.parent)})
 
 
+def _check_shape(record: dict, path: Path) -> None:
+    """Raises BadData where a field is of another kind than `as_record` writes."""
+    fields.check_fields(str(path), record, KINDS, "fit again")
+    faults = [
+        f"{name}.{of} is {fields.spell(value)}"
+        for name in ("se", "held")
+        for of, value in _items(record, name)
+        if not _is_number(value)
+    ]
+    for name in ("ci", "profile", "range"):
+        for of, ends in _items(record, name):
+            if not (isinstance(ends, list) and len(ends) == 2 and all(_is_number(end) or end is None for end in ends)):
+                faults.append(f"{name}.{of} is {fields.spell(ends)}")
+            elif name == "range" and not all(end is not None and end > 0 for end in ends):
+                faults.append(f"{name}.{of} is {ends}")
+    stated = record.get("conventions") or {}
+    faults += [
+        f"conventions.{name} is {fields.spell(stated[name])}"
+        for name in LABELS
+        if not isinstance(stated.get(name), (str, type(None)))
+    ]
+    for name in ("holdout", "noise_floor"):
+        faults += [
+            f"{name}.{of} is a {type(value).__name__}" for of, value in _items(record, name) if isinstance(value, (dict, list))
+        ]
+    warnings = record.get("warnings") or []
+    if not isinstance(warnings, list) or not all(isinstance(one, str) for one in warnings):
+        faults.append("warnings are no sentences")
+    if faults:
+        raise BadData(f"{path}: {faults[0]}, which no fit says; fit again.")
+
+
+def _items(record: dict, name: str):
+    return (record.get(name) or {}).items()
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _params(record, path) -> dict[str, float]:
     params = record.get("params") if isinstance(record, dict) else None
     if isinstance(record, dict) and "objectives" in record:
         raise BadData(f"{path}: this is what the verb report wrote, of several fits; give the fit.json of `fit --out`.")
     if not isinstance(params, dict):
         raise BadData(f"{path}: no params; expected the fit.json of `fit --out`.")
-    bad = [name for name, value in params.items() if not isinstance(value, (int, float))]
+    bad = [name for name, value in params.items() if not _is_number(value)]
     if bad:
         raise BadData(f"{path}: params has {bad[0]} = {params[bad[0]]!r}, expected a number; fit again.")
     params = {name: float(value) for name, value in params.items()}
@@ -183,7 +235,10 @@ def _form_of(params: dict, forms: Mapping[str, Form], path: Path) -> Form:
 def _draws(record: dict, form: Form, path: Path):
     if record.get("draws") is None:
         return None
-    draws = np.asarray(record["draws"], np.float64)
+    try:
+        draws = np.asarray(record["draws"], np.float64)
+    except (ValueError, TypeError):
+        raise BadData(f"{path}: draws are no table of numbers; fit again.") from None
     if draws.ndim != 2 or draws.shape[1] != len(form.names):
         raise BadData(f"{path}: draws have the shape {draws.shape}, expected [resamples, {len(form.names)}]; fit again.")
     return draws

@@ -22,6 +22,7 @@ from megatron.config import Config
 from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.files import read_json, replace_file
 from megatron.flags import ConfigError
+from megatron.rundir import fields
 from megatron.rundir.names import is_run_name
 from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan.cost import Rates, Speed, forecast
@@ -30,6 +31,7 @@ from megatron.scaling.plan.grid import CHOSEN, Cell, Request, Settled, corpus_si
 SCHEMA_VERSION = 1
 NESTED = ("flags", "forecast", "budget", "varied")  # parts of a run's entry that are no cells of a table
 NUMBER = (int, float)
+SUMMED = ("tokens", "hours", "gpu_hours", "cost", "energy_kwh")
 ENTRY: dict[str, tuple[type, ...]] = {  # types of a run's fields that other verbs read
     "name": (str,),
     "tokens": NUMBER,
@@ -41,8 +43,8 @@ ENTRY: dict[str, tuple[type, ...]] = {  # types of a run's fields that other ver
     "load": (dict, type(None)),
     "varied": (dict,),
 }
+FORECAST: fields.Fields = {name: (fields.NUMBER, "", "") for name in (*SUMMED, "loss", "memory_bytes")}
 NEEDED = ("name", "tokens", "steps", "flops_6nd")
-SUMMED = ("tokens", "hours", "gpu_hours", "cost", "energy_kwh")
 
 
 @dataclass(frozen=True)
@@ -332,6 +334,7 @@ def check_entry(where: str, run: object, needed: Iterable[str]) -> None:
     for name, kinds in ENTRY.items():
         if (name in run or name in NEEDED or name in needed) and not isinstance(run.get(name), kinds):
             raise BadData(f"{where}.{name} is {run.get(name)!r:.40}, expected {kinds[0].__name__}; plan again")
+    fields.check_fields(f"{where}.forecast", run.get("forecast") or {}, FORECAST, "plan again")
     load = run.get("load") or {"run": run["name"], "step": 0}
     if (
         not all(isinstance(word, str) for word in run.get("flags", []))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -66,7 +67,7 @@ def check(archive: str | Path) -> int:
             found = {name: _digest_in(packed, name) for name in names if name != MANIFEST}
     except FileNotFoundError:
         raise MissingInput(f"{archive}: no such file; give the archive that --check is to verify.") from None
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise BadData(f"{archive}: damaged ({error}); fetch it again.") from None
     wrong = [f"{name} is missing" for name in stated if name not in found]
     wrong += [f"{name} is not in the manifest" for name in found if name not in stated]

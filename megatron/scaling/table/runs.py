@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.errors import BadData, MissingInput
+from megatron.files import parse_json
 from megatron.progress import ProgressLine
 from megatron.rundir.folders import find_runs, read_file
 from megatron.rundir.names import FACTS, METRICS, RESULT
@@ -128,8 +128,8 @@ def table_lines(path: Path) -> Iterator[tuple[int, dict]]:
 def listed_rows(path: Path) -> Iterator[tuple[int, dict]]:
     """(place in the list, row) of a JSON file that is one list of objects. Raises BadData."""
     try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        found = parse_json(path.read_bytes())
+    except ValueError as error:
         raise BadData(f"{path}: not JSON ({error}); expected a list of objects, or one object a line.") from None
     for number, row in enumerate(found, 1):
         if not isinstance(row, dict):
@@ -140,8 +140,8 @@ def listed_rows(path: Path) -> Iterator[tuple[int, dict]]:
 def _json_line(line: bytes, where: str) -> dict | None:
     """The object of a line; None where it is cut short: the last line of a run that is being written."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         if not line.endswith(b"\n"):
             return None
         raise BadData(f"{where}: not JSON; expected one object a line.") from None

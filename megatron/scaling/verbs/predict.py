@@ -64,7 +64,7 @@ def command(args: argparse.Namespace) -> Answer:
 
 def _named(fits: list, paths: list[str]) -> dict:
     """label -> fit: its objective, or its path where fits share one or do not state it."""
-    objectives = [fit.conventions.get("objective") for fit in fits]
+    objectives = [str(fit.conventions.get("objective") or "") for fit in fits]
     return {
         objective if objective and objectives.count(objective) == 1 else path: fit
         for fit, path, objective in zip(fits, paths, objectives)

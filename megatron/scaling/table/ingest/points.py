@@ -248,7 +248,7 @@ def _row(row: dict, path: Path, line: int, choices: Choices) -> dict:
     where = f"{path}, line {line}"
     row = {column: json.dumps(cell) if isinstance(cell, (dict, list)) else cell for column, cell in row.items()}
     row["run"] = str(row.get("run") or f"{path.stem}:{line}")
-    row |= choices.given(row["run"], path)
+    row |= {"loss": row.get("loss")} | choices.given(row["run"], path)
     for column in (column for column in {*NUMBERS, *choices.mapping} if column in row):
         factor = choices.mapping.get(column, (None, 1.0))[1]
         if column in NUMBERS or factor != 1:

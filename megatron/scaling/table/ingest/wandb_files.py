@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections import defaultdict
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatron.errors import BadData, MissingInput
+from megatron.files import parse_json
 from megatron.scaling.table.ingest.curves import Curves, find_synonym
 from megatron.scaling.table.ingest.protobuf import fields, float64
 
@@ -119,7 +119,7 @@ def _config(message: bytes) -> dict:
     for number, content in fields(message):
         if number == 1:
             name, value = _item(content)
-            value = json.loads(value) if isinstance(value, bytes) else value
+            value = parse_json(value) if isinstance(value, bytes) else value
             found |= value if isinstance(value, dict) else {name: value}
     return found
 
