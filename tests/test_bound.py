@@ -17,6 +17,7 @@ import torch
 from megatron.batch import Noise
 from megatron.config import Model, Optim, parse
 from megatron.core.transformer import GPT, PLAIN
+from megatron.data.borders import Borders
 from megatron.data.indexed import IndexedWriter
 from megatron.data.instruct import Instruct
 from megatron.data.pairs import Pairs
@@ -115,26 +116,30 @@ def clean_rows(dataset):
     return clean
 
 
-def mean_over_noise(model, objective, clean):
+def mean_over_noise(model, objective, clean, borders=Borders()):  # noqa: B008  # it is frozen
     """Each row's loss, over all orders of four uniforms and k = 1..L for every L up to 4.  -> [rows]"""
     cases = [(order, (level + 1) / 12) for order in itertools.permutations(range(SEQ - 1)) for level in range(12)]
-    posed = [objective.pose(clean, Ordered(clean.index, order, t), 1.0) for order, t in cases]
+    posed = [borders.apply(objective.pose(clean, Ordered(clean.index, order, t), 1.0), clean) for order, t in cases]
     return np.mean([scores.loss for scores in model.score(posed)], 0)
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """A model that knows the law of the rows, and draws every conclusion from what it sees.  rows [r, s], law [r]"""
+    """A model that knows the law of the rows, and draws every conclusion from what it sees.  rows [r, s], law [r]
+
+    `told` [b, r]: which rows it knows each one to be among.
+    """
 
     rows: np.ndarray
     law: np.ndarray
+    told: np.ndarray | bool = True
 
     def score(self, batches):
         return [SimpleNamespace(loss=(self.nll(b) * b.weights.numpy()).sum(1)) for b in batches]
 
     def nll(self, batch):
         seen, wanted = batch.inputs.numpy()[:, None], batch.targets.numpy()[:, None]  # [b, 1, s]
-        mass = ((seen == MASK) | (seen == self.rows)).all(-1) * self.law  # [b, r]
+        mass = ((seen == MASK) | (seen == self.rows)).all(-1) * self.told * self.law  # [b, r]
         right = (mass[..., None] * (wanted == self.rows)).sum(1)  # [b, s]
         return -np.log(right / mass.sum(1, keepdims=True))
 
@@ -148,6 +153,30 @@ def test_likelihoods_of_all_rows_sum_to_one(kind, tmp_path):
     law = np.random.default_rng(0).dirichlet(np.full(len(clean.index), 0.3))
     bound = mean_over_noise(Oracle(clean.tokens[:, :-1].numpy(), law), MaskedDiffusion(mask_id=MASK).reference(), clean)
     assert bound == pytest.approx(-np.log(law), rel=1e-5)
+
+
+BORDERS = {
+    "attention": Borders(eod=END, attention=True, positions=True),
+    "loss": Borders(eod=END, loss=True),
+    "all": Borders(eod=END, attention=True, positions=True, loss=True),
+}
+
+
+@pytest.mark.parametrize("kind", BORDERS)
+def test_likelihoods_of_all_rows_with_the_same_borders_sum_to_one(kind, tmp_path):
+    """Masked diffusion is told where documents end, by the borders or by the ends themselves, and bounds all else given that."""
+    clean, borders, objective = clean_rows(DATA["packed"](tmp_path)), BORDERS[kind], MaskedDiffusion(mask_id=MASK).reference()
+    rows = clean.tokens[:, :-1].numpy()
+    told = ((rows == END)[:, None] == (rows == END)).all(-1)  # [b, r]
+    law = np.random.default_rng(0).dirichlet(np.full(len(rows), 0.3))
+    bound = mean_over_noise(Oracle(rows, law, told), objective, clean, borders)
+    assert bound == pytest.approx(-np.log(law / (told * law).sum(1)), rel=1e-5, abs=1e-9)
+    assert (told @ np.exp(-mean_over_noise(engine(False), objective, clean, borders)) < 1 + 1e-5).all()
+    (exact,) = engine(True).score([borders.apply(NextToken().pose(clean, Noise(0, clean.index), 1.0), clean)])
+    # With --eod-mask-loss the first token of each document is given: of every row one in which they all are letter 0.
+    first = np.pad(rows == END, ((0, 0), (1, 0)))[:, :-1]
+    counted = (rows[:, 1:] == 0) | ~first[:, 1:] if borders.loss else np.ones_like(first[:, 1:])
+    assert np.exp(-exact.loss)[counted.all(1)].sum() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_both_objectives_score_the_same_tokens_of_rows_that_end(tmp_path):
