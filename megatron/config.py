@@ -63,6 +63,7 @@ AR = Needs("use --objective ar", lambda c: c.objective.objective == "ar")
 AR_ON_STREAM = Needs("use --objective ar and --data-kind packed", lambda c: AR.met(c) and PACKED.met(c))
 RANDMASK = Needs("give --randmask-ratio", lambda c: c.objective.randmask_ratio)
 ORDERS = Needs("give --num-order-list above 1", lambda c: c.objective.num_order_list > 1)
+ONE_STD = Needs("use --init-method normal", lambda c: c.model.init_method == "normal")
 MDM = Needs("use --objective mdm", lambda c: c.objective.objective == "mdm")
 MDM_ON_STREAM = Needs("use --objective mdm and --data-kind packed", lambda c: MDM.met(c) and PACKED.met(c))
 POLYNOMIAL = Needs("use --noise-schedule polynomial", lambda c: c.objective.noise_schedule == "polynomial")
@@ -117,8 +118,14 @@ class Model:
     )
     rotary_base: float = flag(10000.0, "base of the rotary frequencies", identity="experiment")
     bias_linear: bool = flag(False, "biases in linear layers", only="the model has no biases", identity="experiment")
+    init_method: Literal["normal", "small-init"] = flag(
+        "normal",
+        "standard deviation of the initial weights: normal, --init-method-std at any width; small-init, sqrt(2 / (5 hidden)) "
+        "(arXiv:1910.05895); output projections / sqrt(2 layers)",
+        identity="experiment",
+    )
     init_method_std: float = flag(
-        0.02, "standard deviation of the initial weights; output projections / sqrt(2 layers)", identity="experiment"
+        0.02, "standard deviation of the initial weights, at any width", identity="experiment", needs=ONE_STD
     )
     attention_dropout: float = flag(
         0.1, "dropout after the softmax (Megatron's default; the recipes set 0)", least=0, below=1, identity="noted"
@@ -136,6 +143,11 @@ class Model:
         identity="experiment",
         needs=MDM,
     )
+
+    @property
+    def initial_std(self) -> float:
+        """Of the initial weights: one for all widths, or SmallInit of Nguyen and Salazar, arXiv:1910.05895."""
+        return math.sqrt(2 / (5 * self.hidden_size)) if self.init_method == "small-init" else self.init_method_std
 
     def shape(self) -> Shape:
         return Shape(

@@ -273,6 +273,10 @@ def test_a_value_that_cannot_be(words, said):
         ("--vocab-size 300", "--vocab-size 300 is not GPT2BPETokenizer's 50257: leave it out"),
         ("--padded-vocab-size 50432", "--padded-vocab-size 50432 is not the derived 50304: leave it out"),
         ("--save-interval 5", "--save-interval would do nothing here: give --save, or leave it out"),
+        (
+            "--init-method small-init --init-method-std 0.1",
+            "--init-method-std would do nothing here: use --init-method normal, or leave it out",
+        ),
         ("--finetune", "--finetune would do nothing here: give --load, or leave it out"),
         ("--num-query-groups 2", "--num-query-groups would do nothing here: give --group-query-attention, or leave it out"),
         (

@@ -101,7 +101,7 @@ class Attention(nn.Module):
         self.d, self.causal, self.p = cfg.kv_channels, causal, cfg.attention_dropout
         self.n, self.groups = cfg.num_attention_heads // tp.size, groups // tp.size  # this rank's
         self.first_head, self.selective = tp.rank * self.n, selective
-        self.qkv = ColumnLinear(cfg.hidden_size, width + 2 * cfg.shape().key_width, tp, cfg.init_method_std)
+        self.qkv = ColumnLinear(cfg.hidden_size, width + 2 * cfg.shape().key_width, tp, cfg.initial_std)
         self.out = RowLinear(width, cfg.hidden_size, tp, residual_std(cfg))
 
     def forward(
@@ -157,7 +157,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, cfg: Model, tp: Group):
         super().__init__()
-        self.up = GateUp(cfg.hidden_size, 2 * cfg.ffn_hidden_size, tp, cfg.init_method_std)
+        self.up = GateUp(cfg.hidden_size, 2 * cfg.ffn_hidden_size, tp, cfg.initial_std)
         self.down = RowLinear(cfg.ffn_hidden_size, cfg.hidden_size, tp, residual_std(cfg))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class GPT(nn.Module):
             cfg.padded_vocab_size,
             cfg.hidden_size,
             tp,
-            cfg.init_method_std,
+            cfg.initial_std,
             known_rows=cfg.vocab_size,
             live_rows=cfg.padded_vocab_size if live_rows is None else live_rows,
         )
@@ -320,7 +320,7 @@ class GPT(nn.Module):
 
 def residual_std(cfg: Model) -> float:
     """Of projections into the residual stream (Megatron's rule)."""
-    return cfg.init_method_std / math.sqrt(2 * cfg.num_layers)
+    return cfg.initial_std / math.sqrt(2 * cfg.num_layers)
 
 
 def visible(batch: Batch, causal: bool) -> Tensor | None:

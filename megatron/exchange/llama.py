@@ -126,7 +126,7 @@ def llama_config(model: Model, rows: int, dtype: str, eod: int) -> dict:
         "attention_bias": False,
         "mlp_bias": False,
         "attention_dropout": 0.0,
-        "initializer_range": model.init_method_std,
+        "initializer_range": model.initial_std,
         "rope_parameters": rope,  # transformers 5
         "rope_theta": model.rotary_base,  # transformers 4
         "bos_token_id": eod,

@@ -39,6 +39,17 @@ def batch(b=3, s=12, seed=0, vocab=50):
     )
 
 
+def test_small_init_follows_the_width():
+    for h in (16, 64):
+        model = GPT(replace(TINY, hidden_size=h, vocab_size=100, init_method="small-init"), True, 0)
+        expected = {"embed": 1.0, "up": 1.0, "qkv": 1.0, "out": 6**-0.5, "down": 6**-0.5}  # three layers
+        drawn = {"embed": model.embed.weight[:100]} | {
+            name.split(".")[-2]: p for name, p in model.named_parameters() if name.startswith("blocks.1.") and p.dim() == 2
+        }
+        for name, p in drawn.items():
+            assert abs(float(p.std()) / (expected[name] * math.sqrt(2 / (5 * h))) - 1) < 0.1, (h, name)
+
+
 def all_asked(x: Batch) -> Batch:
     return replace(x, asked=torch.arange(x.inputs.numel()))
 
