@@ -47,7 +47,7 @@ def test_small_init_follows_the_width():
             name.split(".")[-2]: p for name, p in model.named_parameters() if name.startswith("blocks.1.") and p.dim() == 2
         }
         for name, p in drawn.items():
-            assert abs(float(p.std()) / (expected[name] * math.sqrt(2 / (5 * h))) - 1) < 0.1, (h, name)
+            assert abs(float(p.detach().std()) / (expected[name] * math.sqrt(2 / (5 * h))) - 1) < 0.1, (h, name)
 
 
 def all_asked(x: Batch) -> Batch:
