@@ -1,19 +1,22 @@
 """Estimators on a table, against sums over everything."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from megatron.batch import Noise
+from megatron.core.mesh import Mesh
 from megatron.errors import BadData
-from megatron.likelihood.measure import compare
+from megatron.likelihood.measure import compare, difference
 from megatron.likelihood.orders import chain
 from megatron.likelihood.scores import Estimators, posed_nll
 from megatron.objectives.autoregressive import NextToken
 from megatron.objectives.block import BlockDiffusion
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.proof.sources import packed, sources
 
 ORDERS = list(itertools.permutations((1, 2, 3)))
 SCORES = [
@@ -88,6 +91,35 @@ def test_a_pilot_takes_the_estimator_with_the_least_noise_a_pass(estimators):
     assert entry["pilot"]["chosen"] == "chain" and costs["chain"]["sd"] < 1e-12 < costs["nelbo"]["sd"]
     assert entry["score"] == "nelbo:pilot" and entry["forwards_per_row"] == 6
     assert costs["nelbo"]["sd"] < costs["nelbo:bernoulli"]["sd"]
+
+
+class Posterior:
+    """A model that knows the law of all texts of three places, and draws every conclusion from what it sees."""
+
+    mesh = Mesh()
+
+    def __init__(self, law):
+        self.law = law
+
+    def logits(self, batches):
+        whole = [torch.nn.functional.pad(self.law.predict(batch.inputs[:, 1:]), (0, 0, 1, 0)) for batch in batches]
+        return [logits.flatten(0, 1)[batch.asked] for logits, batch in zip(whole, batches)]
+
+
+def test_no_score_is_below_the_floor_and_the_best_are_at_it(model, rows):
+    """Texts of a Markov chain, whose probability is known: revealed one by one in any order they cost just that."""
+    law = next(source for source in sources(packed(3, 3)) if source.name == "markov")
+    drawn = torch.multinomial(law.law, 512, replacement=True, generator=torch.Generator().manual_seed(0))
+    texts = replace(rows.take(drawn), clean=replace(rows.take(drawn).clean, index=torch.arange(512)))
+    estimators = Estimators(Posterior(law), MaskedDiffusion(mask_id=model.mask).reference(), texts, 1, 3)
+    scored, floor = np.full(512, 3), -law.law[drawn].log().numpy()
+    at_it = ["chain", "korder:4", "mixture", "tangent:4", "rule:confidence", "rule:entropy/2", "mixture/2"]
+    for name in [*at_it, "nelbo", "nelbo:bernoulli", "rule:margin:2", "rule:confidence:3"]:
+        draws = [estimators.score(name).draw(number).nll for number in range(4)]
+        above = difference(np.mean(draws, 0), floor, scored)
+        assert above["nats_per_token"] > -3 * above["se"] - 1e-9, name
+        assert name not in at_it or above["nats_per_token"] == pytest.approx(0, abs=1e-9), name
+        assert ":2" not in name and ":3" not in name or above["nats_per_token"] > 3 * above["se"], name
 
 
 def test_draws_go_on_until_the_noise_is_small(estimators, monkeypatch):
