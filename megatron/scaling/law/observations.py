@@ -13,7 +13,7 @@ from megatron.scaling.table.comparable import SAME_FOR_ALL
 from megatron.scaling.table.covariates import FLAGS, is_stated
 from megatron.scaling.table.table import COMPARE, parse_condition
 
-LABELS = (*SAME_FOR_ALL, "objective", "bound")  # stated of a fit where all of its rows agree
+LABELS = (*SAME_FOR_ALL, "objective", "bound", "score")  # stated of a fit where all of its rows agree
 AXES = ("params", "tokens", "unique_tokens", "flops", "loss")
 
 

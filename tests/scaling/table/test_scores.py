@@ -5,6 +5,8 @@ import json
 import pytest
 
 from megatron.errors import BadData, Mismatch, MissingInput
+from megatron.scaling.__main__ import main
+from megatron.scaling.answers.compare import side_of_fit
 from megatron.scaling.table.table import read_table
 
 CONVENTION = {"slice": "rows 64", "scored_tokens": "tokens 1..15", "conditioned_on": "token 0"}
@@ -72,3 +74,12 @@ def test_a_table_says_by_itself_what_its_loss_is(tmp_path):
     assert read_table([path], score="korder:16").labels("score").tolist() == ["korder:16", ""]
     with pytest.raises(BadData, match="line 2: the loss is korder:16, --score asks for nelbo"):
         read_table([path], score="nelbo")
+
+
+def test_a_fit_says_which_score_it_is_of(runs, tmp_path):
+    words = ["fit", str(runs), "--score", "rule:margin", "--bootstrap", "0", "--starts", "4", "--out", str(tmp_path / "fit")]
+    assert main(words) == 0
+    said = {name: json.loads((tmp_path / "fit" / name / "fit.json").read_text()) for name in ("ar", "mdm")}
+    assert [said[name]["conventions"]["score"] for name in said] == ["exact", "rule:margin"]
+    assert said["mdm"]["choices"]["score"] == "rule:margin"
+    assert side_of_fit(tmp_path / "fit" / "mdm").label == "mdm (exact NLL of the sampler rule:margin)"
