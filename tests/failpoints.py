@@ -4,7 +4,9 @@ The hook can never be taken out again, so a trial runs in a fork of the test's p
 errno that the call fails with.
 """
 
+import errno
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Callable
@@ -52,3 +54,22 @@ def in_fork(work: Callable[[], int], folder: Path, number: int = 0, action: str 
         points = pipe.read().splitlines()
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status), points
+
+
+def run_program(words: list[str]) -> int:
+    """A program of the checkout as if it were called so; its exit code."""
+    sys.argv = words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    return 0
+
+
+if __name__ == "__main__":  # python -m tests.failpoints FOLDER NUMBER kill|ENOSPC|... PROGRAM WORD ...; NUMBER 0 lists the points
+    folder, number, what, *program = sys.argv[1:]
+    ended, passed = in_fork(
+        lambda: run_program(program), Path(folder), int(number), "kill" if what == "kill" else getattr(errno, what)
+    )
+    print("\n".join(f"{at:4} {point}" for at, point in enumerate(passed, 1)), file=sys.stderr)
+    sys.exit(ended if ended >= 0 else 128 - ended)

@@ -1,5 +1,6 @@
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,19 @@ from megatron.scaling.table.table import Table
 LAWS = {"ar": Chinchilla(E=1.0, A=15, B=60, alpha=0.4, beta=0.3), "mdm": Chinchilla(E=2.1, A=8, B=35, alpha=0.38, beta=0.32)}
 BOUND = {"ar": "exact", "mdm": "bound"}
 IDENTITY = {"params_convention": "total", "flops_convention": "6ND", "tokenizer": "bytes 1f", "eval_slice": "slice 2e", "seed": 3}
+PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "scaling"
+
+
+@pytest.fixture
+def published():
+    """The path of a published table; the test is skipped where just that one is not beside the checkout."""
+
+    def find(name):
+        if not (PUBLISHED / name).is_file():
+            pytest.skip(f"{name} is not in ../shared/data/scaling beside the checkout")
+        return PUBLISHED / name
+
+    return find
 
 
 @pytest.fixture

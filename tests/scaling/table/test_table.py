@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +6,6 @@ import pytest
 from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.scaling.table.table import parse_condition, read_table
 
-PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "data" / "scaling"
 RESULT = {
     "name": "small",
     "objective": "ar",
@@ -310,7 +308,6 @@ def test_the_lint_looks_at_every_row_that_is_left(tmp_path):
     assert len(read_table([tmp_path], lint=False)) == 3
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published data are not beside this checkout")
 @pytest.mark.parametrize(
     "name, drop, rows, clusters",
     [
@@ -321,6 +318,6 @@ def test_the_lint_looks_at_every_row_that_is_left(tmp_path):
         ("misfitting_last_ckpt", [], 261, 261),
     ],
 )
-def test_published_tables_are_read_as_they_are(name, drop, rows, clusters):
-    found = read_table([PUBLISHED / f"{name}.csv"], drop=drop)
+def test_published_tables_are_read_as_they_are(published, name, drop, rows, clusters):
+    found = read_table([published(f"{name}.csv")], drop=drop)
     assert (len(found), len(set(found.labels("cluster")))) == (rows, clusters) and np.all(found.column("flops") > 0)

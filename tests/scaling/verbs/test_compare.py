@@ -1,11 +1,8 @@
 import json
-from pathlib import Path
 
 import pytest
 
 from megatron.scaling.__main__ import main
-
-PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "data" / "scaling"
 
 
 def write_optima(path, objective, bound, cost, tokenizer="t"):
@@ -56,10 +53,9 @@ def test_fits(tmp_path, capsys):
     assert " 2 " in out and "the sides differ in weight-decay: 0.1 in ar; 0.3 in mdm." in out and "adam" not in out
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published data are not beside this checkout")
-def test_published_optima(tmp_path):
+def test_published_optima(tmp_path, published):
     """Nie et al., arXiv:2410.18514: 16 times the compute at equal loss, half the size."""
-    table = str(PUBLISHED / "smdm_isoflop_optima_digitised.csv")
+    table = str(published("smdm_isoflop_optima_digitised.csv"))
     assert (
         main(
             [

@@ -1,13 +1,9 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron.scaling.__main__ import main
-
-PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "data" / "scaling"
-published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published data are not beside this checkout")
 
 
 def write_table(path, budgets=(2e11, 6e11, 2e12), objectives=("ar",), sizes=5, noise=0.003):
@@ -65,17 +61,10 @@ def test_flags_that_do_not_exist(tmp_path, flags):
     assert left.value.code == 2
 
 
-@published
-def test_published_optima(tmp_path):
+def test_published_optima(tmp_path, published):
     """Nie et al., arXiv:2410.18514, figures 2 and 3, digitised."""
     found = run(
-        tmp_path,
-        str(PUBLISHED / "smdm_isoflop_optima_digitised.csv"),
-        "--optima",
-        "--params",
-        "non-embedding",
-        "--allow",
-        "bound",
+        tmp_path, str(published("smdm_isoflop_optima_digitised.csv")), "--optima", "--params", "non-embedding", "--allow", "bound"
     )
     for objective, g, a in (("ar", 0.0642, 0.6417), ("mdm", 0.0625, 0.6294)):
         assert found["exponents"][objective]["g"] == pytest.approx(g, abs=5e-4)
@@ -83,9 +72,8 @@ def test_published_optima(tmp_path):
         assert found["ci"][objective]["a"][0] < a < found["ci"][objective]["a"][1]
 
 
-@published
-def test_published_isoflops(tmp_path):
+def test_published_isoflops(tmp_path, published):
     """Hoffmann et al., arXiv:2203.15556, table 2: a = 0.49 by parabolas."""
-    found = run(tmp_path, str(PUBLISHED / "isoflop_chinchilla_epoch.csv"))
+    found = run(tmp_path, str(published("isoflop_chinchilla_epoch.csv")))
     assert found["exponents"]["a"] == pytest.approx(0.49, abs=0.03) and len(found["minima"]) == 9
     assert found["rows_used"] == 123 and any("outside the data" in line for line in found["warnings"])
