@@ -1083,7 +1083,7 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
 
 
 OF_WHOLE_ROWS = """mdm_eps noise_schedule noise_power noise_steps mdm_loss low_noise_start ar_ratio random_length_prob
-    time_conditioning reset_attention_mask reset_position_ids eod_mask_loss final_scores""".split()
+    time_conditioning reset_attention_mask reset_position_ids eod_mask_loss final_scores eval_tasks""".split()
 
 
 def check_blocks(cfg: Config, mistakes: list[str]) -> None:

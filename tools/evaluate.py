@@ -4,6 +4,7 @@
     python tools/evaluate.py compare RUN_A RUN_B
     python tools/evaluate.py tasks RUN --task_list quiz.jsonl
     python tools/evaluate.py samples RUN --samplers confidence,entropy-bounded --steps 8,32 --judge AR_RUN
+    python tools/evaluate.py --checkpoint RUN --metrics perplexity,accuracy,generation,speed
 
 `VERB --help` explains each.
 """
@@ -24,11 +25,13 @@ from importlib import import_module
 
 from megatron.errors import exits
 
+OVERVIEW = "overview"
 # Each a module with `arguments(parser)` and `command(given)`, which gives an exit code or None.
 VERBS = {
     "likelihood": ("megatron.likelihood.verbs.likelihood", "how likely the model finds the run's validation rows"),
     "samples": ("megatron.likelihood.verbs.samples", "what samplers write and what it costs, beside real text"),
     "compare": ("megatron.likelihood.verbs.compare", "two runs on the same rows with the same draws"),
+    OVERVIEW: ("megatron.evaluation.overview", "perplexity, accuracy, texts and speed; meant where no verb is given"),
     "tasks": ("megatron.evaluation.tasks", "multiple-choice files, and tasks of lm-eval"),
 }
 
@@ -47,7 +50,10 @@ def parser() -> argparse.ArgumentParser:
 
 @exits
 def main(argv: list[str] | None = None) -> int | None:
-    given = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+        words = [OVERVIEW, *words]
+    given = parser().parse_args(words)
     return given.command(given)
 
 
