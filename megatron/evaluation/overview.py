@@ -95,7 +95,7 @@ def elsewhere(trained: Any, folder: Path) -> Any:
 
 def overview(trained: Any, wanted: list[str], num_samples: int) -> dict:
     """The metrics asked for, each with what it means."""
-    from megatron.evaluation.self_bleu import self_bleu
+    from megatron.sampling.quality import self_bleu
     from megatron.training.evaluate import evaluate
 
     objective, known = trained.reference, trained.cfg.objective.objective
@@ -114,8 +114,10 @@ def overview(trained: Any, wanted: list[str], num_samples: int) -> dict:
         made = written(trained, num_samples)
         tokens = sum(sample.new_tokens for sample in made.samples)
         if "generation" in wanted:
+            new = [sample.ids[PROMPT:] for sample in made.samples]
+            alike = float(self_bleu(new).mean()) if len(new) > 1 else None  # of tokens
             texts = [sample.text for sample in made.samples]
-            found["generation"] = {"self_bleu": self_bleu(texts), "prompt_tokens": PROMPT, "temperature": 1.0, "samples": texts}
+            found["generation"] = {"self_bleu": alike, "prompt_tokens": PROMPT, "temperature": 1.0, "samples": texts}
         if "speed" in wanted:
             found["speed"] = {"tokens_per_sec": tokens / made.seconds, "new_tokens": tokens, "passes": made.passes}
     return found
