@@ -49,17 +49,17 @@ def read_flags(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=parse_count, required=True, help="length of the corpus, such as 10M")
     parser.add_argument("--seed", type=int, default=1234, help="of the tokens [1234]")
     shape = Shape()
-    for name, kind, what in (
-        ("symbols", int, "of a random source"),
-        ("order", int, "of a random chain: symbols of context"),
-        ("states", int, "of the random hidden source"),
-        ("components", int, "of the mixture"),
-        ("document-length", float, "of the mixture, mean tokens with the ending symbol"),
-        ("sharpness", float, "of random laws: 0 uniform, 1 Dirichlet(1), above it peaked"),
-        ("zipf", float, "of random laws: symbol r weighs (r + 1) ** -ZIPF as much"),
+    for flag, kind, what in (
+        ("--symbols", int, "of a random source"),
+        ("--order", int, "of a random chain: symbols of context"),
+        ("--states", int, "of the random hidden source"),
+        ("--components", int, "of the mixture"),
+        ("--document-length", float, "of the mixture, mean tokens with the ending symbol"),
+        ("--sharpness", float, "of random laws: 0 uniform, 1 Dirichlet(1), above it peaked"),
+        ("--zipf", float, "of random laws: symbol r weighs (r + 1) ** -ZIPF as much"),
     ):
-        default = getattr(shape, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=kind, help=f"{what} [{default:g}]")
+        default = getattr(shape, flag.removeprefix("--").replace("-", "_"))
+        parser.add_argument(flag, type=kind, help=f"{what} [{default:g}]")
     parser.add_argument("--source-seed", dest="seed_of_source", type=int, help=f"of a random source itself [{shape.seed}]")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     given = parser.parse_args(argv)
