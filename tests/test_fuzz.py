@@ -428,18 +428,21 @@ def fuzz(tmp_path, name, num, seed, capfd):
     whole = path.read_bytes()
     for number in range(num):
         mutate = odd if odd and number % 3 else rng.choice(list(MUTATIONS.values()))
-        path.write_bytes(mutate(whole, rng))
+        damaged = tmp_path / f"made-{number}" / path.relative_to(tmp_path / "made")  # what was read before is kept by its path
+        shutil.copytree(tmp_path / "made", tmp_path / f"made-{number}")
+        damaged.write_bytes(mutate(whole, rng))
         capfd.readouterr()
         try:
-            code = use(path, fresh(tmp_path / "out"))
+            code = use(damaged, fresh(tmp_path / "out"))
         except SystemExit as left:  # argparse
             code = left.code
         said = "".join(capfd.readouterr())
         if code not in CODES or any(word in said for word in ("Traceback", "Exception ignored", "Warning")):
-            shutil.copyfile(path, tmp_path / f"kept-{number}")
-            wrong.append((number, code, said[-600:]))
+            wrong.append((damaged, code, said[-600:]))
+        else:
+            shutil.rmtree(tmp_path / f"made-{number}")
         codes.append(code)
-    assert not wrong, (name, seed, len(wrong), tmp_path, *wrong[:3])
+    assert not wrong, (name, seed, len(wrong), *wrong[:3])
     return codes
 
 
