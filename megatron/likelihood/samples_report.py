@@ -90,6 +90,6 @@ def by_sampler(entries: list[dict]) -> dict[str, list[dict]]:
 def curve(axes: Axes, number: int, name: str, entries: list[dict], key: str):
     entries = sorted(entries, key=lambda entry: entry["places_per_token"])
     x, y = [entry["places_per_token"] for entry in entries], [entry[key] for entry in entries]
-    color, marker = LOOKS[number % len(LOOKS)], MARKERS[number % len(MARKERS)]
+    color, marker = LOOKS[number % len(LOOKS)], MARKERS[(number + number // len(LOOKS)) % len(MARKERS)]
     errors = [entry[f"{key}_se"] for entry in entries]
     return axes.errorbar(x, y, errors, capsize=3, linewidth=1.4, markersize=7, label=name, color=color, marker=marker)
