@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from megatron.core import checkpoint
-from megatron.errors import Mismatch
+from megatron.errors import Mismatch, MissingInput
 from megatron.exchange.checkpoints import read_checkpoint, write_checkpoint
 from megatron.exchange.dictionary import is_dictionary, read_dictionary, write_dictionary
 from megatron.exchange.hugging_face import is_hugging_face, read_hugging_face, training_flags, write_hugging_face
@@ -32,6 +32,8 @@ def convert(
     with_tokenizer: bool = True,
 ) -> dict:
     """Read `source` and write the new folder `out`; what was done, with a `sentence` for people. Raises the classes of errors."""
+    if not source.exists():
+        raise MissingInput(f"{source} is not there: give a run, one of its checkpoints, or what --from names")
     place = folder_of(source)
     looks = form_of(place)
     if form not in (None, looks):
