@@ -110,7 +110,7 @@ def spelled_in(*files):
     return found
 
 
-VERB = r"megatron(\.\w+)*\.verbs\.\w+"  # a module that a tool loads by its name
+VERB = r"megatron(\.\w+)*\.(verbs|evaluation)\.\w+"  # a module that a tool loads by its name
 
 
 def unknown_flags(words):
