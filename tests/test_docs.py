@@ -202,6 +202,17 @@ def test_the_readme_is_short_and_its_laptop_command_trains(checkout):
         checkout(f"python - <<'END'\n{block}END")
 
 
+@pytest.mark.slow
+def test_the_readme_asks_what_its_laptop_trained(checkout):
+    pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
+    checkout(blocks("run")[0][1])
+    ((page, text),) = blocks("trained")
+    assert page == "README.md"
+    said = checkout(text)
+    assert "upper bound, mixture over all orders" in said and "runs/mdm: tight" in said and "quiz: accuracy" in said
+    assert (checkout.folder / "exported/config.json").exists()
+
+
 def test_python_blocks_run(checkout):
     """All in one process, each a program of its own."""
     programs = [f"exec(compile({block!r}, {page!r}, 'exec'), {{'__name__': 'block'}})" for page, block in blocks("run", "python")]
