@@ -126,7 +126,15 @@ LATER = {
     **dict.fromkeys(["rampup-batch-size", "decrease-batch-size-if-needed"], "a batch size that grows"),
     **dict.fromkeys(["decoupled-lr", "decoupled-min-lr"], "a rate of its own for embedding and head"),
     **dict.fromkeys(["sgd-momentum", "muon-*", "dist-muon*"], "another optimizer than AdamW"),
-    **dict.fromkeys(["num-experts", "expert-*parallel-size", "moe-*"], "mixtures of experts"),
+    **dict.fromkeys(
+        ["num-experts", "expert-*parallel-size", "expert-interval", "moe-*", "create-moe-*", "topk", "use-tutel"],
+        "mixtures of experts",
+    ),
+    **dict.fromkeys(
+        ["encoder-*", "decoder-seq-length", "pipeline-model-parallel-split-rank", "bert-*", "mask-prob", "short-seq-prob"],
+        "an encoder",
+    ),
+    **dict.fromkeys(["retriever-*", "titles-data-path", "ict-*", "biencoder-*", "use-one-sent-docs"], "models that retrieve"),
     **dict.fromkeys(
         ["context-parallel-size", "cp-comm-type", "hierarchical-context-*", "ds-sequence-parallel-size"], "context parallelism"
     ),
@@ -162,6 +170,7 @@ DEAD = {
         ["full-dataset", "max-examples-per-split", "download-from-s3", "upload-to-s3", "s3-bucket", "s3-prefix"],
         "tools/prepare_corpus.py prepares, fetches and stores corpora",
     ),
+    **dict.fromkeys(["lr-decay-tokens", "lr-warmup-tokens"], "give --lr-decay-samples and --lr-warmup-samples"),
     "mock-data": "tools/make_entropy_corpus.py makes corpora, of known entropy",
     "num-workers": "batches are read from the memory map; no worker is needed",
     "dataloader-type": "every sample is addressed by its number; there is one loader",
@@ -219,6 +228,7 @@ DEAD = {
         ],
         "it is always recorded in metrics.jsonl; --log-interval says how often",
     ),
+    "log-world-size-to-tensorboard": "run.json has it",
     **dict.fromkeys(["vocab-extra-ids", "no-initialization", "lazy-mpu-init", "use-cpu-initialization"], "nothing here reads it"),
     **dict.fromkeys(
         ["num-layers-per-stage", "num-virtual-stages-per-pipeline-rank", "pipeline-model-parallel-layout"],

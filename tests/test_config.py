@@ -108,6 +108,9 @@ def test_every_published_flag_has_its_class():
         ("save-retain-interval", "--keep-every"),
         ("log-params-norm", "always recorded"),
         ("rotary-percent", "rotary positions of another kind"),
+        ("encoder-tensor-model-parallel-size", "an encoder"),
+        ("expert-interval", "mixtures of experts"),
+        ("lr-decay-tokens", "--lr-decay-samples"),
         ("retro-workdir", "--help lists all"),
     ],
 )

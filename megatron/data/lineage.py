@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from megatron.data.token_file import TokenFile
 
 RANGE = {"name": str, "fingerprint": str, "start": int, "stop": int}
+ENDS = 64 << 10  # bytes at either end of an input file that its mark is taken from
 HANDED_ON = ("subset_of", "inputs", "json_key")  # what a subset's record says of its parent's own origin
 
 
@@ -58,13 +61,33 @@ def spans(corpus: IndexedDataset | TokenFile, start: int, stop: int) -> list[Spa
     return found
 
 
-def inputs(corpus: IndexedDataset | TokenFile) -> set[tuple[Any, ...]]:
-    """The files, with their sizes and the key, that a corpus or an ancestor of it was made from, as far as that is on record."""
-    return {
-        (file["path"], file["bytes"], about.get("json_key"))
-        for about in (extra_of(corpus), *origins(corpus))
-        for file in about.get("inputs") or ()
-    }
+def input_record(path: str) -> dict[str, Any]:
+    """What a sidecar says of a file that a corpus was made from; `ends_sha256` knows it by any other name.  Raises OSError."""
+    size = os.path.getsize(path)
+    if not os.path.isfile(path):  # a pipe, which has other contents each time
+        return {"path": path, "bytes": size}
+    with open(path, "rb") as file:
+        mark = hashlib.sha256(file.read(ENDS))
+        file.seek(max(0, size - ENDS))
+        mark.update(file.read(ENDS))
+    return {"path": path, "bytes": size, "ends_sha256": mark.hexdigest()}
+
+
+def inputs(corpus: IndexedDataset | TokenFile) -> dict[tuple[Any, ...], str]:
+    """The files that a corpus or an ancestor of it was made from, as far as that is on record: size, mark and key to the path.
+
+    Raises BadData for a record of another shape.
+    """
+    found = {}
+    for about in (extra_of(corpus), *origins(corpus)):
+        files = about.get("inputs") or []
+        if not isinstance(files, list) or any(not isinstance(file, dict) or not {"path", "bytes"} <= {*file} for file in files):
+            raise BadData(f"{corpus.prefix}.meta.json: inputs is {str(files)[:80]}, expected a list of objects with path, bytes")
+        for file in files:
+            if file["bytes"]:  # nothing is known of a pipe
+                mark = str(file.get("ends_sha256", file["path"]))
+                found[str(file["bytes"]), mark, str(about.get("json_key"))] = str(file["path"])
+    return found
 
 
 def shared(one: tuple[IndexedDataset | TokenFile, int, int], other: tuple[IndexedDataset | TokenFile, int, int]) -> str | None:
@@ -75,5 +98,6 @@ def shared(one: tuple[IndexedDataset | TokenFile, int, int], other: tuple[Indexe
         if span.start < twin.stop and twin.start < span.stop:
             of = "" if twin.name == other[0].prefix else f" of {twin.name}, which it was cut out of,"
             return f"tokens {max(span.start, twin.start)}:{min(span.stop, twin.stop)}{of}"
-    common = set() if related else inputs(one[0]) & inputs(other[0])
-    return f"the documents of {min(common)[0]}" if common else None
+    files = {} if related else inputs(one[0])
+    common = files.keys() & inputs(other[0]).keys() if files else set()
+    return f"the documents of {min(files[key] for key in common)}" if common else None

@@ -1,8 +1,10 @@
+import os
+
 import numpy as np
 import pytest
 
 from megatron.data.indexed import IndexedDataset, IndexedWriter
-from megatron.data.lineage import origin_of, shared, spans
+from megatron.data.lineage import input_record, origin_of, shared, spans
 from megatron.errors import BadData
 
 
@@ -31,6 +33,26 @@ def test_two_corpora_of_the_same_files_share_their_documents(tmp_path):
     assert shared((one, 0, 9), (title, 0, 9)) is None and shared((part, 0, 5), (one, 10, 100)) is None
 
 
+def test_an_input_is_known_by_any_name_and_a_pipe_by_none(tmp_path):
+    long = b"".join(b"%07d\n" % i for i in range(20_000))
+    for name, text in {"a": long, "copy": long, "other": long[:-8] + b"another\n"}.items():
+        (tmp_path / name).write_bytes(text)
+    (tmp_path / "link").symlink_to("a")
+    one, copy, link, other = (
+        corpus(tmp_path / f"{name}-made", 100 * i, inputs=[input_record(str(tmp_path / name))], json_key="text")
+        for i, name in enumerate(("a", "copy", "link", "other"))
+    )
+    assert all(f"the documents of {tmp_path / 'a'}" == shared((one, 0, 9), (same, 50, 59)) for same in (copy, link))
+    assert shared((one, 0, 9), (other, 0, 9)) is None
+    end, _ = os.pipe()
+    pipe = input_record(f"/dev/fd/{end}")
+    first, second = (corpus(tmp_path / f"pipe-{i}", 500 + 100 * i, inputs=[pipe], json_key="text") for i in range(2))
+    assert shared((first, 0, 9), (second, 0, 9)) is None
+
+
 def test_a_record_of_another_shape_is_refused(tmp_path):
+    odd = corpus(tmp_path / "odd-inputs", 0, inputs=[3], json_key="text")
+    with pytest.raises(BadData, match=r"odd-inputs.meta.json: inputs is \[3\], expected a list of objects with path, bytes"):
+        shared((odd, 0, 1), (corpus(tmp_path / "plain", 200), 0, 1))
     with pytest.raises(BadData, match="odd.meta.json: subset_of is 3, expected an object with name, fingerprint, start, stop"):
         spans(corpus(tmp_path / "odd", 0, subset_of=3), 0, 1)

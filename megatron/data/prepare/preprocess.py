@@ -17,6 +17,7 @@ from typing import Any
 from megatron.data.encoding import SAFELY_CUT, Encoded, Recipe, encode_all, tokenizer_of
 from megatron.data.indexed import IndexedDataset, IndexedWriter, best_dtype, retire
 from megatron.data.journal import Journal, Progress, WorkFolder, written
+from megatron.data.lineage import input_record
 from megatron.data.prepare.shuffle import write_shuffled
 from megatron.data.sidecar import read_sidecar
 from megatron.data.text_files import Reading, identity, is_plain_text, read_blocks
@@ -185,7 +186,7 @@ def check_documents(job: Preprocessing, progress: Progress) -> None:
 def about_input(job: Preprocessing, key: str, progress: Progress) -> dict[str, Any]:
     """What the sidecar says of where the tokens come from."""
     return {
-        "inputs": [{"path": path, "bytes": os.path.getsize(path)} for path in job.files],
+        "inputs": [input_record(path) for path in job.files],
         "json_key": key,
         "append_eod": job.recipe.append_eod,
         **({} if job.shuffle is None else {"shuffle": job.shuffle}),
