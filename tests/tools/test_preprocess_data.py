@@ -17,6 +17,7 @@ import pytest
 
 from megatron.data import text_files
 from megatron.data.indexed import IndexedDataset
+from megatron.data.lineage import input_record
 from megatron.data.prepare import shuffle
 from tools import inspect_data, prepare_corpus, prepare_instruct, preprocess_data
 
@@ -355,7 +356,7 @@ def test_both_libraries_write_the_same_files_and_end_of_text_ends_only_documents
         "eod": 261,
     }
     assert meta["extra"] == {
-        "inputs": [{"path": str(source), "bytes": source.stat().st_size}],
+        "inputs": [input_record(str(source))],
         "json_key": "text",
         "append_eod": True,
         "text_bytes": 837,
