@@ -2,14 +2,15 @@ import os
 import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests share their cores
-for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}.items():
-    if signal.getsignal(number) == signal.SIG_IGN:  # a shell's background job, a worker of xdist: children would inherit that
-        signal.signal(number, handler)
 
 import numpy as np
 import pytest
 
 from megatron.data.indexed import IndexedWriter
+
+for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}.items():
+    if signal.getsignal(number) == signal.SIG_IGN:  # a shell's background job, a worker of xdist: children would inherit that
+        signal.signal(number, handler)
 
 
 @pytest.fixture
