@@ -8,9 +8,23 @@ import pytest
 
 from megatron.data.indexed import IndexedWriter
 
-for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}.items():
-    if signal.getsignal(number) == signal.SIG_IGN:  # a shell's background job, a worker of xdist: children would inherit that
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_DFL}
+
+
+def heed_signals():
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
+
+
+heed_signals()  # a shell's background job ignores SIGINT, and children would inherit that
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Signals as a program begins with them: one that has ended in this process ignores them."""
+    heed_signals()
+    yield
+    heed_signals()
 
 
 @pytest.fixture

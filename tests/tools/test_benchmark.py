@@ -120,7 +120,8 @@ def test_two_replicas_run():
     assert measured(benchmark_layouts.dp(1, TOY, 2))
 
 
-@pytest.mark.parametrize("name", ["tp2+sp", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tp2+sp", ""])
 def test_every_layout_has_its_exposed_communication(name, monkeypatch):
     monkeypatch.setattr(benchmark_layouts, "LAYOUTS", {n: p for n, p in benchmark_layouts.LAYOUTS.items() if name in n})
     rows = benchmark_layouts.communication(1, replace(TOY, num_layers=2), 2)

@@ -205,7 +205,7 @@ def test_killed_at_random_moments_a_run_comes_to_the_same_end(tmp_path, trainer,
     assert records(parts) == records(whole)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_at_one_rank_stops_all_at_the_same_step(tmp_path, trainer, hashes, records, rank):
     flags = {"train_iters": 150, "log_interval": 10, "save_interval": None, "eval_interval": 1000}
     with trainer.ranks(tmp_path / "whole", **flags) as ranks:
