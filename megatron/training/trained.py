@@ -198,11 +198,12 @@ def meet(cfg: Config) -> Mesh:
 
 
 def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
-    """Raises MissingInput, BadData."""
+    """Raises MissingInput, BadData, and what the newest manifest is refused for where no checkpoint is whole."""
     if which is None and CHECKPOINT.fullmatch(run.name) and (run / MANIFEST).exists():
         return run
     if not run.is_dir():
-        raise MissingInput(f"{run} is not there: give the folder of a run, or one of its checkpoints")
+        what = "is no folder" if run.exists() else "is not there"
+        raise MissingInput(f"{run} {what}: give the folder of a run, or one of its checkpoints")
     folder = run if which is None or not Path(str(which)).is_dir() else Path(str(which))
     if CHECKPOINT.fullmatch(folder.name):
         return folder
@@ -211,6 +212,7 @@ def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
     if not found:
         raise MissingInput(f"{run} holds no checkpoint: train with --save, or wait until the run has saved one")
     if not complete:
+        checkpoints.read_manifest(found[0])
         raise BadData(f"none of the {len(found)} checkpoints of {run} is intact: restore one")
     if which in (None, "newest") or folder != run:
         return complete[0]

@@ -154,8 +154,14 @@ def test_what_cannot_be_opened_is_said_in_a_sentence(runs, tmp_path):
     with pytest.raises(MissingInput, match=r"not finished: its newest checkpoint is at step 2 of 4; .* newest, best or a step"):
         open_run(unfinished)
     assert open_run(unfinished, "newest").checkpoint.step == 2
+    for path in unfinished.glob("step-*/manifest.json"):
+        path.write_text(path.read_text().replace('"format_version": ', '"format_version": 9'))
+    with pytest.raises(Mismatch, match="has format version 9.*: use a newer one"):
+        open_run(unfinished, "newest")
     with pytest.raises(MissingInput, match="none is not there: give the folder of a run"):
         open_run(tmp_path / "none")
+    with pytest.raises(MissingInput, match="config.json is no folder: give the folder of a run"):
+        open_run(runs / "ar" / "config.json")
     empty.mkdir()
     with pytest.raises(MissingInput, match="empty holds no checkpoint: train with --save"):
         open_run(empty)
