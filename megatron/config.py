@@ -22,7 +22,6 @@ from typing import Any, Literal, get_type_hints
 
 from megatron.budget import GPT2_VOCAB, LEVEL_FEATURES, RESERVED_IDS, Shape, padded_vocab, swiglu_width
 from megatron.catalogue import OBJECTIVES
-from megatron.errors import BadData
 from megatron.flags import (
     ALIASES,
     DEAD,
@@ -693,7 +692,7 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
 def check_final_scores(train: Train, model: Model, mistakes: list[str]) -> None:
     try:
         names = read_scores(train.final_scores or [], "--final-scores")
-    except BadData as error:
+    except ConfigError as error:
         mistakes.append(str(error))
         return
     for name in names:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from megatron.errors import BadData
+from megatron.flags import ConfigError
 
 RULES = ("left-to-right", "confidence", "margin", "entropy")
 PLAIN = ("exact", "nelbo", "nelbo:bernoulli", "nelbo:independent", "nelbo:pilot", "chain", "mixture")
@@ -65,27 +65,27 @@ class ScoreName:
 
 
 def read_score(text: str, flag: str = "--score") -> ScoreName:
-    """Raises BadData for a name that does not exist."""
+    """Raises ConfigError for a name that does not exist."""
     found = NAME.fullmatch(text)
     if found is None:
-        raise BadData(f"{flag} {text}: expected {EXPECTED}")
+        raise ConfigError([f"{flag} {text}: expected {EXPECTED}"])
     name, block = found[1], int(found[2]) if found[2] else None
     head, _, rest = name.partition(":")
     kind = name if name in PLAIN else head
     if block is not None and kind not in WITHIN_BLOCKS:
-        raise BadData(f"{flag} {text}: /B is for {', '.join(WITHIN_BLOCKS)}; give {kind} without it, or chain/{block}")
+        raise ConfigError([f"{flag} {text}: /B is for {', '.join(WITHIN_BLOCKS)}; give {kind} without it, or chain/{block}"])
     if kind == "rule":
         rule, _, tokens = rest.partition(":")
         return ScoreName(text=text, kind=kind, rule=rule, tokens=int(tokens or 1), block=block)
     if kind == "tangent" and int(rest) < LEAST_TANGENT:
-        raise BadData(
-            f"{flag} {text}: with fewer than {LEAST_TANGENT} orders its slack explodes; give tangent:{LEAST_TANGENT} or more"
+        raise ConfigError(
+            [f"{flag} {text}: with fewer than {LEAST_TANGENT} orders its slack explodes; give tangent:{LEAST_TANGENT} or more"]
         )
     return ScoreName(text=text, kind=kind, orders=int(rest) if kind in ("korder", "tangent") else 1, block=block)
 
 
 def read_scores(words: list[str], flag: str = "--score") -> list[ScoreName]:
-    """Raises BadData, also where one is named twice."""
+    """Raises ConfigError, also where one is named twice."""
     if twice := next((word for n, word in enumerate(words) if word in words[:n]), None):
-        raise BadData(f"{flag} {','.join(words)}: names {twice} twice; expected each score once")
+        raise ConfigError([f"{flag} {','.join(words)}: names {twice} twice; expected each score once"])
     return [read_score(word, flag) for word in words]

@@ -33,7 +33,8 @@ import argparse
 import json
 
 from megatron.catalogue import OBJECTIVES  # noqa: E402
-from megatron.errors import BadData, CannotWrite, MissingInput, exits  # noqa: E402
+from megatron.errors import CannotWrite, MissingInput, exits  # noqa: E402
+from megatron.flags import ConfigError  # noqa: E402
 
 
 def read_words(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -54,7 +55,7 @@ def read_words(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     given = parser.parse_args(words[:at])
     for flag, least in (("vocab", 2), ("length", 1), ("seed", 0)):
         if getattr(given, flag) is not None and getattr(given, flag) < least:
-            raise BadData(f"--{flag} {getattr(given, flag)}: expected {least} or more")
+            raise ConfigError([f"--{flag} {getattr(given, flag)}: expected {least} or more"])
     return given, words[at + 1 :]
 
 
@@ -67,13 +68,13 @@ def examine(given: argparse.Namespace, words: list[str]):
     sizes, run = (given.vocab, given.length, given.seed), Path(given.subject)
     is_rule = ":" in given.subject and not run.exists()
     if words and given.subject not in OBJECTIVES:
-        raise BadData(f"{' '.join(words)}: flags behind -- are an objective's, and {given.subject} is none; leave them out")
+        raise ConfigError([f"{' '.join(words)}: flags behind -- are an objective's, and {given.subject} is none; leave them out"])
     if given.checkpoint and not run.is_dir():
-        raise BadData(f"--checkpoint {given.checkpoint}: only a run has checkpoints, and {given.subject} is none; leave it out")
+        raise ConfigError([f"--checkpoint {given.checkpoint}: only a run has them, and {given.subject} is none; leave it out"])
     if given.subject in OBJECTIVES:
         return subjects.audit_objective(given.subject, words, *sizes, training=given.training)
     if given.training:
-        raise BadData(f"--training: only an objective is trained, and {given.subject} is none; leave it out")
+        raise ConfigError([f"--training: only an objective is trained, and {given.subject} is none; leave it out"])
     if is_rule:
         return audit.audit(find_rule(given.subject), *sizes)
     if not run.is_dir():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from megatron.errors import BadData, Mismatch
+from megatron.errors import Mismatch
+from megatron.flags import ConfigError
 from megatron.likelihood.measure import Read, described, errors, read, record, small_enough
 from megatron.likelihood.scores import MOST_DRAWS, Draw, Score
 from megatron.training.trained import Trained
@@ -24,7 +25,7 @@ def compare(
     """Each score of both, and B minus A by row: an autoregressive model has `exact` in the place of every one.
 
     Draws have A's seed and numbers in both. `tolerance`: draw until the difference's error from noise is at most this.
-    Raises Mismatch where the tokens are not the same ones, BadData.
+    Raises Mismatch where the tokens are not the same ones, ConfigError.
     """
     refuse_other_tokenizer(a, b)
     num_mc = num_mc or max(x.cfg.objective.num_mc for x in (a, b))
@@ -96,7 +97,7 @@ def gap(nll: np.ndarray, scored: np.ndarray, random: bool, bits: float | None) -
 
 
 def drawn_together(scores: list[Score], scored: np.ndarray, least: int, tolerance: float | None) -> list[list[Draw]]:
-    """Draws of both, as many of one as of the other; one of what is not random. Raises BadData."""
+    """Draws of both, as many of one as of the other; one of what is not random. Raises ConfigError."""
     draws: list[list[Draw]] = [[], []]
     for number in range(MOST_DRAWS):
         for score, some in zip(scores, draws):
@@ -105,6 +106,6 @@ def drawn_together(scores: list[Score], scored: np.ndarray, least: int, toleranc
         apart = np.stack([d.nll for d in draws[1]]) - np.stack([d.nll for d in draws[0]])
         if not any(score.random for score in scores) or small_enough(apart, scored, least, tolerance):
             return draws
-    raise BadData(
-        f"--nll-tolerance {tolerance}: not reached after {MOST_DRAWS} draws of {scores[1].name.text}; give a larger one"
+    raise ConfigError(
+        [f"--nll-tolerance {tolerance}: not reached after {MOST_DRAWS} draws of {scores[1].name.text}; give a larger one"]
     )

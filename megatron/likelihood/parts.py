@@ -11,7 +11,7 @@ from megatron.batch import Batch
 from megatron.data.datasets import build_datasets
 from megatron.data.loader import micro_batches
 from megatron.data.samples import Samples
-from megatron.errors import BadData
+from megatron.flags import ConfigError
 from megatron.likelihood.scores import Draw
 from megatron.standard_errors import combined
 from megatron.training.evaluate import Slice, data_error, noise_error
@@ -33,7 +33,7 @@ class Grouping:
 
 
 def groupings(trained: Trained, data: Slice, asked: Batch, by: tuple[str, ...]) -> tuple[Grouping, ...]:
-    """By names of BY. `asked`: the rows as validation poses them. Raises BadData."""
+    """By names of BY. `asked`: the rows as validation poses them. Raises ConfigError."""
     width = data.seq_length  # block diffusion reads a row twice
     scored, targets = asked.scored[:, :width].numpy(), asked.targets[:, :width].numpy()
     made = {
@@ -44,9 +44,9 @@ def groupings(trained: Trained, data: Slice, asked: Batch, by: tuple[str, ...]) 
     }
     for name in by:
         if name not in made:
-            raise BadData(f"--by {name}: expected any of {', '.join(BY)}")
+            raise ConfigError([f"--by {name}: expected any of {', '.join(BY)}"])
     if "level" in by and trained.reference.exact:
-        raise BadData("--by level: an autoregressive model has no noise level; leave it out")
+        raise ConfigError(["--by level: an autoregressive model has no noise level; leave it out"])
     return tuple(made[name]() for name in by)
 
 
@@ -66,10 +66,10 @@ def by_level(scored: np.ndarray) -> Grouping:
 
 
 def by_frequency(trained: Trained, targets: np.ndarray, scored: np.ndarray) -> Grouping:
-    """By the share of the training tokens that are this one, in decades. Raises MissingInput, BadData without training data."""
+    """By the share of the training tokens that are this one, in decades. MissingInput, ConfigError without training data."""
     data = build_datasets(trained.cfg.data, sample_spec(trained.cfg, trained.tokenizer))["train"]
     if data is None:
-        raise BadData("--by frequency: the run has no training data to count tokens in; leave it out")
+        raise ConfigError(["--by frequency: the run has no training data to count tokens in; leave it out"])
     counts = token_counts(data, trained.cfg.model.vocab_size)
     share = counts / counts.sum()
     with np.errstate(divide="ignore"):

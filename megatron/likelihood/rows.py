@@ -16,7 +16,7 @@ from megatron.batch import Batch, Clean, asked_positions
 from megatron.core.mesh import Mesh, all_reduce
 from megatron.data.borders import Borders
 from megatron.engine.scoring import TOKENS_A_PASS
-from megatron.errors import BadData
+from megatron.flags import ConfigError
 from megatron.objectives.autoregressive import places
 from megatron.objectives.masked import hidden_padding
 from megatron.training.evaluate import Slice, cleans
@@ -97,13 +97,13 @@ class Rows:
 
 
 def read_rows(data: Slice, causal: bool, last: int | None = None) -> Rows:
-    """The rows of a slice as validation scores them; with `last` so many tokens of each, given the rest. Raises BadData."""
+    """The rows of a slice as validation scores them; with `last` so many tokens of each, given the rest. Raises ConfigError."""
     parts = cleans(data, 0)
     tokens, scored, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "scored", "index"))
     scored[:, 0 if causal else -1] = False  # with the first token scored, each objective leaves out one end of a row
     if last is not None:
         if last > (most := int(scored.sum(1).max())):
-            raise BadData(f"--last {last}: no row has more than {most} scored tokens; give {most} or fewer")
+            raise ConfigError([f"--last {last}: no row has more than {most} scored tokens; give {most} or fewer"])
         scored &= scored.flip(1).cumsum(1).flip(1) <= last
     found = Rows(clean=Clean(tokens=tokens, scored=scored, index=index), steps=0, borders=data.dataset.borders)
     return replace(found, steps=int(found.open.sum(1).max()))

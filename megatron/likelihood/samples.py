@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron.errors import BadData, Mismatch
+from megatron.errors import Mismatch
 from megatron.flags import ConfigError
 from megatron.likelihood.measure import measure
 from megatron.sampling import quality
@@ -50,19 +50,19 @@ class Asked:
 
 
 def read_samplers(text: str, steps: Sequence[int]) -> list[Asked]:
-    """`NAME:SETTING=VALUE:...`, with commas between; one that reads steps and has none is taken with each of `steps`. BadData."""
+    """`NAME:SETTING=VALUE:...`, with commas between; one that reads steps and has none is taken with each. ConfigError."""
     found = []
     for one in text.split(","):
         name, *settings = one.split(":")
         if name not in SAMPLERS:
-            raise BadData(f"--samplers {one}: no sampler {name}; expected one of {', '.join(SAMPLERS)}")
+            raise ConfigError([f"--samplers {one}: no sampler {name}; expected one of {', '.join(SAMPLERS)}"])
         how = How(**dict(setting_of(one, word) for word in settings))
         if steps and "steps" in SAMPLERS[name].reads and how.steps is None:
             found += [Asked(text=f"{one}:steps={n}", sampler=name, how=replace(how, steps=n)) for n in steps]
         else:
             found.append(Asked(text=one, sampler=name, how=how))
     if len({one.text for one in found}) < len(found):
-        raise BadData(f"--samplers {text}: expected each sampler once")
+        raise ConfigError([f"--samplers {text}: expected each sampler once"])
     return found
 
 
@@ -70,11 +70,11 @@ def setting_of(sampler: str, word: str) -> tuple[str, Any]:
     name, _, value = word.partition("=")
     name = name.replace("-", "_")
     if name not in READ:
-        raise BadData(f"--samplers {sampler}: no setting {word!r}; expected NAME=VALUE with NAME one of {', '.join(READ)}")
+        raise ConfigError([f"--samplers {sampler}: no setting {word!r}; expected NAME=VALUE with NAME one of {', '.join(READ)}"])
     try:
         return name, READ[name](value)
     except ValueError:
-        raise BadData(f"--samplers {sampler}: {name}={value!r} is no {READ[name].__name__}: give a number") from None
+        raise ConfigError([f"--samplers {sampler}: {name}={value!r} is no {READ[name].__name__}: give a number"]) from None
 
 
 def compare_samplers(
@@ -87,19 +87,19 @@ def compare_samplers(
     seed: int = 0,
     batch_size: int = 32,
 ) -> dict:
-    """Quality and cost of samplers, and of real text. Raises BadData, Mismatch, ConfigError before anything is sampled."""
+    """Quality and cost of samplers, and of real text. Raises Mismatch, ConfigError before anything is sampled."""
     refuse_judge(trained, judge)
     real = real_rows(trained, which, num_samples)
     window = real.shape[1]
     if not 1 <= prompt_tokens < window:
-        raise BadData(f"--prompt-tokens {prompt_tokens}: expected 1 to {window - 1}, for rows of {window} tokens")
+        raise ConfigError([f"--prompt-tokens {prompt_tokens}: expected 1 to {window - 1}, for rows of {window} tokens"])
     source, given = Source.of(trained.cfg, trained.tokenizer), real[:, :prompt_tokens].tolist()
     templates = [Template(ids=[*ids, *[None] * (window - prompt_tokens)]) for ids in given]
     for one in asked:
         try:
             check(sampler_for(one.sampler, source.objective), one.how, templates, False)
         except ConfigError as error:
-            raise BadData(f"--samplers {one.text}: {error}") from None
+            raise ConfigError([f"--samplers {one.text}: {error}"]) from None
     found = [{"sampler": "real text", **described(real, prompt_tokens, judge)}]
     for one in asked:
         done = generate(
@@ -145,7 +145,7 @@ def real_rows(trained: Trained, which: str, num_samples: int) -> torch.Tensor:
     """The first rows of a set, of the window's length.  -> int64 [num_samples, s]"""
     data = trained.slice(which, num_samples)
     if data.rows < max(2, num_samples):
-        raise BadData(f"--num-samples {num_samples}: expected 2 or more, and at most the {data.rows} rows of {which}")
+        raise ConfigError([f"--num-samples {num_samples}: expected 2 or more, and at most the {data.rows} rows of {which}"])
     return torch.cat([clean.tokens for clean in cleans(data, 0)])[:, : trained.cfg.model.seq_length]
 
 

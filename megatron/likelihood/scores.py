@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron.batch import Noise
 from megatron.core.mesh import all_reduce
-from megatron.errors import BadData
+from megatron.flags import ConfigError
 from megatron.likelihood.orders import chain, draw_order, hidden_sets, k_order, mixture, tangent
 from megatron.likelihood.rows import Model, Rows, over_rows
 from megatron.likelihood.rules import by_rule, num_steps
@@ -64,18 +64,18 @@ class Estimators:
     blocks: dict[int, tuple[Rows, Tensor]] = field(default_factory=dict)  # by size: the parts, and the row of each
 
     def score(self, name: str) -> Score:
-        """Raises BadData for a name that does not exist, or that this model has no such likelihood for."""
+        """Raises ConfigError for a name that does not exist, or that this model has no such likelihood for."""
         said = read_score(name)
         if self.objective.exact:
             if said.kind != "exact":
-                raise BadData(f"--score {name}: an autoregressive model has one order, and its NLL is exact; give exact")
+                raise ConfigError([f"--score {name}: an autoregressive model has one order, and its NLL is exact; give exact"])
             return Score(name=said, random=False, draw=partial(self.posed, self.objective))
         if not isinstance(self.objective, MaskedDiffusion) or said.kind == "exact":
-            raise BadData(
-                f"--score {name}: of a masked-diffusion model give nelbo, korder:K, rule:NAME or another; it has no exact"
+            raise ConfigError(
+                [f"--score {name}: of a masked-diffusion model give nelbo, korder:K, rule:NAME or another; it has no exact"]
             )
         if isinstance(self.objective, BlockDiffusion) and said.kind != "nelbo":
-            raise BadData(f"--score {name}: of a run with --block-size the bound alone is computed; give nelbo")
+            raise ConfigError([f"--score {name}: of a run with --block-size the bound alone is computed; give nelbo"])
         posers = {
             "nelbo": self.objective,
             "nelbo:bernoulli": replace(self.objective, count=False),
@@ -91,9 +91,11 @@ class Estimators:
         if said.kind == "tangent":
             most = MOST_PLACES["tangent"]
             if parts.steps > most:
-                raise BadData(
-                    f"--score {name}: usable for {most} places at most, found {parts.steps}: give --last {most} or fewer, or "
-                    f"tangent:{said.orders}/{most} for blocks"
+                raise ConfigError(
+                    [
+                        f"--score {name}: usable for {most} places at most, found {parts.steps}: give --last {most} or fewer, or "
+                        f"tangent:{said.orders}/{most} for blocks"
+                    ]
                 )
             return Score(name=said, random=True, draw=partial(self.several, said, tangent))
         draw = self.mixture if said.kind == "mixture" else self.rule
@@ -169,9 +171,11 @@ class Estimators:
         passes = [len(hidden_sets(parts.take(some[:1]))) - 1 for some in numbers]
         most = MOST_PLACES["mixture"]
         if min(passes) < 0 or max(passes) >= 1 << most:
-            raise BadData(
-                f"--score {said.text}: 2^n passes for n hidden tokens, {most} at most; found "
-                f"{int(parts.open.sum(1).max())}: give --last {most} or fewer, or mixture/{most} for blocks"
+            raise ConfigError(
+                [
+                    f"--score {said.text}: 2^n passes for n hidden tokens, {most} at most; found "
+                    f"{int(parts.open.sum(1).max())}: give --last {most} or fewer, or mixture/{most} for blocks"
+                ]
             )
         for some, each in zip(numbers, passes):
             found = self.timed(parts.take(some), lambda part: mixture(self.model, part, self.mask_id), each)
@@ -229,14 +233,14 @@ def posed_nll(model: Model, objective: Objective, rows: Rows, noise: Noise) -> T
 
 
 def drawn(score: Score, enough: Callable[[list[Draw]], bool]) -> list[Draw]:
-    """Draws until they are enough; one of what is not random. Raises BadData where they never are."""
+    """Draws until they are enough; one of what is not random. Raises ConfigError where they never are."""
     draws: list[Draw] = []
     for number in count():
         draws.append(score.draw(number))
         if not score.random or enough(draws):
             break
         if len(draws) == MOST_DRAWS:
-            raise BadData(f"--nll-tolerance: not reached after {MOST_DRAWS} draws of {score.name.text}; give a larger one")
+            raise ConfigError([f"--nll-tolerance: not reached after {MOST_DRAWS} draws of {score.name.text}; give a larger one"])
     return draws
 
 

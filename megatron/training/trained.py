@@ -202,8 +202,8 @@ def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
     if which is None and CHECKPOINT.fullmatch(run.name) and (run / MANIFEST).exists():
         return run
     if not run.is_dir():
-        what = "is no folder" if run.exists() else "is not there"
-        raise MissingInput(f"{run} {what}: give the folder of a run, or one of its checkpoints")
+        state = "is no folder" if run.exists() else "is not there"
+        raise MissingInput(f"{run} {state}: give the folder of a run, or one of its checkpoints")
     folder = run if which is None or not Path(str(which)).is_dir() else Path(str(which))
     if CHECKPOINT.fullmatch(folder.name):
         return folder

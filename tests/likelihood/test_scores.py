@@ -9,7 +9,7 @@ import torch
 
 from megatron.batch import Noise
 from megatron.core.mesh import Mesh
-from megatron.errors import BadData
+from megatron.flags import ConfigError
 from megatron.likelihood.measure import compare, difference
 from megatron.likelihood.orders import chain
 from megatron.likelihood.scores import Estimators, posed_nll
@@ -126,7 +126,7 @@ def test_draws_go_on_until_the_noise_is_small(estimators, monkeypatch):
     (entry,) = compare(estimators, ["nelbo"], np.full(27, 3), 2, tolerance=0.02)["scores"]
     assert entry["draws"] > 8 and entry["se_noise"] <= 0.02
     monkeypatch.setattr("megatron.likelihood.scores.MOST_DRAWS", 8)
-    with pytest.raises(BadData, match="--nll-tolerance: not reached after 8 draws of nelbo"):
+    with pytest.raises(ConfigError, match="--nll-tolerance: not reached after 8 draws of nelbo"):
         compare(estimators, ["nelbo"], np.full(27, 3), 2, tolerance=1e-9)
 
 
@@ -143,17 +143,17 @@ def test_draws_go_on_until_the_noise_is_small(estimators, monkeypatch):
     ],
 )
 def test_scores_that_do_not_exist(estimators, name, said):
-    with pytest.raises(BadData, match=said):
+    with pytest.raises(ConfigError, match=said):
         estimators.score(name)
 
 
 def test_of_block_diffusion_the_bound_alone_is_computed(model, rows):
     block = BlockDiffusion(mask_id=model.mask, block=2).reference()
-    with pytest.raises(BadData, match="--score chain: of a run with --block-size"):
+    with pytest.raises(ConfigError, match="--score chain: of a run with --block-size"):
         Estimators(model, block, rows, 1, 3).score("chain")
     assert Estimators(model, block, rows, 1, 3).score("nelbo").random
 
 
 def test_an_autoregressive_model_has_one(model, rows):
-    with pytest.raises(BadData, match="one order, and its NLL is exact; give exact"):
+    with pytest.raises(ConfigError, match="one order, and its NLL is exact; give exact"):
         Estimators(model, NextToken(), rows, 1, 3).score("nelbo")

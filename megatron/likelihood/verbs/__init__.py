@@ -7,7 +7,7 @@ import math
 import sys
 from pathlib import Path
 
-from megatron.errors import BadData
+from megatron.flags import ConfigError
 from megatron.rundir.names import CHECKPOINT
 from megatron.score_names import read_scores
 
@@ -29,12 +29,12 @@ def scoring_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_scoring(given: argparse.Namespace) -> list[str] | None:
-    """The names of the scores that were asked for. Raises BadData."""
+    """The names of the scores that were asked for. Raises ConfigError."""
     for flag in ("rows", "last", "num_mc"):
         if getattr(given, flag) is not None and getattr(given, flag) < 1:
-            raise BadData(f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more")
+            raise ConfigError([f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more"])
     if given.nll_tolerance is not None and not 0 < given.nll_tolerance < math.inf:
-        raise BadData(f"--nll-tolerance {given.nll_tolerance}: expected a number above 0")
+        raise ConfigError([f"--nll-tolerance {given.nll_tolerance}: expected a number above 0"])
     return [name.text for name in read_scores(given.score.split(","))] if given.score else None
 
 

@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron.errors import BadData
+from megatron.flags import ConfigError
 from megatron.likelihood.verbs import folder_of, how
 
 
@@ -46,10 +46,10 @@ def command(given: argparse.Namespace) -> None:
     """Sample, measure, print, write."""
     for flag in ("num_samples", "batch_size"):
         if getattr(given, flag) < 1:
-            raise BadData(f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more")
+            raise ConfigError([f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more"])
     steps = given.steps.split(",") if given.steps else []
     if not all(n.isdecimal() and int(n) for n in steps):
-        raise BadData(f"--steps {given.steps}: expected whole numbers of 1 or more, with commas between")
+        raise ConfigError([f"--steps {given.steps}: expected whole numbers of 1 or more, with commas between"])
     from megatron.files import staged
     from megatron.likelihood.samples import compare_samplers, read_samplers
     from megatron.likelihood.samples_report import describe, draw

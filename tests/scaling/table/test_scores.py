@@ -5,6 +5,7 @@ import json
 import pytest
 
 from megatron.errors import BadData, Mismatch, MissingInput
+from megatron.flags import ConfigError
 from megatron.scaling.__main__ import main
 from megatron.scaling.answers.compare import side_of_fit
 from megatron.scaling.table.table import read_table
@@ -55,7 +56,7 @@ def test_the_newest_measurement_of_the_last_step_is_the_loss(runs):
 def test_a_run_that_was_not_scored_so_is_named_with_the_command(runs):
     with pytest.raises(MissingInput, match="mdm.*not scored by korder:16 at its last step 40; run python tools/evaluate"):
         read_table([runs], score="korder:16")
-    with pytest.raises(BadData, match="--score korder: expected nelbo"):
+    with pytest.raises(ConfigError, match="--score korder: expected nelbo"):
         read_table([runs], score="korder")
     with pytest.raises(BadData, match="leave out --loss"):
         read_table([runs], score="nelbo", loss="best")
