@@ -153,5 +153,5 @@ def test_without_draws_there_are_no_intervals():
 
 
 def test_budgets_of_data_take_seconds():
-    with within(30):
+    with within(100):
         find_crossover(stated_fit(AR, num_draws=400), stated_fit(MDM, bound="bound", num_draws=400), np.geomspace(1e8, 1e12, 4))

@@ -115,7 +115,7 @@ def test_no_convergence_is_a_refusal():
 
 
 def test_published_chinchilla_points():
-    with within(3):
+    with within(8):
         fit = fit_chinchilla(*chinchilla_points(), delta=1e-3, num_resamples=0)
     assert fit.objective <= 1.018275e-3 * (1 + 1e-5)
     assert fit.params["A"] == pytest.approx(477.83, rel=3e-3) and fit.params["B"] == pytest.approx(2143.4, rel=6e-3)
@@ -137,7 +137,7 @@ def test_published_starts_reach_the_same_optimum():
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_published_chinchilla_bootstrap(seed):
-    with within(12):
+    with within(25):
         fit = fit_chinchilla(*chinchilla_points(), seed=seed)
     assert fit.num_resamples == 1000
     for name, error in (("A", 127.6), ("B", 1321), ("E", 0.0260), ("alpha", 0.01555), ("beta", 0.02125)):

@@ -145,5 +145,5 @@ def test_a_hundred_runs_of_ten_thousand_points_take_seconds(tmp_path):
     for n in range(1, 100):
         (tmp_path / str(n)).mkdir()
         (tmp_path / str(n) / path.name).hardlink_to(path)
-    with within(20):
+    with within(60):
         assert sum(len(curves.curve("lm loss")[0]) for curves in read_tensorboard([tmp_path])) == 1_000_000
