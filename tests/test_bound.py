@@ -86,12 +86,12 @@ def texts(longest):
     return [text for n in range(longest + 1) for text in itertools.product(LETTERS, repeat=n)]
 
 
-def instruct(folder):
+def instruct(folder, width=SEQ):
     with IndexedWriter(folder / "c", np.uint16) as writer:
-        for text in texts(SEQ - 1):
-            response = (*text, END) if len(text) < SEQ - 1 else text
+        for text in texts(width - 1):
+            response = (*text, END) if len(text) < width - 1 else text
             writer.add_document([1, *response], lengths=[1, len(response)])
-    return Instruct(str(folder / "c"), SEQ, 1, 3, END)
+    return Instruct(str(folder / "c"), width, 1, 3, END)
 
 
 def pairs(folder, end=()):
@@ -111,7 +111,7 @@ DATA = {
 
 
 def clean_rows(dataset):
-    data = Slice(dataset=dataset, rows=dataset.rows_in_first_epoch, seq_length=SEQ, num_mc=1, seed=1, score_first_token=False)
+    data = Slice(dataset=dataset, rows=dataset.rows_in_first_epoch, seq_length=dataset.seq_length, num_mc=1, seed=1, score_first_token=False)
     (clean,) = cleans(data, 0)
     return clean
 

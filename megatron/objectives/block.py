@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron.batch import Batch, Clean, Noise, Purpose, asked_positions
 from megatron.objectives import REFERENCE_STRATA
 from megatron.objectives.autoregressive import places
-from megatron.objectives.masked import MaskedDiffusion, lowest
+from megatron.objectives.masked import MaskedDiffusion, followed, hidden_padding, lowest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class BlockDiffusion(MaskedDiffusion):
 
     A row is read twice in one pass, [z; x]: hidden tokens of z see what is visible of their own block and the blocks of x before
     it, x sees itself up to its own block. Each block has a time of its own, a row's blocks fill as many strata, and exactly
-    ceil(t B) of its B tokens are hidden. With B = 1 every token is, and the loss is an exact NLL, left to right; with B = n it is
+    ceil(t B) of its B tokens are hidden. Padding in the block of a row's end is hidden and
+    predicted as in masked diffusion; to later blocks the end is visible. With B = 1 every token is, and the loss is an exact NLL, left to right; with B = n it is
     the bound of masked diffusion.
     """
 
@@ -33,8 +34,10 @@ class BlockDiffusion(MaskedDiffusion):
         n, t = tokens.shape[1], self.block_times(noise, progress, tokens.shape[1] // self.block)
         uniform, asked = (x.reshape(-1, self.block) for x in (noise.uniform(Purpose.MASK, n), scored))  # [b n/B, B]
         below, p = lowest(uniform, t.flatten(), asked)
-        hidden = (below & asked).view_as(tokens)
-        weights = ((below & asked) / p).view_as(tokens)
+        chosen = below & asked
+        if not scored[:, -1].all():
+            chosen |= hidden_padding(below, asked) & ~followed(scored).view_as(asked)
+        hidden, weights = chosen.view_as(tokens), (chosen / p).view_as(tokens)
         nothing, where = torch.zeros_like(scored), places(scored)
         weights = torch.cat((weights, nothing.float()), 1)
         return Batch(

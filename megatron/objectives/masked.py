@@ -136,10 +136,15 @@ def hidden_padding(below: Tensor, scored: Tensor) -> Tensor:
 
     The end is the last scored token of a row that has padding behind it.  bool [b, s], bool [b, s] -> bool [b, s]
     """
-    behind = scored.flip(1).cumsum(1).flip(1).eq(0) & scored.any(1, keepdim=True)
+    behind = ~followed(scored) & scored.any(1, keepdim=True)
     tail = behind | behind.roll(-1, 1)  # with the end
     tail[:, -1] = behind[:, -1]
     return behind & (below | ~tail).cumprod(1).bool()
+
+
+def followed(scored: Tensor) -> Tensor:
+    """Where this place or one behind it is scored.  bool [b, s] -> [b, s]"""
+    return scored.flip(1).cumsum(1).flip(1) > 0
 
 
 def at_the_end(hidden: Tensor, scored: Tensor, chosen: Tensor) -> Tensor:

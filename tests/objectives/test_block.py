@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from megatron.objectives.masked import MaskedDiffusion
 from megatron.proof import trial
 from megatron.training.trained import refuse_blocks
 from tests.objectives.test_schedules import LAYOUTS, clean, words
-from tests.test_bound import MASK, SEQ, Whole, clean_rows, engine
+from tests.test_bound import MASK, SEQ, Oracle, Ordered, Whole, clean_rows, engine, instruct
 
 
 def blocks(size, **more):
@@ -72,6 +73,34 @@ def test_the_loss_is_the_bound_by_enumeration():
             seen = [{*range(i // 2 * 2), *(j for j in (i // 2 * 2, i // 2 * 2 + 1) if not row[j])} for i in range(4)]
             values.append(sum(w * nll(seen[i], i) for i, w in enumerate(weights[:4]) if w) / 4)
         assert abs(np.mean(values) - expected) < 4 * np.std(values) / math.sqrt(len(values)) + 1e-9
+
+
+class Sighted(Oracle):
+    """One that sees what `sight` shows to the hidden copy, block after block."""
+
+    def score(self, batches):
+        return [SimpleNamespace(loss=sum(self.block_loss(batch, first) for first in (0, 2))) for batch in batches]
+
+    def block_loss(self, batch, first):
+        block, seen = slice(first, first + 2), torch.full_like(batch.inputs[:, :4], MASK)
+        seen[:, :first], seen[:, block] = batch.inputs[:, 4 : 4 + first], batch.inputs[:, block]
+        nll = self.nll(replace(batch, inputs=seen, targets=batch.targets[:, :4]))
+        return (nll * batch.weights[:, :4].numpy())[:, block].sum(1)
+
+
+def test_padding_tells_nothing_of_where_a_row_ends(tmp_path):
+    """The bound of a model that knows the law of the rows is tight, of rows of every length, within blocks too."""
+    data = clean_rows(instruct(tmp_path, 4))
+    rows, law = data.tokens[:, :-1].numpy(), np.random.default_rng(0).dirichlet(np.full(len(data.index), 0.3))
+    cases = [(order, (level + 1) / 12) for order in itertools.permutations(range(4)) for level in range(12)]
+    batches = []
+    for order, t in cases:
+        noise = Ordered(data.index, order, t)
+        noise.row = torch.tensor([(place + 0.5) / 4 for place in order])
+        noise.uniform = lambda purpose, n, row=noise.row: row[:n].expand(len(data.index), -1)
+        batches.append(blocks(2, strata=16).pose(data, noise, 1.0))
+    bound = np.mean([one.loss for one in Sighted(rows, law).score(batches)], 0)
+    assert bound == pytest.approx(-np.log(law), rel=1e-5)
 
 
 def test_a_rows_blocks_fill_as_many_strata():
