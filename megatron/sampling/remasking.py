@@ -43,7 +43,7 @@ def least_sure(model: Model, rows: Rows, how: How) -> Tensor:
 
 def by_confidence(eta: float, most: Tensor, sure: Tensor) -> Tensor:
     """Places that are not visible have a probability of infinity, and no share."""
-    return eta * most * (-sure.exp()).softmax(1).nan_to_num(0.0)
+    return eta * most * (-sure.exp()).softmax(1).masked_fill(sure.isinf(), 0.0)
 
 
 def remasking(model: Model, rows: Rows, how: How, sigma: Sigma) -> Tensor:
@@ -55,7 +55,8 @@ def remasking(model: Model, rows: Rows, how: How, sigma: Sigma) -> Tensor:
     times = torch.zeros_like(ids)  # that each place has been revealed
     for number in range(int(steps.max())):
         before, after = number / steps.double(), ((number + 1) / steps.double()).clamp(max=1)
-        again = sigma(((1 - after) / before).clamp(max=1), sure)
+        most = torch.where(before > 0, (1 - after) / before, 1.0).clamp(max=1)  # before the first step nothing is visible
+        again = sigma(most, sure)
         first = (after - (1 - again) * before) / (1 - before)
         uniform, going_on = uniforms(rows, number), rows.open & (number < steps)
         chosen, back = going_on & hidden & (uniform < first), going_on & ~hidden & (uniform < again)

@@ -161,6 +161,15 @@ def test_what_is_given_stays_and_near_ties_go_to_the_left(name):
     assert model.seen == [[MASK, 2, MASK], [0, 2, MASK]]
 
 
+@pytest.mark.parametrize("name", [name for name, sampler in SAMPLERS.items() if "mdm" in sampler.serves])
+@pytest.mark.parametrize("steps", [None, 1])
+def test_every_open_place_is_filled_however_few(name, steps):
+    ids = torch.tensor([[0, 1, 2], [0, MASK, 2], [MASK, MASK, MASK], [MASK, 0, 1]])
+    rows = Rows(ids=ids, open=ids == MASK, numbers=[0, 1, 2, 3], seed=0, vocab_size=VOCAB, mask=MASK)
+    found = SAMPLERS[name].load()(Conditionals(), rows, How(steps=steps if "steps" in SAMPLERS[name].reads else None))
+    assert (found != MASK).all() and torch.equal(found[~rows.open], ids[~rows.open])
+
+
 def test_behind_a_drawn_end_everything_is_the_end():
     rows = Rows(
         ids=torch.full((500, LENGTH), MASK),
