@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,17 @@ from megatron.score_names import RULES
 def test_a_sampler_by_rule_is_a_distribution(model, rows, rule, a_step):
     nll = by_rule(model, rows, rule, model.mask, a_step).sum(1)
     assert nll.neg().exp().sum() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_row_is_revealed_as_it_would_be_alone(model, rows, rule):
+    """Of three hidden places all three at once, where another row has four and needs two steps; rows with two stay two."""
+    scored = rows.clean.scored.clone()
+    scored[::2, 1] = False  # their first token is given
+    beside = replace(rows, clean=replace(rows.clean, scored=scored), steps=4)
+    found = by_rule(model, beside, rule, model.mask, 3)
+    for some, steps in ((torch.arange(1, 27, 2), 3), (torch.arange(0, 27, 2), 2)):
+        assert found[some].equal(by_rule(model, replace(beside.take(some), steps=steps), rule, model.mask, 3))
 
 
 @pytest.mark.parametrize("rule", RULES)
