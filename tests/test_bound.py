@@ -111,7 +111,8 @@ DATA = {
 
 
 def clean_rows(dataset):
-    data = Slice(dataset=dataset, rows=dataset.rows_in_first_epoch, seq_length=dataset.seq_length, num_mc=1, seed=1, score_first_token=False)
+    width, count = dataset.seq_length, dataset.rows_in_first_epoch
+    data = Slice(dataset=dataset, rows=count, seq_length=width, num_mc=1, seed=1, score_first_token=False)
     (clean,) = cleans(data, 0)
     return clean
 

@@ -19,9 +19,9 @@ class BlockDiffusion(MaskedDiffusion):
 
     A row is read twice in one pass, [z; x]: hidden tokens of z see what is visible of their own block and the blocks of x before
     it, x sees itself up to its own block. Each block has a time of its own, a row's blocks fill as many strata, and exactly
-    ceil(t B) of its B tokens are hidden. Padding in the block of a row's end is hidden and
-    predicted as in masked diffusion; to later blocks the end is visible. With B = 1 every token is, and the loss is an exact NLL, left to right; with B = n it is
-    the bound of masked diffusion.
+    ceil(t B) of its B tokens are hidden. Padding in the block of a row's end is hidden and predicted as in masked diffusion; to
+    later blocks the end is visible. With B = 1 every token is hidden, and the loss is an exact NLL, left to right; with B = n it
+    is the bound of masked diffusion.
     """
 
     block: int
