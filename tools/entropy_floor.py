@@ -22,7 +22,8 @@ if __name__ == "__main__":
 import argparse
 import json
 
-from megatron.errors import BadData, exits
+from megatron.errors import exits
+from megatron.flags import ConfigError
 
 
 @exits
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     for flag in ("rows", "num_mc"):
         if getattr(given, flag) is not None and getattr(given, flag) < 1:
-            raise BadData(f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more")
+            raise ConfigError([f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more"])
     from megatron.training import floor, open_run  # torch, once the flags are right
     from megatron.training.branch import write_json
 

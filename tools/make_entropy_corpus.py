@@ -32,7 +32,7 @@ from megatron.data.synthetic.presets import PRESETS, Shape, build
 from megatron.data.synthetic.process import Process
 from megatron.errors import BadData, MissingInput, exits
 from megatron.files import parse_json
-from megatron.flags import parse_count
+from megatron.flags import ConfigError, parse_count
 
 PRESET_HELP = "; ".join(f"{name}: {(make.__doc__ or name).splitlines()[0].rstrip('.')}" for name, make in PRESETS.items())
 
@@ -79,12 +79,12 @@ def of_shape(given: argparse.Namespace, name: str) -> float | None:
 
 
 def find_source(given: argparse.Namespace) -> Process:
-    """Raises BadData for a shape that makes no sense, or a name that is neither preset nor file."""
+    """Raises ConfigError for a shape that makes no sense, MissingInput, BadData for a name that is neither preset nor file."""
     if given.source in PRESETS:
         counts = {name: given.shape.get(name, 1) for name in ("symbols", "order", "states", "components")}
         low, sharpness = [f"--{name} {value}" for name, value in counts.items() if value < 1], given.shape.get("sharpness", 0)
         if low or not sharpness >= 0:
-            raise BadData(f"{', '.join(low) or f'--sharpness {sharpness:g}'}: expected 1 or more, a sharpness of 0 or more")
+            raise ConfigError([f"{', '.join(low) or f'--sharpness {sharpness:g}'}: expected 1 or more, a sharpness of 0 or more"])
         return build(given.source, **given.shape)
     try:
         return from_spec(parse_json(Path(given.source).read_bytes()))
@@ -100,7 +100,7 @@ def find_source(given: argparse.Namespace) -> Process:
 def main(argv: list[str] | None = None) -> int:
     given = read_flags(argv)
     if given.tokens < 1 or given.tokens % 1:
-        raise BadData(f"--tokens {given.tokens:g}: expected a whole number, 1 or more")
+        raise ConfigError([f"--tokens {given.tokens:g}: expected a whole number, 1 or more"])
     source = find_source(given)
     said = write_corpus(given.output, source, int(given.tokens), given.seed)
     low, high = said["entropy_rate"]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.errors import BadData, Mismatch, MissingInput
+from megatron.flags import ConfigError
 
 METRICS = ("perplexity", "accuracy", "generation", "speed")
 ARCHITECTURES = {"ar": "ar", "diffusion": "mdm"}  # by their names there, our objectives
@@ -39,13 +40,13 @@ def command(given: argparse.Namespace) -> None:
     """Measure, print, write."""
     wanted = given.metrics.split(",")
     if wrong := [name for name in wanted if name not in METRICS]:
-        raise BadData(f"--metrics {wrong[0] or given.metrics}: expected names of {', '.join(METRICS)}, with commas between")
+        raise ConfigError([f"--metrics {wrong[0] or given.metrics}: expected names of {', '.join(METRICS)}, with commas between"])
     if given.num_samples < 1:
-        raise BadData(f"--num_samples {given.num_samples}: expected 1 or more")
+        raise ConfigError([f"--num_samples {given.num_samples}: expected 1 or more"])
     if given.architecture == "sdd":
         raise Mismatch("--architecture sdd: sparse distribution diffusion is not in this trainer; there are ar and diffusion")
     if given.output.is_dir() or not given.output.parent.is_dir():
-        raise BadData(f"--output {given.output}: expected a file in a folder that exists")
+        raise ConfigError([f"--output {given.output}: expected a file in a folder that exists"])
     from megatron.files import replace_file
 
     trained = opened(given.checkpoint, given.device)

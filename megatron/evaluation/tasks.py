@@ -17,7 +17,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from megatron.errors import BadData
+from megatron.flags import ConfigError
 from megatron.rundir.names import CHECKPOINT
 
 FILE = "tasks.json"
@@ -49,30 +49,30 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(given: argparse.Namespace, masked: bool) -> None:
-    """Raises BadData for a value that cannot be, or a flag that would do nothing."""
+    """Raises ConfigError for a value that cannot be, or a flag that would do nothing."""
     for name, least in (("num_fewshot", 0), ("limit", 1), ("num_mc", 1)):
         if getattr(given, name) is not None and getattr(given, name) < least:
-            raise BadData(f"--{name.replace('num_mc', 'num-mc')} {getattr(given, name)}: expected {least} or more")
+            raise ConfigError([f"--{name.replace('num_mc', 'num-mc')} {getattr(given, name)}: expected {least} or more"])
     if given.sampling_eps is not None and not 0 <= given.sampling_eps < 1:
-        raise BadData(f"--sampling_eps {given.sampling_eps}: expected 0 or more, and below 1")
+        raise ConfigError([f"--sampling_eps {given.sampling_eps}: expected 0 or more, and below 1"])
     if given.nll_tolerance is not None and not 0 < given.nll_tolerance < math.inf:
-        raise BadData(f"--nll-tolerance {given.nll_tolerance}: expected a number above 0")
+        raise ConfigError([f"--nll-tolerance {given.nll_tolerance}: expected a number above 0"])
     draws = ("num_mc", "sampling_eps", "nll_tolerance")
     asked = [
         name for name in ("eval_method", *draws, "only_mc_nll", "only_generate") if getattr(given, name) not in (None, False)
     ]
     if asked and not masked:
-        raise BadData(
-            f"{spelled(asked[0])} acts on masked diffusion: the likelihoods of an autoregressive run are exact, leave it out"
+        raise ConfigError(
+            [f"{spelled(asked[0])} acts on masked diffusion: the likelihoods of an autoregressive run are exact, leave it out"]
         )
     idle = [name for name in draws if name in asked and (given.eval_method == "ar" or given.only_generate)]
     if idle:
         by = "--only_generate" if given.only_generate else "--eval_method ar"
-        raise BadData(f"{spelled(idle[0])} acts on draws, and {by} draws nothing: leave it out")
+        raise ConfigError([f"{spelled(idle[0])} acts on draws, and {by} draws nothing: leave it out"])
     if given.only_mc_nll and (given.only_generate or given.eval_method == "ar"):
-        raise BadData("--only_mc_nll goes with neither --only_generate nor --eval_method ar: give one of them")
+        raise ConfigError(["--only_mc_nll goes with neither --only_generate nor --eval_method ar: give one of them"])
     if given.only_generate and given.eval_method:
-        raise BadData(f"--eval_method {given.eval_method} would do nothing with --only_generate: leave it out")
+        raise ConfigError([f"--eval_method {given.eval_method} would do nothing with --only_generate: leave it out"])
 
 
 def spelled(name: str) -> str:
@@ -118,14 +118,14 @@ def command(given: argparse.Namespace) -> None:
 def check_list(given: argparse.Namespace) -> None:
     words = given.task_list.split(",")
     if not all(words) or len(set(words)) < len(words):
-        raise BadData(f"--task_list {given.task_list}: expected names or files, each once, with commas between")
+        raise ConfigError([f"--task_list {given.task_list}: expected names or files, each once, with commas between"])
     if given.include_path and not given.include_path.is_dir():
-        raise BadData(f"--include_path {given.include_path} is no folder")
+        raise ConfigError([f"--include_path {given.include_path} is no folder"])
     ours = [word for word in words if word.endswith(".jsonl")]
     if given.num_fewshot and ours:
-        raise BadData(f"--num_fewshot {given.num_fewshot} acts on lm-eval's tasks, and {ours[0]} is none: leave it out")
+        raise ConfigError([f"--num_fewshot {given.num_fewshot} acts on lm-eval's tasks, and {ours[0]} is none: leave it out"])
     if given.only_generate and ours:
-        raise BadData(f"--only_generate decides by what is written, and {ours[0]} asks for likelihoods: leave it out")
+        raise ConfigError([f"--only_generate decides by what is written, and {ours[0]} asks for likelihoods: leave it out"])
 
 
 def subject_of(trained: Any, given: argparse.Namespace) -> Any:

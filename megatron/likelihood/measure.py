@@ -56,7 +56,7 @@ def read(
     seed: int | None = None,
     by_place: bool = False,
 ) -> Read:
-    """`seed`: of the noise [the run's own]. Raises BadData."""
+    """`seed`: of the noise [the run's own]. Raises ConfigError."""
     objective, data = trained.reference, trained.slice(which, rows, num_mc)
     found = read_rows(data, objective.causal, last)
     estimators = Estimators(
@@ -84,7 +84,7 @@ def measure(
 
     `last`: only so many tokens of each row, given all before. `num_mc`: draws, and orders of `chain` [the run's own].
     `tolerance`: draw until the standard error from noise is at most this, in nats a token. `by`: names of parts.py by which the
-    scores that are sums are split. Raises BadData.
+    scores that are sums are split. Raises ConfigError.
     """
     one = read(trained, which, rows, last, num_mc, by_place=bool(by))
     found = compare(

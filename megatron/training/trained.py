@@ -91,12 +91,12 @@ class Trained:
         return [RowScores(**{n: x.numpy() if n == "loss" else x.long().numpy() for n, x in zip(names, part)}) for part in parts]
 
     def slice(self, which: str = "valid", rows: int | None = None, num_mc: int | None = None) -> Slice:
-        """One of the run's sets as it was scored by, or with other numbers of rows and draws. Raises BadData."""
+        """One of the run's sets as it was scored by, or with other numbers of rows and draws. Raises ConfigError."""
         data = build_datasets(self.cfg.data, sample_spec(self.cfg, self.tokenizer))
         chosen = None if which == "train" else data.get(which)
         if chosen is None:
             scored = ", ".join(name for name in data if name != "train" and data[name])
-            raise BadData(f"--set {which}: expected a set that the run scores: {scored}")
+            raise ConfigError([f"--set {which}: expected a set that the run scores: {scored}"])
         found = cut_slice(self.cfg, chosen, self.reference, self.tokenizer)
         return replace(found, rows=min(rows or found.rows, chosen.rows_in_first_epoch), num_mc=num_mc or found.num_mc)
 

@@ -56,9 +56,9 @@ def test_below_the_floor_is_an_exit_code_and_a_sentence(trained, monkeypatch, ca
     "words, code, said",
     [
         (["nowhere"], 66, "give the folder of a run"),
-        (["RUN", "--set", "train"], 65, "expected a set that the run scores: valid"),
-        (["RUN", "--rows", "0"], 65, "--rows 0: expected 1 or more"),
-        (["RUN", "--num-mc", "0"], 65, "--num-mc 0"),
+        (["RUN", "--set", "train"], 2, "expected a set that the run scores: valid"),
+        (["RUN", "--rows", "0"], 2, "--rows 0: expected 1 or more"),
+        (["RUN", "--num-mc", "0"], 2, "--num-mc 0"),
         (["RUN", "--checkpoint", "nowhere"], 66, "has no checkpoint nowhere: expected newest, best, a path, or a step of 4"),
     ],
 )

@@ -73,9 +73,9 @@ def test_a_source_from_a_file(tmp_path):
     "words, code, said",
     [
         (["nosuch", "--tokens", "10"], 66, "give a JSON file, or one of the presets coin, golden-mean"),
-        (["coin", "--tokens", "0"], 65, "--tokens 0: expected a whole number, 1 or more"),
-        (["markov", "--tokens", "10", "--symbols", "0"], 65, "--symbols 0: expected 1 or more"),
-        (["markov", "--tokens", "10", "--sharpness", "-1"], 65, "--sharpness -1"),
+        (["coin", "--tokens", "0"], 2, "--tokens 0: expected a whole number, 1 or more"),
+        (["markov", "--tokens", "10", "--symbols", "0"], 2, "--symbols 0: expected 1 or more"),
+        (["markov", "--tokens", "10", "--sharpness", "-1"], 2, "--sharpness -1"),
         (["mixture", "--tokens", "10", "--document-length", "1"], 65, "more than 1 token"),
         (["markov", "--tokens", "10", "--order", "9"], 65, "lower --symbols, --order"),
         (["broken.json", "--tokens", "10"], 65, "is not JSON"),
