@@ -42,7 +42,8 @@ FLOORS = [
 ]
 # The rooms of megatron/scaling: finished runs make a table, tables a law, a law a plan, a plan runs; then questions are answered.
 CHAIN = ("table", "law", "plan", "run", "answers", "show", "verbs")
-ONE_IMPORTER = {"deepspeed", "lm_eval", "sentencepiece", "tensorboard", "transformers", "wandb", "yaml", "zstandard"}
+ONE_IMPORTER = {"deepspeed", "lm_eval", "rouge_score", "sentencepiece", "tensorboard", "transformers", "wandb", "yaml"}
+ONE_IMPORTER |= {"zstandard"}
 OTHERS_FILES = (
     "megatron/data/prepare/pair_tensors.py",
     "megatron/exchange/dictionary.py",

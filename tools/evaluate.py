@@ -3,6 +3,7 @@
     python tools/evaluate.py likelihood RUN --score nelbo,korder:16,rule:confidence
     python tools/evaluate.py compare RUN_A RUN_B
     python tools/evaluate.py tasks RUN --task_list quiz.jsonl
+    python tools/evaluate.py instruct RUN... --format 'Answer: .*'
     python tools/evaluate.py samples RUN --samplers confidence,entropy-bounded --steps 8,32 --judge AR_RUN
     python tools/evaluate.py --checkpoint RUN --metrics perplexity,accuracy,generation,speed
 
@@ -32,6 +33,7 @@ VERBS = {
     "samples": ("megatron.likelihood.verbs.samples", "what samplers write and what it costs, beside real text"),
     "compare": ("megatron.likelihood.verbs.compare", "two runs on the same rows with the same draws"),
     OVERVIEW: ("megatron.evaluation.overview", "perplexity, accuracy, texts and speed; meant where no verb is given"),
+    "instruct": ("megatron.evaluation.instruct", "loss on held-out responses, and answers beside their references"),
     "tasks": ("megatron.evaluation.tasks", "multiple-choice files, and tasks of lm-eval"),
 }
 
