@@ -27,6 +27,7 @@ VERBS = {
     "envelope": "the least loss of any training curve at each compute, and its power law",
     "data-value": "what a repeated token is worth, by epoch",
     "critical-compute": "the compute at which masked diffusion passes the autoregressive model, over unique tokens",
+    "hyper": "the best learning rate, batch and weight decay over N, D and U, as power laws that plans follow",
     "compare": "sets of runs or fits side by side, once they are comparable",
     "predict": "how large, how long and which loss, for a budget and unique tokens",
     "next": "the run that would shrink an interval most per GPU-hour; scores past predictions",

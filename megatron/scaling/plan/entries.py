@@ -75,6 +75,7 @@ def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: R
     mistakes: list[tuple[str, str]] = []
     notes: list[str] = []
     cells = unique_cells(list(grid(r, mistakes)), mistakes, notes)
+    notes += merged([(cell.name, sentence) for cell in cells for sentence in cell.beyond])
     runs = []
     for run in with_trunks(r, cells, mistakes) if r.schedule == "wsd" else [whole_run(r, cell) for cell in cells]:
         check_run(run, rates.gpus, mistakes)
@@ -115,7 +116,10 @@ def whole_run(r: Settled, cell: Cell) -> dict:
     """A run with its own cosine decay, by the recipes' flags."""
     schedule = {"--lr-decay-style": "cosine"}
     return run_of(
-        r, cell, flags.optim_flags(cell.samples, cell.warmup, cell.lr, schedule), {"--save-interval": 1000, "--keep-last": 2}
+        r,
+        cell,
+        flags.optim_flags(cell.samples, cell.warmup, cell.lr, cell.decay, schedule),
+        {"--save-interval": 1000, "--keep-last": 2},
     )
 
 
@@ -146,9 +150,9 @@ def run_of(r: Settled, cell: Cell, optim: list[str], save: Mapping[str, object],
 
 
 def varied_of(r: Settled, cell: Cell) -> dict[str, object]:
-    """What a run was planned to differ from others in: its point, and its rate, batch and seed where there are several."""
-    own = {"lr": cell.lr, "global_batch_size": cell.batch, "seed": cell.seed}
-    several = {"lr": r.lr, "global_batch_size": r.batch_size}
+    """What a run was planned to differ from others in: its point, and its rate, batch, decay and seed where there are several."""
+    own = {"lr": cell.lr, "global_batch_size": cell.batch, "weight_decay": cell.decay, "seed": cell.seed}
+    several = {"lr": r.lr, "global_batch_size": r.batch_size, "weight_decay": r.weight_decay}
     grids = [name for name, text in several.items() if text.startswith("grid:")] + ["seed"] * (len(r.seeds) > 1)
     return {name: own[name] for name in grids} | cell.point
 
@@ -175,7 +179,7 @@ def trunk_and_branches(r: Settled, trunk: Cell, branches: list[Cell]) -> Iterato
     yield run_of(
         r,
         trunk,
-        flags.optim_flags(samples, warmup, trunk.lr, {"--lr-decay-style": "constant"}),
+        flags.optim_flags(samples, warmup, trunk.lr, trunk.decay, {"--lr-decay-style": "constant"}),
         {"--save-interval": 1000, "--keep-last": 1, "--save-at": saves},
         checkpoints=len(saves),
     )
@@ -188,7 +192,7 @@ def trunk_and_branches(r: Settled, trunk: Cell, branches: list[Cell]) -> Iterato
         yield run_of(
             r,
             cell,
-            flags.optim_flags(length * cell.batch, warmup, cell.lr, schedule),
+            flags.optim_flags(length * cell.batch, warmup, cell.lr, cell.decay, schedule),
             {"--save-interval": 1000, "--keep-last": 2},
             trunk=trunk.name,
             load={"run": trunk.name, "step": point},
@@ -248,6 +252,7 @@ def numbers(cfg: Config, unique: int | None) -> dict:
         "flops_6nd": 6.0 * shape.total() * tokens,
         "flops_exact": float(shape.flops_per_token(seq_length)) * tokens,
         "lr": cfg.optim.lr,
+        "weight_decay": cfg.optim.weight_decay,
         "global_batch_size": cfg.train.global_batch_size,
         "seq_length": seq_length,
         "seed": cfg.train.seed,

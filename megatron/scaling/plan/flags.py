@@ -37,6 +37,7 @@ class Scale:
     log_interval: int
 
 
+WEIGHT_DECAY = 0.1  # of the recipes, at either scale
 SCALES = {
     "gpu": Scale(
         seq_length=2048,
@@ -90,7 +91,7 @@ def model_flags(shape: Shape, seq_length: int, precision: tuple[str, ...], seed:
     return [*spell_flags(words), "--use-rotary-position-embeddings", "--swiglu", "--disable-bias-linear", *precision]
 
 
-def optim_flags(samples: int, warmup: int, lr: float, schedule: Mapping[str, object]) -> list[str]:
+def optim_flags(samples: int, warmup: int, lr: float, decay: float, schedule: Mapping[str, object]) -> list[str]:
     """`schedule`: the decay's style and what belongs to it."""
     words = {
         "--train-samples": samples,
@@ -100,7 +101,7 @@ def optim_flags(samples: int, warmup: int, lr: float, schedule: Mapping[str, obj
         "--adam-beta1": 0.9,
         "--adam-beta2": 0.95,
         "--adam-eps": 1e-8,
-        "--weight-decay": 0.1,
+        "--weight-decay": f"{decay:g}",
         "--clip-grad": 1.0,
         "--lr": f"{lr:g}",
         "--min-lr": f"{lr / 10:g}",

@@ -15,14 +15,19 @@ from megatron.flags import ConfigError, parse_count, spelling
 from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan import hyperparameters as rules
 from megatron.scaling.plan.axes import Axis
-from megatron.scaling.plan.hyperparameters import BATCH_SIZES, LEARNING_RATES, Choice, Facts, read_choices
+from megatron.scaling.plan.hyperparameters import BATCH_SIZES, LEARNING_RATES, WEIGHT_DECAYS, Choice, Facts, read_choices
 from megatron.scaling.plan.sizes import expected_optimum, sizes_between
 
 KINDS = {"chinchilla": "chinchilla", "isoflop": "chinchilla", "data-value": "data_value", "critical-compute": "crossover"}
 EPOCHS = (1, 2, 4, 10, 20, 50, 100, 200, 500)  # of a data-value plan that names none
 SEED = 1234
 FIELDS = ("objective", "flops", "tokens", "size", "unique", "epochs", "part")  # that stand in braces in a template of names
-CHOSEN = {"lr": "--lr", "global_batch_size": "--batch-size", "seed": "--seeds"}  # flags that an axis may vary instead
+CHOSEN = {
+    "lr": "--lr",
+    "global_batch_size": "--batch-size",
+    "weight_decay": "--weight-decay",
+    "seed": "--seeds",
+}  # flags that an axis may vary instead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,7 @@ class Request:
     sample_seed: int = 0
     lr: str | None = None
     batch_size: str | None = None
+    weight_decay: str | None = None
     schedule: str = "cosine"
     decay_share: float = 0.2
     seq_length: int | None = None
@@ -70,6 +76,7 @@ class Request:
                 "seeds": self.seeds or (SEED,),
                 "lr": self.lr or f"fixed:{at.lr:g}",
                 "batch_size": self.batch_size or f"fixed:{at.batch_size}",
+                "weight_decay": self.weight_decay or f"fixed:{flags.WEIGHT_DECAY:g}",
                 "seq_length": self.seq_length or at.seq_length,
                 "vocab_size": self.vocab_size or at.vocab_size,
                 "tokenizer": at.tokenizer if self.tokenizer is None else self.tokenizer,
@@ -92,6 +99,7 @@ class Settled(Request):
     seeds: tuple[int, ...]
     lr: str
     batch_size: str
+    weight_decay: str
     seq_length: int
     vocab_size: int
     tokenizer: tuple[str, ...]
@@ -102,7 +110,7 @@ class Settled(Request):
 
 def said_twice(r: Request) -> Iterator[str]:
     """A sentence for every flag that an axis varies and that is also given."""
-    given = {"lr": r.lr, "global_batch_size": r.batch_size, "seed": r.seeds}
+    given = {"lr": r.lr, "global_batch_size": r.batch_size, "weight_decay": r.weight_decay, "seed": r.seeds}
     names = [axis.name for axis in r.vary]
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
@@ -146,7 +154,7 @@ def wrong_together(r: Settled) -> Iterator[str]:
         yield f"-- {', '.join(map(spelling, sorted(places)))}: where runs live is for `run` to say: leave it out"
     if "unique_tokens" in flags.fields_of(r.flags) and (r.unique_tokens or r.epochs):
         yield "-- --unique-tokens: plan has a flag of this name, which its numbers follow: give it before the --"
-    for flag, text, table in (("--lr", r.lr, LEARNING_RATES), ("--batch-size", r.batch_size, BATCH_SIZES)):
+    for flag, text, table in chosen_by(r):
         try:
             choices = read_choices(text, flag, table)
         except ValueError as error:
@@ -154,6 +162,15 @@ def wrong_together(r: Settled) -> Iterator[str]:
             continue
         if r.schedule == "wsd" and any(choice.needs_length for choice in choices):
             yield f"{flag} {text} differs with the length, and branches of a --schedule wsd trunk share one: give fixed or grid"
+
+
+def chosen_by(r: Settled) -> tuple[tuple[str, str, dict], ...]:
+    """(flag, what it says, the published rules of it)."""
+    return (
+        ("--lr", r.lr, LEARNING_RATES),
+        ("--batch-size", r.batch_size, BATCH_SIZES),
+        ("--weight-decay", r.weight_decay, WEIGHT_DECAYS),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +189,10 @@ class Cell:
     unique: int | None  # how many differ; None: as many as are read, of a corpus of unknown size
     lr: float
     batch: int
+    decay: float
     seed: int
     point: dict[str, Any] = field(default_factory=dict)  # the values of the axes that --vary names
+    beyond: tuple[str, ...] = ()  # in what the run lies outside of a rule's data
 
 
 def grid(r: Settled, mistakes: list[tuple[str, str]]) -> Iterator[Cell]:
@@ -181,16 +200,16 @@ def grid(r: Settled, mistakes: list[tuple[str, str]]) -> Iterator[Cell]:
     budgets = [{"flops": float(c)} for c in r.flops] or [{"tokens": int(d)} for d in r.tokens] or [{}]
     uniques = [(unique, None if unique else 1) for unique in r.unique_tokens] or [(None, None)]
     lengths = [(unique, epochs or once) for (unique, once), epochs in product(uniques, r.epochs or (None,))]
-    rates, batches = read_choices(r.lr, "--lr", LEARNING_RATES), read_choices(r.batch_size, "--batch-size", BATCH_SIZES)
-    choices = list(product(rates, batches, r.seeds, axes.points(r.vary, r.sample, r.sample_seed)))
+    rates, batches, decays = (read_choices(text, flag, table) for flag, text, table in chosen_by(r))
+    choices = list(product(rates, batches, decays, r.seeds, axes.points(r.vary, r.sample, r.sample_seed)))
     for objective, budget in product(r.objectives, budgets):
         for size in sizes_of(r, objective, budget, mistakes):
-            for (unique, epochs), (lr, batch, seed, point) in product(lengths, choices):
-                lr = Choice(point["lr"]) if "lr" in point else lr
-                batch = Choice(point["global_batch_size"]) if "global_batch_size" in point else batch
+            for (unique, epochs), (*chosen, seed, point) in product(lengths, choices):
+                names = ("lr", "global_batch_size", "weight_decay")
+                own = [Choice(point[name]) if name in point else choice for name, choice in zip(names, chosen)]
                 name = run_name(r, objective, budget, size, unique, epochs)
                 try:
-                    cell = make_cell(r, name, objective, size, budget, unique, epochs, lr, batch, point.get("seed", seed))
+                    cell = make_cell(r, name, objective, size, budget, unique, epochs, own, point.get("seed", seed))
                     cell = replace(cell, point=point)
                     yield replace(cell, name=cell.name + suffix_of(r, cell))
                 except ValueError as error:
@@ -226,11 +245,10 @@ def make_cell(
     budget: dict[str, float],
     unique: int | None,
     epochs: int | None,
-    lr: Choice,
-    batch: Choice,
+    chosen: list[Choice],
     seed: int,
 ) -> Cell:
-    """Raises ValueError."""
+    """`chosen`: of the rate, the batch and the decay. Raises ValueError."""
     size_name, shape = find_size(size, r.vocab_size)
     if "flops" in budget:
         tokens, samples, warmup = flop_budget(budget["flops"], getattr(shape, r.params)(), r.seq_length)
@@ -250,7 +268,16 @@ def make_cell(
         tokens=tokens,
         seq_length=r.seq_length,
         flops=tokens * (shape.flops_per_token(r.seq_length) - 6.0 * shape.vocab_size * shape.hidden_size),
+        objective=objective,
+        unique_tokens=min(tokens, have or tokens),
+        counts={
+            "total": shape.total(),
+            "non-embedding": shape.non_embedding(),
+            "with-head": shape.with_head(),
+            "published": shape.published(),
+        },
     )
+    lr, batch, decay = chosen
     rate, rows = rules.learning_rate(lr, facts), rules.batch_size(batch, facts)
     return Cell(
         name=name,
@@ -265,7 +292,9 @@ def make_cell(
         unique=have,
         lr=rate,
         batch=rows,
+        decay=rules.weight_decay(decay, facts),
         seed=seed,
+        beyond=tuple(line for (flag, _, _), one in zip(chosen_by(r), chosen) for line in rules.beyond(one, flag, facts)),
     )
 
 
@@ -319,6 +348,7 @@ def suffix_of(r: Settled, cell: Cell) -> str:
     return (
         f"_lr{cell.lr:g}" * (cell.lr != at.lr and "lr" not in cell.point)
         + f"_gbs{cell.batch}" * (cell.batch != at.batch_size and "global_batch_size" not in cell.point)
+        + f"_wd{cell.decay:g}" * (cell.decay != flags.WEIGHT_DECAY and "weight_decay" not in cell.point)
         + f"_seed{cell.seed}" * (cell.seed != SEED and "seed" not in cell.point)
         + axis_part
         + "_wsd" * (r.schedule == "wsd")

@@ -140,9 +140,9 @@ def column_of(flag: str, rows: Sequence[dict]) -> str:
     if len(values) > 1 or name not in FLAGS and values != {"None"}:
         return name
     if name in (*declared(), "batch_size"):
-        raise BadData(f"--by or --best-of {flag}: the runs do not differ in it; leave it out.")
+        raise BadData(f"--by, --best-of or --of {flag}: the runs do not differ in it; leave it out.")
     varied = [spelled(one) for one in FLAGS if len(_values(rows, one)) > 1]
-    raise BadData(f"--by or --best-of {flag}: no such flag or column; the runs differ in {', '.join(varied) or 'no flag'}.")
+    raise BadData(f"--by, --best-of or --of {flag}: no such flag or column; the runs differ in {', '.join(varied) or 'no flag'}.")
 
 
 def split_by(rows: Sequence[dict], flags: Sequence[str]) -> None:

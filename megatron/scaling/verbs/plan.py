@@ -28,7 +28,7 @@ from megatron.scaling.plan import axes
 from megatron.scaling.plan.axes import read_axis
 from megatron.scaling.plan.cost import Rates, Speed, speed_of_peak, speed_of_points
 from megatron.scaling.plan.entries import Plan, joined, load_plan, make_plan, save_csv, save_plan
-from megatron.scaling.plan.flags import SCALES
+from megatron.scaling.plan.flags import SCALES, WEIGHT_DECAY
 from megatron.scaling.plan.grid import CHOSEN, FIELDS, KINDS, SEED, Request, read_unique
 from megatron.scaling.plan.hyperparameters import BATCH_SIZES, LEARNING_RATES
 from megatron.scaling.plan.probe import probe_plan
@@ -125,8 +125,10 @@ def grid_arguments(group: argparse._ArgumentGroup) -> None:
 def run_arguments(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--scale", choices=SCALES, default="gpu", help="the recipes' settings: gpu, as published; cpu, for a laptop [gpu]")
-    add("--lr", metavar="fixed:X|grid:X,Y|rule:NAME", help="peak rate [the scale's]; " + described(LEARNING_RATES))
-    add("--batch-size", metavar="fixed:B|grid:B,C|rule:NAME", help="samples a step [the scale's]; " + described(BATCH_SIZES))
+    form = "fixed:X|grid:X,Y|rule:NAME"
+    add("--lr", metavar=form, help=f"peak rate [the scale's]; {described(LEARNING_RATES)}; FILE: a hyper.json of the verb hyper")
+    add("--batch-size", metavar=form, help=f"samples a step [the scale's]; {described(BATCH_SIZES)}; FILE: a hyper.json")
+    add("--weight-decay", metavar=form.replace("NAME", "FILE"), help=f"[fixed:{WEIGHT_DECAY:g}]; FILE: a hyper.json")
     add(
         "--schedule",
         choices=["cosine", "wsd"],
@@ -209,6 +211,7 @@ def request_of(args: argparse.Namespace) -> Request:
         "seeds",
         "lr",
         "batch_size",
+        "weight_decay",
         "schedule",
         "decay_share",
         "seq_length",
@@ -298,6 +301,7 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "exact C": lambda run: f"{run['flops_exact']:.4g}",
     "lr": lambda run: f"{run['lr']:g}",
     "batch": lambda run: str(run["global_batch_size"]),
+    "weight_decay": lambda run: axes.spell(run.get("weight_decay")),
     "hours": lambda run: rounded(run["forecast"]["hours"]),
     "GPU-hours": lambda run: rounded(run["forecast"]["gpu_hours"]),
     "cost": lambda run: rounded(run["forecast"]["cost"]),

@@ -16,7 +16,7 @@ def parsed(size="217M", samples=256_000, batch=256, *more, world=1):
     shape = find_size(size)[1]
     words = [
         *model_flags(shape, 2048, ("--bf16",), 1234, batch),
-        *optim_flags(samples, 100, 2e-4, {"--lr-decay-style": "cosine"}),
+        *optim_flags(samples, 100, 2e-4, 0.1, {"--lr-decay-style": "cosine"}),
         *data_flags(("x",), ("y",), ()),
         "--eval-iters",
         "0",

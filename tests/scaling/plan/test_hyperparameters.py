@@ -1,10 +1,16 @@
 """Rates and batches: what is stated, and published rules against numbers worked out by hand."""
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 
+from megatron.errors import MissingInput
+from megatron.flags import ConfigError
+from megatron.scaling.plan.axes import read_axis
+from megatron.scaling.plan.entries import make_plan
+from megatron.scaling.plan.grid import Request
 from megatron.scaling.plan.hyperparameters import (
     BATCH_SIZES,
     LEARNING_RATES,
@@ -85,3 +91,48 @@ def test_no_part_of_a_sample_and_no_rate_below_0():
         batch_size(Choice(1.5), FACTS)
     with pytest.raises(ValueError, match="no rate"):
         learning_rate(Choice(None, "kaplan"), Facts(params=10**11, tokens=1, flops=1.0, seq_length=1))
+
+
+def test_a_law_of_one_s_own_sets_what_it_says_and_says_where_it_is_beyond_its_data(tmp_path):
+    """lr* = N^-0.5 and weight decay* = (D / U)^0.5 / 10 of ar: each planned run has its own, by its exact N, D and U."""
+    path = tmp_path / "hyper.json"
+    reach = {"params": [1e4, 3e4], "tokens": [1e4, 1e7], "unique_tokens": [1e4, 1e5]}
+    laws = {
+        "lr": {"constant": 0.0, "exponents": {"params": -0.5}},
+        "weight_decay": {"constant": math.log(0.1), "exponents": {"tokens": 0.5, "unique_tokens": -0.5}},
+    }
+    settings = {name: law | {"range": reach, "params_convention": "total"} for name, law in laws.items()}
+    path.write_text(json.dumps({"schema_version": 1, "objectives": {"ar": {"settings": settings}}}))
+    asked = Request(
+        scale="cpu",
+        objectives=("ar",),
+        sizes=("CPU_12K", "CPU_46K"),
+        unique_tokens=(12800,),
+        epochs=(4, 16),
+        lr=f"rule:{path}",
+        weight_decay=f"rule:{path}",
+    )
+    plan = make_plan(asked)
+    for run in plan.runs:
+        assert run["lr"] == pytest.approx(run["params"] ** -0.5, rel=5e-3)
+        assert (
+            run["weight_decay"] == pytest.approx(0.1 * run["epochs"] ** 0.5, rel=2e-2)
+            and f"_wd{run['weight_decay']:g}" in run["name"]
+        )
+    said = [note for note in plan.notes if "lies outside" in note]
+    assert len(said) == 2 and said[0].endswith(f"N lies outside of 10000 to 30000, where --lr rule:{path} was fitted for ar")
+    assert "CPU_46K" in said[0] and "and 1 more" in said[0]
+    with pytest.raises(ConfigError, match=r"--lr rule:.* has laws of ar, none of mdm"):
+        make_plan(replace(asked, objectives=("mdm",)))
+    with pytest.raises(ConfigError, match="--weight-decay and --vary weight-decay both set --weight-decay"):
+        make_plan(replace(asked, vary=(read_axis("weight-decay=0.1,1"),)))
+    with pytest.raises(ConfigError, match="differs with the length"):
+        make_plan(replace(asked, schedule="wsd"))
+    with pytest.raises(MissingInput, match=r"none.json: No such file"):
+        make_plan(replace(asked, lr=f"rule:{tmp_path}/none.json"))
+
+
+def test_a_grid_of_decays_is_an_axis():
+    plan = make_plan(Request(flops=(1e18,), sizes=("57M",), objectives=("ar",), weight_decay="grid:0,0.1,1"))
+    assert [run["varied"]["weight_decay"] for run in plan.runs] == [0, 0.1, 1] == [run["weight_decay"] for run in plan.runs]
+    assert [run["name"].rpartition("_")[2] for run in plan.runs] == ["wd0", "57M", "wd1"]
