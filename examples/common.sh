@@ -158,6 +158,14 @@ analyse() {
 # tabulate: the runs of the recipe, a line each, with their losses.
 tabulate() { if [[ ${DRY_RUN:-} != 1 ]]; then scaling_laws runs ls "${names[@]/#/$RUNS_DIR/}"; fi; }
 
+score_runs() {                                        # SCORE RUN...: those that do not have it yet
+  local run
+  if [[ ${DRY_RUN:-} == 1 ]]; then return; fi
+  for run in "${@:2}"; do
+    grep -qF "\"score\": \"$1\"" "$run/likelihood.jsonl" 2>/dev/null || "$PYTHON" tools/evaluate.py likelihood "$run" --score "$1"
+  done
+}
+
 # launch COMMAND: signals reach it, and Ctrl-C means save and stop. It ends with 85 when it was stopped so, and with 75 when a
 # process was lost: a Slurm job then goes back to the queue, after a loss at most ten times.
 launch() {

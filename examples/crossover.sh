@@ -30,10 +30,6 @@ laws() {                              # [SCORE]: of the validation's loss, or of
 }
 laws
 for score in ${SCORES:-}; do          # nothing is trained again: runs that have this score keep it
-  for run in "${mdm[@]}"; do
-    if [[ ${DRY_RUN:-} != 1 ]] && ! grep -qF "\"score\": \"$score\"" "$run/likelihood.jsonl" 2>/dev/null; then
-      "$PYTHON" tools/evaluate.py likelihood "$run" --score "$score"
-    fi
-  done
+  score_runs "$score" "${mdm[@]}"
   laws "$score"
 done

@@ -67,14 +67,6 @@ def sides_of_runs(stem: str, table: Table, isoflops: dict[str, IsoFlop]) -> list
     ]
 
 
-def compare_parts(fits: dict[str, Fit]) -> list[dict]:
-    """The first of these fits {what was fitted: Fit} with each of the others, where their laws have an optimum. [] otherwise."""
-    if any(fit.law.exponents is None for fit in fits.values()):
-        return []
-    first, *others = [Side(name, [fit.conventions], fit=fit) for name, fit in fits.items()]
-    return [compare(first, other) for other in others]
-
-
 def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
     """What differs between and within the sides, a sentence each, and what a bound means for the ratios.
 

@@ -36,7 +36,10 @@ class Axis:
 
 
 def read_axis(text: str) -> Axis:
-    """`weight-decay=0,0.1,0.3`, `split=969,30,1;949,50,1` where values hold commas. Raises ValueError with a sentence."""
+    """`weight-decay=0,0.1,0.3`, `split=969,30,1;949,50,1` where values hold commas.
+
+    Raises ValueError with a sentence on the flag, or on each value that it does not take.
+    """
     spelled, equals, said = text.partition("=")
     spelled, table = f"--{spelled.strip().lstrip('-')}", declared()
     name, fixed = find(spelled, table)
@@ -49,12 +52,14 @@ def read_axis(text: str) -> Axis:
         raise ValueError(f"--vary {text}: {spelled} stands for one value: vary {spelling(name)[2:]}")
     if not equals or not all(words):
         raise ValueError(f"--vary {text}: expected FLAG=VALUE,VALUE,..., as weight-decay=0,0.1,0.3")
-    values = []
+    values, wrong = [], []
     for word in words:
         try:
             values.append(read_value(name, word))
         except ValueError as error:
-            raise ValueError(f"--vary {text}: {spelling(name)} {error}") from None
+            wrong.append(f"{spelling(name)} {error}")
+    if wrong:
+        raise ValueError(f"--vary {text}: {'; '.join(wrong)}")
     if len(set(map(str, values))) < len(values):
         raise ValueError(f"--vary {text}: a value stands there twice")
     return Axis(name, tuple(values))

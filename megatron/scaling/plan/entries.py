@@ -10,11 +10,13 @@ import csv
 import io
 import json
 import math
+import operator
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from megatron import config
 from megatron.catalogue import ENTRY_POINTS, OBJECTIVES
@@ -27,6 +29,7 @@ from megatron.rundir.names import is_run_name
 from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan.cost import Rates, Speed, forecast
 from megatron.scaling.plan.grid import CHOSEN, Cell, Request, Settled, corpus_size, grid, trunk_name, unique_cells
+from megatron.scaling.plan.halving import rungs_of, share_that_runs
 
 SCHEMA_VERSION = 1
 NESTED = ("flags", "forecast", "budget", "varied")  # parts of a run's entry that are no cells of a table
@@ -52,6 +55,7 @@ class Plan:
     """Runs in the order of their start: a trunk stands before its branches. A run is a dict, as plan.json holds it.
 
     `varied`: the flags, as fields of config.json, that the runs were planned to differ in; a run's `varied` holds its own values.
+    `halving`: groups of runs of which only the best settings go on to the next length, as plan/halving.py has them.
     """
 
     kind: str
@@ -62,11 +66,16 @@ class Plan:
     schema_version: int = SCHEMA_VERSION
     notes: list[str] = field(default_factory=list)
     varied: list[str] = field(default_factory=list)
+    halving: list[dict] = field(default_factory=list)
 
     def totals(self) -> dict[str, float | None]:
-        """Sums over the runs of what each one does itself; None where a run has no forecast of it."""
+        """Sums over the runs of what each one does itself, of a rung for the share that runs; None where a forecast lacks it."""
+        share = share_that_runs(self.halving)
+        weights = [share.get(run["name"], 1.0) for run in self.runs]
         parts = {name: [run["forecast"][name] for run in self.runs] for name in SUMMED}
-        return {"runs": len(self.runs)} | {name: None if None in values else math.fsum(values) for name, values in parts.items()}
+        return {"runs": round(math.fsum(weights))} | {
+            name: None if None in values else math.fsum(map(operator.mul, weights, values)) for name, values in parts.items()
+        }
 
 
 def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: Rates | None = None) -> Plan:
@@ -90,7 +99,9 @@ def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: R
     finished = [finish_run(run, r, (speeds or {}).get(run["objective"]), rates, told) for run in runs]
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     varied = list(dict.fromkeys(name for run in finished for name in run["varied"]))
-    return Plan(kind=r.kind, scale=r.scale, defaults=asdict(r), runs=finished, created=created, notes=notes, varied=varied)
+    groups = rungs_of(finished, r.halving) if r.halving else []
+    told_of = {"created": created, "notes": notes, "varied": varied, "halving": groups}
+    return Plan(kind=r.kind, scale=r.scale, defaults=asdict(r), runs=finished, **told_of)
 
 
 def joined(plan: Plan, more: Plan) -> Plan:
@@ -106,6 +117,7 @@ def joined(plan: Plan, more: Plan) -> Plan:
         runs=plan.runs + [run for run in more.runs if run["name"] not in known],
         notes=list(dict.fromkeys(plan.notes + more.notes)),
         varied=list(dict.fromkeys(plan.varied + more.varied)),
+        halving=plan.halving + [group for group in more.halving if group not in plan.halving],
     )
 
 
@@ -322,9 +334,27 @@ def load_plan(path: str | Path, needed: Iterable[str] = ()) -> Plan:
         )
     for number, run in enumerate(held["runs"]):
         check_entry(f"{path}: runs[{number}]", run, needed)
-    if len({run["name"] for run in held["runs"]}) < len(held["runs"]):
+    names = {run["name"] for run in held["runs"]}
+    if len(names) < len(held["runs"]):
         raise BadData(f"{path}: two runs have one name; plan again")
+    check_halving(f"{path}: halving", held.get("halving", []), names)
     return Plan(**{name: held[name] for name in Plan.__dataclass_fields__ if name in held})
+
+
+def check_halving(where: str, groups: Any, names: set[str]) -> None:
+    """Raises BadData."""
+    try:
+        whole = all(is_group(group["rungs"], group["keep"], names) for group in groups)
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise BadData(f"{where}: expected groups with rungs of the plan's runs and how many go on; plan again")
+
+
+def is_group(rungs: Any, keep: Any, names: set[str]) -> bool:
+    """Whether every rung has the first one's number of settings, of which so many go on, and all are runs of the plan."""
+    known = {name for rung in rungs for found in rung for name in found} <= names
+    return known and len(keep) == len(rungs) >= 2 and all(1 <= n <= len(rung) == len(rungs[0]) for rung, n in zip(rungs, keep))
 
 
 def is_folder_name(name: object) -> bool:

@@ -50,6 +50,7 @@ class Request:
     vary: tuple[Axis, ...] = ()
     sample: int | None = None
     sample_seed: int = 0
+    halving: int | None = None  # 1 / this many settings go on to the next length
     lr: str | None = None
     batch_size: str | None = None
     weight_decay: str | None = None
@@ -150,6 +151,10 @@ def wrong_together(r: Settled) -> Iterator[str]:
         yield "--sample chooses points of the axes that --vary names: give one"
     elif r.sample is not None and not 0 < r.sample <= most:
         yield f"--sample {r.sample}: the axes have {most} points; give a number up to that"
+    if r.halving is not None and r.halving < 2:
+        yield f"--halving {r.halving}: expected a whole number of 2 or more: one in so many settings goes on"
+    if r.halving and r.schedule == "wsd":
+        yield "--halving and --schedule wsd exclude each other: a trunk trains to its full length whatever gives way"
     if places := flags.fields_of(r.flags) & {"save", "load", "run_dir"}:
         yield f"-- {', '.join(map(spelling, sorted(places)))}: where runs live is for `run` to say: leave it out"
     if "unique_tokens" in flags.fields_of(r.flags) and (r.unique_tokens or r.epochs):

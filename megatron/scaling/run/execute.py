@@ -27,6 +27,7 @@ from megatron.locks import LOCK
 from megatron.rundir.names import EXIT, MANIFEST, checkpoint_name, step_and_attempt
 from megatron.rundir.records import last_line
 from megatron.scaling.plan.flags import TRAINING, without
+from megatron.scaling.run.halving import Decided, decide
 from megatron.scaling.run.progress import stand
 
 ROOT = Path(megatron.__file__).resolve().parents[1]
@@ -115,16 +116,27 @@ def run_plan(
     say(f"{len(todo)} of {len(chosen)} runs to do, {start.how}")
     with Interruption() as interruption:
         while todo:
-            ready = [run for run in todo if not lacking(run, runs_dir)]
+            decided = decide(plan, runs_dir)
+            todo = [run for run in todo if run["name"] not in decided.gave_way]
+            ready = [run for run in todo if run["name"] not in decided.waiting and not lacking(run, runs_dir)]
             if not ready:
                 break
             stopped = run_together(ready, runs_dir, start, interruption, say)
             if stopped:
                 return stopped
             todo = [run for run in todo if run not in ready]
+    decided = decide(plan, runs_dir)
     for run in todo:
-        say(f"{run['name']} cannot start: {lacking(run, runs_dir)}")
-    return summarize(chosen, runs_dir, bool(todo) or left, say)
+        say(f"{run['name']} cannot start: {decided.waiting.get(run['name']) or lacking(run, runs_dir)}")
+    return summarize(those_that_stay(chosen, decided, say), runs_dir, bool(todo) or left, say)
+
+
+def those_that_stay(runs: list[dict], decided: Decided, say: Callable[[str], None] = tell) -> list[dict]:
+    """Without those that gave way; says how many did."""
+    found = [run for run in runs if run["name"] not in decided.gave_way]
+    if len(found) < len(runs):
+        say(f"{len(runs) - len(found)} runs are left out: their settings gave way")
+    return found
 
 
 def evaluate(plan, runs_dir: str | Path, start: Start, *, only: list[str] | None = None, checkpoint: str | None = None) -> int:

@@ -73,5 +73,5 @@ def show_pair(pair: dict) -> None:
             for row in pair["params"]
         ],
     )
-    if not pair["compute"] and not pair["params"]:
+    if not (pair["compute"] or pair["params"] or "differences" in pair):
         say(f"{pair['reference']} and {pair['other']}: no ratio; both need two budgets with their minimum inside the data.")

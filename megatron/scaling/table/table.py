@@ -7,6 +7,7 @@ moment: 6 N D overflows an int64.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import operator
@@ -77,7 +78,7 @@ COMPARE = {
 }
 CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|==|=|<|>)\s*(.+?)\s*")
 MAPPING = re.compile(r"\s*([^=\s]+)\s*=\s*(.+?)\s*(?:\*\s*([-+.\deE]+)\s*)?")
-LEAST_PARAMS = 1000  # no language model is smaller: the column is in millions or billions
+LEAST_PARAMS = 1000  # no language model is smaller, or trained on less: the column is in millions or billions
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,10 @@ def read_table(
     if dropped and not rows:
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
     warnings = _settle(rows, params, flops, unit)
-    rows, left_out = _drop(rows, drop, drop_unfinished)
+    rows, left_out, without_effect = _drop(rows, drop, drop_unfinished)
+    warnings += without_effect
+    for column in ("params", "tokens"):
+        _check_units(rows, column)
     dropped += left_out
     rows, left_out, said = _choose_loss(rows, loss)
     if not rows:
@@ -358,6 +362,17 @@ def _choose_params(rows: list[dict], choice: str) -> list[str]:
     return []
 
 
+def _check_units(rows: list[dict], column: str) -> None:
+    """Raise BadData where some rows hold counts and others are in millions or billions."""
+    small = [row for row in rows if row[column] and 0 < row[column] < LEAST_PARAMS]
+    if small and any(row[column] and row[column] >= LEAST_PARAMS for row in rows):
+        raise BadData(
+            f"{small[0]['where']}: {column} are {small[0][column]:g} there and counts above {LEAST_PARAMS} in other rows: units "
+            f"are mixed ({len(small)} such rows of {len(rows)}); give counts in all of them, or leave these out with --drop "
+            f"'{column}<{LEAST_PARAMS}'."
+        )
+
+
 def _lacks(row: dict, column: str):
     """Refuse a row without this column, saying how to name it."""
     found = ", ".join(name for name in row if name not in ("where", "line", "objective", "path", "run"))
@@ -431,14 +446,8 @@ def _choose_unit(row: dict, unit: str) -> None:
 
 
 def _drop(rows, drop, drop_unfinished):
-    """(rows kept, rows left out and why). Raises BadData for the rows that stay and that no law can have."""
-    for item in drop:
-        column = (parse_condition(item) or (item,))[0]
-        if not any(column in row for row in rows):
-            raise BadData(
-                f"--drop {item}: no column {column} in {rows[0]['where'] if rows else 'the table'}; "
-                "give a column of the table, or a condition such as loss>3.4."
-            )
+    """(rows kept, rows left out and why, sentences). Raises BadData for the rows that stay and that no law can have."""
+    said = list(filter(None, (_without_effect(rows, item) for item in drop)))
     kept, left_out, flaws = [], [], []
     for row in rows:
         reason = next((f"--drop {item}" for item in drop if _matches(row, item)), None)
@@ -455,7 +464,25 @@ def _drop(rows, drop, drop_unfinished):
             f"{'; '.join(flaws[:5])}{more}; expected positive numbers: leave unfinished runs out with "
             "--drop-unfinished, or rows with --drop."
         )
-    return kept, left_out
+    return kept, left_out, said
+
+
+def _without_effect(rows: list[dict], item: str) -> str | None:
+    """A sentence where --drop matches no row. Raises BadData for a column or a name that no row has."""
+    column, sign, wanted = parse_condition(item) or (item, "", None)
+    if not any(column in row for row in rows):
+        raise BadData(
+            f"--drop {item}: no column {column} in {rows[0]['where'] if rows else 'the table'}; "
+            "give a column of the table, or a condition such as loss>3.4."
+        )
+    if any(_matches(row, item) for row in rows):
+        return None
+    values = {str(row[column]) for row in rows if row.get(column) is not None}
+    if isinstance(wanted, str) and sign in ("=", "==") and not values <= {"True", "False"}:
+        near = difflib.get_close_matches(wanted, values, n=1)
+        more = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(values)[:3]) or 'none'}, ..."
+        raise BadData(f"--drop {item}: no row has this {column}; {more}")
+    return f"--drop {item} matches none of the {len(rows)} rows: all stay."
 
 
 def _matches(row: dict, item: str) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron.errors import Mismatch
+from megatron.errors import BadData, Mismatch
+from megatron.files import read_json
 from megatron.flags import ConfigError
 from megatron.scaling.answers.critical import find_crossover
 from megatron.scaling.answers.predict import read_fits
@@ -48,14 +49,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="differences between the two fits to accept: " + ", ".join(LINTS),
     )
     parser.add_argument("--score", metavar="NAME", help="insist that the fit of MDM is by this score (`fit --score`)")
+    parser.add_argument(
+        "--beside",
+        action="append",
+        type=_named,
+        default=[],
+        metavar="NAME=DIR",
+        help="draw the critical_compute.json that is there beside this one, into crossings.png and .pdf; again for another",
+    )
+    parser.add_argument("--label", default="this", metavar="NAME", help="what this one is called there [this]")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for critical_compute.json and the figure")
     json_argument(parser)
 
 
 def command(args: argparse.Namespace) -> Answer:
     """Find the crossing, print, draw, write."""
-    from megatron.scaling.show.figures import draw_crossover, save
+    from megatron.scaling.show.figures import draw_crossings, draw_crossover, save
 
+    others = {name: read_crossover(path) for name, path in args.beside}
     unknown = sorted(set(args.allow) - set(LINTS))
     if unknown:
         raise ConfigError([f"--allow {unknown[0]}: expected one of {', '.join(LINTS)}."])
@@ -65,9 +76,32 @@ def command(args: argparse.Namespace) -> Answer:
     found["unit"] = ar.choices.get("unit") or "nats"
     _show(found)
     answer = conclude(args, "critical_compute.json", found, Table([mdm.conventions], sources=sources))
-    for path in save(draw_crossover(found), Path(args.out) / "crossover"):
+    pictures = save(draw_crossover(found), Path(args.out) / "crossover")
+    if others:
+        pictures += save(draw_crossings({args.label: found, **others}), Path(args.out) / "crossings")
+    for path in pictures:
         say(f"wrote {path}")
     return answer
+
+
+def read_crossover(folder: Path) -> dict:
+    """What this verb wrote there. Raises MissingInput, BadData."""
+    path = folder / "critical_compute.json" if folder.is_dir() else folder
+    found = read_json(path, "`critical-compute --out` writes one")
+    if not all(
+        isinstance(found.get(name), list) and found[name] for name in ("critical", "flops", "unique_tokens", "difference")
+    ):
+        raise BadData(
+            f"{path}: no critical compute: `critical-compute --out` writes critical, flops, unique_tokens and difference."
+        )
+    return found
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and path):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=DIR, as plain=runs/plain")
+    return name, Path(path)
 
 
 def _check_score(name: str | None, fits: dict) -> None:

@@ -10,11 +10,11 @@ import argparse
 import re
 from pathlib import Path
 
-from megatron.scaling.answers.compare import compare_parts
+from megatron.scaling.answers.parts import compare_parts, trend_line, trends
 from megatron.scaling.law.fit import METHODS, Fit, fit_law, load_fit, save_fit
 from megatron.scaling.law.fitted import as_record, parameter_lines, setting_lines
 from megatron.scaling.law.forms import FORMS
-from megatron.scaling.show.screen import say, show, show_pair, show_record
+from megatron.scaling.show.screen import interval, say, show, show_pair, show_record
 from megatron.scaling.table.labels import file_name
 from megatron.scaling.verbs import Answer, json_argument, load_table, positive, table_arguments
 
@@ -85,11 +85,13 @@ def command(args: argparse.Namespace) -> Answer:
             save_fit(fit, folder)
             written.append(str(folder / "fit.json"))
             say(f"wrote {written[-1]}, residuals.csv and table.txt")
-    pairs = compare_parts(fits) if args.by else []
+    pairs, lines = (compare_parts(fits), trends(fits, table.rows, args.by)) if args.by else ([], [])
     for pair in pairs:
         show_pair(pair)
+        _show_differences(pair)
+    _show_trends(lines)
     records = {objective: as_record(fit) | {"draws": None} for objective, fit in fits.items()}  # the files have the draws
-    return Answer({"fits": records, "pairs": pairs, "written": written})
+    return Answer({"fits": records, "pairs": pairs, "trends": lines, "written": written})
 
 
 def _show(fit: Fit, objective: str) -> None:
@@ -98,6 +100,40 @@ def _show(fit: Fit, objective: str) -> None:
     for what, value in setting_lines(fit):
         say(f"{what}: {value}")
     show_record(fit.rows_dropped, fit.warnings)
+
+
+def _show_differences(pair: dict) -> None:
+    show(
+        f"{pair['other']} minus {pair['reference']}",
+        ["parameter", "difference", "95 % interval", "values"],
+        [
+            (
+                one["name"],
+                f"{one['difference']:.4g}",
+                interval(one["ci"], ".4g"),
+                " / ".join(f"{value:.4g}" for value in one["values"]),
+            )
+            for one in pair["differences"]
+        ],
+    )
+
+
+def _show_trends(lines: list[dict]) -> None:
+    show(
+        "Laws of the parameters over these flags",
+        ["law", "slope of", "value", "95 % interval", "scatter / expected"],
+        [
+            (
+                trend_line(line) if not number else "",
+                one["of"],
+                f"{one['value']:.4g}",
+                interval(one["ci"], ".4g"),
+                f"{line['excess']:.2g}",
+            )
+            for line in lines
+            for number, one in enumerate(line["slopes"])
+        ],
+    )
 
 
 def _starts(text: str):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -120,6 +120,16 @@ def grid_arguments(group: argparse._ArgumentGroup) -> None:
     )
     add("--sample", type=positive(int), metavar="N", help="N points of the axes' grid, a scrambled Latin hypercube [all]")
     add("--sample-seed", type=seed_number, default=0, metavar="S", help="which points those are [0]")
+    halving_argument(add)
+
+
+def halving_argument(add: Callable) -> None:
+    add(
+        "--halving",
+        type=positive(int),
+        metavar="X",
+        help="successive halving: all settings at the shortest length, of these the best 1 / X at the next, and so on",
+    )
 
 
 def run_arguments(group: argparse._ArgumentGroup) -> None:
@@ -197,6 +207,7 @@ def request_of(args: argparse.Namespace) -> Request:
     same = (
         "sample",
         "sample_seed",
+        "halving",
         "need_data",
         "kind",
         "scale",
@@ -217,11 +228,11 @@ def request_of(args: argparse.Namespace) -> Request:
         "seq_length",
         "name",
     )
-    try:
-        unique = tuple(read_unique(word, args.scale) for word in (args.unique_tokens or "").split(",") if word)
-        vary = tuple(map(read_axis, args.vary))
-    except ValueError as error:
-        raise ConfigError([str(error)]) from None
+    mistakes: list[str] = []
+    unique = _read_all(lambda word: read_unique(word, args.scale), filter(None, (args.unique_tokens or "").split(",")), mistakes)
+    vary = _read_all(read_axis, args.vary, mistakes)
+    if mistakes:
+        raise ConfigError(mistakes)
     tokenizer, vocab_size = tokenizer_of(args)
     return Request(
         **{name: getattr(args, name) for name in same},
@@ -234,6 +245,17 @@ def request_of(args: argparse.Namespace) -> Request:
         train_data=tuple(args.train_data or ()) or None,
         valid_data=tuple(args.valid_data or ()) or None,
     )
+
+
+def _read_all(read: Callable, words: Iterable[str], mistakes: list[str]) -> tuple:
+    """What `read` makes of each word; the sentences of its ValueErrors go to `mistakes`."""
+    found = []
+    for word in words:
+        try:
+            found.append(read(word))
+        except ValueError as error:
+            mistakes.append(str(error))
+    return tuple(found)
 
 
 def sizes_of(words: list[str]) -> tuple[str, ...]:
@@ -347,6 +369,11 @@ def show(plan: Plan, measured: list[dict], written: list[str]) -> None:
 def lines_below(plan: Plan, measured: list[dict]) -> list[str]:
     """What the numbers rest on."""
     lines = list(plan.notes)
+    if plan.halving:
+        steps = ", ".join(map(str, plan.halving[0]["keep"]))
+        lines.append(
+            f"successive halving: of the settings {steps} run at the lengths one after another; sums are of what will run"
+        )
     if branches := [run for run in plan.runs if run["trunk"]]:
         lines.append(f"{len(branches)} cooldowns begin at checkpoints of trunks: hours and sums are of what each run does itself")
         kept = math.fsum(run.get("checkpoints", 0) * CHECKPOINT_BYTES * run["params"] for run in plan.runs)

@@ -28,7 +28,10 @@ from megatron.scaling.run.execute import (
     on_cpu,
     pending,
     run_plan,
+    tell,
+    those_that_stay,
 )
+from megatron.scaling.run.halving import decide
 from megatron.scaling.run.progress import status
 from megatron.scaling.verbs import Answer, json_argument
 from megatron.scaling.verbs.status import as_record
@@ -84,11 +87,22 @@ def command(args: argparse.Namespace) -> Answer:
     if args.how == "slurm":
         return submit(plan, args, only, start)
     if args.dry_run:
-        todo, _ = pending(choose(plan, only), args.runs_dir, args.retry_failed)
+        todo = startable(plan, args, only)
         return print_commands([command_line(run, args.runs_dir) for run in todo], args.json)
     code = run_plan(plan, args.runs_dir, start, only=only, retry_failed=args.retry_failed)
     chosen = replace(plan, runs=choose(plan, only))
     return Answer(as_record(chosen, status(chosen, args.runs_dir)), code)
+
+
+def startable(plan: Plan, args: argparse.Namespace, only: list[str] | None) -> list[dict]:
+    """The runs that are to do, but for those that a successive halving has not settled yet, which it says."""
+    todo, _ = pending(choose(plan, only), args.runs_dir, args.retry_failed)
+    decided = decide(plan, args.runs_dir)
+    staying = those_that_stay(todo, decided)
+    found = [run for run in staying if run["name"] not in decided.waiting]
+    if len(found) < len(staying):
+        tell(f"{len(staying) - len(found)} runs wait for shorter ones: give the same command again when these are done")
+    return found
 
 
 def evaluated(plan: Plan, args: argparse.Namespace, only: list[str] | None, start: Start) -> Answer:
@@ -116,7 +130,7 @@ def name_at(plan: Plan, index: int) -> str:
 def submit(plan: Plan, args: argparse.Namespace, only: list[str] | None, start: Start) -> Answer:
     """Print the scripts, or the numbers of the jobs."""
     places = {run["name"]: index for index, run in enumerate(plan.runs)}
-    todo, _ = pending(choose(plan, only), args.runs_dir, args.retry_failed)
+    todo = startable(plan, args, only)
     cpu = all(on_cpu(run["flags"]) for run in plan.runs)
     scripts = [
         slurm_array.array_script(

@@ -6,13 +6,14 @@ Exit code 0 when all is done or nothing failed yet (the last line says `unfinish
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.table import Table
 
 from megatron.scaling.plan.axes import spell
 from megatron.scaling.plan.entries import Plan, load_plan
+from megatron.scaling.run.halving import decide
 from megatron.scaling.run.progress import STATES, Standing, status, total
 from megatron.scaling.show.screen import console
 from megatron.scaling.verbs import Answer, json_argument
@@ -27,11 +28,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> Answer:
-    plan = load_plan(args.plan)
-    runs = status(plan, args.runs_dir)
-    record = as_record(plan, runs)
+    whole = load_plan(args.plan)
+    decided = decide(whole, args.runs_dir)
+    plan = replace(whole, runs=[run for run in whole.runs if run["name"] not in decided.gave_way])
+    runs = [replace(run, reason=run.reason or decided.waiting.get(run.run, "")) for run in status(plan, args.runs_dir)]
+    record = as_record(plan, runs) | {"gave_way": decided.gave_way}
     screen = console()
     screen.print(as_table(plan, runs))
+    if decided.gave_way:
+        screen.print(f"{len(decided.gave_way)} runs gave way to better settings (successive halving)", highlight=False)
     for line in sentences(record["total"], runs):
         screen.print(line, highlight=False)
     return Answer(record, int(record["total"]["failed"] > 0))

@@ -48,7 +48,7 @@ for line in Path(sys.argv[1]).read_text().splitlines():
         checkpoint = folder / f"step-{int(value['--saves']):08}"
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "manifest.json").touch()
-    (folder / "result.json").write_text(json.dumps({"loss": 1.5, "steps": 10, "seconds": 2.0}))
+    (folder / "result.json").write_text(json.dumps({"loss": float(value.get("--loss", 1.5)), "steps": 10, "seconds": 2.0}))
 sys.exit(code)
 """
 
@@ -81,10 +81,16 @@ def carry_out(tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "ROOT", checkout)
     monkeypatch.delenv("NPROC_PER_NODE", raising=False)
 
-    def run(members, how="one-by-one", nproc=1, **options):
+    def run(members, how="one-by-one", nproc=1, halving=(), **options):
         said, order = [], tmp_path / "runs/order"
         order.unlink(missing_ok=True)
-        code = run_plan(SimpleNamespace(runs=members), tmp_path / "runs", Start(how=how, nproc=nproc), say=said.append, **options)
+        code = run_plan(
+            SimpleNamespace(runs=members, halving=halving),
+            tmp_path / "runs",
+            Start(how=how, nproc=nproc),
+            say=said.append,
+            **options,
+        )
         assert not list((tmp_path / "runs").glob(".commands*"))
         return code, [line.split() for line in order.read_text().splitlines()] if order.exists() else [], "\n".join(said)
 

@@ -177,11 +177,24 @@ def test_rows_are_dropped_by_column_or_condition(tmp_path, drop, left):
         ("loss", "expects true or false there, found 2.0"),
         ("absent>3", "no column absent"),
         ("kind>3", "compares 'x', which is no number"),
+        ("run=d", "--drop run=d: no row has this run; there are a, b, c, ..."),
     ],
 )
 def test_a_drop_that_cannot_be_is_refused(tmp_path, drop, sentence):
     with pytest.raises(BadData, match=sentence):
         table(tmp_path, ROWS, drop=[drop])
+
+
+def test_a_condition_that_matches_nothing_is_said(tmp_path):
+    for drop in ("loss>99", "odd=maybe"):
+        assert table(tmp_path, ROWS, drop=[drop]).warnings == [f"--drop {drop} matches none of the 3 rows: all stay."]
+
+
+def test_counts_and_millions_in_one_column_are_refused(tmp_path):
+    for lines, column in (("7,1e9,3\n7e6,1e9,3\n", "params"), ("7e6,100,3\n7e6,1e9,3\n", "tokens")):
+        with pytest.raises(BadData, match=f"line 2: {column} are .* in other rows: units are mixed .1 such rows of 2.; .*--drop"):
+            table(tmp_path, "params,tokens,loss\n" + lines)
+        assert len(table(tmp_path, "params,tokens,loss\n" + lines, drop=[f"{column}<1000"])) == 1
 
 
 def test_conditions_are_parsed():

@@ -81,3 +81,14 @@ def test_a_fit_that_is_not_there(fits, capsys):
     words = fits()
     assert main(["critical-compute", "--ar", "nowhere", *words[2:], "--unique-tokens", "1e8"]) == 66
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_earlier_answers_stand_beside(fits, tmp_path, capsys):
+    words = ["critical-compute", *fits(), "--unique-tokens", "1e8,1e9"]
+    assert main(words) == 0 and not (tmp_path / "out" / "crossings.png").exists()
+    assert main([*words, "--beside", f"earlier={tmp_path / 'out'}", "--label", "now"]) == 0
+    assert (tmp_path / "out" / "crossings.png").stat().st_size > 10_000
+    (tmp_path / "out" / "critical_compute.json").write_text("{}")
+    assert main([*words, "--beside", f"earlier={tmp_path / 'out'}"]) == 65
+    assert "no critical compute" in capsys.readouterr().err
+    assert main([*words, "--beside", f"earlier={tmp_path / 'none'}"]) == 66
