@@ -20,12 +20,13 @@ def compare_parts(fits: dict[str, Fit]) -> list[dict]:
     """The first of these fits {what was fitted: Fit} with each of the others: `compare` where their laws have an optimum, and
     `differences`."""
     (name, first), *others = fits.items()
-    found = []
-    for label, other in others:
-        sides = [Side(one, [fit.conventions], fit=fit) for one, fit in ((name, first), (label, other))]
-        optimum = first.law.exponents is not None and other.law.exponents is not None
-        pair = compare(*sides) if optimum else {"reference": sides[0].label, "other": sides[1].label, "compute": [], "params": []}
-        found.append(pair | {"differences": differences(first, other)})
+    reference, found = Side(name, [first.conventions], fit=first), []
+    for label, fit in others:
+        other = Side(label, [fit.conventions], fit=fit)
+        optimum = first.law.exponents is not None and fit.law.exponents is not None
+        nothing: dict = {"reference": reference.label, "other": other.label, "compute": [], "params": []}
+        pair = compare(reference, other) if optimum else nothing
+        found.append(pair | {"differences": differences(first, fit)})
     return found
 
 

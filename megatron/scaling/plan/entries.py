@@ -100,8 +100,7 @@ def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: R
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     varied = list(dict.fromkeys(name for run in finished for name in run["varied"]))
     groups = rungs_of(finished, r.halving) if r.halving else []
-    told_of = {"created": created, "notes": notes, "varied": varied, "halving": groups}
-    return Plan(kind=r.kind, scale=r.scale, defaults=asdict(r), runs=finished, **told_of)
+    return Plan(r.kind, r.scale, asdict(r), finished, created, notes=notes, varied=varied, halving=groups)
 
 
 def joined(plan: Plan, more: Plan) -> Plan:

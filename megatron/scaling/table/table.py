@@ -158,10 +158,7 @@ def read_table(
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
     warnings = _settle(rows, params, flops, unit)
     rows, left_out, without_effect = _drop(rows, drop, drop_unfinished)
-    warnings += without_effect
-    for column in ("params", "tokens"):
-        _check_units(rows, column)
-    dropped += left_out
+    dropped, warnings = dropped + left_out, warnings + without_effect
     rows, left_out, said = _choose_loss(rows, loss)
     if not rows:
         raise BadData(
@@ -464,6 +461,8 @@ def _drop(rows, drop, drop_unfinished):
             f"{'; '.join(flaws[:5])}{more}; expected positive numbers: leave unfinished runs out with "
             "--drop-unfinished, or rows with --drop."
         )
+    for column in ("params", "tokens"):
+        _check_units(kept, column)
     return kept, left_out, said
 
 
