@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 from megatron.flags import ConfigError
@@ -32,9 +31,8 @@ from megatron.scaling.run.execute import (
     those_that_stay,
 )
 from megatron.scaling.run.halving import decide
-from megatron.scaling.run.progress import status
 from megatron.scaling.verbs import Answer, json_argument
-from megatron.scaling.verbs.status import as_record
+from megatron.scaling.verbs.status import standing
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +88,7 @@ def command(args: argparse.Namespace) -> Answer:
         todo = startable(plan, args, only)
         return print_commands([command_line(run, args.runs_dir) for run in todo], args.json)
     code = run_plan(plan, args.runs_dir, start, only=only, retry_failed=args.retry_failed)
-    chosen = replace(plan, runs=choose(plan, only))
-    return Answer(as_record(chosen, status(chosen, args.runs_dir)), code)
+    return Answer(standing(plan, args.runs_dir, only)[2], code)
 
 
 def startable(plan: Plan, args: argparse.Namespace, only: list[str] | None) -> list[dict]:

@@ -28,24 +28,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(args: argparse.Namespace) -> Answer:
-    whole = load_plan(args.plan)
-    decided = decide(whole, args.runs_dir)
-    plan = replace(whole, runs=[run for run in whole.runs if run["name"] not in decided.gave_way])
-    runs = [replace(run, reason=run.reason or decided.waiting.get(run.run, "")) for run in status(plan, args.runs_dir)]
-    record = as_record(plan, runs) | {"gave_way": decided.gave_way}
+    plan, runs, record = standing(load_plan(args.plan), args.runs_dir)
     screen = console()
     screen.print(as_table(plan, runs))
-    if decided.gave_way:
-        screen.print(f"{len(decided.gave_way)} runs gave way to better settings (successive halving)", highlight=False)
+    if record["gave_way"]:
+        screen.print(f"{len(record['gave_way'])} runs gave way to better settings (successive halving)", highlight=False)
     for line in sentences(record["total"], runs):
         screen.print(line, highlight=False)
     return Answer(record, int(record["total"]["failed"] > 0))
 
 
-def as_record(plan: Plan, runs: list[Standing]) -> dict:
-    """For programs: total, and the runs with seconds in full and with their values on the plan's axes."""
+def standing(whole: Plan, runs_dir: Path, only: list[str] | None = None) -> tuple[Plan, list[Standing], dict]:
+    """(the plan of these names without runs that gave way, where they stand, the same for programs).
+
+    For programs: total; the runs with seconds in full and with their values on the plan's axes; why others gave way.
+    """
+    decided = decide(whole, runs_dir)
+    chosen = [run for run in whole.runs if not only or run["name"] in only]
+    plan = replace(whole, runs=[run for run in chosen if run["name"] not in decided.gave_way])
+    runs = [replace(run, reason=run.reason or decided.waiting.get(run.run, "")) for run in status(plan, runs_dir)]
     known = points(plan)
-    return {"total": total(runs), "runs": [asdict(run) | {"varied": known[run.run]} for run in runs]}
+    found = [asdict(run) | {"varied": known[run.run]} for run in runs]
+    return plan, runs, {"total": total(runs), "runs": found, "gave_way": decided.gave_way}
 
 
 def points(plan: Plan) -> dict[str, dict]:
