@@ -149,7 +149,8 @@ def _first_stage(chinchilla, law: Form, observed: Observations, chosen, delta, n
     """The Fit (or plain parameters) that a two-stage fit holds, None for a joint one."""
     if chinchilla is None:
         return None
-    if "R_D" not in law.solved:
+    own = FORMS["chinchilla"].solved
+    if law.solved[: len(own)] != own or law.solved == own:
         raise BadData(f"--chinchilla holds a part of the data-constrained forms, not of {law.name}: leave it out.")
     if chinchilla == "single-epoch":
         single = chosen & (observed.columns["tokens"] <= observed.columns["unique_tokens"] * (1 + 1e-6))

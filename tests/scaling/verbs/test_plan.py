@@ -154,6 +154,15 @@ def test_refusals_write_nothing(words, code, sentence, tmp_path, capsys):
     assert sentence in capsys.readouterr().err
 
 
+def test_every_wrong_axis_and_value_is_told_at_once(tmp_path, capsys):
+    axes = ("weight-decai=1,2", "hidden-dropout=x,0.1,y", "hidden-size=8,16")
+    words = [word for axis in axes for word in ("--vary", axis)] + ["--unique-tokens", "1e9,z"]
+    assert run(tmp_path, "--flops", "1e18", *words) == (2, None)
+    said = capsys.readouterr().err
+    for sentence in ("did you mean --weight-decay", "not 'x'", "not 'y'", "--sizes names the sizes", "--unique-tokens z"):
+        assert sentence in said
+
+
 @pytest.mark.parametrize("words", [["--flops", "-1"], ["--objectives", "gpt"], ["--epochs", "0"], ["--seeds", "x"]])
 def test_values_that_argparse_refuses(words, tmp_path):
     with pytest.raises(SystemExit) as error:
