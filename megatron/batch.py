@@ -73,6 +73,7 @@ class Purpose:
 
     MASK, RATE, RATE_ORDER, DATA_ORDER, HIDDEN_DROPOUT, ATTENTION_DROPOUT, SAMPLED_TOKEN, REVEAL_TIME = range(8)
     ROW_KIND, ROW_LENGTH, HIDDEN_EDGES, ROW_ORDER, ORDER, ANSWER, REMASK = range(8, 15)
+    CANDIDATES, CANDIDATES_AGAIN = range(20, 22)
 
 
 def stream(seed: int, purpose: int, number: int, place: int = 0) -> np.random.Generator:

@@ -19,6 +19,7 @@ from megatron.errors import MissingInput, exits
 
 TABLES = Path(__file__).resolve().parent.parent / "utils"
 GPT2_VOCAB = 50257
+CANDIDATE_FEATURES = 64  # width of the attention among the candidates of a position
 LEVEL_FEATURES = 32  # of the noise level, where a network is told it: sines and cosines of 16 octaves
 RESERVED_IDS = 3  # mask, padding, ignore: Vocabulary in data/tokenizer.py names them
 
@@ -66,6 +67,7 @@ class Shape:
     tied: bool = True
     num_query_groups: int | None = None  # heads of keys and values [each query head has its own]
     condition_features: int = 0  # of what a network is told: three matrices a norm; 0: nothing
+    candidate_features: int = 0  # of attention among a position's candidates; 0: there is none
 
     def block_tensors(self) -> dict[str, Parameter]:
         """Of one block, by their names inside it."""
@@ -82,10 +84,23 @@ class Shape:
                 found[f"{norm}.{name}"] = Parameter((h, self.condition_features))
         return found
 
+    def reader_tensors(self) -> dict[str, Parameter]:
+        """Of attention among a position's candidates."""
+        h, r = self.hidden_size, self.candidate_features
+        if not r:
+            return {}
+        wide = {name: Parameter((r, h)) for name in ("query", "key", "value")} | {n: Parameter((h, r)) for n in ("out", "sure")}
+        return wide | {
+            "surer": Parameter((2, r)),
+            "ask": Parameter((h,)),
+            "trust": Parameter((1,)),
+            "trust_read": Parameter((1,)),
+        }
+
     def tensors(self) -> dict[str, Parameter]:
         """Every parameter that the model allocates, by name."""
         table, blocks = Parameter((self.padded_vocab_size, self.hidden_size), cut=0), self.block_tensors()
-        found = {"embed.weight": table}
+        found = {"embed.weight": table} | {f"reader.{name}": p for name, p in self.reader_tensors().items()}
         found |= {f"blocks.{i}.{name}": p for i in range(self.num_layers) for name, p in blocks.items()}
         return found | {"norm.weight": Parameter((self.hidden_size,))} | ({} if self.tied else {"head.weight": table})
 
@@ -99,8 +114,8 @@ class Shape:
         return (self.num_query_groups or self.num_attention_heads) * self.kv_channels
 
     def non_embedding(self) -> int:
-        """Blocks and final norm, exactly as the model allocates them."""
-        return self.num_layers * count(self.block_tensors()) + self.hidden_size
+        """Blocks, final norm and a reader of candidates, exactly as the model allocates them."""
+        return self.num_layers * count(self.block_tensors()) + count(self.reader_tensors()) + self.hidden_size
 
     def total(self) -> int:
         """Every parameter that the model allocates, padded vocabulary included."""
@@ -116,24 +131,25 @@ class Shape:
         l, h = self.num_layers, self.hidden_size
         return 4 * l * h * h + 3 * l * h * self.ffn_hidden_size + 6 * l * h + self.vocab_size * h
 
-    def flops_per_token(self, seq_length: int, reads: int = 1) -> float:
+    def flops_per_token(self, seq_length: int, reads: int = 1, candidates: float = 0.0) -> float:
         """Training FLOPs a token, 6 (N_blocks + V h) + 12 l w s (PaLM, arXiv:2204.02311, appendix B): no causal halving.
 
-        `reads`: how often a token stands in what blocks and attention read.
+        `reads`: how often a token stands in what blocks and attention read; `candidates`: ids that a position mixes, 0 for one
+        that is looked up.
         """
-        return 6 * (reads * self.products() + self.vocab_size * self.hidden_size) + 3 * reads * self.attention_flops(
-            reads * seq_length
-        )
+        multiplied = reads * self.products() + self.vocab_size * self.hidden_size
+        return 6 * multiplied + 3 * (reads * self.attention_flops(reads * seq_length) + self.mixing_flops(candidates))
 
     def executed_flops_per_token(
-        self, seq_length: int, asked: float, causal: bool, recompute: str | None = None, reads: int = 1
+        self, seq_length: int, asked: float, causal: bool, recompute: str | None = None, reads: int = 1, candidates: float = 0.0
     ) -> float:
         """Training FLOPs a token that are computed: the head on the share `asked` of the tokens, causal attention over the
         (s + 1) / 2 places that a token sees, and what --recompute-granularity computes again."""
         attention = reads * self.attention_flops((seq_length + 1) / 2 if causal else reads * seq_length)
         products = reads * self.products()
         again = {None: 0.0, "selective": attention, "full": attention + 2 * products}[recompute]
-        return 6 * (products + asked * self.vocab_size * self.hidden_size) + 3 * attention + again
+        read = 3 * (attention + self.mixing_flops(candidates))
+        return 6 * (products + asked * self.vocab_size * self.hidden_size) + read + again
 
     def products(self) -> int:
         """Weights of the blocks that a token is multiplied with."""
@@ -143,6 +159,11 @@ class Shape:
     def attention_flops(self, seen: float) -> float:
         """Of a token's forward pass over so many places: scores and their mean of the values."""
         return 4 * self.num_layers * self.attention_width * seen
+
+    def mixing_flops(self, candidates: float) -> float:
+        """Of a position's forward pass through what reads so many candidates: their mean, and attention among them before it."""
+        c, h, r = candidates, self.hidden_size, self.candidate_features
+        return 2 * c * h + (2 * c * (5 * h * r + h) + 4 * c * c * r if r else 0)
 
 
 def read_table(file: str, prefix: str) -> dict[str, list[int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron.errors import Mismatch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
@@ -15,7 +17,8 @@ class Known:
     entry_point: str  # the program whose default it is
     causal: bool  # which attention its model has
     uses_mask: bool  # whether the mask's row of the embedding table is an input
-    exact: bool  # whether its validation loss is an exact NLL; else an upper bound
+    exact: bool  # whether its validation loss is an exact NLL
+    likelihood: bool = True  # where it is not exact, whether it is an upper bound on one; else it says nothing of an NLL
 
 
 OBJECTIVES = {
@@ -37,6 +40,16 @@ OBJECTIVES = {
         uses_mask=True,
         exact=False,
     ),
+    "sdd": Known(
+        label="SDD",
+        title="sparse distribution diffusion",
+        built_by="megatron.objectives.sdd:SparseDistributions",
+        entry_point="pretrain_diff_gpt.py",
+        causal=False,
+        uses_mask=True,
+        exact=False,
+        likelihood=False,
+    ),
 }
 
 
@@ -45,4 +58,14 @@ def default_of(entry_point: str) -> str | None:
     return next((name for name, known in OBJECTIVES.items() if known.entry_point == entry_point), None)
 
 
+def need_likelihood(objective: str, what: str) -> None:
+    """Raises Mismatch for an objective that has none, saying what needs one."""
+    if not OBJECTIVES[objective].likelihood:
+        raise Mismatch(
+            f"{what} needs a likelihood, and --objective {objective} has none: its loss is a cross-entropy of denoising, which "
+            "bounds no NLL; tools/evaluate.py --checkpoint measures what it has"
+        )
+
+
 ENTRY_POINTS = tuple(dict.fromkeys(known.entry_point for known in OBJECTIVES.values()))
+DEFAULTS = tuple(dict.fromkeys(filter(None, map(default_of, ENTRY_POINTS))))  # what studies compare where nothing else is said

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from megatron.budget import GPT2_VOCAB, LEVEL_FEATURES, RESERVED_IDS, Shape, padded_vocab, swiglu_width
+from megatron.budget import CANDIDATE_FEATURES, GPT2_VOCAB, LEVEL_FEATURES, RESERVED_IDS, Shape, padded_vocab, swiglu_width
 from megatron.catalogue import OBJECTIVES
 from megatron.flags import (
     ALIASES,
@@ -41,6 +41,9 @@ from megatron.flags import (
 )
 from megatron.layout import Stages, find_place, make_stages, num_micro_batches
 from megatron.score_names import MOST_PLACES, read_scores
+
+SDD_K: tuple[int, ...] = (1, 2, 4, 8)
+SDD_K_SHARE, SDD_MOST = 0.05, 50  # a clean position gives each candidate but the token itself 0.01
 
 # What some flags act with.
 GROUPS = Needs("give --group-query-attention", lambda c: c.model.group_query_attention)
@@ -64,6 +67,12 @@ RANDMASK = Needs("give --randmask-ratio", lambda c: c.objective.randmask_ratio)
 ORDERS = Needs("give --num-order-list above 1", lambda c: c.objective.num_order_list > 1)
 ONE_STD = Needs("use --init-method normal", lambda c: c.model.init_method == "normal")
 MDM = Needs("use --objective mdm", lambda c: c.objective.objective == "mdm")
+NOISE_TOLD = Needs("use --objective mdm or sdd", lambda c: c.objective.objective in ("mdm", "sdd"))
+SDD = Needs("use --objective sdd", lambda c: c.objective.objective == "sdd")
+SDD_GROWING = Needs("use --objective sdd, with several --sdd-k", lambda c: SDD.met(c) and len(c.objective.sdd_k or SDD_K) > 1)
+SDD_ON_DOCUMENTS = Needs(
+    "use --objective sdd and --data-kind instruct or pairs", lambda c: SDD.met(c) and c.data.data_kind in ("instruct", "pairs")
+)
 MDM_ON_STREAM = Needs("use --objective mdm and --data-kind packed", lambda c: MDM.met(c) and PACKED.met(c))
 POLYNOMIAL = Needs("use --noise-schedule polynomial", lambda c: c.objective.noise_schedule == "polynomial")
 GEOMETRIC = Needs("use --noise-schedule geometric", lambda c: c.objective.noise_schedule == "geometric")
@@ -138,9 +147,16 @@ class Model:
 
     time_conditioning: bool = flag(
         False,
-        "the network is told how large a share of the tokens is hidden, through norms that scale, shift and gate (adaLN-zero)",
+        "the network is told how large a share of the tokens is hidden (mdm), or the time (sdd), through norms that scale, shift "
+        "and gate (adaLN-zero)",
         identity="experiment",
-        needs=MDM,
+        needs=NOISE_TOLD,
+    )
+    sdd_denoiser: Literal["pooled", "bilateral"] = flag(
+        "pooled",
+        "a position's candidates are read as their mean by probability, or attend to each other first",
+        identity="experiment",
+        needs=SDD,
     )
 
     @property
@@ -160,6 +176,7 @@ class Model:
             padded_vocab_size=self.padded_vocab_size,
             tied=not self.untie_embeddings_and_output_weights,
             condition_features=LEVEL_FEATURES * self.time_conditioning,
+            candidate_features=CANDIDATE_FEATURES * (self.sdd_denoiser == "bilateral"),
         )
 
 
@@ -407,7 +424,32 @@ class Objective:
         identity="experiment",
         needs=ORDERS,
     )
-    num_mc: int = flag(None, "noise draws a validation row [ar 1, mdm 2; 2 or more give a standard error]", identity="free")
+    sdd_k: list[int] | None = flag(
+        None,
+        "candidates a position, one number or several in turn; validation has the last [1 2 4 8]",
+        identity="experiment",
+        needs=SDD,
+    )
+    sdd_k_steps: int | None = flag(
+        None, "steps at each of these but the last [a twentieth of the run]", identity="experiment", needs=SDD_GROWING
+    )
+    sdd_schedule: Literal["cosine", "linear"] = flag(
+        "cosine", "noise level at time t: 1 - cos(pi t / 2), or t", identity="experiment", needs=SDD
+    )
+    sdd_t_weights: list[int] | None = flag(
+        None,
+        "weights of the training loss in equal bins of t, from no noise to all; their mean counts as 1 [1]",
+        least=0,
+        identity="experiment",
+        needs=SDD,
+    )
+    sdd_ignore: bool = flag(
+        False,
+        "also predict the empty places behind a row's end, weighed (1 - t)^2 / 10",
+        identity="experiment",
+        needs=SDD_ON_DOCUMENTS,
+    )
+    num_mc: int = flag(None, "noise draws a validation row [ar 1, others 2; 2 or more give a standard error]", identity="free")
     score_first_token: bool = flag(False, "parity: validation scores token 0 too (mdm), and the last one (ar)", identity="free")
 
     @property
@@ -419,6 +461,20 @@ class Objective:
     def reads(self) -> int:
         """How often a row stands in what the network reads."""
         return 2 if self.block_size else 1
+
+    def growth(self, train: Train) -> float:
+        """The share of a run after which the number of candidates changes, again and again until the last."""
+        if self.sdd_k_steps is None or not train.num_samples:
+            return SDD_K_SHARE
+        return self.sdd_k_steps * train.global_batch_size / train.num_samples
+
+    def candidates(self, train: Train) -> float:
+        """That a position is read as, in the mean over a run, the mask that stands for all other ids among them; 0: its id."""
+        if not self.sdd_k:
+            return 0.0
+        *first, last = self.sdd_k
+        share = self.growth(train)
+        return 1 + last + share * sum(k - last for k in first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -685,7 +741,7 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
         train=train,
         optim=optim,
         log=resolve_log(cfg, model),
-        objective=resolve_objective(cfg, mistakes),
+        objective=resolve_objective(replace(cfg, train=train), mistakes),
     ), mistakes
 
 
@@ -1078,7 +1134,27 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
         mistakes.append("--random-length-prob and --reset-attention-mask both say who is seen: give one")
     if known.exact and (o.num_mc or 1) != 1:
         mistakes.append(f"--num-mc {o.num_mc} acts on bounds only: the validation loss of {known.label} is exact")
+    if not known.likelihood:
+        given = [name for name in ("final_scores", "eval_tasks") if getattr(cfg.train, name)]
+        mistakes += [
+            f"{spelling(name)} needs a likelihood, and --objective {o.objective} has none: leave it out" for name in given
+        ]
+    if o.objective == "sdd":
+        o = replace(o, sdd_k=o.sdd_k or list(SDD_K))
+        check_candidates(o, cfg.train, mistakes)
     return replace(o, num_mc=o.num_mc or (1 if known.exact else 2))
+
+
+def check_candidates(o: Objective, t: Train, mistakes: list[str]) -> None:
+    """Numbers of candidates that a clean position has room for, and all of which the run comes to."""
+    ks = o.sdd_k or []
+    if wrong := [k for k in ks if k > SDD_MOST]:
+        mistakes.append(f"--sdd-k {wrong[0]}: at most {SDD_MOST}, of which each but the token itself has 0.01 of the probability")
+    if o.sdd_t_weights and not any(o.sdd_t_weights):
+        mistakes.append("--sdd-t-weights are all 0: nothing would be learned")
+    if (len(ks) - 1) * o.growth(t) >= 1:
+        each = f"--sdd-k-steps {o.sdd_k_steps}" if o.sdd_k_steps else f"{len(ks)} numbers in --sdd-k"
+        mistakes.append(f"{each}: the run would end before k = {ks[-1]}, with which it is validated: give fewer")
 
 
 OF_WHOLE_ROWS = """mdm_eps noise_schedule noise_power noise_steps mdm_loss low_noise_start ar_ratio random_length_prob

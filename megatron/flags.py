@@ -176,7 +176,7 @@ DEAD = {
     "dataloader-type": "every sample is addressed by its number; there is one loader",
     "mask-token": "the mask is the first id after the tokenizer's",
     "attention-mask-type": "--objective decides what sees what",
-    "architecture": "pretrain_gpt.py trains ar, pretrain_diff_gpt.py mdm",
+    "architecture": "pretrain_gpt.py trains ar, pretrain_diff_gpt.py mdm; --objective says another",
     "config-name": "name a file: --config FILE.yaml",
     "data-dir": "name a corpus: --data-path PREFIX",
     "load-tag": "name one checkpoint: --load FOLDER/step-00001000",

@@ -60,7 +60,9 @@ def shapes(cfg: Config, layers: range) -> Shapes:
     ends = {"embed.weight": first or (last and shape.tied), "norm.weight": last, "head.weight": last}
 
     def here(name: str) -> bool:
-        return int(name.split(".")[1]) in layers if name.startswith("blocks.") else ends[name]
+        return (
+            int(name.split(".")[1]) in layers if name.startswith("blocks.") else ends.get(name, first)
+        )  # a reader is where rows come in
 
     return {
         name: tuple(n // t if dim == p.cut else n for dim, n in enumerate(p.shape))
@@ -187,7 +189,7 @@ def kept_bytes(cfg: Config, layers: range) -> int:
     m, x = cfg.model, micro(cfg)
     state = x.local * m.hidden_size * x.c  # one hidden state
     each = state if cfg.train.recompute_granularity == "full" else block_bytes(cfg, x)
-    total = len(layers) * each
+    total = len(layers) * each + (0 if layers.start else reader_bytes(cfg, x))
     if layers.start:
         total -= state  # the receive buffer, which is counted as such
     if layers.stop < m.num_layers:
@@ -195,6 +197,14 @@ def kept_bytes(cfg: Config, layers: range) -> int:
     # The head's gradients are made in its forward pass.
     head = x.tokens * m.hidden_size * x.c + 4 * m.padded_vocab_size * m.hidden_size // x.t
     return total + state + 4 * x.local + head
+
+
+def reader_bytes(cfg: Config, x: Micro) -> int:
+    """What attention among a position's candidates keeps: two hidden states and six narrow ones of each."""
+    shape = cfg.model.shape()
+    if not shape.candidate_features:
+        return 0
+    return x.local * (1 + max(cfg.objective.sdd_k or [0])) * x.c * (2 * shape.hidden_size + 6 * shape.candidate_features)
 
 
 def work_bytes(cfg: Config, layers: range) -> int:

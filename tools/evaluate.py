@@ -5,6 +5,7 @@
     python tools/evaluate.py tasks RUN --task_list quiz.jsonl
     python tools/evaluate.py instruct RUN... --format 'Answer: .*'
     python tools/evaluate.py samples RUN --samplers confidence,entropy-bounded --steps 8,32 --judge AR_RUN
+    python tools/evaluate.py architectures AR_RUN MDM_RUN SDD_RUN --judge AR_RUN --out FOLDER
     python tools/evaluate.py --checkpoint RUN --metrics perplexity,accuracy,generation,speed
 
 `VERB --help` explains each.
@@ -31,6 +32,7 @@ OVERVIEW = "overview"
 VERBS = {
     "likelihood": ("megatron.likelihood.verbs.likelihood", "how likely the model finds the run's validation rows"),
     "samples": ("megatron.likelihood.verbs.samples", "what samplers write and what it costs, beside real text"),
+    "architectures": ("megatron.likelihood.verbs.architectures", "AR, diffusion and SDD in one table and figure"),
     "compare": ("megatron.likelihood.verbs.compare", "two runs on the same rows with the same draws"),
     OVERVIEW: ("megatron.evaluation.overview", "perplexity, accuracy, texts and speed; meant where no verb is given"),
     "instruct": ("megatron.evaluation.instruct", "loss on held-out responses, and answers beside their references"),

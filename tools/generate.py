@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--infill", metavar="TEXT", help="text with gaps, [MASK:5] for five tokens")
     p.add_argument("--num-samples", type=int, default=1, help="of each prompt [1]")
     p.add_argument("--max-new-tokens", type=int, help="at most so many [the rest of the run's --seq-length]")
-    p.add_argument("--sampler", choices=SAMPLERS, help="[ar: autoregressive; mdm: ancestral]")
+    p.add_argument("--sampler", choices=SAMPLERS, help="[ar: autoregressive; mdm: ancestral; sdd: sdd-renoise]")
     p.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token [1]")
     p.add_argument("--top-k", type=int, help="draw from the k likeliest tokens")
     p.add_argument("--top-p", type=float, help="draw from the likeliest tokens that together reach p")

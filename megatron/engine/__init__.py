@@ -23,6 +23,7 @@ class Engine(Protocol):
     mesh: Mesh
     device: torch.device
     nlls: list[Tensor]  # [n] of each micro-batch of the last step, where the last stage is; empty elsewhere
+    hits: list[Tensor]  # the same, 1 where the likeliest id was the target
 
     def step(self, batches: list[Batch], lr: float) -> Step:
         """One update from this replica's micro-batches, or none when anything is not finite; the same answer on every rank."""

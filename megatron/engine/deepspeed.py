@@ -434,6 +434,7 @@ class DeepSpeedEngine:
     def __init__(self, model: GPT, cfg: Config, mesh: Mesh):
         self.model, self.mesh, self.clip = model, mesh, cfg.optim.clip_grad
         self.nlls: list[Tensor] = []
+        self.hits: list[Tensor] = []
         self.device, self.stage = next(model.parameters()).device, stage_of(cfg)
         self.offload, self.norm = cfg.parallel.cpu_optimizer, 0.0
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -486,11 +487,12 @@ class DeepSpeedEngine:
         total, asked = all_reduce(torch.tensor([scored, asked], device=self.device), self.mesh.dp).tolist()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         hits = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.nlls = []
+        self.nlls, self.hits = [], []
         for i, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             micro, nll, hit = self.engine(batch.to(self.device))
             self.nlls.append(nll)
+            self.hits.append(hit)
             # The denominator is global already, and DeepSpeed averages over replicas.
             self.engine.backward(micro * (self.mesh.dp.size / total), scale_wrt_gas=False)
             loss += micro.detach().double()

@@ -45,6 +45,7 @@ class NativeEngine:
     def __init__(self, stages: list[GPT], optim: Optim, parallel: Parallel = NO_PARALLEL, mesh: Mesh = ONE_PROCESS):
         self.stages, self.mesh, self.clip, self.watched = stages, mesh, optim.clip_grad, False
         self.nlls: list[Tensor] = []
+        self.hits: list[Tensor] = []
         self.zero_stage = parallel.zero_stage if mesh.dp.size > 1 else 0
         self.device = next(stages[0].parameters()).device
         plan = parallel.stages(stages[0].cfg.num_layers)
@@ -70,7 +71,7 @@ class NativeEngine:
         total, asked = all_reduce(counts, self.mesh.dp).tolist()  # known before the first forward
         with untouched(self.device, not self.watched):
             said = self.forward_backward([b.to(self.device) for b in batches], total)
-        self.watched, self.nlls = True, [nll for _, nll, _ in said]
+        self.watched, self.nlls, self.hits = True, [nll for _, nll, _ in said], [hit for _, _, hit in said]
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         loss = torch.stack([zero, *(micro.double() for micro, _, _ in said)]).sum()
         hits = torch.stack([zero, *(hit.double().sum() for _, _, hit in said)]).sum()

@@ -4,7 +4,7 @@
 
 RUN is a run's folder, one of its checkpoints, or the file that `convert_checkpoint.py --to dict` wrote. What it was trained on
 is found in it; --architecture only insists. An autoregressive model has a perplexity; masked diffusion has none, and
-exp(bound) is an upper bound on one, named so.
+exp(bound) is an upper bound on one, named so; sparse distribution diffusion has neither, but the loss that it denoises with.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron.catalogue import need_likelihood
 from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.flags import ConfigError
 
 METRICS = ("perplexity", "accuracy", "generation", "speed")
-ARCHITECTURES = {"ar": "ar", "diffusion": "mdm"}  # by their names there, our objectives
+ARCHITECTURES = {"ar": "ar", "diffusion": "mdm", "sdd": "sdd"}  # by their names there, our objectives
+ACCURACY = {
+    "ar": "of the next token",
+    "diffusion": "at hidden places, as many as the bound hides",
+    "sdd": "at every place and noise level, where little noise hides little",
+}
 PROMPT, NEW_TOKENS = 8, 64
 
 
@@ -29,8 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run, one of its checkpoints, or a dictionary's file")
     parser.add_argument("--data_dir", type=Path, help="folder with another validation corpus, valid*.idx [the run's own]")
-    parser.add_argument("--architecture", choices=("ar", "diffusion", "sdd"), help="refuse a checkpoint of another [as it is]")
-    parser.add_argument("--metrics", default=",".join(METRICS), help=f"of {', '.join(METRICS)}, with commas between [all]")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, help="refuse a checkpoint of another [as it is]")
+    parser.add_argument("--metrics", help=f"of {', '.join(METRICS)}, with commas between [all that the run has]")
     parser.add_argument("--num_samples", type=int, default=100, help="texts to write, for generation and speed [100]")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run [auto]")
     parser.add_argument("--output", type=Path, default=Path("results.json"), help="file to write [results.json]")
@@ -38,13 +44,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(given: argparse.Namespace) -> None:
     """Measure, print, write."""
-    wanted = given.metrics.split(",")
+    wanted = given.metrics.split(",") if given.metrics is not None else list(METRICS)
     if wrong := [name for name in wanted if name not in METRICS]:
         raise ConfigError([f"--metrics {wrong[0] or given.metrics}: expected names of {', '.join(METRICS)}, with commas between"])
     if given.num_samples < 1:
         raise ConfigError([f"--num_samples {given.num_samples}: expected 1 or more"])
-    if given.architecture == "sdd":
-        raise Mismatch("--architecture sdd: sparse distribution diffusion is not in this trainer; there are ar and diffusion")
     if given.output.is_dir() or not given.output.parent.is_dir():
         raise ConfigError([f"--output {given.output}: expected a file in a folder that exists"])
     from megatron.files import replace_file
@@ -55,6 +59,8 @@ def command(given: argparse.Namespace) -> None:
         raise Mismatch(
             f"--architecture {given.architecture}, but {given.checkpoint} is a run of --objective {known}: leave it out"
         )
+    if given.metrics and "perplexity" in wanted:
+        need_likelihood(known, "--metrics perplexity")
     if given.data_dir:
         trained = elsewhere(trained, given.data_dir)
     found = overview(trained, wanted, given.num_samples)
@@ -104,13 +110,14 @@ def overview(trained: Any, wanted: list[str], num_samples: int) -> dict:
     found: dict = {"architecture": names[known], "checkpoint": str(trained.checkpoint.path), "step": trained.checkpoint.step}
     scores = evaluate(trained.engine, objective, trained.slice()) if {"perplexity", "accuracy"} & set(wanted) else {}
     if scores:
-        found |= {name: scores[name] for name in ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "rows", "convention")}
-    if "perplexity" in wanted:
+        wanted_scores = ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "rows", "convention")
+        found |= {name: scores[name] for name in wanted_scores if name in scores}
+    if "perplexity" in wanted and objective.likelihood:
         value = math.exp(min(700.0, scores["loss"]))
         found |= {"perplexity": value if objective.exact else None, "perplexity_upper_bound": None if objective.exact else value}
     if "accuracy" in wanted:
-        what = "of the next token" if objective.causal else "at hidden places, as many as the bound hides"
-        found |= {"accuracy": scores["accuracy"], "accuracy_is": what}
+        found |= {"accuracy": scores["accuracy"], "accuracy_is": ACCURACY[names[known]]}
+        found |= {name: value for name, value in scores.items() if name.startswith(("accuracy_t", "loss_t"))}
     if {"generation", "speed"} & set(wanted):
         made = written(trained, num_samples)
         tokens = sum(sample.new_tokens for sample in made.samples)
@@ -149,8 +156,13 @@ def describe(found: dict) -> str:
         lines.append(f"perplexity {found['perplexity']:.4f}")
     if found.get("perplexity_upper_bound") is not None:
         lines.append(f"perplexity at most {found['perplexity_upper_bound']:.4f}: exp of an upper bound, no perplexity")
+    if found["architecture"] == "sdd" and "loss" in found:
+        lines.append(f"loss {found['loss']:.4f} nats a token, {found['convention']['value']}")
     if "accuracy" in found:
         lines.append(f"accuracy {found['accuracy']:.4f} {found['accuracy_is']}")
+        quarters = [f"{found[name]:.4f}" for name in sorted(found) if name.startswith("accuracy_t")]
+        if quarters:
+            lines.append(f"accuracy by quarters of the noise level, from little to all: {' '.join(quarters)}")
     if "generation" in found and found["generation"]["self_bleu"] is not None:
         lines.append(f"self-BLEU {found['generation']['self_bleu']:.4f} of {len(found['generation']['samples'])} texts")
     if "speed" in found:

@@ -17,6 +17,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from megatron.catalogue import need_likelihood
 from megatron.flags import ConfigError
 from megatron.rundir.names import CHECKPOINT
 
@@ -101,6 +102,7 @@ def command(given: argparse.Namespace) -> None:
         tensor_model_parallel_size=given.tensor_model_parallel_size,
         pipeline_model_parallel_size=given.pipeline_model_parallel_size,
     )
+    need_likelihood(trained.cfg.objective.objective, "a task")
     subject = subject_of(trained, given)
     found = {
         name: measure(subject.engine, subject.source, encoded(name, some, subject.source), subject.method)

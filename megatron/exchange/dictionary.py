@@ -1,6 +1,6 @@
 """One file of torch.save with the dictionary that other trainers share: tensors, numbers, text and plain containers only.
 
-global_step, architecture (ar or diffusion), model_state_dict, model_config, optimizer_state_dict, scaler_state_dict,
+global_step, architecture (ar, diffusion or sdd), model_state_dict, model_config, optimizer_state_dict, scaler_state_dict,
 train_config, best_val_loss; and `facts`, by which this trainer opens the file as the checkpoint that it was.
 """
 
@@ -18,7 +18,7 @@ from megatron.exchange.weights import Weights
 from megatron.files import staged
 
 FILE = "checkpoint.pt"
-ARCHITECTURES = {"ar": "ar", "mdm": "diffusion"}  # our objectives by their names there
+ARCHITECTURES = {"ar": "ar", "mdm": "diffusion", "sdd": "sdd"}  # our objectives by their names there
 KEYS = ("global_step", "model_state_dict", "model_config", "train_config", "architecture")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from megatron.budget import LEVEL_FEATURES, Shape
+from megatron.budget import CANDIDATE_FEATURES, LEVEL_FEATURES, Shape
 from megatron.errors import Mismatch
 
 
@@ -44,6 +44,7 @@ def shapes(model: dict) -> dict[str, tuple[int, ...]]:
         **{name: model[name] for name in names},
         tied=not model["untie_embeddings_and_output_weights"],
         condition_features=LEVEL_FEATURES * model.get("time_conditioning", False),
+        candidate_features=CANDIDATE_FEATURES * (model.get("sdd_denoiser") == "bilateral"),
         num_query_groups=model.get("num_query_groups"),
     )
     return {name: parameter.shape for name, parameter in shape.tensors().items()}

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from megatron.batch import Batch, Noise
+from megatron.catalogue import need_likelihood
 from megatron.likelihood.parts import Grouping, groupings, split
 from megatron.likelihood.rows import Rows, read_rows
 from megatron.likelihood.scores import Draw, Estimators, Score, drawn, predicted_gap
@@ -57,6 +58,7 @@ def read(
     by_place: bool = False,
 ) -> Read:
     """`seed`: of the noise [the run's own]. Raises ConfigError."""
+    need_likelihood(trained.cfg.objective.objective, "a score")
     objective, data = trained.reference, trained.slice(which, rows, num_mc)
     found = read_rows(data, objective.causal, last)
     estimators = Estimators(

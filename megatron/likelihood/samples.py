@@ -210,6 +210,8 @@ def score_name(trained: Trained, asked: Asked, places: int) -> str | None:
     how = asked.how
     if how.temperature != 1 or any(getattr(how, name) is not None for name in LEFT_AS_IT_IS):
         return None
+    if not trained.reference.likelihood:
+        return None
     if trained.reference.exact:
         return "exact"
     if asked.sampler == "ancestral" and how.steps is None:

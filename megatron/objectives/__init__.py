@@ -28,6 +28,8 @@ class Objective(Protocol):
     causal: bool  # which attention the model is built with
     exact: bool  # the loss is an exact NLL, not a bound
     uses_mask: bool  # the mask row of the embedding table is an input
+    likelihood: bool = True  # what is not exact is a bound; else the loss says nothing of an NLL
+    groups: tuple[str, ...] = ()  # records of training that `count_hits` makes, the same whatever a batch holds
 
     @abstractmethod
     def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch:
@@ -68,15 +70,32 @@ class Objective(Protocol):
         """What training logs besides, as sums over the scored positions of one micro-batch: {name of the record: sum}."""
         return {}
 
+    def count_hits(self, batch: Batch, hit: Tensor) -> Tensor:
+        """How many of a micro-batch's positions each of `groups` asks, and how many of those were right.
+
+        hit [n] of the asked positions, a tie as its share -> float64 [groups, 2]: right, asked
+        """
+        raise TypeError(f"{type(self).__name__} names groups and has no count_hits(): write it, or leave them out")
+
+    def levels(self, noise: Noise) -> Tensor | None:
+        """The noise level in (0, 1] of each row that `pose` would draw, where records are cut by it.  -> [b]"""
+        return None
+
 
 def build(cfg: config.Config, mask_id: int) -> Objective:
     """The training objective that the flags ask for. Raises TypeError for one that is not whole."""
     known = OBJECTIVES[cfg.objective.objective]
     module, _, name = known.built_by.partition(":")
     found = checked(getattr(import_module(module), name).build(cfg, mask_id))
-    if (found.causal, found.reference().exact) != (known.causal, known.exact):
-        raise TypeError(f"{known.built_by} is not what megatron/catalogue.py says of it: causal and exact must be alike")
+    plain = found.reference()
+    if (found.causal, plain.exact, plain.likelihood) != (known.causal, known.exact, known.likelihood):
+        raise TypeError(f"{known.built_by} is not what megatron/catalogue.py says of it: causal, exact, likelihood must be alike")
     return found
+
+
+def kind_of_loss(objective: Objective) -> str:
+    """What the loss of a reference is, as records say it: exact, bound, or denoising where it says nothing of an NLL."""
+    return "exact" if objective.exact else "bound" if objective.likelihood else "denoising"
 
 
 def named(kind: type) -> str:

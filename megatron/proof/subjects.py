@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron import config, engine, objectives
 from megatron.batch import Batch, RowScores
+from megatron.catalogue import need_likelihood
 from megatron.config import Config
 from megatron.core.mesh import Mesh
 from megatron.errors import BadData, Mismatch, MissingInput
@@ -136,6 +137,7 @@ def reference(
     cfg: Config, name: str, vocab: int | None, length: int | None, training: bool = False
 ) -> tuple[Posed, tuple[int, int]]:
     """What validation (or training) poses over a tiny vocabulary, and how many tokens and places rows have. Raises Mismatch."""
+    need_likelihood(cfg.objective.objective, "an audit")
     if cfg.objective.block_size:
         raise Mismatch("--block-size: an audit reads whole rows, and this objective reads them twice: leave it out")
     exact = objectives.build(cfg, cfg.model.vocab_size).reference().exact

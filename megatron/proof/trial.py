@@ -96,7 +96,7 @@ def hashes(batches: list[Batch]) -> dict[int, str]:
     found = {}
     for batch in batches:
         for row in batch.scored.any(1).nonzero()[:, 0].tolist():
-            asked = (batch.inputs[row], batch.targets[row], batch.weights[row], batch.scored[row], batch.positions[row])
+            asked = [x[row] for name, x in batch.tensors().items() if name not in ("index", "asked", "attend")]
             found[int(batch.index[row])] = hashlib.sha256(b"".join(x.numpy().tobytes() for x in asked)).hexdigest()
     return found
 

@@ -30,14 +30,14 @@ AXES: Fields = {
     "time": (NUMBER, "s", "when the record was made"),
 }
 SCORES: Fields = {
-    "loss": (NUMBER, "nats/token", "mean negative log-likelihood, exact or a bound"),
+    "loss": (NUMBER, "nats/token", "mean negative log-likelihood, exact or a bound; of sdd its cross-entropy of denoising"),
     "loss_se_noise": (NUMBER, "nats/token", "standard error from the noise draws; null for an exact loss of one draw"),
     "loss_se_noise_df": (NUMBER, "", "its degrees of freedom; null for an exact loss"),
     "loss_se_data": (NUMBER, "nats/token", "standard error from the choice of validation rows"),
-    "perplexity": (NUMBER, "", "exp(loss)"),
-    "bits_per_byte": (NUMBER, "bits/byte", "loss over the bytes of the scored text"),
+    "perplexity": (NUMBER, "", "exp(loss); not of an objective without a likelihood"),
+    "bits_per_byte": (NUMBER, "bits/byte", "loss over the bytes of the scored text; not of an objective without a likelihood"),
     "accuracy": (NUMBER, "0..1", "share of asked positions whose likeliest token is right; a tie of n counts 1 / n"),
-    "bound": (TEXT, "exact | bound", "what the loss is"),
+    "bound": (TEXT, "exact | bound | denoising", "what the loss is; denoising says nothing of an NLL"),
     "rows": (COUNT, "rows", "validation rows scored"),
     "num_mc": (COUNT, "draws", "noise draws a row"),
     "convention": (OBJECT, "", "how the score was made"),
@@ -76,6 +76,13 @@ RECORD: Fields = {
     "utilization": (NUMBER, "0..1", "of the device"),
     "skipped": (COUNT, "steps", "not finite and skipped, so far"),
     "skipped_in_interval": (COUNT, "steps", "of these, since the last record"),
+    "k": (NUMBER, "candidates", "sdd: of a position, in this step"),
+    "ignore_acc": (NUMBER, "0..1", "sdd: share of empty places behind a row's end that are seen to be"),
+    **{
+        f"{name}_t{i}": (unit, said, f"sdd: of rows in quarter {i} of the noise level t; 1 has the least noise")
+        for name, unit, said in (("loss", NUMBER, "nats/token"), ("accuracy", NUMBER, "0..1"))
+        for i in (1, 2, 3, 4)
+    },
     "event": (TEXT, "", "name of an event"),
 }
 FACTS: Fields = {
@@ -98,7 +105,7 @@ FACTS: Fields = {
     "eval_seed": (COUNT, "", "--eval-seed"),
     "host": (TEXT, "", "of the first process"),
     "objective": (TEXT, "", ""),
-    "bound": (TEXT, "exact | bound", "what its validation loss is"),
+    "bound": (TEXT, "exact | bound | denoising", "what its validation loss is"),
     "params_convention": (TEXT, "", "which count N is"),
     "flops_convention": (TEXT, "", "how FLOPs are counted"),
     "eval_slice": (TEXT, "", "fingerprint of the validation rows"),

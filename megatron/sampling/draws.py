@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron.batch import Purpose, stream
+from megatron.objectives.sdd import States
 from megatron.sampling.reading import Kept
 
 DECIMALS = 4
@@ -51,6 +52,8 @@ class Rows:
     seed: int
     vocab_size: int  # ids that may be drawn: below it
     mask: int | None = None  # what guidance reads in place of what is given
+    states: States | None = None  # what places between clean and noise are, where they are no ids
+    candidates: int = 0  # of such a place
 
 
 def exponentials(seed: int, number: int, place: int, size: int, before: int = 0) -> np.ndarray:

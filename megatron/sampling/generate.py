@@ -28,6 +28,7 @@ from megatron.core.cache import Cache
 from megatron.data.tokenizer import Tokenizer, Vocabulary
 from megatron.errors import BadData
 from megatron.flags import ConfigError
+from megatron.objectives.sdd import States
 from megatron.sampling.draws import How, Rows
 from megatron.sampling.reading import CachingModel, Kept, Model
 from megatron.sampling.table import SETTINGS, Sampler, sampler_for
@@ -45,6 +46,8 @@ class Source:
     window: int  # places of a row
     mask: int | None  # id that an open place reads; None where the model reads only what stands left of it
     rows_end: bool  # behind a row's end token there is nothing
+    states: States | None = None  # what places between clean and noise are, where they are no ids
+    candidates: int = 0  # of such a place
 
     @classmethod
     def of(cls, cfg: Config, tokenizer: Tokenizer) -> Source:
@@ -55,7 +58,14 @@ class Source:
             window=cfg.model.seq_length,
             mask=mask if OBJECTIVES[cfg.objective.objective].uses_mask else None,
             rows_end=cfg.data.data_kind in ROWS_THAT_END,
+            **noisy_states(cfg),
         )
+
+
+def noisy_states(cfg: Config) -> dict:
+    """Of an objective whose places are weighted candidates."""
+    o = cfg.objective
+    return {"states": States(vocab=cfg.model.vocab_size, schedule=o.sdd_schedule), "candidates": o.sdd_k[-1]} if o.sdd_k else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +251,16 @@ def rows_of(source: Source, templates: Sequence[Template], numbers: list[int], s
             else:
                 ids[row, place] = one
     vocab_size = source.tokenizer.vocab_size
-    return Rows(ids=ids, open=open_places, numbers=numbers, seed=seed, vocab_size=vocab_size, mask=source.mask)
+    return Rows(
+        ids=ids,
+        open=open_places,
+        numbers=numbers,
+        seed=seed,
+        vocab_size=vocab_size,
+        mask=source.mask,
+        states=source.states,
+        candidates=source.candidates,
+    )
 
 
 def ended(

@@ -74,6 +74,20 @@ SAMPLERS = {
         serves=("mdm",),
         reads=("entropy_bound", *READ_BY_MASKED),
     ),
+    "sdd-renoise": Sampler(
+        title="predict every place, draw it, and noise it again to the next level, as training does",
+        run_by="megatron.sampling.sparse:renoised",
+        serves=("sdd",),
+        reads=("steps",),
+        any_steps=True,
+    ),
+    "sdd-top-k": Sampler(
+        title="keep the likeliest candidates of every place with their probabilities, and predict again",
+        run_by="megatron.sampling.sparse:kept",
+        serves=("sdd",),
+        reads=("steps",),
+        any_steps=True,
+    ),
     "remdm-cap": Sampler(
         title="the reverse process, which hides revealed places again with a capped probability",
         run_by="megatron.sampling.remasking:capped",

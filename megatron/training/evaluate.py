@@ -10,14 +10,22 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from megatron.batch import Batch, Clean, Noise, RowScores
 from megatron.data.loader import micro_batches
 from megatron.data.samples import Samples
 from megatron.engine import Engine
 from megatron.engine.scoring import TOKENS_A_PASS, score_in_turn
-from megatron.objectives import REFERENCE_STRATA, Objective
+from megatron.objectives import REFERENCE_STRATA, Objective, kind_of_loss
 from megatron.progress import ProgressLine
+
+VALUES = {
+    "exact": "exact NLL",
+    "bound": "upper bound on the NLL",
+    "denoising": "cross-entropy of denoising, a mean over t: no NLL",
+}
+QUARTERS = 4  # of the noise level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +61,7 @@ class Slice:
             "noise_seed": None if objective.exact else self.seed,
             "num_mc": self.num_mc,
             "unit": "nats per token",
-            "value": "exact NLL" if objective.exact else "upper bound on the NLL",
+            "value": VALUES[kind_of_loss(objective)],
         }
 
 
@@ -65,31 +73,52 @@ def evaluate(engine: Engine, objective: Objective, data: Slice, line: ProgressLi
     asked, hits = sum(int(d.asked.sum()) for d in draws), sum(float(d.hits.sum()) for d in draws)
     value = float(loss.mean(0).sum() / scored.sum())
     noise, df = (0.0, None) if objective.exact else noise_error(loss, scored)
+    of_text = {"perplexity": math.exp(min(700.0, value)), "bits_per_byte": value / (math.log(2) * data.bytes_per_token)}
     return {
         "loss": value,
         "loss_se_noise": noise,
         "loss_se_noise_df": df,
         "loss_se_data": data_error(loss, scored),
-        "perplexity": math.exp(min(700.0, value)),
+        **(of_text if objective.likelihood else {}),
         "accuracy": hits / max(1, asked),
-        "bits_per_byte": value / (math.log(2) * data.bytes_per_token),
-        "bound": "exact" if objective.exact else "bound",
+        **by_level(objective, data, draws),
+        "bound": kind_of_loss(objective),
         "rows": data.rows,
         "num_mc": data.num_mc,
         "convention": data.convention(objective),
     }
 
 
+def by_level(objective: Objective, data: Slice, draws: list[RowScores]) -> dict[str, float]:
+    """Loss and accuracy in each quarter of the noise level, from little to all, where the objective says its rows' levels."""
+    rows = np.arange(data.rows)
+    found = [objective.levels(Noise(data.seed, torch.from_numpy(rows + first_number(data, m)))) for m in range(data.num_mc)]
+    if found[0] is None:
+        return {}
+    level = torch.cat([one for one in found if one is not None]).numpy()
+    quarter = np.ceil(level * QUARTERS).clip(1, QUARTERS).astype(int) - 1
+    loss, scored, hits, asked = (
+        np.bincount(quarter, np.concatenate([getattr(d, name) for d in draws]), QUARTERS)
+        for name in ("loss", "scored", "hits", "asked")
+    )
+    shares = {"loss": loss / scored.clip(min=1), "accuracy": hits / asked.clip(min=1)}
+    return {f"{name}_t{i + 1}": float(share[i]) for name, share in shares.items() for i in range(QUARTERS) if scored[i]}
+
+
 def cleans(data: Slice, draw: int) -> list[Clean]:
     """The slice in passes; each draw of the noise has sample numbers of its own."""
-    offset = draw * -(-data.rows // REFERENCE_STRATA) * REFERENCE_STRATA
-    out = []
+    offset, out = first_number(data, draw), []
     for clean in micro_batches(data.dataset, 0, data.rows, max(1, TOKENS_A_PASS // data.seq_length)):
         scored = clean.scored.clone()
         if not data.score_first_token:
             scored[:, 0] = scored[:, -1] = False
         out.append(replace(clean, scored=scored, index=clean.index + offset))
     return out
+
+
+def first_number(data: Slice, draw: int) -> int:
+    """The sample number of a draw's first row: blocks that share a stratification belong to one draw."""
+    return draw * -(-data.rows // REFERENCE_STRATA) * REFERENCE_STRATA
 
 
 def pose(objective: Objective, data: Slice, clean: Clean) -> Batch:

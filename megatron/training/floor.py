@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from megatron.catalogue import need_likelihood
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.synthetic.corpus import contiguous, read_source
 from megatron.data.synthetic.process import token_nll
 from megatron.engine import Engine
 from megatron.errors import BadData
-from megatron.objectives import Objective
+from megatron.objectives import Objective, kind_of_loss
 from megatron.progress import ProgressLine
 from megatron.standard_errors import combined, half_width
 from megatron.training.evaluate import Slice, data_error, draw, noise_error
@@ -75,13 +76,14 @@ def compare(engine: Engine, objective: Objective, data: Slice) -> dict:
         "rows": int(known.sum()),
         "rows_left_out": int((~known).sum()),
         "num_mc": data.num_mc,
-        "bound": "exact" if objective.exact else "bound",
+        "bound": kind_of_loss(objective),
         "convention": data.convention(objective),
     }
 
 
 def measure(trained: Trained, which: str = "valid", rows: int | None = None, num_mc: int | None = None) -> dict:
-    """`compare` on one of the run's sets, and what was compared. Raises BadData for a set that the run does not have."""
+    """`compare` on one of the run's sets, and what was compared. Raises BadData for a set that the run lacks, Mismatch."""
+    need_likelihood(trained.cfg.objective.objective, "the floor")
     return {
         "set": which,
         "objective": trained.cfg.objective.objective,

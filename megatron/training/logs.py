@@ -79,6 +79,8 @@ COLUMNS = (
     "accuracy_norm",
     "answer_bpb",
     "answer_bpb_se",
+    "k",
+    "ignore_acc",
 )
 
 
@@ -318,20 +320,19 @@ def per_gpu(r: dict) -> float:
 def evaluation_line(r: dict) -> str:
     name = r["kind"].partition("-")[2]
     split = " on test set" if r["kind"] == "test" else f" on set {name}" if name else ""
-    return (
-        f" validation loss at iteration {r['step']}{split} | lm loss value: {r['loss']:.6E} | "
-        f"lm loss PPL: {megatron_ppl(r):.6E} | "
-    )
+    ppl = f"lm loss PPL: {megatron_ppl(r):.6E} | " if has_likelihood(r) else ""
+    return f" validation loss at iteration {r['step']}{split} | lm loss value: {r['loss']:.6E} | {ppl}"
 
 
 def error_line(r: dict) -> str:
-    """What Megatron's line lacks: both standard errors, bits per byte, accuracy, and whether the loss is exact or a bound."""
+    """What Megatron's line lacks: both standard errors, bits per byte, accuracy, and what the loss is."""
     noise, rows = ("unknown" if r[name] is None else f"{r[name]:.6f}" for name in ("loss_se_noise", "loss_se_data"))
     few = f" ({r['loss_se_noise_df']:.0f} degrees of freedom)" if r.get("loss_se_noise_df") else ""
     return (
         f" {r['kind']} at iteration {r['step']} | {r['bound']} nats per token: {r['loss']:.6f} | "
         f"+- se_noise: {noise}{few} | +- se_data: {rows} | "
-        f"bits per byte: {r['bits_per_byte']:.6f} | accuracy: {r['accuracy']:.6f} |"
+        + (f"bits per byte: {r['bits_per_byte']:.6f} | " if has_likelihood(r) else "")
+        + f"accuracy: {r['accuracy']:.6f} |"
     )
 
 
@@ -341,6 +342,11 @@ def task_line(r: dict) -> str:
         f" {r['kind']} at iteration {r['step']} | accuracy: {r['accuracy']:.4f} +- {error} | a byte: {r['accuracy_norm']:.4f} | "
         f"{r['bound']} bits per byte of the right answer: {r['answer_bpb']:.4f} +- {bits} | {r['questions']} questions |"
     )
+
+
+def has_likelihood(r: dict) -> bool:
+    """Whether a validation's loss is an NLL or a bound on one."""
+    return r.get("bound") != "denoising"
 
 
 def megatron_ppl(r: dict) -> float:
@@ -455,7 +461,7 @@ def megatron_tags(r: dict, cfg: config.Log) -> dict[str, float]:
     if r["kind"] != "train":
         split, _, name = r["kind"].partition("-")
         tag = f"lm-loss-validation/lm loss {'validation' if split == 'val' else 'test'}{name and f' {name}'}"
-        ppl = {f"{tag} ppl": megatron_ppl(r)} if cfg.log_validation_ppl_to_tensorboard else {}
+        ppl = {f"{tag} ppl": megatron_ppl(r)} if cfg.log_validation_ppl_to_tensorboard and has_likelihood(r) else {}
         return {tag: r["loss"]} | ppl
     tags = {
         "lm-loss-training/lm loss": r["loss"],

@@ -141,12 +141,22 @@ def pose(objective: Objective, data: Samples, cfg: Config, at: Progress, dp: Gro
 
 def measured(objective: Objective, batches: list[Batch], engine: Engine, scored: int) -> dict[str, float]:
     """What the objective says of the step's batches, a scored position; the same on every rank."""
+    counted = hit_rates(objective, batches, engine) if objective.groups else {}
     said = [objective.measure(batch) for batch in batches]
     names = sorted({name for sums in said for name in sums})
     if not names:
-        return {}
+        return counted
     sums = torch.tensor([sum(s.get(name, 0.0) for s in said) for name in names], dtype=torch.float64, device=engine.device)
-    return dict(zip(names, (all_reduce(sums, engine.mesh.dp) / scored).tolist()))
+    return dict(zip(names, (all_reduce(sums, engine.mesh.dp) / scored).tolist())) | counted
+
+
+def hit_rates(objective: Objective, batches: list[Batch], engine: Engine) -> dict[str, float]:
+    """The share of right answers in each of the objective's groups that asked something; the same on every rank."""
+    counts = torch.zeros(len(objective.groups), 2, dtype=torch.float64)
+    for batch, hit in zip(batches, engine.hits if engine.mesh.tp.rank == 0 else []):  # tensor ranks have them in common
+        counts += objective.count_hits(batch, hit.cpu())
+    found = all_reduce(counts.to(engine.device), engine.mesh.world).tolist()
+    return {name: right / asked for name, (right, asked) in zip(objective.groups, found) if asked}
 
 
 def after(at: Progress, done: Step, samples: int) -> Progress:

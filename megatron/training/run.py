@@ -22,7 +22,7 @@ from megatron.core.mesh import agreed, gather_json
 from megatron.engine import Engine
 from megatron.engine.learner import Learner
 from megatron.errors import CannotWrite
-from megatron.objectives import Objective
+from megatron.objectives import Objective, kind_of_loss
 from megatron.rundir import records
 from megatron.rundir.folders import read_file
 from megatron.rundir.names import BAD_BATCHES, CONFIG, EVALUATION, FACTS, METRICS, RESULT, step_and_attempt
@@ -88,9 +88,14 @@ class Run:
         cfg, length = self.cfg, self.cfg.model.seq_length
         asked = done.asked / (cfg.train.global_batch_size * length)
         causal, recompute = self.reference.causal, cfg.train.recompute_granularity
-        reads = cfg.objective.reads
-        executed = self.shape.executed_flops_per_token(length, asked, causal, recompute, reads)
-        return self.shape.flops_per_token(length, reads), executed
+        read = cfg.objective.reads, cfg.objective.candidates(cfg.train)
+        executed = self.shape.executed_flops_per_token(length, asked, causal, recompute, *read)
+        return self.exact_flops_per_token(), executed
+
+    def exact_flops_per_token(self) -> float:
+        """Of training, in the mean over the run: attention and all that a token passes through counted."""
+        cfg = self.cfg
+        return self.shape.flops_per_token(cfg.model.seq_length, cfg.objective.reads, cfg.objective.candidates(cfg.train))
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         loss, accuracy = interval.mean(done)
@@ -104,7 +109,7 @@ class Run:
                 **self.where_at(at),
                 "loss": loss,
                 "accuracy": accuracy,
-                "perplexity": math.exp(min(700.0, loss)),
+                **({"perplexity": math.exp(min(700.0, loss))} if self.reference.likelihood else {}),
                 "lr": lr,
                 "grad_norm": done.grad_norm,
                 "clipped_norm": done.clipped_norm,
@@ -300,7 +305,7 @@ class Run:
             "steps": at.step,
             "flops": axes["flops"],
             "flops_convention": "6ND, N = all parameters",
-            "flops_exact": shape.flops_per_token(cfg.model.seq_length, cfg.objective.reads) * axes["tokens"],
+            "flops_exact": self.exact_flops_per_token() * axes["tokens"],
             "train_loss": self.last.get("train"),
             "loss": val.get("loss"),
             "loss_se_noise": val.get("loss_se_noise"),
@@ -308,7 +313,7 @@ class Run:
             "loss_se_data": val.get("loss_se_data"),
             "bits_per_byte": val.get("bits_per_byte"),
             "accuracy": val.get("accuracy"),
-            "bound": "exact" if self.reference.exact else "bound",
+            "bound": kind_of_loss(self.reference),
             "test_loss": self.last.get("test", {}).get("loss"),
             "valid_sets": self.valid_sets(),
             "tasks": self.tasks(),
@@ -337,7 +342,9 @@ class Run:
         kinds = ["val", *(f"val-{name}" for name in names[1:])]
         wanted = ("loss", "loss_se_noise", "loss_se_noise_df", "loss_se_data", "bits_per_byte", "accuracy", "rows", "convention")
         return {
-            name: {key: self.last[kind][key] for key in wanted} for name, kind in zip(names, kinds) if name and kind in self.last
+            name: {key: self.last[kind].get(key) for key in wanted}
+            for name, kind in zip(names, kinds)
+            if name and kind in self.last
         }
 
     def identify(self) -> None:
@@ -359,12 +366,12 @@ class Run:
                 "params_non_embedding": self.shape.non_embedding(),
                 "params_with_head": self.shape.with_head(),
                 "params_published": self.shape.published(),
-                "flops_per_token": self.shape.flops_per_token(self.cfg.model.seq_length, self.cfg.objective.reads),
+                "flops_per_token": self.exact_flops_per_token(),
                 "noise_seed": self.cfg.train.seed,
                 "eval_seed": self.cfg.train.eval_seed,
                 "host": platform.node(),
                 "objective": self.cfg.objective.objective,
-                "bound": "exact" if self.reference.exact else "bound",
+                "bound": kind_of_loss(self.reference),
                 "params_convention": "total",
                 "flops_convention": "6ND, N = all parameters",
                 "eval_slice": self.slices["valid"].fingerprint() if "valid" in self.slices else None,

@@ -24,7 +24,7 @@ def runs(tmp_path_factory):
             for document in np.split(rng.integers(97, 123, 4096), 16):
                 writer.add_document(document)
     data = ["--train-data-path", str(folder / "train"), "--valid-data-path", str(folder / "valid")]
-    for objective in ("ar", "mdm"):
+    for objective in ("ar", "mdm", "sdd"):
         assert main(parse([*FLAGS, *data, "--save", str(folder / objective)], objective)) == 0
     return folder
 
@@ -37,19 +37,21 @@ def evaluated(capsys, tmp_path, *words):
     return code, said.out + said.err
 
 
-@pytest.mark.parametrize("objective, architecture", [("ar", "ar"), ("mdm", "diffusion")])
+@pytest.mark.parametrize("objective, architecture", [("ar", "ar"), ("mdm", "diffusion"), ("sdd", "sdd")])
 def test_every_metric(runs, tmp_path, capsys, objective, architecture):
     run = runs / objective
     val = [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "val"][-1]
     words = ["--checkpoint", run, "--data_dir", runs, "--architecture", architecture, "--num_samples", "3"]
-    code, said = evaluated(capsys, tmp_path, *words, "--metrics", "perplexity,accuracy,generation,speed")
+    code, said = evaluated(capsys, tmp_path, *words)
     found = json.loads((tmp_path / "results.json").read_text())
     assert code == 0 and found["architecture"] == architecture and found["loss"] == pytest.approx(val["loss"], rel=1e-6)
-    exact, bound = found["perplexity"], found["perplexity_upper_bound"]
-    assert (exact is None, bound is None) == (objective == "mdm", objective == "ar")
-    assert (exact or bound) == pytest.approx(math.exp(val["loss"]), rel=1e-6) and ("no perplexity" in said) == (
-        objective == "mdm"
-    )
+    if objective == "sdd":
+        assert "perplexity" not in said + json.dumps(found) and found["loss_t4"] > found["loss_t1"] and "no NLL" in said
+    else:
+        exact, bound = found["perplexity"], found["perplexity_upper_bound"]
+        assert (exact is None, bound is None) == (objective == "mdm", objective == "ar")
+        assert (exact or bound) == pytest.approx(math.exp(val["loss"]), rel=1e-6)
+        assert ("no perplexity" in said) == (objective == "mdm")
     assert found["accuracy"] == pytest.approx(val["accuracy"], abs=1e-6)
     assert (
         len(found["generation"]["samples"]) == 3
@@ -58,15 +60,15 @@ def test_every_metric(runs, tmp_path, capsys, objective, architecture):
     )
     assert convert_checkpoint.main([str(run), "--to", "dict", str(tmp_path / "dict")]) == 0
     file = tmp_path / "dict" / "checkpoint.pt"
-    assert evaluated(capsys, tmp_path, "--checkpoint", file, "--metrics", "perplexity")[0] == 0
+    assert evaluated(capsys, tmp_path, "--checkpoint", file, "--metrics", "accuracy")[0] == 0
     again = json.loads((tmp_path / "results.json").read_text())
-    assert again["loss"] == pytest.approx(val["loss"], rel=1e-6) and "accuracy" not in again and "speed" not in again
+    assert again["loss"] == pytest.approx(val["loss"], rel=1e-6) and "perplexity" not in again and "speed" not in again
 
 
 @pytest.mark.parametrize(
     "words, code, sentence",
     [
-        (["--architecture", "sdd"], 78, "sparse distribution diffusion is not in this trainer"),
+        (["--architecture", "sdd"], 78, "is a run of --objective ar"),
         (["--architecture", "diffusion"], 78, "is a run of --objective ar"),
         (["--metrics", "perplexity,beauty"], 2, "--metrics beauty: expected names of"),
         (["--num_samples", "0"], 2, "--num_samples 0"),

@@ -56,10 +56,10 @@ def test_every_recipe_prints_commands_that_parse(recipe, scale, tmp_path):
     runs = dry(recipe, SCALE=scale, RUNS_DIR=str(tmp_path))
     assert runs
     for name, cfg in runs.items():
-        size = re.search(r"_(\d+M|CPU_\d+K)(_|$)", name)[1]
+        size = re.search(r"[_-](\d+M|CPU_\d+K)([_-]|$)", name)[1]
         _, shape = budget.find_size(size, cfg.model.vocab_size)
-        assert cfg.model.shape() == shape, name
-        assert cfg.objective.objective == ("mdm" if "mdm" in name else "ar")
+        assert cfg.model.shape() == replace(shape, candidate_features=64 * ("bilateral" in name)), name
+        assert cfg.objective.objective == next((o for o in ("mdm", "sdd") if o in name.replace("diffusion", "mdm")), "ar")
         assert (cfg.model.seq_length, cfg.train.bf16) == ((128, False) if "CPU" in size else (2048, True))
         assert cfg.model.hidden_dropout == 0 or "hidden-dropout" in name
         assert cfg.model.attention_dropout == 0 or "attention_dropout" in name

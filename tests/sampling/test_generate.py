@@ -37,6 +37,7 @@ CASES = {
         ("remdm-cap", How(eta=0.3)),
         ("remdm-confidence", replace(WARM, steps=7)),
     ],
+    "sdd": [("sdd-renoise", replace(WARM, steps=3)), ("sdd-top-k", How(steps=3))],
 }
 
 
@@ -60,7 +61,7 @@ def answers(objective, flags=(), numbers=None, batch_size=3, seed=5):
     return [{sample.number: sample.ids for sample in samples} for samples in done]
 
 
-@pytest.mark.parametrize("objective", ["ar", "mdm"])
+@pytest.mark.parametrize("objective", CASES)
 def test_a_sample_is_the_same_alone_in_any_batch_and_at_any_layout(pool, objective):
     whole = answers(objective)
     assert all(one < 257 for samples in whole for row in samples.values() for one in row)  # never the mask or padding

@@ -58,7 +58,7 @@ def planned_run(line: str, where: str) -> dict:
     cfg = cfg if cfg.model.vocab_size else cfg.with_vocabulary(GPT2_VOCAB)
     return {
         "name": Path(cfg.log.run_dir).name,
-        "objective": objective,
+        "objective": cfg.objective.objective,
         "size": f"{cfg.model.num_layers}x{cfg.model.hidden_size}",
         "budget": {},
         "trunk": None,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron import config
-from megatron.catalogue import ENTRY_POINTS, OBJECTIVES
+from megatron.catalogue import ENTRY_POINTS, OBJECTIVES, default_of
 from megatron.config import Config
 from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.files import read_json, replace_file
@@ -143,8 +143,10 @@ def run_of(r: Settled, cell: Cell, optim: list[str], save: Mapping[str, object],
         *flags.data_flags(cell.data, r.valid_data, r.tokenizer, cell.first),
         *flags.cadence_flags(at.log_interval, save),
     ]
+    entry = OBJECTIVES[cell.objective].entry_point
+    words += [] if default_of(entry) == cell.objective else ["--objective", cell.objective]
     point = axes.flags_of({name: value for name, value in cell.point.items() if name not in CHOSEN})
-    said = {"run": cell.name, "objective": cell.objective, "program": OBJECTIVES[cell.objective].entry_point.removesuffix(".py")}
+    said = {"run": cell.name, "objective": cell.objective, "program": entry.removesuffix(".py")}
     over = [re.sub(r"{(run|objective|program)}", lambda match: said[match[1]], word) for word in r.flags] + point
     return {
         "name": cell.name,
@@ -154,7 +156,7 @@ def run_of(r: Settled, cell: Cell, optim: list[str], save: Mapping[str, object],
         "unique": cell.unique,
         "trunk": None,
         **more,
-        "entry": OBJECTIVES[cell.objective].entry_point,
+        "entry": entry,
         "varied": varied_of(r, cell),
         "flags": flags.overlaid(words, over) if over else words,
     }

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from megatron.budget import Shape, epoch_budget, epoch_tokens, find_size, flop_budget, spell
-from megatron.catalogue import OBJECTIVES
+from megatron.catalogue import DEFAULTS
 from megatron.flags import ConfigError, parse_count, spelling
 from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan import hyperparameters as rules
@@ -36,7 +36,7 @@ class Request:
 
     kind: str = "chinchilla"
     scale: str = "gpu"
-    objectives: tuple[str, ...] = tuple(OBJECTIVES)
+    objectives: tuple[str, ...] = DEFAULTS
     flops: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
     unique_tokens: tuple[int | None, ...] = ()  # None: as many as are trained on

@@ -68,6 +68,12 @@ def _bounds(runs: list[dict]) -> str | None:
     for run in runs:
         objective = run.get("trained_objective") or run["objective"]
         labels.setdefault(objective, {}).setdefault(run.get("bound"), []).append(run["run"])
+    without = [name for name, by_bound in labels.items() if "denoising" in by_bound]
+    if without and len(without) < len(labels):
+        return (
+            f"the losses of {', '.join(without)} are of denoising and no NLL, which others here have or bound: "
+            f"leave them out with --drop objective={without[0]}"
+        )
     for objective, by_bound in labels.items():
         if len(by_bound) > 1:
             return f"{objective} runs mix exact losses and bounds: {_sides(by_bound)}; fit them apart"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron.errors import MissingInput
+from megatron.errors import Mismatch, MissingInput
 from megatron.rundir.names import LIKELIHOODS
 from megatron.scaling.table.runs import event_of, json_lines
 
@@ -22,6 +22,10 @@ def by_score(directory: Path, result: dict, name: str) -> dict:
 
     The newest measurement of the run's last step on its own validation set counts. Raises MissingInput where there is none.
     """
+    if result.get("bound") == "denoising":
+        raise Mismatch(
+            f"{directory}: its loss is one of denoising, and it has no likelihood to score it by: leave --score out, or the run"
+        )
     own = VALIDATED.get(result.get("bound") or "")
     wanted = "exact" if own == "exact" else name
     found = None

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron.budget import GPT2_VOCAB, find_size, positive, spell
-from megatron.catalogue import OBJECTIVES
+from megatron.catalogue import DEFAULTS, OBJECTIVES
 from megatron.flags import ConfigError, parse_count
 from megatron.scaling.plan import axes
 from megatron.scaling.plan.axes import read_axis
@@ -98,7 +98,7 @@ def grid_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="E,...",
         help="passes: with --flops over D / E tokens, with --unique-tokens over those [data-value: 1 to 500]",
     )
-    add("--objectives", type=listed(objective), default=tuple(OBJECTIVES), metavar=",".join(OBJECTIVES))
+    add("--objectives", type=listed(objective), default=DEFAULTS, metavar=",".join(OBJECTIVES), help=f"[{','.join(DEFAULTS)}]")
     add(
         "--sizes",
         nargs="+",

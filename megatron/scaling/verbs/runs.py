@@ -61,7 +61,7 @@ def _print_list(console: Console, runs: list[dict]) -> None:
     columns = ("run", "status", "objective", "params", "tokens", "step", "loss", "seed", "config", "code", "resumes", "reason")
     table, named = _table(*columns), Counter(run["run"] for run in runs)
     for run in runs:
-        loss = _with_error(run["loss"], run["error"]) + (" (bound)" if run["bound"] == "bound" else "")
+        loss = _with_error(run["loss"], run["error"]) + (f" ({run['bound']})" if run["bound"] in ("bound", "denoising") else "")
         name = run["run"] if named[run["run"]] == 1 else run["path"]
         _row(
             table,
