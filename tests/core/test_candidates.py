@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from megatron.batch import Clean, Noise
 from megatron.config import parse
 from megatron.core.transformer import GPT
+from megatron.forecast import forecast
 from megatron.objectives import build
 from tests.objectives.test_sdd import FLAGS, VOCAB
 
@@ -38,3 +40,17 @@ def test_the_order_of_candidates_is_not_read(batch, denoiser):
 def test_attention_among_candidates_begins_as_their_mean(batch):
     assert nll("bilateral", batch) == pytest.approx(nll("pooled", batch), abs=2e-5)
     assert (nll("bilateral", batch, 0.5) - nll("pooled", batch)).abs().max() > 0.1
+
+
+def test_its_shapes_and_products_are_those_that_are_counted(batch):
+    cfg = parse([*FLAGS, "--sdd-denoiser", "bilateral", "--sdd-k", "5"])
+    model, shape = GPT(cfg.model, False, 1, slots=build(cfg, VOCAB).slots(cfg.model)), cfg.model.shape()
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {n: p.shape for n, p in shape.tensors().items()}
+    assert sum(p.numel() for p in model.parameters()) == shape.total()
+    with FlopCounterMode(display=False) as counter:
+        model.read(batch)
+    tokens = batch.inputs.numel()
+    assert counter.get_total_flops() == pytest.approx(tokens * shape.mixing_flops(6), rel=0.03)  # of lookups it counts nothing
+    added = shape.flops_per_token(16, candidates=6) - shape.flops_per_token(16)
+    assert added == 3 * shape.mixing_flops(6) and cfg.objective.candidates(cfg.train) == 6
+    assert forecast(cfg.with_vocabulary(257)).loads[0].num_parameters == shape.total()
