@@ -90,6 +90,10 @@ def fit_hyper(rows: Sequence[dict], settings: Sequence[str], window: float = WIN
     ln_loss, place = np.log([row["loss"] for row in rows]), Places.of(rows).number
     near = ln_loss <= np.array([ln_loss[place == one].min() for one in place]) + window
     kept = near & _several(place, near)
+    if not kept.any():
+        raise BadData(
+            f"at no N, D and unique tokens do two runs lie within {window:g} in ln L of the best: give a larger --window."
+        )
     if (~kept).any():
         warnings.append(
             f"{np.sum(~near)} runs lie more than {window:g} in ln L above the best of their place, {np.sum(near & ~kept)} stand "

@@ -96,7 +96,7 @@ def read_choices(text: str, flag: str, rules: dict) -> list[Choice]:
         return [Choice(None, rest, read_hyper(rest, SETTINGS[flag]))]
     if kind == "rule":
         if rest not in rules:
-            raise ValueError(f"{flag} {text}: the rules are {', '.join([*rules, 'a hyper.json of the verb hyper'])}")
+            raise ValueError(f"{flag} {text}: the rules are {', '.join([*rules, 'FILE.json of the verb hyper'])}")
         return [Choice(None, rest)]
     if colon and kind not in ("fixed", "grid"):
         raise ValueError(f"{flag} {text}: expected fixed:X, grid:X,Y or rule:NAME")
@@ -108,7 +108,7 @@ def read_choices(text: str, flag: str, rules: dict) -> list[Choice]:
         raise ValueError(f"{flag} {text}: several values are a grid: give grid:{text.removeprefix('fixed:')}")
     least = 0.0 if flag == "--weight-decay" else math.ulp(0.0)
     if not all(least <= value < math.inf for value in values):
-        raise ValueError(f"{flag} {text}: expected numbers above 0")
+        raise ValueError(f"{flag} {text}: expected numbers {'of 0 or more' if least == 0 else 'above 0'}")
     return [Choice(value) for value in values]
 
 

@@ -99,6 +99,8 @@ def test_what_runs_cannot_tell_is_refused():
         fit_hyper(runs(0.0, decays=(0.5, 2)), ["lr", "weight_decay"], 9)
     with pytest.raises(BadData, match="no run states a weight-decay above 0"):
         fit_hyper([row | {"weight_decay": 0.0} for row in rows], ["weight_decay"])
+    with pytest.raises(BadData, match="within 1e-09 in ln L of the best: give a larger --window"):
+        fit_hyper(rows, ["lr", "weight_decay"], 1e-9)
     fit = fit_hyper(rows + [rows[0] | {"weight_decay": 0.0}], ["lr", "weight_decay"], 1.0)
     assert "1 runs have no logarithm" in fit.warnings[0]
 
