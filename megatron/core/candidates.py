@@ -43,10 +43,12 @@ class Bilateral(nn.Module):
         return found | {name: Spec(init="ones", decay=False, partial=True) for name in ("trust", "trust_read")}
 
     def forward(self, batch: Batch, embed: VocabEmbedding, dtype: torch.dtype) -> Tensor:
-        assert batch.candidates is not None and batch.mix is not None  # what its objective poses has both
-        c = batch.candidates.shape[-1]
-        x = embed(batch.candidates.flatten(1), dtype).unflatten(1, (-1, c))  # [b, s, c, h], where the sequence is cut this part
-        log_p = part(batch.mix, embed.tp).to(wide(dtype)).clamp(min=LEAST).log()  # [b, s, c]
+        ids, mix = batch.candidates, batch.mix
+        if ids is None or mix is None:  # plain ids, each of them certain
+            ids, mix = batch.inputs[..., None], torch.ones(*batch.inputs.shape, 1, device=batch.inputs.device)
+        c = ids.shape[-1]
+        x = embed(ids.flatten(1), dtype).unflatten(1, (-1, c))  # [b, s, c, h], where the sequence is cut this part
+        log_p = part(mix, embed.tp).to(wide(dtype)).clamp(min=LEAST).log()  # [b, s, c]
         weight, bias = self.surer.to(log_p.dtype).unbind()
         x = x + F.linear(F.silu(log_p[..., None] * weight + bias).to(dtype), self.sure.to(dtype))
         q, k, v = (F.linear(x, w.to(dtype)) for w in (self.query, self.key, self.value))  # [b, s, c, r] each

@@ -162,10 +162,11 @@ def loss_of(trained: Trained, data: Slice) -> dict:
     found = evaluate(trained.engine, trained.reference, data)
     noise, rows = (found["loss_se_noise"], found["loss_se_noise_df"]), (found["loss_se_data"], data.rows - 1.0)
     error, df = combined(noise, rows)
-    per = found["bits_per_byte"] / found["loss"] if found["loss"] else math.nan
+    bits = found.get("bits_per_byte")  # none where there is no likelihood
+    per = bits / found["loss"] if bits is not None and found["loss"] else math.nan
     return {
         "loss": {"mean": found["loss"], "se": error, "se_df": df},
-        "bits_per_byte": {"mean": found["bits_per_byte"], "se": None if error is None else error * per, "se_df": df},
+        "bits_per_byte": {"mean": bits, "se": None if error is None or bits is None else error * per, "se_df": df},
         "bound": found["bound"],
         "convention": found["convention"],
     }

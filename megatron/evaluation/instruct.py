@@ -143,6 +143,8 @@ def describe(table: dict) -> str:
 
 
 def with_error(value: dict, digits: int, sign: str = "") -> str:
+    if value["mean"] is None:
+        return "-"
     error = "-" if value["se"] is None else f"{value['se']:.{digits}f}"
     return f"{value['mean']:{sign}.{digits}f} +- {error}"
 

@@ -42,6 +42,12 @@ def test_attention_among_candidates_begins_as_their_mean(batch):
     assert (nll("bilateral", batch, 0.5) - nll("pooled", batch)).abs().max() > 0.1
 
 
+def test_plain_ids_are_read_as_certain(batch):
+    plain = replace(batch, candidates=None, mix=None)
+    certain = replace(batch, candidates=batch.inputs[..., None], mix=torch.ones(*batch.inputs.shape, 1))
+    assert torch.equal(nll("bilateral", plain, 0.5), nll("bilateral", certain, 0.5))
+
+
 def test_its_shapes_and_products_are_those_that_are_counted(batch):
     cfg = parse([*FLAGS, "--sdd-denoiser", "bilateral", "--sdd-k", "5"])
     model, shape = GPT(cfg.model, False, 1, slots=build(cfg, VOCAB).slots(cfg.model)), cfg.model.shape()

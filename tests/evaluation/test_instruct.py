@@ -41,18 +41,20 @@ def pairs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(pairs):
     """Runs that have hardly learnt, and one of another kind of data."""
-    for objective in ("ar", "mdm"):
-        train(pairs, objective, objective, *TINY)
+    for objective, more in (("ar", ()), ("mdm", ()), ("sdd", ("--sdd-ignore",))):
+        train(pairs, objective, objective, *TINY, *more)
     train(pairs, "packed", "ar", *TINY, kind="packed")
     return pairs
 
 
 def test_runs_side_by_side(runs, tmp_path, capsys):
-    words = [runs / "ar", runs / "mdm", "--pairs", 6, "--max-new-tokens", 4, "--steps", 2, "--format", SHAPE, "--out", tmp_path]
-    code, said = instruct(capsys, *words)
+    how = ["--pairs", 6, "--max-new-tokens", 4, "--steps", 2, "--format", SHAPE, "--out", tmp_path]
+    code, said = instruct(capsys, *(runs / name for name in ("ar", "mdm", "sdd")), *how)
     assert code == 0 and said == json.loads((tmp_path / "instruct.json").read_text())
-    ar, mdm = said["runs"]
-    assert (ar["bound"], mdm["bound"]) == ("exact", "bound") and len(said["prompts"]) == len(ar["answers"]) == 6
+    ar, mdm, sdd = said["runs"]
+    assert [run["bound"] for run in said["runs"]] == ["exact", "bound", "denoising"] and sdd["bits_per_byte"]["mean"] is None
+    assert sdd["sampler"] == {"name": "sdd-renoise", "temperature": 0.0, "steps": 2}
+    assert len(said["prompts"]) == len(ar["answers"]) == 6
     assert said["prompts"][0]["prompt"].startswith("### Instruction:\n")
     assert said["prompts"][0]["references"][0].startswith("Answer: ")
     result = json.loads((runs / "ar" / "result.json").read_text())
@@ -64,7 +66,9 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
     assert gap["mean"] == pytest.approx(mdm["rouge_l"]["mean"] - ar["rouge_l"]["mean"])
     assert (tmp_path / "instruct.png").stat().st_size > 10_000
     table = describe(said)
-    assert "exact" in table and "bound" in table and f"{runs / 'mdm'} minus {runs / 'ar'}: ROUGE-L" in table
+    assert (
+        "exact" in table and "bound" in table and "denoising" in table and f"{runs / 'mdm'} minus {runs / 'ar'}: ROUGE-L" in table
+    )
 
 
 def test_a_run_of_other_data_is_asked_too(runs, tmp_path, capsys):
