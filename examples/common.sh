@@ -2,7 +2,8 @@
 # What every recipe shares; a recipe sources it. It goes to the project's folder, settles the scale and the data, and defines
 #   sizes, budgets, at_scale      what a sweep runs over, at either scale
 #   plan FLAGS...                 more runs for this recipe, as `tools/scaling_laws.py plan FLAGS` makes them; the recipe sets
-#                                 `name`, what they are called, and may set `extra`, flags of pretrain_*.py for each
+#                                 `name`, what they are called, and may set `extra`, flags of pretrain_*.py for each, and before
+#                                 it sources this, `own_text`, where it reads no text of the Python library
 #   finish, evaluate              execute the plan on every GPU of the job, or in few processes; score finished runs
 #   analyse, tabulate             its tables and figures; a line for each of its runs
 # examples/README.md lists the variables that change a run.
@@ -227,7 +228,7 @@ prepare_text() {                                      # SCALE=cpu: text to byte 
 
 if [[ ${DRY_RUN:-} != 1 ]]; then
   "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || make_environment tracking
-  if [[ $SCALE == cpu ]]; then prepare_text; fi
+  if [[ $SCALE == cpu && ! ${own_text:-} ]]; then prepare_text; fi
 fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

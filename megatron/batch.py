@@ -19,6 +19,7 @@ class Clean:
     tokens: Tensor  # [b, s+1] int64
     scored: Tensor  # [b, s+1] bool    to be predicted; what comes before is given, what comes behind follows from the last
     index: Tensor  # [b] int64        global sample number: names the noise, survives resume
+    vectors: Tensor | None = None  # [b, d] fp32      standardised, where rows are texts with vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,11 @@ class Batch:
     asked: Tensor  # [n] int64        flat positions with a weight, so that the head reads only those
     # What only some objectives say:
     level: Tensor | None = None  # [b] fp32       noise level that the network is told
-    latent: Tensor | None = None  # [b, d] fp32    vector that it is told
+    latent: Tensor | None = None  # [b, d] fp32    vector that it is told, at the place of position 0
+    latent_level: Tensor | None = (
+        None  # [b] fp32       how much of that is noise: 0 nothing, 1 all; a vector that is not told is 0, at 1
+    )
+    latent_target: Tensor | None = None  # [b, d] fp32    what it must predict at position 0, where that is asked
     candidates: Tensor | None = None  # [b, s, k] int64    ids of a position, read as their mixture; `inputs` is not read then
     mix: Tensor | None = None  # [b, s, k] fp32    their weights
     segments: Tensor | None = None  # [b, s] int64   a position sees those of its own number only
@@ -44,6 +49,17 @@ class Batch:
     def tensors(self) -> dict[str, Tensor]:
         """What is there, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+    def asks_vector(self) -> Tensor:
+        """Which asked positions are the place of a vector that is predicted.  -> [n] bool"""
+        if self.latent_target is None:
+            return torch.zeros_like(self.asked, dtype=torch.bool)
+        return self.asked % self.inputs.shape[1] == 0
+
+    @property
+    def tokens_asked(self) -> int:
+        """Asked positions of which the head predicts a token."""
+        return len(self.asked) - int(self.asks_vector().sum())
 
     def to(self, device: torch.device) -> "Batch":
         return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self.tensors().items()})
@@ -74,6 +90,7 @@ class Purpose:
     MASK, RATE, RATE_ORDER, DATA_ORDER, HIDDEN_DROPOUT, ATTENTION_DROPOUT, SAMPLED_TOKEN, REVEAL_TIME = range(8)
     ROW_KIND, ROW_LENGTH, HIDDEN_EDGES, ROW_ORDER, ORDER, ANSWER, REMASK = range(8, 15)
     CANDIDATES, CANDIDATES_AGAIN = range(20, 22)
+    VECTOR_DROPPED, VECTOR_TIME, VECTOR_NOISE, TURN, SAMPLED_VECTOR = range(30, 35)
 
 
 def stream(seed: int, purpose: int, number: int, place: int = 0) -> np.random.Generator:
@@ -109,13 +126,13 @@ class Noise:
             drawn[row] = rng.random(shape, np.float32)
         return torch.from_numpy(drawn)
 
-    def stratified(self, strata: int) -> Tensor:
+    def stratified(self, strata: int, purpose: int = Purpose.RATE_ORDER) -> Tensor:
         """One noise level in (0, 1] a sample; `strata` consecutive samples fill all strata once.  -> [b] float64
 
         Block k of samples shares the offset u_k and an order drawn from (seed, k): 1 - ((u_k + place / strata) mod 1).
         """
         blocks = dict.fromkeys(i // strata for i in self.index)
-        drawn = zip(blocks, self.at(Purpose.RATE_ORDER, blocks))
+        drawn = zip(blocks, self.at(purpose, blocks))
         of = {block: (rng.random(), rng.permutation(strata).tolist()) for block, rng in drawn}
         levels = []
         for block, place in (divmod(i, strata) for i in self.index):

@@ -68,6 +68,8 @@ class Shape:
     num_query_groups: int | None = None  # heads of keys and values [each query head has its own]
     condition_features: int = 0  # of what a network is told: three matrices a norm; 0: nothing
     candidate_features: int = 0  # of attention among a position's candidates; 0: there is none
+    latent_readout: int = 0  # numbers of a vector that is predicted; 0: none is
+    latent_features: int = 0  # of what is read at the place of a row's vector; 0: rows have none
 
     def block_tensors(self) -> dict[str, Parameter]:
         """Of one block, by their names inside it."""
@@ -101,8 +103,11 @@ class Shape:
         """Every parameter that the model allocates, by name."""
         table, blocks = Parameter((self.padded_vocab_size, self.hidden_size), cut=0), self.block_tensors()
         found = {"embed.weight": table} | {f"reader.{name}": p for name, p in self.reader_tensors().items()}
+        if self.latent_features:
+            found["reader.weight"] = Parameter((self.hidden_size, self.latent_features))
         found |= {f"blocks.{i}.{name}": p for i in range(self.num_layers) for name, p in blocks.items()}
-        return found | {"norm.weight": Parameter((self.hidden_size,))} | ({} if self.tied else {"head.weight": table})
+        found |= {"norm.weight": Parameter((self.hidden_size,))} | ({} if self.tied else {"head.weight": table})
+        return found | ({"readout.weight": Parameter((self.latent_readout, self.hidden_size))} if self.latent_readout else {})
 
     @property
     def attention_width(self) -> int:
@@ -114,8 +119,9 @@ class Shape:
         return (self.num_query_groups or self.num_attention_heads) * self.kv_channels
 
     def non_embedding(self) -> int:
-        """Blocks, final norm and a reader of candidates, exactly as the model allocates them."""
-        return self.num_layers * count(self.block_tensors()) + count(self.reader_tensors()) + self.hidden_size
+        """Blocks, final norm, and what reads candidates, and reads and predicts vectors, exactly as the model allocates them."""
+        outside = self.hidden_size * (1 + self.latent_features + self.latent_readout)
+        return self.num_layers * count(self.block_tensors()) + count(self.reader_tensors()) + outside
 
     def total(self) -> int:
         """Every parameter that the model allocates, padded vocabulary included."""
@@ -137,7 +143,7 @@ class Shape:
         `reads`: how often a token stands in what blocks and attention read; `candidates`: ids that a position mixes, 0 for one
         that is looked up.
         """
-        multiplied = reads * self.products() + self.vocab_size * self.hidden_size
+        multiplied = reads * self.products() + self.vocab_size * self.hidden_size + self.row_products() / seq_length
         return 6 * multiplied + 3 * (reads * self.attention_flops(reads * seq_length) + self.mixing_flops(candidates))
 
     def executed_flops_per_token(
@@ -149,12 +155,18 @@ class Shape:
         products = reads * self.products()
         again = {None: 0.0, "selective": attention, "full": attention + 2 * products}[recompute]
         read = 3 * (attention + self.mixing_flops(candidates))
-        return 6 * (products + asked * self.vocab_size * self.hidden_size) + read + again
+        each = products + asked * self.vocab_size * self.hidden_size + self.row_products() / seq_length
+        return 6 * each + read + again
 
     def products(self) -> int:
         """Weights of the blocks that a token is multiplied with."""
         multiplied = (p for name, p in self.block_tensors().items() if name.endswith("weight") and len(p.shape) == 2)
         return self.num_layers * sum(math.prod(p.shape) for p in multiplied)
+
+    def row_products(self) -> int:
+        """Weights that a row is multiplied with once: of the norms' conditions, and of its vector's reader."""
+        told = 3 * 2 * self.num_layers * self.condition_features
+        return self.hidden_size * (told + self.latent_features + self.latent_readout)
 
     def attention_flops(self, seen: float) -> float:
         """Of a token's forward pass over so many places: scores and their mean of the values."""

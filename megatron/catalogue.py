@@ -17,6 +17,7 @@ class Known:
     entry_point: str  # the program whose default it is
     causal: bool  # which attention its model has
     uses_mask: bool  # whether the mask's row of the embedding table is an input
+    vectors: bool = False  # whether it is of rows with vectors, which it predicts
     exact: bool  # whether its validation loss is an exact NLL
     likelihood: bool = True  # where it is not exact, whether it is an upper bound on one; else it says nothing of an NLL
 
@@ -50,6 +51,27 @@ OBJECTIVES = {
         exact=False,
         likelihood=False,
     ),
+    "t2l": Known(
+        label="T2L",
+        title="diffusion of vectors given their texts",
+        built_by="megatron.objectives.vectors:VectorGivenText",
+        entry_point="pretrain_diff_gpt.py",
+        causal=False,
+        uses_mask=True,
+        vectors=True,
+        exact=False,
+        likelihood=False,
+    ),
+    "joint": Known(
+        label="Joint",
+        title="texts given vectors and vectors given texts, in turns or at once",
+        built_by="megatron.objectives.vectors:TextAndVector",
+        entry_point="pretrain_diff_gpt.py",
+        causal=False,
+        uses_mask=True,
+        vectors=True,
+        exact=False,
+    ),
 }
 
 
@@ -62,8 +84,8 @@ def need_likelihood(objective: str, what: str) -> None:
     """Raises Mismatch for an objective that has none, saying what needs one."""
     if not OBJECTIVES[objective].likelihood:
         raise Mismatch(
-            f"{what} needs a likelihood, and --objective {objective} has none: its loss is a cross-entropy of denoising, which "
-            "bounds no NLL; tools/evaluate.py --checkpoint measures what it has"
+            f"{what} needs a likelihood, and --objective {objective} has none: its loss is one of denoising, which bounds "
+            "no NLL; tools/evaluate.py --checkpoint measures what it has"
         )
 
 

@@ -58,6 +58,10 @@ CUT = Needs("give --data-path", lambda c: c.data.data_path)
 PACKED = Needs("use --data-kind packed", lambda c: c.data.data_kind == "packed")
 PACKED_TRAINING = Needs("give packed training data", lambda c: c.data.data_kind == "packed" and given_of(c.data, CORPORA[0]))
 MEGATRON_ORDER = Needs("use --epoch-order reference", lambda c: c.data.epoch_order != "strict")
+PAIRS = Needs("use --data-kind pairs", lambda c: c.data.data_kind == "pairs")
+LATENT = Needs("give --latent-size", lambda c: c.model.latent_size)
+JOINT = Needs("use --objective joint", lambda c: c.objective.objective == "joint")
+TURNS = Needs("use --objective joint and another --latent-mode", lambda c: JOINT.met(c) and c.objective.latent_mode != "joint")
 PAPERS = Needs("use --data-kind random-window", lambda c: c.data.data_kind == "random-window")
 GPT2_BPE = Needs("use --tokenizer-type GPT2BPETokenizer", lambda c: c.data.tokenizer_type == "GPT2BPETokenizer")
 TOKENIZER_FILE = Needs("use a --tokenizer-type that reads one", lambda c: c.data.tokenizer_type in TOKENIZERS_OF_FILES)
@@ -158,6 +162,30 @@ class Model:
         identity="experiment",
         needs=SDD,
     )
+    latent_size: int | None = flag(
+        None,
+        "the network is told the vector of each row, of so many numbers, standardised, at a place of its own before the text",
+        identity="experiment",
+        needs=PAIRS,
+    )
+    latent_adaln: bool = flag(
+        False,
+        "norms are told the vector too, which scales, shifts and gates each branch (adaLN-zero)",
+        identity="experiment",
+        needs=LATENT,
+    )
+
+    latent_head: bool = flag(
+        False,
+        "the network predicts vectors too, as --objective t2l and joint always do: for a run that shall go on as one of them",
+        identity="experiment",
+        needs=LATENT,
+    )
+
+    @property
+    def text_length(self) -> int:
+        """Places of a row that hold text: all, but one where the row's vector has a place."""
+        return self.seq_length - bool(self.latent_size)
 
     @property
     def initial_std(self) -> float:
@@ -165,6 +193,7 @@ class Model:
         return math.sqrt(2 / (5 * self.hidden_size)) if self.init_method == "small-init" else self.init_method_std
 
     def shape(self) -> Shape:
+        latent = self.latent_size + LEVEL_FEATURES if self.latent_size else 0
         return Shape(
             num_layers=self.num_layers,
             hidden_size=self.hidden_size,
@@ -175,8 +204,10 @@ class Model:
             vocab_size=self.vocab_size,
             padded_vocab_size=self.padded_vocab_size,
             tied=not self.untie_embeddings_and_output_weights,
-            condition_features=LEVEL_FEATURES * self.time_conditioning,
+            condition_features=LEVEL_FEATURES * self.time_conditioning + latent * self.latent_adaln,
             candidate_features=CANDIDATE_FEATURES * (self.sdd_denoiser == "bilateral"),
+            latent_features=latent,
+            latent_readout=(self.latent_size or 0) * self.latent_head,
         )
 
 
@@ -449,6 +480,27 @@ class Objective:
         identity="experiment",
         needs=SDD_ON_DOCUMENTS,
     )
+    latent_dropout: float = flag(
+        0.1,
+        "share of training rows whose vector is not told, which guidance and the loss without it need",
+        least=0,
+        below=1,
+        identity="experiment",
+        needs=LATENT,
+    )
+    latent_mode: Literal["joint", "sequential", "random"] = flag(
+        "joint",
+        "joint: a step hides text and noises vectors, and predicts both; sequential, random: a step does one of --latent-turns",
+        identity="experiment",
+        needs=JOINT,
+    )
+    latent_turns: list[str] | None = flag(
+        None,
+        "l2t=N (text given vector), t2l=N, joint=N: steps of each in a cycle, or their weights [l2t=1 t2l=1]",
+        identity="experiment",
+        needs=TURNS,
+    )
+    latent_weight: float = flag(1.0, "factor of the vectors' part of the loss", identity="experiment", needs=JOINT)
     num_mc: int = flag(None, "noise draws a validation row [ar 1, others 2; 2 or more give a standard error]", identity="free")
     score_first_token: bool = flag(False, "parity: validation scores token 0 too (mdm), and the last one (ar)", identity="free")
 
@@ -654,6 +706,7 @@ CORPORA: tuple[tuple[str, ...], ...] = tuple(
     ("data_path", f"{split}_data_path", f"{split}_data_path_file") for split in ("train", "valid", "test")
 )
 EXCLUSIVE = (BUDGETS, ("lr_decay_samples", "lr_decay_iters"), WARMUPS, ("lr_wsd_decay_samples", "lr_wsd_decay_iters"), *CORPORA)
+TOLD: tuple[str, ...] = ("ar", "mdm")  # objectives of texts that may be told a vector
 OF_SIGMA: tuple[str, ...] = ("geometric", "linear-sigma")
 PIPELINE_ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
 
@@ -794,6 +847,7 @@ def resolve_model(cfg: Config, unread: Collection[str], mistakes: list[str]) -> 
         mistakes.append(f"--seq-length {m.seq_length} is above --max-position-embeddings {m.max_position_embeddings}")
     if m.use_flash_attn and m.attention_dropout:
         mistakes.append("--use-flash-attn: the fused kernel has no addressed dropout; give --attention-dropout 0")
+    m = replace(m, latent_head=m.latent_head or OBJECTIVES[cfg.objective.objective].vectors)
     vocab_size = known_vocabulary(cfg, mistakes)
     return fill_vocabulary(m, vocab_size, cfg.objective.uses_mask, cfg.parallel, mistakes) if vocab_size else m
 
@@ -1126,6 +1180,8 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
         mistakes.append(f"--noise-sigma-min {o.noise_sigma_min:g} must be below --noise-sigma-max {o.noise_sigma_max:g}")
     if o.block_size:
         check_blocks(cfg, mistakes)
+    if cfg.model.latent_size or known.vectors:
+        check_latents(cfg, mistakes)
     if o.randmask_ratio and o.num_order_list > 1:
         mistakes.append("--randmask-ratio and --num-order-list exclude each other: give one")
     if o.num_order_list > 1 and (cfg.data.reset_attention_mask or cfg.data.reset_position_ids or cfg.data.eod_mask_loss):
@@ -1169,6 +1225,42 @@ def check_blocks(cfg: Config, mistakes: list[str]) -> None:
     table = declared()
     given = [n for n in OF_WHOLE_ROWS if getattr(getattr(cfg, table[n][0]), n) != table[n][1].default]
     mistakes += [f"{spelling(n)} acts on whole rows, not on those of --block-size: leave one of them out" for n in given]
+
+
+def check_latents(cfg: Config, mistakes: list[str]) -> None:
+    """Rows that begin with a vector: what reads texts alone, or moves places, does not read them."""
+    o, t, size = cfg.objective, cfg.train, cfg.model.latent_size
+    if not size:
+        mistakes.append(f"--objective {o.objective} needs --data-kind pairs and --latent-size, the numbers of a row's vector")
+        return
+    if o.objective not in TOLD and not OBJECTIVES[o.objective].vectors:
+        mistakes.append(f"--latent-size {size}: --objective {o.objective} is told no vector: use {' or '.join(TOLD)}")
+    try:
+        read_turns(o.latent_turns or [])
+    except ValueError as error:
+        mistakes.append(f"--latent-turns {error}: expected l2t=N, t2l=N or joint=N, each once, N a whole number from 1 on")
+    alone = {
+        "--final-scores": bool(t.final_scores),
+        "--eval-tasks": bool(t.eval_tasks),
+        "--num-order-list": o.num_order_list > 1,
+        "--randmask-ratio": o.randmask_ratio > 0,
+    }
+    mistakes += [f"{name} is of texts without vectors: leave it out, or --latent-size" for name, value in alone.items() if value]
+    if not given_of(cfg.data, CORPORA[0]) and not t.dry_run:
+        mistakes.append("--latent-size needs --train-data-path, whose vectors' means and deviations standardise all others")
+    if (cfg.model.seq_length or 2) < 2:
+        mistakes.append("--seq-length 1 leaves no place for text behind the vector: give at least 2")
+
+
+def read_turns(words: list[str]) -> dict[str, int]:
+    """`l2t=3 t2l=1`.  Raises ValueError with the word that is none."""
+    found: dict[str, int] = {}
+    for word in words:
+        kind, _, count = word.partition("=")
+        if kind not in ("l2t", "t2l", "joint") or kind in found or not re.fullmatch(r"[1-9][0-9]{0,8}", count):
+            raise ValueError(word)
+        found[kind] = int(count)
+    return found
 
 
 def check_data(cfg: Config, unread: Collection[str], mistakes: list[str]) -> None:

@@ -57,7 +57,8 @@ def shapes(cfg: Config, layers: range) -> Shapes:
     """Every parameter of a stage on one tensor-parallel rank."""
     shape, t = cfg.model.shape(), cfg.parallel.tensor_model_parallel_size
     first, last = layers.start == 0, layers.stop == cfg.model.num_layers
-    ends = {"embed.weight": first or (last and shape.tied), "norm.weight": last, "head.weight": last}
+    ends = {"embed.weight": first or (last and shape.tied), "reader.weight": first}
+    ends |= {name: last for name in ("norm.weight", "head.weight", "readout.weight")}
 
     def here(name: str) -> bool:
         return (

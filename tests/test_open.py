@@ -27,10 +27,12 @@ from megatron.engine.randomness import untouched
 from megatron.objectives import Objective, checked
 from megatron.objectives.autoregressive import places
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.objectives.vectors import TextAndVector, TextGivenVector, VectorGivenText
 from megatron.training.device import Where
 from megatron.training.loop import Interval, one_step
 
 VOCAB, MASK, LENGTH, STEPS = 257, 257, 16, 4  # of bytes
+WIDTH = 3  # numbers of a vector
 RATES, MIXING = 1001, 1002  # purposes of the toys' random numbers
 
 
@@ -41,18 +43,25 @@ class Words:
     """Sample i is a function of i; the first two tokens of odd samples are not scored."""
 
     tokens_per_epoch, rows_in_first_epoch = 10_000, 10_000
+
     borders = Borders()
 
+    def __init__(self, length=LENGTH):
+        self.length = length
+
     def rows(self, numbers):
-        return np.stack([np.random.default_rng(int(n)).integers(0, 50, LENGTH + 1) for n in numbers])
+        return np.stack([np.random.default_rng(int(n)).integers(0, 50, self.length + 1) for n in numbers])
 
     def scored(self, numbers):
-        kept = np.ones((len(numbers), LENGTH + 1), bool)
+        kept = np.ones((len(numbers), self.length + 1), bool)
         kept[np.asarray(numbers) % 2 == 1, :2] = False
         return kept
 
     def check_ids(self, rows, numbers):
         assert (rows < VOCAB).all()
+
+    def vectors(self, numbers):
+        return np.stack([np.random.default_rng([int(n), 1]).standard_normal(WIDTH, np.float32) for n in numbers])
 
     def fingerprint(self):
         return "words"
@@ -156,6 +165,15 @@ class Mixed(Objective):
         return Batch(inputs=tokens, targets=tokens, weights=weights, scored=scored, **told, **said)
 
 
+def turns():
+    """Texts given vectors, vectors given texts, and both: a step of each."""
+    text = MaskedDiffusion(mask_id=MASK, strata=8)
+    alike = {"size": WIDTH, "std": 0.1, "adaptive": True}
+    told = TextGivenVector(text=text, dropped=0.3, causal=False, exact=False, uses_mask=True, **alike)
+    vector = VectorGivenText(mask_id=MASK, strata=8, **alike)
+    return TextAndVector(text=told, vector=vector, turns=(("l2t", 1), ("t2l", 1), ("joint", 1)), drawn=False, batch=8, weight=0.5)
+
+
 # A sampler, over logits
 
 
@@ -200,7 +218,7 @@ def job(flags, toy, save=None, load=None, steps=STEPS):
     cfg = parse([*FLAGS, *flags])
     parallel = cfg.parallel
     mesh = build_mesh(parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel)
-    objective = checked(Adaptive() if toy == "adaptive" else Mixed(tp=mesh.tp))
+    objective = checked({"adaptive": Adaptive, "mixed": lambda: Mixed(tp=mesh.tp), "vectors": turns}[toy]())
     where = place()
     engine = engines.build(cfg, objective, where, mesh, lambda line: None, fresh=load is None)
     learner = learners.build(cfg, objective, mesh, where.device)
@@ -211,7 +229,7 @@ def job(flags, toy, save=None, load=None, steps=STEPS):
         for learning in filter(None, (engine, learner)):
             learning.load(found)
     while at.step < steps:
-        at, interval = one_step(cfg, engine, objective, Words(), world, at, interval, learner)
+        at, interval = one_step(cfg, engine, objective, Words(LENGTH - (toy == "vectors")), world, at, interval, learner)
         if save:
             pieces = engine.pieces() + (learner.pieces() if learner else [])
             checkpoint.save(Path(save), at.step, pieces, {}, group=mesh.control)

@@ -2,6 +2,8 @@
 
     python tools/generate.py RUN_DIR --prompt "def " --num-samples 4 --temperature 0.8 --top-p 0.95
     python tools/generate.py RUN_DIR --infill "import [MASK:6] as np" --sampler confidence
+    python tools/generate.py RUN_DIR --vectors vectors.npy --guidance 1       # a run of texts with vectors (--latent-size)
+    python tools/generate.py RUN_DIR --prompts texts.txt --to-vectors out.npy # one that predicts vectors (--objective t2l, joint)
 
 Sample i is a function of the seed and i: the same alone or in any batch. An autoregressive run is continued until it draws the
 end of the document; text of a masked-diffusion run is cut there. Runs in one process, whatever layout the run had.
@@ -21,7 +23,7 @@ if __name__ == "__main__":
 import argparse
 import json
 
-from megatron.errors import BadData, MissingInput, exits  # noqa: E402
+from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, exits  # noqa: E402
 from megatron.flags import ConfigError  # noqa: E402
 from megatron.sampling.table import SAMPLERS, SETTINGS, default_of, sampler_for  # noqa: E402
 
@@ -36,7 +38,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--prompt", help="text to go on with [the beginning of a document]")
     what.add_argument("--prompts", type=Path, metavar="FILE", help='one prompt a line; of a .jsonl file {"prompt": ...} a line')
     what.add_argument("--infill", metavar="TEXT", help="text with gaps, [MASK:5] for five tokens")
-    p.add_argument("--num-samples", type=int, default=1, help="of each prompt [1]")
+    p.add_argument(
+        "--vectors", type=Path, metavar="FILE.npy", help="write texts for the vectors of this file, [m, d] or [d], as they came"
+    )
+    p.add_argument(
+        "--to-vectors", type=Path, metavar="OUT.npy", help="write a vector for each prompt here, by --steps of DDIM [50]"
+    )
+    p.add_argument("--num-samples", type=int, default=1, help="of each prompt, or vector [1]")
     p.add_argument("--max-new-tokens", type=int, help="at most so many [the rest of the run's --seq-length]")
     p.add_argument("--sampler", choices=SAMPLERS, help="[ar: autoregressive; mdm: ancestral; sdd: sdd-renoise]")
     p.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token [1]")
@@ -82,6 +90,15 @@ def refuse_early(given: argparse.Namespace) -> None:
             mistakes.append(
                 f"--{name.replace('_', '-')} would do nothing with --infill, whose gaps say what is filled: leave it out"
             )
+    if given.vectors and given.prompts:
+        mistakes.append("--vectors and --prompts are both read one by one: give one --prompt, or none")
+    if given.to_vectors:
+        unread = ("vectors", "infill", "sampler", "max_new_tokens", "stop", "ignore_end")
+        mistakes += [
+            f"--{name.replace('_', '-')} would do nothing with --to-vectors, which reads texts: leave it out"
+            for name in unread
+            if getattr(given, name)
+        ]
     if mistakes:
         raise ConfigError(mistakes)
 
@@ -110,21 +127,32 @@ def main(argv: list[str] | None = None) -> None:
     refuse_early(given)
     prompts = read_prompts(given.prompts) if given.prompts else [given.prompt or ""]
     from megatron.sampling.draws import How
-    from megatron.sampling.generate import Source, continued, generate, with_gaps
+    from megatron.sampling.generate import Source, continued, generate, read_vectors, with_gaps
     from megatron.training import open_run
 
     trained = open_run(
-        given.run_dir, given.checkpoint, device=given.device, dtype=given.dtype, say=lambda line: print(line, file=sys.stderr)
+        given.run_dir,
+        given.checkpoint,
+        device=given.device,
+        dtype=given.dtype,
+        say=lambda line: print(line, file=sys.stderr),
+        vectors=bool(given.vectors or given.to_vectors),
     )
     source = Source.of(trained.cfg, trained.tokenizer)
+    names = ("temperature", "top_k", "top_p", "min_p", *SETTINGS)
+    how = How(**{name: getattr(given, name) for name in names})
+    if given.to_vectors:
+        return write_vectors(given, trained, source, prompts, how)
     sampler = given.sampler or default_of(source.objective)
     sampler_for(sampler, source.objective)
     if given.infill is not None:
         templates = [with_gaps(source, given.infill)]
     else:
         templates = [continued(source, prompt, given.max_new_tokens) for prompt in prompts]
-    names = ("temperature", "top_k", "top_p", "min_p", *SETTINGS)
-    how = How(**{name: getattr(given, name) for name in names})
+    vectors = None
+    if given.vectors:
+        vectors = read_vectors(given.vectors, trained.standard, source.latent_size)
+        templates, prompts = templates * len(vectors), prompts * len(vectors)
     done = generate(
         trained.engine,
         source,
@@ -136,8 +164,48 @@ def main(argv: list[str] | None = None) -> None:
         batch_size=given.batch_size,
         ignore_end=given.ignore_end,
         stop=given.stop,
+        vectors=vectors,
     )
     report(given, done, sampler, prompts)
+
+
+def write_vectors(given: argparse.Namespace, trained, source, prompts: list[str], how) -> None:
+    """Raises Mismatch for a run that predicts no vectors, CannotWrite."""
+    import io
+
+    import numpy as np
+
+    from megatron.files import replace_file
+    from megatron.sampling.generate import encoded
+    from megatron.sampling.vectors import vectors_for
+
+    if not trained.cfg.model.latent_head or source.mask is None:
+        raise Mismatch(f"{given.run_dir} predicts no vectors: give a run of --objective t2l or joint")
+    texts, end = [encoded(source, prompt) for prompt in prompts], trained.tokenizer.eod
+    found = vectors_for(
+        trained.engine,
+        texts,
+        source.latent_size,
+        trained.cfg.model.text_length,
+        end,
+        source.mask,
+        how,
+        given.seed,
+        given.num_samples,
+        given.batch_size,
+    )
+    rows, out = trained.standard.raw(found.numpy()), io.BytesIO()
+    np.save(out, rows)
+    try:
+        replace_file(given.to_vectors, out.getvalue())
+    except OSError as error:
+        raise CannotWrite(f"--to-vectors {given.to_vectors}: {error.strerror}") from None
+    said = {"vectors": len(rows), "size": source.latent_size, "seed": given.seed, "file": str(given.to_vectors)}
+    print(
+        json.dumps(said)
+        if given.json
+        else f"{given.to_vectors}: {len(rows)} vectors of {source.latent_size} numbers, of {len(texts)} texts"
+    )
 
 
 def report(given: argparse.Namespace, done, sampler: str, prompts: list[str]) -> None:

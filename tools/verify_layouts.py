@@ -38,7 +38,7 @@ from rich.table import Table
 from megatron.catalogue import OBJECTIVES
 from megatron.errors import exits
 from megatron.proof.agreement import COLUMNS, LIMITS, Row, Verifier, open_pool
-from megatron.proof.layouts import choose, read_experiment
+from megatron.proof.layouts import choose, read_experiment, served
 
 LINE = "{:9} {:38} {:5} " + "{:18} " * len(COLUMNS) + "{:>6}"
 LEGEND = "; ".join(
@@ -104,8 +104,9 @@ def read_words(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def verify(given: argparse.Namespace, words: list[str], shown: Shown, left_out: list[str]) -> None:
     """Show a row for each layout, as they come. Raises ConfigError for flags or a named layout that cannot be."""
     names = [name.strip() for name in given.layouts.split(",") if name.strip()]
+    asked = given.objective or served(words)
     with tempfile.TemporaryDirectory() as folder:
-        experiments = [read_experiment(words, objective, Path(folder)) for objective in given.objective or OBJECTIVES]
+        experiments = [read_experiment(words, objective, Path(folder)) for objective in asked]
         with open_pool(experiments[0].cfg) as pool:
             plans = [(experiment, *choose(names, experiment, pool.size)) for experiment in experiments]
             left_out += dict.fromkeys(line for _, _, reasons in plans for line in reasons)

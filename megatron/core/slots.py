@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from megatron.batch import Batch
 from megatron.budget import LEVEL_FEATURES
-from megatron.core.tensor_parallel import VocabEmbedding
+from megatron.core.parameters import Spec
+from megatron.core.tensor_parallel import VocabEmbedding, part
 
 
 class Reader(Protocol):
@@ -38,6 +39,13 @@ class Slots:
 
     reader: Reader | None = None
     condition: Condition | None = None
+    readout: VectorReadout | None = None
+
+
+def waves(level: Tensor) -> Tensor:
+    """Sines and cosines of a level in [0, 1].  [b] -> [b, LEVEL_FEATURES] fp32"""
+    angle = level[:, None].float() * 2.0 ** torch.arange(LEVEL_FEATURES // 2, device=level.device)
+    return torch.cat((angle.sin(), angle.cos()), -1)
 
 
 class LevelFeatures(nn.Module):
@@ -46,9 +54,7 @@ class LevelFeatures(nn.Module):
     width = LEVEL_FEATURES
 
     def forward(self, batch: Batch) -> Tensor:
-        level = self.level(batch)  # [b]
-        angle = level[:, None].float() * 2.0 ** torch.arange(self.width // 2, device=level.device)
-        return torch.cat((angle.sin(), angle.cos()), -1)
+        return waves(self.level(batch))
 
     def level(self, batch: Batch) -> Tensor:
         if batch.level is None:
@@ -71,14 +77,56 @@ class HiddenShare(LevelFeatures):
         return (batch.inputs == self.mask_id).float().mean(1) if batch.level is None else batch.level
 
 
-class LatentVector(nn.Module):
-    """A row's latent vector as it is. Batches must state `latent` [b, width]."""
+class VectorFeatures(nn.Module):
+    """A row's vector, and how much of it is noise. Batches must state `latent` [b, size] and `latent_level` [b]."""
 
-    def __init__(self, width: int):
+    def __init__(self, size: int):
         super().__init__()
-        self.width = width
+        self.width = size + LEVEL_FEATURES
 
     def forward(self, batch: Batch) -> Tensor:
-        if batch.latent is None:
-            raise ValueError("the network is told a latent vector, and the batch has none: pose() must set Batch.latent")
-        return batch.latent.float()
+        if batch.latent is None or batch.latent_level is None:
+            raise ValueError("the network is told a vector, and the batch has none: set Batch.latent and Batch.latent_level")
+        return torch.cat((batch.latent.float(), waves(batch.latent_level)), -1)
+
+
+class Together(nn.Module):
+    """Several conditions, one beside the other."""
+
+    def __init__(self, *parts: Condition):
+        super().__init__()
+        self.parts, self.width = parts, sum(p.width for p in parts)
+
+    def forward(self, batch: Batch) -> Tensor:
+        return torch.cat([p(batch) for p in self.parts], -1)
+
+
+class VectorPlace(nn.Module):
+    """Reads a row's vector at position 0, where no token stands, and tokens elsewhere."""
+
+    def __init__(self, hidden: int, size: int, std: float):
+        super().__init__()
+        self.told, self.std = VectorFeatures(size), std
+        self.weight = nn.Parameter(torch.empty(hidden, self.told.width))
+
+    def specs(self) -> dict[str, Spec]:
+        return {"weight": Spec(std=self.std, partial=True)}
+
+    def forward(self, batch: Batch, embed: VocabEmbedding, dtype: torch.dtype) -> Tensor:
+        vector = (self.told(batch).to(dtype) @ self.weight.to(dtype).t())[:, None]  # [b, 1, h]
+        return torch.where(part((batch.positions == 0)[..., None], embed.tp), vector, embed(batch.inputs, dtype))
+
+
+class VectorReadout(nn.Module):
+    """What the last stage predicts of a vector, from the hidden state at its place."""
+
+    def __init__(self, hidden: int, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, hidden))
+
+    def specs(self) -> dict[str, Spec]:
+        return {"weight": Spec(init="zeros")}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[m, h] -> [m, d]"""
+        return x @ self.weight.to(x.dtype).t()

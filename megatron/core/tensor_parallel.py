@@ -84,6 +84,22 @@ def leave(x: Tensor, tp: Group) -> Tensor:
     return _Leave.apply(x, tp) if tp.size > 1 else x
 
 
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, tp):
+        ctx.tp = tp
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, d_x):
+        return d_x if ctx.tp.rank == 0 else torch.zeros_like(d_x), None
+
+
+def once(x: Tensor, tp: Group) -> Tensor:
+    """Behind `enter`, for what every rank computes alike: the gradients of all are summed, and the first gives it."""
+    return _Once.apply(x, tp) if tp.size > 1 else x
+
+
 class Linear(nn.Module):
     """One weight [out, in] without bias, of which each rank holds a part along dimension `cut`."""
 

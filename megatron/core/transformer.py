@@ -25,7 +25,7 @@ from megatron.core.head import weighted_nll, whole_logits, wide
 from megatron.core.mesh import ALONE, Group
 from megatron.core.parameters import Spec, collect, initialise
 from megatron.core.slots import Slots
-from megatron.core.tensor_parallel import ColumnLinear, RowLinear, VocabEmbedding, enter, part
+from megatron.core.tensor_parallel import ColumnLinear, RowLinear, VocabEmbedding, enter, once, part
 
 if TYPE_CHECKING:
     from megatron.config import Model
@@ -242,6 +242,7 @@ class GPT(nn.Module):
         if self.last:
             self.norm = RMSNorm(cfg.hidden_size, cfg.norm_epsilon)
             self.head = None if tied else table()
+        self.readout = slots.readout if self.last else None
         self.declared = collect(self)
         if any(name.startswith("condition.") for name in self.declared):
             raise TypeError(
@@ -294,8 +295,8 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
         """sum(weights * nll) of the asked positions, and each one's nll and hit.  -> [] fp32, [n] fp32, [n] fp32
 
-        Without `loss`, their logits over all ids that can be predicted: -> [n, v]. A stage that is not the last gives what
-        it hands on instead.
+        Without `loss`, their logits over all ids that can be predicted: -> [n, v]; of a batch with a `latent_target`, what is
+        predicted of it: -> [n, d]. A stage that is not the last gives what it hands on instead.
         """
         x = self.hidden(batch, x, cache)
         if not self.last:
@@ -304,10 +305,40 @@ class GPT(nn.Module):
         asked = batch.asked
         if len(asked) < len(x):
             x = x.index_select(0, asked)  # [n, h]
+        if batch.latent_target is not None:
+            return self.vectors(x, batch, loss)
         table = self.embed.weight if self.head is None else self.head.weight
         if not loss:
             return whole_logits(x, table, self.columns, self.tp)
-        return weighted_nll(x, table, batch.targets.flatten()[asked], batch.weights.flatten()[asked], self.columns, self.tp)
+        total, nll, hit = weighted_nll(
+            x, table, batch.targets.flatten()[asked], batch.weights.flatten()[asked], self.columns, self.tp
+        )
+        if self.readout is not None:  # which every step of every replica must give a gradient
+            total = total + (0 * self.readout.weight).sum()
+        return total, nll, hit
+
+    def vectors(self, x: Tensor, batch: Batch, loss: bool) -> tuple[Tensor, Tensor, Tensor] | Tensor:
+        """`forward` where vectors are predicted too: the nll of a vector's place is the mean square of its error.
+
+        x [n, h] of the asked positions
+        """
+        assert self.readout is not None and batch.latent_target is not None
+        at, asked = batch.asks_vector(), batch.asked
+        predicted = self.readout(once(x[at], self.tp)).to(wide(x.dtype))  # [m, d]
+        if not loss:
+            return predicted
+        weights, targets = batch.weights.flatten()[asked], batch.targets.flatten()[asked]
+        table = self.embed.weight if self.head is None else self.head.weight
+        text, nll, hit = weighted_nll(x[~at], table, targets[~at], weights[~at], self.columns, self.tp)
+        error = (predicted - batch.latent_target[asked[at] // batch.inputs.shape[1]]).square().mean(-1)  # [m]
+        whole, hits = torch.zeros_like(weights, dtype=error.dtype), torch.zeros_like(weights, dtype=hit.dtype)
+        whole[at], whole[~at], hits[~at] = error.detach(), nll.detach().to(error.dtype), hit
+        return text + (weights[at] * error).sum(), whole, hits
+
+    def answers(self, batch: Batch) -> tuple[int, int]:
+        """The shape of what `forward` says without the loss."""
+        width = self.columns if batch.latent_target is None else batch.latent_target.shape[1]
+        return len(batch.asked), width
 
     def drops(self) -> bool:
         return bool(self.cfg.hidden_dropout or self.cfg.attention_dropout)

@@ -40,6 +40,7 @@ class SampleSpec:
     eval_seed: int
     tokenizer: Tokenizer | None = None
     lengths: dict[str, int] | None = None
+    latent_size: int | None = None  # numbers in a row's vector, where it is read
 
     @property
     def vocab_size(self) -> int | None:
@@ -71,9 +72,15 @@ def build_datasets(data: Data, spec: SampleSpec) -> dict[str, Samples | None]:
         kinds = {"packed": packed, "instruct": instruct, "pairs": pairs}
         kind = kinds[data.data_kind]
         built = {split: kind(data, split, sources, spec) if sources else None for split, sources in chosen(data, spec).items()}
+    train = built["train"]
     for split, found in built.items():
-        if split != "train" and (train := built["train"]) and found:
+        if split != "train" and train and found:
             refuse_shared(train, found, split)
+    if spec.latent_size and isinstance(train, Pairs):
+        standard = train.moments()
+        for found in built.values():
+            if isinstance(found, Pairs):
+                found.standard = standard
     return built
 
 
@@ -208,7 +215,13 @@ def instruct(data: Data, split: str, sources: list[Source], spec: SampleSpec) ->
 
 
 def pairs(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> Pairs:
-    return checked(Pairs(alone(sources, split), spec.seq_length, spec.seed_of(split, data), spec.vocab_size, spec.eod), spec)
+    prefix = alone(sources, split)
+    found = Pairs(prefix, spec.seq_length, spec.seed_of(split, data), spec.vocab_size, spec.eod)
+    if spec.latent_size and found.width != spec.latent_size:
+        raise Mismatch(
+            f"{prefix} has vectors of {found.width} numbers, expected {spec.latent_size}: give --latent-size {found.width}"
+        )
+    return checked(found, spec)
 
 
 def alone(sources: list[Source], split: str) -> str:

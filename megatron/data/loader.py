@@ -26,6 +26,8 @@ def micro_batches(
     scored[num_samples:] = False
     cuts = [slice(at, at + micro_batch_size) for at in range(0, len(rows), micro_batch_size)]
     whole = {"tokens": rows, "scored": scored, "index": numbers}
+    vectors = dataset.vectors(numbers)
+    whole |= {} if vectors is None else {"vectors": vectors}
     return [Clean(**{name: torch.from_numpy(array[cut]) for name, array in whole.items()}) for cut in cuts]
 
 

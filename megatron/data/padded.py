@@ -60,6 +60,10 @@ class Padded(Samples):
     def rows_in_first_epoch(self) -> int:
         return len(self.kept)
 
+    @property
+    def samples_per_epoch(self) -> float:
+        return len(self.kept)
+
     def extents(self) -> list[tuple]:
         return [(self.corpus, 0, self.corpus.num_tokens)]
 

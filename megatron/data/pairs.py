@@ -2,7 +2,8 @@
 
 PREFIX.bin  PREFIX.idx      the texts, one document a pair
 PREFIX.vectors.npy          float32 [D, d], row i belonging to document i, read by position
-PREFIX.meta.json            under extra.vectors the checksum of each MiB of the matrix, which is tested when it is first read
+PREFIX.meta.json            under extra.vectors the checksum of each MiB of the matrix, which is tested when it is first read,
+                            and each number's mean and standard deviation over all vectors
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import tokenize
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,42 @@ from megatron.errors import BadData, MissingInput
 
 EDGE_BYTES = 1 << 20  # of each end of the matrix, in the fingerprint
 NO_NPY = (ValueError, EOFError, SyntaxError, TypeError, RecursionError, tokenize.TokenError)  # what numpy raises for a header
+ROWS_AT_ONCE = 4096  # whose moments are taken
 AGAIN = "import the pairs again with tools/import_pairs.py"
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Each number's mean and standard deviation over a corpus, 1 where it is constant.  float32 [d] each"""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def read(cls, said: dict) -> Standard:
+        """What `said` gave."""
+        return cls(np.array(said["mean"], "<f4"), np.array(said["std"], "<f4"))
+
+    def said(self) -> dict[str, list[float]]:
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Raw vectors, standardised.  float32 [b, d] -> [b, d]"""
+        return (rows - self.mean) / self.std
+
+    def raw(self, rows: np.ndarray) -> np.ndarray:
+        """The inverse of `of`."""
+        return rows * self.std + self.mean
+
+
+def moments(path: Path) -> Standard:
+    """Of a matrix that is on the disk, in two passes and float64."""
+    matrix = np.load(path, mmap_mode="r")
+    parts = [slice(at, at + ROWS_AT_ONCE) for at in range(0, len(matrix), ROWS_AT_ONCE)]
+    mean = sum(matrix[part].sum(0, dtype=np.float64) for part in parts) / len(matrix)
+    variance = sum(((matrix[part] - mean) ** 2).sum(0) for part in parts) / len(matrix)
+    std = np.sqrt(variance).astype("<f4")
+    return Standard(mean.astype("<f4"), np.where(std > 0, std, np.float32(1)))
 
 
 def vectors_path(prefix: str | Path) -> Path:
@@ -35,7 +72,7 @@ def checksums(path: Path) -> list[int]:
     return [zlib.crc32(block) for _, block in file.blocks(0, file.num_bytes, np.uint8, BLOCK_BYTES)]
 
 
-def read_layout(path: Path) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+def read_layout(path: Path, mend: str = AGAIN) -> tuple[np.dtype, tuple[int, ...], bool, int]:
     """A .npy's type, shape, whether columns come first, and where its numbers start.  Raises MissingInput or BadData."""
     try:
         with open(path, "rb") as file:
@@ -44,9 +81,9 @@ def read_layout(path: Path) -> tuple[np.dtype, tuple[int, ...], bool, int]:
             shape, by_column, dtype = read(file)
             return dtype, shape, by_column, file.tell()
     except OSError as error:
-        raise MissingInput(f"{path}: {error.strerror}, expected a vector a document: run tools/import_pairs.py") from None
+        raise MissingInput(f"{path}: {error.strerror}, expected vectors: {mend}") from None
     except NO_NPY as error:
-        raise BadData(f"{path}: does not begin like a .npy file ({' '.join(str(error).split())[:120]}); {AGAIN}") from None
+        raise BadData(f"{path}: does not begin like a .npy file ({' '.join(str(error).split())[:120]}); {mend}") from None
 
 
 class Vectors:
@@ -111,18 +148,31 @@ class Pairs(Padded):
 
     def __init__(self, prefix: str, seq_length: int, seed: int, vocab_size: int | None, end: int):
         super().__init__(prefix, seq_length, seed, vocab_size, end)
-        stated = ((self.corpus.meta or {}).get("extra") or {}).get("vectors")
-        self.matrix = Vectors(prefix, self.corpus.num_documents, stated and stated["block_crc32"])
+        self.stated = ((self.corpus.meta or {}).get("extra") or {}).get("vectors") or {}
+        self.matrix = Vectors(prefix, self.corpus.num_documents, self.stated.get("block_crc32"))
         self.kept = np.flatnonzero(self.lengths > 0)
+        self.standard: Standard | None = None  # by which vectors are read, at a place of their own before the text
 
     @property
     def width(self) -> int:
         """Numbers in a vector."""
         return self.matrix.width
 
+    @property
+    def tokens_per_epoch(self) -> int:
+        return len(self.kept) * (self.seq_length + (self.standard is not None))
+
+    def moments(self) -> Standard:
+        """As the sidecar states them, or taken from the matrix."""
+        return Standard.read(self.stated) if "mean" in self.stated else moments(self.matrix.path)
+
     def vectors(self, numbers: np.ndarray) -> np.ndarray:
         """The vectors of samples by number.  int64 [b] -> float32 [b, d].  Raises BadData for one that is damaged."""
-        return self.matrix.rows(self.documents(numbers))
+        rows = self.matrix.rows(self.documents(numbers))
+        return self.standard.of(rows) if self.standard else rows
+
+    def noted(self) -> dict:
+        return {"standard": self.standard.said()} if self.standard else {}
 
     def event(self, first: int, last: int) -> tuple[str, str]:
         """As in Samples, and where a row ends."""
@@ -140,4 +190,5 @@ class Pairs(Padded):
     def fingerprint(self) -> str:
         """Names the samples: sha256 over seed, length, and the content of texts and vectors."""
         known = ["vectors", RULE, self.end, self.seed, self.seq_length, self.corpus.fingerprint(), self.matrix.fingerprint()]
+        known += [self.standard.said()] if self.standard else []
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()

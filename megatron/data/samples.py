@@ -84,6 +84,10 @@ class Samples(ABC):
         """The vector that belongs to each sample, None where there is none.  int64 [b] -> float32 [b, d]"""
         return None
 
+    def noted(self) -> dict:
+        """What a model of these samples needs wherever it is used, for its checkpoints to keep."""
+        return {}
+
     def extents(self) -> list[tuple]:
         """(corpus, start, stop) of all tokens that are read, where they are ranges of corpora."""
         return []

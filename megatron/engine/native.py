@@ -66,7 +66,7 @@ class NativeEngine:
         """One optimizer step over this replica's micro-batches of a global batch."""
         for model in self.models:
             model.train()
-        scored, asked = sum(int(b.scored.sum()) for b in batches), sum(len(b.asked) for b in batches)
+        scored, asked = sum(int(b.scored.sum()) for b in batches), sum(b.tokens_asked for b in batches)
         counts = torch.tensor([scored, asked], device=self.device)
         total, asked = all_reduce(counts, self.mesh.dp).tolist()  # known before the first forward
         with untouched(self.device, not self.watched):
@@ -162,7 +162,7 @@ class NativeEngine:
         with self.average.read(self.spread):
             if not self.pipeline:
                 return [self.stages[0](b, loss=False, cache=cache) for b, cache in zip(placed, caches)]
-            shapes = [(len(b.asked), self.stages[0].columns) for b in batches]
+            shapes = [self.stages[0].answers(b) for b in batches]
             return self.pipeline.spread(self.pipeline.forward(placed, False, caches), shapes, wide(self.stages[0].dtype))
 
     def cache(self, rows: int, width: int) -> Cache:
@@ -255,7 +255,7 @@ def row_scores(batch: Batch, nll: Tensor, hit: Tensor) -> RowScores:
     weighted = nll.double().cpu().numpy() * batch.weights.flatten()[batch.asked].double().numpy()
     return RowScores(
         loss=np.bincount(rows, weighted, num_rows),
-        asked=np.bincount(rows, minlength=num_rows),
+        asked=np.bincount(rows[~batch.asks_vector().cpu().numpy()], minlength=num_rows),
         hits=np.bincount(rows, hit.double().cpu().numpy(), num_rows),
         scored=batch.scored.sum(1).numpy(),
     )

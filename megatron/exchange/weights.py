@@ -40,11 +40,15 @@ def check_shapes(path: Path, tensors: dict[str, Tensor], known: dict) -> None:
 def shapes(model: dict) -> dict[str, tuple[int, ...]]:
     """Of every tensor of a model, from the flags of its section. Raises KeyError, TypeError."""
     names = ("num_layers", "hidden_size", "num_attention_heads", "kv_channels", "ffn_hidden_size", "padded_vocab_size")
+    latent = model["latent_size"] + LEVEL_FEATURES if model.get("latent_size") else 0
+    told = LEVEL_FEATURES * model.get("time_conditioning", False) + latent * model.get("latent_adaln", False)
     shape = Shape(
         **{name: model[name] for name in names},
         tied=not model["untie_embeddings_and_output_weights"],
-        condition_features=LEVEL_FEATURES * model.get("time_conditioning", False),
+        condition_features=told,
         candidate_features=CANDIDATE_FEATURES * (model.get("sdd_denoiser") == "bilateral"),
+        latent_features=latent,
+        latent_readout=(model.get("latent_size") or 0) * model.get("latent_head", False),
         num_query_groups=model.get("num_query_groups"),
     )
     return {name: parameter.shape for name, parameter in shape.tensors().items()}

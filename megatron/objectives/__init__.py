@@ -30,6 +30,10 @@ class Objective(Protocol):
     uses_mask: bool  # the mask row of the embedding table is an input
     likelihood: bool = True  # what is not exact is a bound; else the loss says nothing of an NLL
     groups: tuple[str, ...] = ()  # records of training that `count_hits` makes, the same whatever a batch holds
+    parts: tuple[str, ...] = ()  # names of the losses that `split` tells apart
+    scores: str = ""  # what is scored in each row, in words for the records, where it is not tokens
+    unit: str = "nats per token"  # of the loss
+    given: str = ""  # what each row's likelihood is conditional on, besides tokens, in words for the records
 
     @abstractmethod
     def pose(self, clean: Clean, noise: Noise, progress: float) -> Batch:
@@ -66,6 +70,17 @@ class Objective(Protocol):
         """
         raise TypeError(f"{type(self).__name__} has a companion and no auxiliary(): write what it learns from")
 
+    def split(self, batch: Batch, nll: Tensor) -> Tensor:
+        """The losses of `parts` in one micro-batch, each as a sum and what it is a mean over: float64 [parts, 2] on the CPU.
+
+        nll [n] of the asked positions
+        """
+        raise TypeError(f"{type(self).__name__} names parts and has no split(): write it, or leave them out")
+
+    def besides(self) -> dict[str, Objective]:
+        """What validation measures besides the reference: {name of the record: what is posed}."""
+        return {}
+
     def measure(self, batch: Batch) -> dict[str, float]:
         """What training logs besides, as sums over the scored positions of one micro-batch: {name of the record: sum}."""
         return {}
@@ -86,8 +101,12 @@ def build(cfg: config.Config, mask_id: int) -> Objective:
     """The training objective that the flags ask for. Raises TypeError for one that is not whole."""
     known = OBJECTIVES[cfg.objective.objective]
     module, _, name = known.built_by.partition(":")
-    found = checked(getattr(import_module(module), name).build(cfg, mask_id))
-    plain = found.reference()
+    found = getattr(import_module(module), name).build(cfg, mask_id)
+    if cfg.model.latent_size and not known.vectors:
+        from megatron.objectives.vectors import TextGivenVector
+
+        found = TextGivenVector.around(found, cfg)
+    plain = checked(found).reference()
     if (found.causal, plain.exact, plain.likelihood) != (known.causal, known.exact, known.likelihood):
         raise TypeError(f"{known.built_by} is not what megatron/catalogue.py says of it: causal, exact, likelihood must be alike")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from megatron import config
+from megatron.catalogue import OBJECTIVES
 from megatron.config import BUDGETS, CORPORA, Config
 from megatron.data.indexed import IndexedWriter
+from megatron.data.synthetic.topics import Topics, write_pairs
 from megatron.engine import deepspeed
 from megatron.errors import Refusal
 from megatron.flags import ConfigError, find, split_words
@@ -140,10 +142,23 @@ class Experiment:
     given: Layout | None
 
 
+def served(words: list[str]) -> list[str]:
+    """The objectives of the catalogue, but those of vectors where the words name corpora without."""
+    named = named_in(words)
+    without = {name for group in CORPORA for name in group} & named.keys() and named.get("data_kind") != ("pairs",)
+    return [name for name, known in OBJECTIVES.items() if not (known.vectors and without)]
+
+
+def named_in(words: list[str]) -> dict[str | None, tuple[str, ...]]:
+    """Field name -> values, of the flags among words."""
+    return {find(spelled, config.declared())[0]: values for spelled, values in split_words(words, [])}
+
+
 def read_experiment(words: list[str], objective: str, folder: Path) -> Experiment:
     """The flags of pretrain_*.py, completed where they leave open what a tiny run can be. Raises ConfigError."""
-    named = {find(spelled, config.declared())[0]: values for spelled, values in split_words(words, [])}
-    missing = write_json(folder / "missing.json", {} if "--config" in words else completion(named.keys(), objective, folder))
+    named = named_in(words)
+    open_yet = {} if "--config" in words else completion(named, objective, folder)
+    missing = write_json(folder / "missing.json", open_yet)
     world_size = world_asked(named)
     cfg = config.parse(["--config", missing, *words], objective, place_of(0, world_size))
     whole = cfg.as_dict()
@@ -157,7 +172,7 @@ def read_experiment(words: list[str], objective: str, folder: Path) -> Experimen
     return Experiment(cfg=cfg, single=alone, given=given)
 
 
-def completion(named: Collection[str | None], objective: str, folder: Path) -> dict[str, Any]:
+def completion(named: Mapping[str | None, tuple[str, ...]], objective: str, folder: Path) -> dict[str, Any]:
     """What a run needs and nobody named."""
     found: dict[str, Any] = {}
     if not {"num_layers", "model_config"} & set(named):
@@ -165,6 +180,9 @@ def completion(named: Collection[str | None], objective: str, folder: Path) -> d
     if not set(BUDGETS) & set(named):
         found |= {"train_iters": 100}
     if not {name for group in CORPORA for name in group} & set(named):
+        if OBJECTIVES[objective].vectors or named.get("data_kind") == ("pairs",):
+            pairs = {"data_kind": "pairs", "latent_size": Topics().size, "tokenizer_type": "ByteTokenizer"}
+            return found | random_pairs(folder) | {name: value for name, value in pairs.items() if name not in named}
         found |= {"data_path": [random_corpus(folder)], "split": "80,20,0", "tokenizer_type": "ByteTokenizer"}
     return found
 
@@ -183,6 +201,14 @@ def random_corpus(folder: Path) -> str:
         for document in np.split(rng.integers(0, 256, RANDOM_TOKENS), range(500, RANDOM_TOKENS, 500)):
             writer.add_document(document)
     return prefix
+
+
+def random_pairs(folder: Path) -> dict[str, list[str]]:
+    """Texts with vectors to train and to validate on, of which the vectors say the topic, the same on every machine."""
+    for number, split in enumerate(("train", "valid")):
+        if not (folder / f"{split}.idx").exists():  # for another objective
+            write_pairs(Topics(length=24), folder / split, 1000, number)
+    return {f"{split}_data_path": [str(folder / split)] for split in ("train", "valid")}
 
 
 def write_json(path: Path, value: Any) -> str:

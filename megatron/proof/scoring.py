@@ -25,6 +25,7 @@ from megatron.batch import Batch, Clean, Noise, Purpose, RowScores, asked_positi
 from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.objectives import Objective
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.objectives.vectors import led
 from megatron.proof.sources import Model, Rows
 
 MOST_STEPS = 64  # of discrete time
@@ -137,6 +138,7 @@ class Posed:
     objective: Objective
     given: tuple[str, ...] = ()
     likelihood: bool = False
+    vector: Tensor | None = None  # [d] that a network is told before the text
 
     @property
     def noisy(self) -> bool:
@@ -193,6 +195,8 @@ class Posed:
         for part in torch.arange(len(batch.index)).split(NETWORK_ROWS):
             here = replace(batch, **{name: x[part] for name, x in batch.tensors().items() if name != "asked"})
             here = replace(here, weights=here.weights.float(), asked=asked_positions(here.weights))
+            if self.vector is not None:
+                here = led(here, self.vector.expand(len(here.index), -1), torch.zeros(len(here.index)))
             (scores,) = engine.score([here])
             found.index_add_(0, here.index, torch.from_numpy(scores.loss))
         return found

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron import config, engine, objectives
 from megatron.batch import Batch, RowScores
-from megatron.catalogue import need_likelihood
+from megatron.catalogue import OBJECTIVES, need_likelihood
 from megatron.config import Config
 from megatron.core.mesh import Mesh
 from megatron.errors import BadData, Mismatch, MissingInput
@@ -25,6 +25,7 @@ from megatron.files import read_json
 from megatron.objectives import Objective
 from megatron.objectives.autoregressive import NextToken
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.objectives.vectors import TextGivenVector
 from megatron.proof.audit import SIZES, Audit, audit, network_sum
 from megatron.proof.scoring import LONGEST_DRAWN, Posed, Times, draws
 from megatron.proof.sources import Rows, packed
@@ -33,7 +34,7 @@ from megatron.training.trained import open_run
 
 TINY = """--num-layers 1 --hidden-size 16 --num-attention-heads 2 --ffn-hidden-size 32 --seq-length 32 --hidden-dropout 0
     --attention-dropout 0 --init-method-std 0.5 --train-iters 1 --micro-batch-size 1 --global-batch-size 1 --lr 1e-3 --device cpu
-    --data-path none --tokenizer-type ByteTokenizer"""
+    --train-data-path none --tokenizer-type ByteTokenizer"""
 LEAK = 1e-3  # of logits, in float32
 MOST = 1 << 17  # rows under draws that a trained network is asked about
 
@@ -49,7 +50,7 @@ def audit_objective(
     posed, sizes = reference(cfg, f"{name}'s training" if training else name, vocab, length, training)
     found = audit(posed, *sizes, seed)
     small = with_vocab(cfg, sizes[0])
-    network = engine.build(small, posed.objective, device.for_scoring(small, torch.float32), Mesh())
+    network = engine.build(small, objectives.build(small, sizes[0]), device.for_scoring(small, torch.float32), Mesh())
     found.sums.append(network_sum(posed, packed(*sizes), network, "network"))
     return found
 
@@ -63,10 +64,10 @@ def audit_run(
     say: Callable[[str], None] = print,
 ) -> Audit:
     """A run's objective by tables, its weights by all short rows of its own ids, and its floor. Raises as open_run does."""
-    trained = open_run(run, checkpoint, device="cpu", say=say)
+    trained = open_run(run, checkpoint, device="cpu", say=say, vectors=True)
     posed, sizes = reference(trained.cfg, str(run), vocab, length)
     found = audit(posed, *sizes, seed)
-    own = Posed(name=posed.name, objective=trained.reference)
+    own = posed_text(str(run), trained.reference)
     rows = longest(own, trained.cfg.model.vocab_size)
     if rows:
         found.sums.append(network_sum(own, rows, trained.engine, "trained"))
@@ -138,13 +139,25 @@ def reference(
 ) -> tuple[Posed, tuple[int, int]]:
     """What validation (or training) poses over a tiny vocabulary, and how many tokens and places rows have. Raises Mismatch."""
     need_likelihood(cfg.objective.objective, "an audit")
+    if training and OBJECTIVES[cfg.objective.objective].vectors:
+        raise Mismatch(
+            f"--training: steps of --objective {cfg.objective.objective} predict vectors too, of which there is no likelihood"
+        )
     if cfg.objective.block_size:
         raise Mismatch("--block-size: an audit reads whole rows, and this objective reads them twice: leave it out")
     exact = objectives.build(cfg, cfg.model.vocab_size).reference().exact
     sizes = SIZES[not exact]
     tokens, places = vocab or sizes[0], length or sizes[1]
     found = objectives.build(with_vocab(cfg, tokens), tokens)
-    return Posed(name=name, objective=found if training else found.reference()), (tokens, places)
+    return posed_text(name, found if training else found.reference()), (tokens, places)
+
+
+def posed_text(name: str, objective: Objective) -> Posed:
+    """An objective as it poses text; a network that is told vectors is told one, the same for all rows."""
+    if not isinstance(objective, TextGivenVector):
+        return Posed(name=name, objective=objective)
+    vector = torch.randn(objective.size, generator=torch.Generator().manual_seed(1))
+    return Posed(name=f"{name}, given a vector", objective=objective.text, vector=vector)
 
 
 def with_vocab(cfg: Config, vocab: int) -> Config:

@@ -58,6 +58,8 @@ RECORD: Fields = {
     "answer_bpb_se_noise": (NUMBER, "bits/byte", "task: standard error from the draws; null where one block of them cannot tell"),
     "questions": (COUNT, "questions", "task: of the file"),
     "passes": (COUNT, "passes", "task: of a row through the model"),
+    "text_loss": (NUMBER, "nats/token", "texts with vectors: the text's part of the loss"),
+    "vector_loss": (NUMBER, "", "texts with vectors: mean square of the error of v; in validations besides the loss"),
     "lr": (NUMBER, "", "learning rate of the step"),
     "grad_norm": (NUMBER, "", "norm of the gradient before clipping"),
     "clipped_norm": (NUMBER, "", "norm of the gradient after clipping"),

@@ -54,6 +54,7 @@ class Rows:
     mask: int | None = None  # what guidance reads in place of what is given
     states: States | None = None  # what places between clean and noise are, where they are no ids
     candidates: int = 0  # of such a place
+    latent: Tensor | None = None  # [b, d] fp32   each row's vector, standardised, of which the first place is
 
 
 def exponentials(seed: int, number: int, place: int, size: int, before: int = 0) -> np.ndarray:

@@ -17,14 +17,17 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 
 from megatron.batch import Batch
 from megatron.catalogue import OBJECTIVES
 from megatron.config import Config
 from megatron.core.cache import Cache
+from megatron.data.pairs import Standard, read_layout
 from megatron.data.tokenizer import Tokenizer, Vocabulary
 from megatron.errors import BadData
 from megatron.flags import ConfigError
@@ -48,6 +51,7 @@ class Source:
     rows_end: bool  # behind a row's end token there is nothing
     states: States | None = None  # what places between clean and noise are, where they are no ids
     candidates: int = 0  # of such a place
+    latent_size: int = 0  # numbers in a row's vector, whose place comes before the text; 0: rows have none
 
     @classmethod
     def of(cls, cfg: Config, tokenizer: Tokenizer) -> Source:
@@ -59,6 +63,7 @@ class Source:
             mask=mask if OBJECTIVES[cfg.objective.objective].uses_mask else None,
             rows_end=cfg.data.data_kind in ROWS_THAT_END,
             **noisy_states(cfg),
+            latent_size=cfg.model.latent_size or 0,
         )
 
 
@@ -70,7 +75,7 @@ def noisy_states(cfg: Config) -> dict:
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """A row to fill."""
+    """A row to fill, its vector's place first, where it has one."""
 
     ids: list[int | None]  # None: open
     infill: bool = False  # text may follow what is open
@@ -104,7 +109,7 @@ def continued(source: Source, prompt: str, max_new_tokens: int | None = None) ->
     The empty prompt is the end-of-document token, behind which a document begins in packed data. Where rows end it is no
     token at all, which a next-token model cannot read.  Raises BadData.
     """
-    ids = encoded(source, prompt)
+    ids = [0] * bool(source.latent_size) + encoded(source, prompt)
     if not ids and not source.rows_end:
         ids = [source.tokenizer.eod]
     if not ids and source.mask is None:
@@ -120,7 +125,7 @@ def continued(source: Source, prompt: str, max_new_tokens: int | None = None) ->
 
 def with_gaps(source: Source, text: str) -> Template:
     """Text in which [MASK:5] stands for five tokens.  Raises BadData."""
-    ids: list[int | None] = []
+    ids: list[int | None] = [0] * bool(source.latent_size)
     for i, part in enumerate(GAP.split(text)):
         ids += [None] * int(part) if i % 2 else encoded(source, part)
     if source.mask is None:
@@ -130,6 +135,15 @@ def with_gaps(source: Source, text: str) -> Template:
     if len(ids) > source.window:
         raise BadData(f"--infill has {len(ids)} tokens, gaps included, and a row {source.window} places: shorten it")
     return Template(ids=ids, infill=True)
+
+
+def read_vectors(path: Path, standard: Standard, size: int) -> torch.Tensor:
+    """The vectors of a .npy file, standardised as the run reads them.  -> [m, size] fp32.  Raises MissingInput, BadData."""
+    dtype, shape, _, _ = read_layout(path, "give a file that numpy.save wrote")
+    rows = np.atleast_2d(np.load(path)) if dtype.kind == "f" else np.zeros(shape)
+    if dtype.kind != "f" or rows.ndim != 2 or rows.shape[1] != size or not np.isfinite(rows).all():
+        raise BadData(f"--vectors {path}: holds {dtype} {list(shape)}, expected finite floats [m, {size}] or [{size}]")
+    return torch.from_numpy(standard.of(rows.astype(np.float32)))
 
 
 def encoded(source: Source, text: str) -> list[int]:
@@ -148,10 +162,12 @@ def generate(
     numbers: Sequence[int] | None = None,
     ignore_end: bool = False,
     stop: str | None = None,
+    vectors: torch.Tensor | None = None,
 ) -> Generated:
     """`num_samples` of each template: sample i is of template i // num_samples. With `numbers` only those.
 
-    `ignore_end`: an end-of-document token ends no sample. `stop`: a text that does. Every process of a layout calls it alike.
+    `ignore_end`: an end-of-document token ends no sample. `stop`: a text that does. `vectors` [templates, d] fp32, standardised.
+    Every process of a layout calls it alike.
     Raises ConfigError for settings that cannot be, Mismatch for a sampler that does not serve the objective.
     """
     known = sampler_for(sampler, source.objective)
@@ -166,7 +182,9 @@ def generate(
     counted, function, filled = Counted(model), known.load(), {}
     began = time.perf_counter()
     for batch in batches(todo, batch_size, [None if causal else len(templates[n // num_samples].ids) for n in todo]):
-        rows = rows_of(source, [templates[number // num_samples] for number in batch], batch, seed)
+        of = [number // num_samples for number in batch]
+        rows = rows_of(source, [templates[i] for i in of], batch, seed)
+        rows = rows if vectors is None else replace(rows, latent=vectors[of])
         for number, ids in zip(batch, function(counted, rows, how).tolist()):
             filled[number] = ids
     seconds = time.perf_counter() - began
@@ -267,11 +285,11 @@ def ended(
     source: Source, templates: Sequence[Template], number: int, at: int, row: list[int], end: int | None, stop: str | None
 ) -> Sample:
     """A filled row, cut where its sample ends: before the end token, and text before `stop`."""
-    template, decode = templates[at], source.tokenizer.decode
-    ids, ended_by = row[: len(template.ids)], "length"
+    template, decode, place = templates[at], source.tokenizer.decode, bool(source.latent_size)
+    ids, ended_by = row[place : len(template.ids)], "length"
     if template.infill:
         return Sample(number=number, prompt=at, ids=ids, new_tokens=template.num_open, text=decode(ids), ended_by=ended_by)
-    given = len(template.ids) - template.num_open
+    given = len(template.ids) - place - template.num_open
     new = ids[given:]
     if end in new:
         new, ended_by = new[: new.index(end)], "end"

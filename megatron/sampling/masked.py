@@ -162,10 +162,10 @@ def by_rule(model: Model, rows: Rows, how: How, score: Score, take: Take | None 
 def reader(model: Model, rows: Rows, how: How) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """What gives the logits of some places, of ids that may be drawn: (ids, asked, block) [b, s] each -> [n, v]"""
     if how.guidance is None:
-        places: Places | Guided = Places(model, rows.ids.shape, how.cache, rows.mask)
+        places: Places | Guided = Places(model, rows.ids.shape, how.cache, rows.mask, rows.latent)
     else:
         assert rows.mask is not None
-        places = Guided(model, ~rows.open, rows.mask, how.guidance, how.cache)
+        places = Guided(model, ~rows.open, rows.mask, how.guidance, how.cache, rows.latent)
     return lambda ids, asked, block: places.logits(ids, asked, block)[:, : rows.vocab_size]
 
 

@@ -36,8 +36,8 @@ class CachingModel(Protocol):
 class NextToken:
     """Logits of the first open place of rows of different lengths. A model that keeps what it has read reads each place once."""
 
-    def __init__(self, model: Model, rows: int, width: int):
-        self.model, self.width = model, width
+    def __init__(self, model: Model, rows: int, width: int, latent: Tensor | None = None):
+        self.model, self.width, self.latent = model, width, latent
         self.rows, self.until = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)  # of the cache, and what it knows
         self.cache = model.cache(rows, width) if isinstance(model, CachingModel) else None
 
@@ -49,7 +49,8 @@ class NextToken:
         if not isinstance(self.model, CachingModel) or self.cache is None:
             width = int(place.max())
             asked = torch.arange(len(active)) * width + place - 1
-            return self.model.logits([replace(reading(ids[active, :width]), asked=asked)])[0]
+            batch = replace(reading(ids[active, :width]), asked=asked, **told(self.latent, active))
+            return self.model.logits([batch])[0]
         if len(active) < len(self.rows):
             kept = torch.searchsorted(self.rows, active)
             self.rows, self.until, self.cache = active, self.until[kept], self.cache.take(kept)
@@ -57,7 +58,8 @@ class NextToken:
         positions = (place[:, None] + torch.arange(-q, 0)).clamp(min=0)  # a place that is read again stays what it is
         self.until = place
         inputs = ids[active[:, None], positions]
-        batch = replace(reading(inputs), positions=positions, asked=torch.arange(1, len(active) + 1) * q - 1)
+        asked = torch.arange(1, len(active) + 1) * q - 1
+        batch = replace(reading(inputs), positions=positions, asked=asked, **told(self.latent, active))
         return self.model.logits([batch], [self.cache])[0]
 
 
@@ -71,8 +73,16 @@ class Places:
     `mask` is what hidden places read, which `delayed` must know, and models that are told the noise level.
     """
 
-    def __init__(self, model: Model, shape: tuple[int, ...], kept: Kept | None = None, mask: int | None = None):
-        self.model, self.kept, self.mask = model, kept, mask
+    def __init__(
+        self,
+        model: Model,
+        shape: tuple[int, ...],
+        kept: Kept | None = None,
+        mask: int | None = None,
+        latent: Tensor | None = None,
+        level: Tensor | None = None,
+    ):
+        self.model, self.kept, self.mask, self.latent, self.level = model, kept, mask, latent, level
         self.block = torch.zeros(shape, dtype=torch.bool)  # for which each row's cache was made
         self.ids = torch.full(shape, -1)  # as each row was last read
         self.cache = None if kept is None else caching(model).cache(*shape)
@@ -102,7 +112,8 @@ class Places:
 
     def whole(self, ids: Tensor, asked: Tensor, rows: Tensor) -> Tensor:
         """-> [n, v] of these rows"""
-        batch = replace(reading(ids[rows]), asked=asked[rows].flatten().nonzero()[:, 0])
+        rest = {"asked": asked[rows].flatten().nonzero()[:, 0]} | told(self.latent, rows, self.level)
+        batch = replace(reading(ids[rows]), **rest)
         return self.model.logits([batch])[0].cpu() if self.cache is None else self.passed(batch, rows)
 
     def part(self, ids: Tensor, asked: Tensor, rows: Tensor) -> Tensor:
@@ -116,6 +127,7 @@ class Places:
         rest: dict[str, Tensor] = {"positions": places, "asked": (asked[rows].gather(1, places) & own).flatten().nonzero()[:, 0]}
         if self.mask is not None:
             rest["level"] = (ids[rows] == self.mask).float().mean(1)
+        rest |= told(self.latent, rows, self.level)
         return self.passed(replace(reading(ids[rows].gather(1, places)), **rest), rows)
 
     def passed(self, batch: Batch, rows: Tensor) -> Tensor:
@@ -132,18 +144,33 @@ class Places:
 class Guided:
     """Logits that are moved away from those of the same rows with what is given hidden (classifier-free guidance).
 
-    l_u + (1 + w) (l_c - l_u), l_u with every given place masked: unsupervised guidance (Nie et al., arXiv:2410.18514).
+    l_u + (1 + w) (l_c - l_u), l_u with every given place masked: unsupervised guidance (Nie et al., arXiv:2410.18514);
+    where rows have vectors, also without them.
     """
 
-    def __init__(self, model: Model, given: Tensor, mask: int, weight: float, kept: Kept | None = None):
+    def __init__(
+        self, model: Model, given: Tensor, mask: int, weight: float, kept: Kept | None = None, latent: Tensor | None = None
+    ):
         self.given, self.mask, self.weight = given, mask, weight
-        self.places = Places(model, (2 * len(given), given.shape[1]), kept, mask)
+        level = torch.arange(2).repeat_interleave(len(given)).float()
+        latent = None if latent is None else torch.cat((latent, torch.zeros_like(latent)))
+        self.places = Places(model, (2 * len(given), given.shape[1]), kept, mask, latent, level)
 
     def logits(self, ids: Tensor, asked: Tensor, block: Tensor) -> Tensor:
         """As of `Places`.  -> float64 [n, v]"""
         ids = torch.cat((ids, ids.masked_fill(self.given, self.mask)))
         with_it, without = self.places.logits(ids, asked.repeat(2, 1), block.repeat(2, 1)).double().chunk(2)
         return without + (1 + self.weight) * (with_it - without)
+
+
+def told(latent: Tensor | None, rows: Tensor, level: Tensor | None = None) -> dict[str, Tensor]:
+    """What a batch of these rows says of their vectors, as they are or at a level of noise; nothing where there are none.
+
+    latent [b, d], rows [m], level [b]
+    """
+    if latent is None:
+        return {}
+    return {"latent": latent[rows], "latent_level": torch.zeros(len(rows)) if level is None else level[rows]}
 
 
 def caching(model: Model) -> CachingModel:

@@ -28,6 +28,7 @@ class Sampler:
 SETTINGS = ("steps", "block_length", "threshold", "factor", "entropy_bound", "eta", "cache", "guidance")
 MASKED = "megatron.sampling.masked"
 READ_BY_MASKED = ("block_length", "cache", "guidance")
+HIDING = ("mdm", "joint")  # objectives of hidden tokens
 COUNTED = ("steps", *READ_BY_MASKED)
 REMASKING = ("steps", "eta", "guidance")
 SAMPLERS = {
@@ -37,41 +38,39 @@ SAMPLERS = {
     "ancestral": Sampler(
         title="the reverse process: each place at a time of its own",
         run_by=f"{MASKED}:ancestral",
-        serves=("mdm",),
+        serves=HIDING,
         reads=COUNTED,
         any_steps=True,
     ),
     "left-to-right": Sampler(
-        title="masked places from left to right", run_by=f"{MASKED}:left_to_right", serves=("mdm",), reads=COUNTED
+        title="masked places from left to right", run_by=f"{MASKED}:left_to_right", serves=HIDING, reads=COUNTED
     ),
     "confidence": Sampler(
-        title="the places with the likeliest token first", run_by=f"{MASKED}:confidence", serves=("mdm",), reads=COUNTED
+        title="the places with the likeliest token first", run_by=f"{MASKED}:confidence", serves=HIDING, reads=COUNTED
     ),
     "margin": Sampler(
         title="the places with the largest lead of the likeliest token first",
         run_by=f"{MASKED}:margin",
-        serves=("mdm",),
+        serves=HIDING,
         reads=COUNTED,
     ),
-    "entropy": Sampler(
-        title="the places with the least entropy first", run_by=f"{MASKED}:entropy", serves=("mdm",), reads=COUNTED
-    ),
+    "entropy": Sampler(title="the places with the least entropy first", run_by=f"{MASKED}:entropy", serves=HIDING, reads=COUNTED),
     "threshold": Sampler(
         title="all places whose likeliest token reaches a probability, at least one",
         run_by=f"{MASKED}:threshold",
-        serves=("mdm",),
+        serves=HIDING,
         reads=("threshold", *READ_BY_MASKED),
     ),
     "factor": Sampler(
         title="the more places, the surer the least sure of them is",
         run_by=f"{MASKED}:factor",
-        serves=("mdm",),
+        serves=HIDING,
         reads=("factor", *READ_BY_MASKED),
     ),
     "entropy-bounded": Sampler(
         title="the places of least entropy, as many as a bound on their sum lets in",
         run_by=f"{MASKED}:entropy_bounded",
-        serves=("mdm",),
+        serves=HIDING,
         reads=("entropy_bound", *READ_BY_MASKED),
     ),
     "sdd-renoise": Sampler(
@@ -91,21 +90,21 @@ SAMPLERS = {
     "remdm-cap": Sampler(
         title="the reverse process, which hides revealed places again with a capped probability",
         run_by="megatron.sampling.remasking:capped",
-        serves=("mdm",),
+        serves=HIDING,
         reads=REMASKING,
         any_steps=True,
     ),
     "remdm-rescale": Sampler(
         title="the reverse process, which hides revealed places again with a share of the largest probability",
         run_by="megatron.sampling.remasking:rescaled",
-        serves=("mdm",),
+        serves=HIDING,
         reads=REMASKING,
         any_steps=True,
     ),
     "remdm-confidence": Sampler(
         title="the reverse process, which hides places again that were revealed with the least probability",
         run_by="megatron.sampling.remasking:least_sure",
-        serves=("mdm",),
+        serves=HIDING,
         reads=REMASKING,
         any_steps=True,
     ),

@@ -50,8 +50,12 @@ class Slice:
     def convention(self, objective: Objective) -> dict:
         """What a number measured on this slice means."""
         last = self.seq_length if self.score_first_token and objective.causal else self.seq_length - 1
-        first = 0 if self.score_first_token and not objective.causal else 1
+        first = 0 if self.score_first_token and (objective.given or not objective.causal) else 1
         scored, given = self.dataset.borders.event(*self.dataset.event(first, last), objective.causal)
+        if objective.scores:
+            scored, given = objective.scores, objective.given
+        elif objective.given:
+            given = objective.given if given == "nothing" else f"{given} and {objective.given}"
         return {
             "slice": self.fingerprint(),
             "rows": self.rows,
@@ -60,8 +64,8 @@ class Slice:
             "eps": None if objective.exact else 0.0,
             "noise_seed": None if objective.exact else self.seed,
             "num_mc": self.num_mc,
-            "unit": "nats per token",
-            "value": VALUES[kind_of_loss(objective)],
+            "unit": objective.unit,
+            "value": VALUES[kind_of_loss(objective)] if not objective.scores else "no NLL",
         }
 
 

@@ -44,6 +44,7 @@ SETTINGS = (
     "questions",
     "passes",
 )  # recorded, but no curves
+PARTS = ("text_loss", "vector_loss")  # of a loss that is a sum
 COLUMNS = (
     "kind",
     *AXES,
@@ -81,6 +82,7 @@ COLUMNS = (
     "answer_bpb_se",
     "k",
     "ignore_acc",
+    *PARTS,
 )
 
 
@@ -305,6 +307,7 @@ def train_line(r: dict, total_steps: int) -> str:
         f"TFLOPs: {r['tflops']:.2f}",
         f"executed TFLOPs: {r.get('executed_tflops', math.nan):.2f}",
     ]
+    fields += [f"{name.replace('_', ' ')}: {r[name]:.6E}" for name in PARTS if name in r]
     return " " + " | ".join(fields) + " |"
 
 
@@ -328,11 +331,13 @@ def error_line(r: dict) -> str:
     """What Megatron's line lacks: both standard errors, bits per byte, accuracy, and what the loss is."""
     noise, rows = ("unknown" if r[name] is None else f"{r[name]:.6f}" for name in ("loss_se_noise", "loss_se_data"))
     few = f" ({r['loss_se_noise_df']:.0f} degrees of freedom)" if r.get("loss_se_noise_df") else ""
+    unit = r.get("convention", {}).get("unit", "nats per token")
     return (
-        f" {r['kind']} at iteration {r['step']} | {r['bound']} nats per token: {r['loss']:.6f} | "
+        f" {r['kind']} at iteration {r['step']} | {r['bound']} {unit}: {r['loss']:.6f} | "
         f"+- se_noise: {noise}{few} | +- se_data: {rows} | "
         + (f"bits per byte: {r['bits_per_byte']:.6f} | " if has_likelihood(r) else "")
         + f"accuracy: {r['accuracy']:.6f} |"
+        + "".join(f" {name.replace('_', ' ')}: {r[name]:.6f} |" for name in PARTS if name in r)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -29,13 +29,20 @@ class Interval:
     accuracy: float = 0.0
     seconds: float = 0.0
     skipped: int = 0
+    parts: dict[str, list[float]] = field(default_factory=dict)  # of the loss: a sum, and what it is a mean over
 
-    def add(self, done: Step, seconds: float) -> None:
+    def add(self, done: Step, seconds: float, parts: dict[str, list[float]] | None = None) -> None:
         self.seconds += seconds
         if done.skipped:
             self.skipped += 1
             return
         self.steps, self.loss, self.accuracy = self.steps + 1, self.loss + done.loss, self.accuracy + done.accuracy
+        for name, pair in (parts or {}).items():
+            self.parts[name] = [a + b for a, b in zip(self.parts.get(name, [0.0, 0.0]), pair)]
+
+    def means(self) -> dict[str, float]:
+        """Of the parts of the loss that some step had."""
+        return {name: total / count for name, (total, count) in self.parts.items() if count}
 
     def mean(self, done: Step) -> tuple[float, float]:
         """Loss and accuracy a step; the last step's own when none counted, so that a NaN is seen."""
@@ -114,9 +121,9 @@ def one_step(
     if done.skipped:
         run.dump(at, done, batches)
     at = after(at, done, cfg.train.global_batch_size)
-    interval.add(done, time.monotonic() - start)
+    interval.add(done, time.monotonic() - start, split(objective, batches, engine))
     if due(at, cfg.log.log_interval) or done.skipped or not left(cfg, at):
-        done = replace(done, extra=done.extra | measured(objective, batches, engine, done.scored))
+        done = replace(done, extra=done.extra | interval.means() | measured(objective, batches, engine, done.scored))
         run.log_train(at, done, interval, lr)
         interval = Interval()
     if at.skipped_in_row >= cfg.train.max_skipped_steps:
@@ -137,6 +144,16 @@ def pose(objective: Objective, data: Samples, cfg: Config, at: Progress, dp: Gro
     cleans = replica_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size, dp.rank, dp.size)
     progress = at.samples / cfg.train.num_samples
     return [data.borders.apply(objective.pose(c, Noise(cfg.train.seed, c.index), progress), c) for c in cleans]
+
+
+def split(objective: Objective, batches: list[Batch], engine: Engine) -> dict[str, list[float]]:
+    """The parts of a step's loss that the objective tells apart, a sum and a count each; the same on every rank."""
+    if not objective.parts:
+        return {}
+    found = torch.zeros(len(objective.parts), 2, dtype=torch.float64)
+    for batch, nll in zip(batches, engine.nlls if engine.mesh.tp.rank == 0 else []):  # tensor ranks have them in common
+        found += objective.split(batch, nll.detach().cpu())
+    return dict(zip(objective.parts, all_reduce(found.to(engine.device), engine.mesh.world).tolist()))
 
 
 def measured(objective: Objective, batches: list[Batch], engine: Engine, scored: int) -> dict[str, float]:

@@ -75,9 +75,10 @@ def main(cfg: Config, score: Callable[[Config, Callable[[str], None]], None] | N
                 for learning in (engine, learner):
                     if learning and loaded:
                         learning.load(loaded, weights_only=cfg.train.finetune or cfg.train.skip_train)
-                epoch = data["train"].tokens_per_epoch if data["train"] else None
+                epoch, noted = (data["train"].tokens_per_epoch, data["train"].noted()) if data["train"] else (None, {})
                 exam = Exam.of(cfg, engine, source, tasks)
-                run = Run(cfg, engine, learner, reference, slices, exam, where, stop, watch, log, fingerprints, epoch, at, begun)
+                world, rest = (exam, where, stop, watch, log), (begun, noted, objective.besides())
+                run = Run(cfg, engine, learner, reference, slices, *world, fingerprints, epoch, at, *rest)
                 if cfg.train.skip_train:
                     return run.evaluate_only(at)
                 run.identify()

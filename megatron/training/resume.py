@@ -105,7 +105,13 @@ def standing(cfg: Config, loaded: Checkpoint | None) -> tuple[Progress, Interval
 
 
 def facts(
-    cfg: Config, at: Progress, interval: Interval, fingerprints: dict[str, str | None], wandb_id: str | None, start: branch.Start
+    cfg: Config,
+    at: Progress,
+    interval: Interval,
+    fingerprints: dict[str, str | None],
+    wandb_id: str | None,
+    start: branch.Start,
+    noted: dict,
 ) -> dict:
     """What a checkpoint says beside its tensors; the first six fields are those that readers of other trainers expect."""
     return {
@@ -122,4 +128,5 @@ def facts(
         "wandb_id": wandb_id,
         "branch": start.branch,
         "parent": start.parent,
+        "noted": noted,
     }

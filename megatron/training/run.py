@@ -59,11 +59,14 @@ class Run:
         tokens_per_epoch: int | None,
         at: Progress,
         begun: Start,
+        noted: dict,
+        besides: dict[str, Objective],
     ):
         self.cfg, self.engine, self.learner, self.reference, self.slices = cfg, engine, learner, reference, slices
         self.exam, self.where, self.stop, self.watch, self.log, self.mesh = exam, where, stop, watch, log, engine.mesh
         self.fingerprints, self.tokens_per_epoch, self.begun = fingerprints, tokens_per_epoch, begun
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
+        self.noted, self.besides = noted, besides
         self.owed_at: int | None = None
         self.patience = 1
         self.shape, self.dumps = cfg.model.shape(), 0
@@ -150,6 +153,7 @@ class Run:
         kind = split.replace("valid", "val", 1).replace(":", "-")
         data = self.slices[split]
         found = evaluate(self.engine, self.reference, data, self.log.line_of_rows(data.rows * data.num_mc))
+        found |= {name: evaluate(self.engine, other, data)["loss"] for name, other in self.besides.items()}
         self.keep(kind, at, found, "loss")
         return found
 
@@ -201,7 +205,7 @@ class Run:
 
     def publish(self, folder: Path, at: Progress, interval: Interval) -> None:
         train = self.cfg.train
-        wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id, self.begun)
+        wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id, self.begun, self.noted)
         self.saved = checkpoint.save(folder, at.step, self.pieces(), wrote, group=self.mesh.control, say=self.log.say)
         self.log.say(f"saved {self.saved}")
         if self.mesh.chief:
@@ -313,6 +317,7 @@ class Run:
             "loss_se_data": val.get("loss_se_data"),
             "bits_per_byte": val.get("bits_per_byte"),
             "accuracy": val.get("accuracy"),
+            **{name: val.get(name) for name in self.besides},
             "bound": kind_of_loss(self.reference),
             "test_loss": self.last.get("test", {}).get("loss"),
             "valid_sets": self.valid_sets(),

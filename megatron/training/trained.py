@@ -31,6 +31,7 @@ from megatron.core import checkpoint as checkpoints
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, all_reduce, build_mesh
 from megatron.data.datasets import SampleSpec, build_datasets
+from megatron.data.pairs import Standard
 from megatron.data.samples import Samples
 from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
 from megatron.engine import Engine
@@ -56,6 +57,13 @@ class Trained:
     objective: Objective  # what it was trained on
     engine: Engine
     checkpoint: Checkpoint
+
+    @property
+    def standard(self) -> Standard:
+        """By which the run reads vectors. Raises Mismatch where it reads none."""
+        if "standard" not in self.checkpoint.facts.get("noted", {}):
+            raise Mismatch(f"{self.checkpoint.path} reads no vectors: give a run of --data-kind pairs with --latent-size")
+        return Standard.read(self.checkpoint.facts["noted"]["standard"])
 
     @property
     def reference(self) -> Objective:
@@ -108,11 +116,13 @@ def open_run(
     device: str = "auto",
     dtype: str | None = None,
     say: Callable[[str], None] = print,
+    vectors: bool = False,
     **layout,
 ) -> Trained:
     """The trained model of a run's folder, or of one of its checkpoints, which `run` may name itself.
 
     `checkpoint`: a step, `best` by validation, `newest`, or a path; left out, the last one of a run that is finished.
+    `vectors`: the caller reads rows that begin with a vector (--latent-size).
     `device`: auto, cpu or cuda. `dtype`: what the model computes in, fp64, fp32 or bf16 [the run's]. `layout`: flags of
     --tensor-model-parallel-size and its like by name, for the processes that the launcher started, whatever the run had.
 
@@ -124,6 +134,8 @@ def open_run(
     refuse_untrained(path, facts)
     cfg = at_layout(read_config(facts, path), device, dtype, layout)
     refuse_blocks(path, cfg)
+    if not vectors:
+        refuse_vectors(path, cfg)
     if checkpoint is None and path != Path(run):
         refuse_unfinished(Path(run), cfg, facts)
     tokenizer = open_tokenizer(cfg)
@@ -164,11 +176,12 @@ def sample_spec(cfg: Config, tokenizer: Tokenizer) -> SampleSpec:
     rows = t.eval_iters * t.global_batch_size
     evaluations = 1 if t.skip_train else t.num_samples // t.global_batch_size // t.eval_interval + 1
     return SampleSpec(
-        seq_length=cfg.model.seq_length,
+        seq_length=cfg.model.text_length,
         seed=t.seed,
         eval_seed=t.eval_seed,
         tokenizer=tokenizer,
         lengths={"train": t.num_samples or 1, "valid": max(1, evaluations * rows), "test": max(1, rows)},
+        latent_size=cfg.model.latent_size,
     )
 
 
@@ -178,7 +191,7 @@ def cut_slice(cfg: Config, dataset: Samples, reference: Objective, tokenizer: To
     found = Slice(
         dataset=dataset,
         rows=rows,
-        seq_length=cfg.model.seq_length,
+        seq_length=cfg.model.text_length,
         num_mc=cfg.objective.num_mc,
         seed=cfg.train.eval_seed,
         score_first_token=cfg.objective.score_first_token,
@@ -279,6 +292,14 @@ def refuse_blocks(path: Path, cfg: Config) -> None:
         raise Mismatch(
             f"{path} was trained with --block-size {cfg.objective.block_size}, whose network reads rows twice, as samplers and "
             "estimators of whole rows do not: score it with --skip-train --load"
+        )
+
+
+def refuse_vectors(path: Path, cfg: Config) -> None:
+    if cfg.model.latent_size:
+        raise Mismatch(
+            f"{path} was trained with --latent-size {cfg.model.latent_size}: its rows begin with a vector, which those "
+            "who read texts alone do not give; use tools/evaluate.py vectors, tools/generate.py --vectors, or --skip-train --load"
         )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.data.indexed import IndexedWriter, best_dtype
-from megatron.data.pairs import NO_NPY, checksums, vectors_path
+from megatron.data.pairs import NO_NPY, checksums, moments, vectors_path
 from megatron.errors import BadData, MissingInput
 from megatron.progress import ProgressLine
 
@@ -211,7 +211,8 @@ def import_all(pairs: Sequence[Found], given: PairFolders, prefix: Path, skipped
                 )
             matrix.seek(0)
             matrix.write(matrix_header(tally.pairs, tally.width))
-        writer.extra = {"vectors": {"width": tally.width, "block_crc32": checksums(vectors_path(prefix))}}
+        path = vectors_path(prefix)
+        writer.extra = {"vectors": {"width": tally.width, "block_crc32": checksums(path)} | moments(path).said()}
     return tally
 
 
