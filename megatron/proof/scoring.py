@@ -120,7 +120,7 @@ class Fixed(Noise):
             )
         return self.rows
 
-    def stratified(self, strata: int) -> Tensor:
+    def stratified(self, strata: int, purpose: int = Purpose.RATE_ORDER) -> Tensor:
         return self.t
 
     def independent(self) -> Tensor:

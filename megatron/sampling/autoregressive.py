@@ -14,7 +14,7 @@ def autoregressive(model: Model, rows: Rows, how: How) -> Tensor:
 
     An open place reads what it holds only in places behind all that are asked, which a causal model does not see.  -> [b, s]
     """
-    ids, still, read = rows.ids.clone(), rows.open.clone(), NextToken(model, *rows.ids.shape, latent=rows.latent)
+    ids, still, read = rows.ids.clone(), rows.open.clone(), NextToken(model, len(rows.ids), rows.ids.shape[1], rows.latent)
     while still.any():
         active = still.any(1).nonzero()[:, 0]
         place = still[active].to(torch.uint8).argmax(1)  # the first open one
