@@ -72,7 +72,7 @@ def test_texts_are_written_for_vectors(told, both, tmp_path, capsys):
         generate.main([str(run), "--vectors", str(tmp_path / "v.npy"), "--num-samples", "8", "--json", *more])
         samples = json.loads(capsys.readouterr().out)["samples"]
         right = [(word - 4) // 2 == s["number"] // 8 for s in samples for word in s["ids"] if 4 <= word < SOURCE.num_ids]
-        assert len(samples) == 32 and len(right) > 30 and np.mean(right) > 0.95
+        assert len(samples) == 32 and len(right) > 30 and np.mean(right) > 0.85
     np.save(tmp_path / "v.npy", centres[:, :3])
     assert generate.main([str(told), "--vectors", str(tmp_path / "v.npy")]) == 65
     assert "expected finite floats [m, 4] or [4]" in capsys.readouterr().err
