@@ -1,10 +1,13 @@
-"""IsoFLOP analysis: a parabola per compute budget, its minimum, and how the minima grow with compute.
+"""IsoFLOP analysis: a curve per compute budget, its minimum, and how the minima grow with compute.
 
-Hoffmann et al., arXiv:2203.15556, approach 2. Intervals come from a parametric bootstrap: a budget has 4 or 5 sizes and
-its parabola 3 coefficients, so that runs drawn with replacement would often leave no parabola at all. Instead every
-run's loss is drawn anew around the fitted curve with sigma = max(scatter, the run's own `se_noise`), where the scatter is
-that of the budget's residuals, or of all budgets' where it has few, and is itself drawn (chi-squared with its degrees of
-freedom). A draw whose minimum leaves its data, or whose parabola is concave, makes the interval open on that side (None).
+Hoffmann et al., arXiv:2203.15556, approach 2, whose parabolas are biased where a loss is not symmetric about its minimum: they
+are tested against the shape that a law in N and D has (see valley.py), which takes their place where the data reject them.
+Intervals come from a parametric bootstrap: a budget has 4 or 5 sizes and its curve 3 coefficients, so that runs drawn with
+replacement would often leave no curve at all. Instead every run's loss is drawn anew around the fitted curve with
+sigma = max(scatter, the run's own `se_noise`), where the scatter is that of the budget's residuals, or of all budgets' where
+it has few, and is itself drawn (chi-squared with its degrees of freedom). Draws are around curves of the law's shape, and
+fitted by such, wherever that shape can be told: a parabola that the test lets pass may still be biased, by less than such an
+interval. A draw whose minimum leaves its data, or has none, makes the interval open on that side (None).
 The error of the evaluation rows is the same for all runs, does not move a minimum, and is left out. With many runs a
 budget, or several seeds, clusters of rows can be drawn with replacement instead (`ci="cluster"`), within each budget where
 no cluster spans two.
@@ -17,6 +20,20 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from megatron.errors import BadData
+from megatron.scaling.answers.valley import (
+    LAW,
+    LEAST_FREEDOM,
+    PARABOLA,
+    Curves,
+    Misfit,
+    Valleys,
+    design,
+    evaluate,
+    fit_law_shape,
+    fit_parabolas,
+    lack_of_fit,
+    vertex,
+)
 from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.table import Table
 
@@ -31,9 +48,10 @@ EXPONENTS = {"a": ("params", 1.0), "b": ("tokens", 1.0), "g": ("loss", -1.0)}
 
 @dataclass(frozen=True)
 class Minimum:
-    """The vertex of one budget's parabola loss = c0 + c1 x + c2 x^2, x = log10 N - shift. `reason` says why it is not used.
+    """The minimum of one budget's curve, a parabola loss = c0 + c1 x + c2 x^2 in x = log10 N - shift or, with the exponents
+    (alpha, beta) of `shape`, c0 + c1 (10^(-alpha x) - 1) / alpha + c2 (10^(beta x) - 1) / beta. `reason` says why it is not used.
 
-    Where `axis` is tokens, the parabola, its shift and its range are in D instead of N.
+    Where `axis` is tokens, the curve, its shift and its range are in D instead of N.
     """
 
     flops: float
@@ -50,10 +68,11 @@ class Minimum:
     loss_ci: tuple = (None, None)
     share_interior: float | None = None  # of the draws
     axis: str = "params"
+    shape: tuple[float, float] | None = None
 
     def curve(self, sizes):
         """The fitted loss at these parameter counts (token counts where `axis` is tokens)."""
-        return np.polynomial.polynomial.polyval(np.log10(sizes) - self.shift, self.coefficients)
+        return evaluate(np.log10(sizes) - self.shift, self.coefficients, self.shape).reshape(np.shape(sizes))
 
 
 @dataclass(frozen=True)
@@ -70,8 +89,9 @@ class IsoFlop:
     seed: int
     draws: dict[str, np.ndarray] = field(repr=False)  # params, tokens, loss: [resamples, budgets], NaN where failed
     warnings: list[str] = field(default_factory=list)
-    left_out: list[tuple[int, str]] = field(default_factory=list)  # (row, reason) of rows in no parabola
+    left_out: list[tuple[int, str]] = field(default_factory=list)  # (row, reason) of rows in no curve
     ci_method: str = "parametric bootstrap"
+    misfit: Misfit | None = None  # of parabolas, where the data can tell
 
     @property
     def interior(self) -> list[Minimum]:
@@ -117,13 +137,15 @@ def fit_isoflop(
     x="params",
     ci="parametric",
     cluster=None,
+    curve="auto",
 ) -> IsoFlop:
     """Fit the minima of loss over log10 N at each budget, and the exponents by least squares over the interior ones.
 
     All columns [n]; `se_noise` is each loss's own standard error in nats (0 where unknown). `budget` [n] names each row's
     budget in FLOPs (None: by gaps in `flops`). `window`: decades of size around a budget's lowest loss, beyond which rows
-    are left out. `x`: params or tokens, the parabola's axis. `ci`: parametric, or cluster with labels `cluster` [n] (each
-    row its own when None). Raises BadData for values without a logarithm; budgets that cannot carry a parabola are named
+    are left out. `x`: params or tokens, the curves' axis. `ci`: parametric, or cluster with labels `cluster` [n] (each
+    row its own when None). `curve`: parabola, law, or auto, which takes the law's shape where parabolas do not fit. Raises
+    BadData for values without a logarithm, or runs too few for the law's shape; budgets that cannot carry a curve are named
     in `warnings`, their rows in `left_out`.
     """
     columns = _checked(flops, N, D, loss)
@@ -132,15 +154,20 @@ def fit_isoflop(
     columns.append(np.zeros_like(columns[0]) if se_noise is None else np.asarray(se_noise, np.float64))
     groups, warnings, left_out = _usable(columns, budget, window, {"params": "size", "tokens": "token count"}[x])
     budgets = [tuple(column[rows] for column in columns) for rows in groups]
-    minima = [_minimum(*columns[:4]) for columns in budgets]
+    if not budgets:
+        return _concluded(_without_budgets(seed, warnings, left_out), 0)
+    fitted, around, parabolas, misfit = _choose_curves(budgets, curve)
+    minima = [_minimum(fitted, number, *budget[:4]) for number, budget in enumerate(budgets)]
     warnings += [f"budget {m.flops:.3g}: {m.reason}; left out of the exponents." for m in minima if m.reason]
-    scatters = _scatter(minima, budgets)
+    warnings += _said_of_shape(parabolas, minima, misfit, curve)
+    scatters = _scatter(around, budgets)
     scatter, freedom = scatters[-1]
     warnings += _curved(minima, scatters)
     if ci == "cluster":
-        draws = _resample_clusters(minima, budgets, groups, cluster, num_resamples, seed)
+        drawn = _resample_clusters(around, budgets, groups, cluster, num_resamples, seed)
     else:
-        draws = _resample(minima, budgets, scatters, num_resamples, seed)
+        drawn = _resample(around, budgets, scatters, num_resamples, seed)
+    draws = _drawn_minima(budgets, drawn)
     if x == "tokens":
         minima, draws = [_swapped(minimum) for minimum in minima], draws | {"params": draws["tokens"], "tokens": draws["params"]}
     found = IsoFlop(
@@ -156,8 +183,14 @@ def fit_isoflop(
         warnings=warnings,
         left_out=left_out,
         ci_method="parametric bootstrap" if ci == "parametric" else "bootstrap by cluster",
+        misfit=misfit,
     )
     return _concluded(found, num_resamples)
+
+
+def _without_budgets(seed, warnings, left_out) -> IsoFlop:
+    none = {name: np.zeros((0, 0)) for name in ("params", "tokens", "loss")}
+    return IsoFlop([], {}, {}, None, 0, 0, 0, seed, none, warnings, left_out)
 
 
 def fit_optima(flops, N, D, loss, num_resamples=1000, seed=0) -> IsoFlop:
@@ -203,7 +236,16 @@ def fit_optima(flops, N, D, loss, num_resamples=1000, seed=0) -> IsoFlop:
 
 
 def fit_table(
-    table: Table, *, budgets="auto", window=None, x="params", ci="parametric", optima=False, num_resamples=1000, seed=0
+    table: Table,
+    *,
+    budgets="auto",
+    window=None,
+    x="params",
+    ci="parametric",
+    curve="auto",
+    optima=False,
+    num_resamples=1000,
+    seed=0,
 ) -> dict[str, IsoFlop]:
     """objective -> `fit_isoflop` of its rows, or `fit_optima` where every row is an optimum.
 
@@ -225,7 +267,7 @@ def fit_table(
         epochs = max(row["epochs"] for row in rows.rows)
         noise = np.array([row.get("loss_se_noise") or 0.0 for row in rows.rows])
         more = {"se_noise": noise, "num_resamples": num_resamples, "seed": seeds, "cluster": rows.labels("cluster")}
-        fitted = fit_isoflop(flops, params, tokens, loss, **more, budget=named, window=window, x=x, ci=ci)
+        fitted = fit_isoflop(flops, params, tokens, loss, **more, budget=named, window=window, x=x, ci=ci, curve=curve)
         if epochs > 1.01:
             fitted.warnings.append(
                 f"rows of up to {epochs:.3g} epochs stand among the runs: minima mix fresh and repeated data; "
@@ -297,44 +339,101 @@ def _usable(columns, budget, window, noun):
     return usable, warnings, left_out
 
 
-def _minimum(flops, params, tokens, loss) -> Minimum:
+def _places_of(budget) -> np.ndarray:
+    """x = log10 of the sizes about their mean, [n]."""
+    x = np.log10(budget[1])
+    return x - x.mean()
+
+
+def _valleys(budgets, weights, losses=None) -> Valleys:
+    """The rows of all budgets with weights [r, n] each; `losses` [r, n] each in the place of their own."""
+    losses = [np.broadcast_to(budget[3], weight.shape) for budget, weight in zip(budgets, weights)] if losses is None else losses
+    return Valleys.of([_places_of(budget) for budget in budgets], losses, weights)
+
+
+def _choose_curves(budgets, curve) -> tuple[Curves, Curves, Curves, Misfit | None]:
+    """The curves whose minima count, those that losses are drawn around, parabolas, and the test of these."""
+    if curve not in ("auto", PARABOLA, LAW):
+        raise BadData(f"curve {curve}: expected auto, {PARABOLA} or {LAW}.")
+    rows = sum(len(budget[3]) for budget in budgets)
+    freedom = rows - 3 * len(budgets) - 2
+    if curve == LAW and freedom < 1:
+        raise BadData(
+            f"--curve {LAW} has 3 coefficients a budget and 2 exponents, and there are {rows} runs in {len(budgets)} budgets: "
+            f"add sizes, or give --curve {PARABOLA}."
+        )
+    plain = _valleys(budgets, [np.ones((1, len(budget[3]))) for budget in budgets])
+    parabolas = fit_parabolas(plain)
+    if freedom < (1 if curve == LAW else LEAST_FREEDOM):
+        return parabolas, parabolas, parabolas, None
+    weighed = _valleys(budgets, _precision(parabolas, budgets))
+    shaped = fit_law_shape(weighed)
+    misfit = lack_of_fit(fit_parabolas(weighed), shaped, rows)
+    rejected = misfit is not None and misfit.rejected
+    used = shaped if curve == LAW or curve == "auto" and rejected else parabolas
+    return used, parabolas if curve == PARABOLA else shaped, parabolas, misfit
+
+
+def _precision(curves: Curves, budgets) -> list[np.ndarray]:
+    """Weights [1, n] of the rows of each budget: a budget that scatters more says less of the exponents that all share."""
+    scatters = _scatter(curves, budgets)
+    sigma = [own if freedom >= OWN_FREEDOM else scatters[-1][0] for own, freedom in scatters[:-1]]
+    least = max(max(sigma), 1e-12)
+    return [np.full((1, len(budget[3])), (least / max(one, 1e-3 * least)) ** 2) for budget, one in zip(budgets, sigma)]
+
+
+def _said_of_shape(parabolas: Curves, minima, misfit: Misfit | None, curve: str) -> list[str]:
+    """What the test of parabolas means for the minima."""
+    if misfit is None:
+        if curve == "auto" and any(minimum.num_runs > LEAST_SIZES for minimum in minima):
+            return [
+                f"{sum(minimum.num_runs for minimum in minima)} runs in {len(minima)} budgets cannot tell a parabola from an "
+                "asymmetric curve: its bias is not in the intervals; add sizes near the minima."
+            ]
+        return []
+    if not misfit.rejected:
+        return []
+    vertices = [float(10 ** (at + m.shift)) for at, m in zip(vertex(parabolas.coefficients[0]), minima)]
+    used = [(at, m) for at, m in zip(vertices, minima) if m.reason is None and np.isfinite(at)]
+    tested = f"parabolas do not describe these curves (lack of fit: F {misfit.F:.3g}, p {misfit.p:.2g})"
+    if curve == PARABOLA or not used:
+        return [f"{tested}: their minima are biased, by more than the intervals say; leave --curve out, or give --window 0.5."]
+    off = [100 * (at / m.params - 1) for at, m in used]
+    low, high = min(off), max(off)
+    by = f"{low:+.2g} %" if high - low < 1 else f"{low:+.2g} to {high:+.2g} %"
+    alpha, beta = minima[0].shape
+    return [
+        f"{tested}: minima are of curves of the law's shape, c0 + c1 N^-{alpha:.3g} + c2 N^{beta:.3g}; "
+        f"parabolas would put them {by} off."
+    ]
+
+
+def _minimum(curves: Curves, number: int, flops, params, tokens, loss) -> Minimum:
     shift = float(np.log10(params).mean())
     x = np.log10(params) - shift
-    coefficients = np.linalg.lstsq(_design(x), loss, rcond=None)[0]
+    shape = None if curves.shape is None else tuple(curves.shape[0].tolist())
+    coefficients = curves.coefficients[0, number]
     low, high, budget = x.min(), x.max(), float(np.median(flops))
-    vertex = _vertex(coefficients)
+    lowest = float(vertex(coefficients, shape))
     reason: str | None = None
-    if np.isnan(vertex):
-        reason = "concave parabola, no minimum"
+    if np.isnan(lowest):
+        reason = "concave parabola, no minimum" if shape is None else "the curve has no minimum"
     else:
-        reason = None if low < vertex < high else "minimum outside the data"
+        reason = None if low < lowest < high else "minimum outside the data"
     # without a minimum in the data, the place shown is the end of the data where the curve is lowest
-    at = vertex if reason is None else min(low, high, key=lambda end: float(_curve(end, coefficients)))
+    at = lowest if reason is None else min(low, high, key=lambda end: float(evaluate(end, coefficients, shape)[0]))
     return Minimum(
         flops=budget,
         params=float(10 ** (at + shift)),
         tokens=_tokens_at(at, x, tokens),
         num_runs=len(loss),
-        loss=float(_curve(at, coefficients)),
+        loss=float(evaluate(at, coefficients, shape)[0]),
         coefficients=tuple(coefficients.tolist()),
         shift=shift,
         params_range=(float(params.min()), float(params.max())),
         reason=reason,
+        shape=shape,
     )
-
-
-def _design(x):
-    return np.stack([np.ones_like(x), x, x * x], axis=1)
-
-
-def _curve(x, coefficients):
-    return coefficients[..., 0] + x * (coefficients[..., 1] + x * coefficients[..., 2])
-
-
-def _vertex(coefficients):
-    """x of the minimum, NaN where the parabola [..., 3] is not convex."""
-    slope, bend = coefficients[..., 1], coefficients[..., 2]
-    return np.where(bend > 0, -slope / np.where(bend > 0, 2 * bend, 1), np.nan)
 
 
 def _tokens_at(at, x, tokens):
@@ -344,14 +443,15 @@ def _tokens_at(at, x, tokens):
     return float(found) if np.ndim(found) == 0 else found
 
 
-def _scatter(minima, budgets) -> list[tuple[float, int]]:
+def _scatter(around: Curves, budgets) -> list[tuple[float, int]]:
     """Residual standard deviation and its degrees of freedom, of each budget and at the end pooled over all."""
-    squares = [float(np.sum((minimum.curve(budget[1]) - budget[3]) ** 2)) for minimum, budget in zip(minima, budgets)]
+    squares = [
+        float(np.sum((around.at(number, _places_of(budget))[0] - budget[3]) ** 2)) for number, budget in enumerate(budgets)
+    ]
     freedom = [max(0, len(budget[3]) - 3) for budget in budgets]
     squares = [total if count else 0.0 for total, count in zip(squares, freedom)]  # no freedom: rounding errors
-    return [
-        (float(np.sqrt(total / max(1, count))), count) for total, count in (*zip(squares, freedom), (sum(squares), sum(freedom)))
-    ]
+    pooled = max(0, sum(freedom) - (0 if around.shape is None else 2))
+    return [(float(np.sqrt(total / max(1, count))), count) for total, count in (*zip(squares, freedom), (sum(squares), pooled))]
 
 
 def _curved(minima, scatters) -> list[str]:
@@ -359,31 +459,39 @@ def _curved(minima, scatters) -> list[str]:
     usual = np.median([scatter for scatter, freedom in scatters[:-1] if freedom >= OWN_FREEDOM] or [0.0])
     return [
         f"budget {m.flops:.3g}: residuals of {scatter:.2g} nats are {scatter / usual:.2g} times those of the others: over "
-        f"{np.log10(m.params_range[1] / m.params_range[0]):.2g} decades the loss is no parabola; give --window 0.7."
+        f"{np.log10(m.params_range[1] / m.params_range[0]):.2g} decades the loss is no such curve; give --window 0.7."
         for m, (scatter, freedom) in zip(minima, scatters)
         if freedom >= OWN_FREEDOM and scatter > max(3 * usual, 1e-6)
     ]
 
 
-def _resample(minima, budgets, scatters, num_resamples, seed):
-    """Draws [resamples, budgets]: params (-inf, inf where the minimum leaves the data), tokens, and loss."""
+def _resample(around: Curves, budgets, scatters, num_resamples, seed) -> Curves:
+    """Curves [resamples] fitted to losses drawn around these."""
     random = np.random.default_rng(seed)
     if not any(scatter for scatter, _ in scatters) and not any(np.any(budget[4] > 0) for budget in budgets):
         num_resamples = 0
     *own, pooled = [
         scatter * np.sqrt(max(1, freedom) / random.chisquare(max(1, freedom), num_resamples)) for scatter, freedom in scatters
     ]
-    drawn = []
-    for minimum, budget, sigma, (_, freedom) in zip(minima, budgets, own, scatters):
+    losses = []
+    for number, (budget, sigma, (_, freedom)) in enumerate(zip(budgets, own, scatters)):
         sigma = sigma if freedom >= OWN_FREEDOM else pooled
         sigma = np.maximum(sigma[:, None], budget[4])
-        losses = minimum.curve(budget[1]) + sigma * random.standard_normal(sigma.shape)
-        drawn.append(losses @ np.linalg.pinv(_design(np.log10(budget[1]) - minimum.shift)).T)
-    return _drawn_minima(minima, budgets, drawn, num_resamples)
+        losses.append(around.at(number, _places_of(budget)) + sigma * random.standard_normal(sigma.shape))
+    precision = [np.repeat(weight, num_resamples, axis=0) for weight in _precision(around, budgets)]
+    return _refitted(around, _valleys(budgets, precision, losses))
 
 
-def _resample_clusters(minima, budgets, groups, cluster, num_resamples, seed):
-    """As `_resample`, from clusters drawn with replacement: within each budget, or over all where one spans budgets."""
+def _refitted(around: Curves, valleys: Valleys) -> Curves:
+    """Curves of the same kind through other losses."""
+    return fit_parabolas(valleys) if around.shape is None else fit_law_shape(valleys, start=around.shape[0])
+
+
+def _resample_clusters(around: Curves, budgets, groups, cluster, num_resamples, seed) -> Curves:
+    """As `_resample`, from clusters drawn with replacement: within each budget, or over all where one spans budgets.
+
+    A budget's coefficients are NaN in draws that leave it fewer than three sizes.
+    """
     random = np.random.default_rng(seed)
     rows = np.concatenate([*groups, np.zeros(0, int)])
     labels = np.unique(rows if cluster is None else np.asarray(cluster)[rows], return_inverse=True)[1]
@@ -395,23 +503,16 @@ def _resample_clusters(minima, budgets, groups, cluster, num_resamples, seed):
     counts = np.zeros((num_resamples, labels.max(initial=-1) + 1))
     for members in strata:
         counts[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), num_resamples)
-    drawn = [
-        _weighted_parabolas(minimum, budget, counts[:, labels[place == number]])
-        for number, (minimum, budget) in enumerate(zip(minima, budgets))
-    ]
-    return _drawn_minima(minima, budgets, drawn, num_resamples)
+    weights = [counts[:, labels[place == number]] for number in range(len(budgets))]
+    precision = [weight * of for weight, of in zip(weights, _precision(around, budgets))]
+    found = _refitted(around, _valleys(budgets, precision))
+    enough = [_num_sizes(budget[1], weight) >= LEAST_SIZES for budget, weight in zip(budgets, weights)]
+    return replace(found, coefficients=np.where(np.stack(enough, axis=1)[..., None], found.coefficients, np.nan))
 
 
-def _weighted_parabolas(minimum, budget, weight):
-    """Coefficients [resamples, 3] with weights [resamples, n] of the rows; NaN where fewer than three sizes are left."""
-    x = np.log10(budget[1]) - minimum.shift
-    sizes = [weight[:, x == value].any(axis=1) for value in np.unique(x)]
-    enough = np.sum(sizes, axis=0) >= LEAST_SIZES
-    design = _design(x)
-    found = np.full((len(weight), 3), np.nan)
-    squares = np.einsum("rn,ni,nj->rij", weight[enough], design, design)
-    found[enough] = np.linalg.solve(squares, np.einsum("rn,ni,n->ri", weight[enough], design, budget[3])[..., None])[..., 0]
-    return found
+def _num_sizes(sizes, weight) -> np.ndarray:
+    """How many sizes [n] have rows of some weight [r, n], [r]."""
+    return np.sum([weight[:, sizes == size].any(axis=1) for size in np.unique(sizes)], axis=0)
 
 
 def _resample_lines(columns, num_resamples, seed):
@@ -427,24 +528,28 @@ def _resample_lines(columns, num_resamples, seed):
     return draws
 
 
-def _drawn_minima(minima, budgets, drawn, num_resamples):
-    columns = [_places(minimum, budget, coefficients) for minimum, budget, coefficients in zip(minima, budgets, drawn)]
-    shape = (num_resamples, len(minima))
-    names = ("params", "tokens", "loss")
-    return {name: np.array([column[i] for column in columns]).T.reshape(shape) for i, name in enumerate(names)}
+def _drawn_minima(budgets, drawn: Curves) -> dict[str, np.ndarray]:
+    """Draws [resamples, budgets]: params (-inf, inf where the minimum leaves the data), tokens, and loss."""
+    columns = [_places(budget, drawn.coefficients[:, number], drawn.shape) for number, budget in enumerate(budgets)]
+    shape = (len(columns[0][0]), len(budgets))
+    return {
+        name: np.array([column[i] for column in columns]).T.reshape(shape) for i, name in enumerate(("params", "tokens", "loss"))
+    }
 
 
-def _places(minimum, budget, coefficients):
-    """(params, tokens, loss) of the minima of parabolas [resamples, 3], with an open end where one leaves the data."""
-    x, tokens = np.log10(budget[1]) - minimum.shift, budget[2]
-    vertex, low, high = _vertex(coefficients), x.min(), x.max()
-    falls_right = _curve(high, coefficients) < _curve(low, coefficients)
-    inside = (low < vertex) & (vertex < high)
-    at = np.where(inside, vertex, np.where(falls_right, high, low))
+def _places(budget, coefficients, shape):
+    """(params, tokens, loss) of the minima of curves [resamples, 3], with an open end where one leaves the data."""
+    x, tokens = _places_of(budget), budget[2]
+    lowest, low, high = vertex(coefficients, shape), x.min(), x.max()
+    ends = evaluate(np.array([low, high]), coefficients, shape)
+    falls_right = ends[:, 1] < ends[:, 0]
+    inside = (low < lowest) & (lowest < high)
+    at = np.where(inside, lowest, np.where(falls_right, high, low))
     open_end = np.where(np.isnan(coefficients[:, 0]), np.nan, np.where(falls_right, np.inf, -np.inf))
-    found_params = np.where(inside, 10 ** (at + minimum.shift), open_end)
+    found_params = np.where(inside, 10 ** (at + np.log10(budget[1]).mean()), open_end)
     found_tokens = np.where(inside, _tokens_at(at, x, tokens), -open_end)
-    return found_params, found_tokens, _curve(at, coefficients)
+    loss = np.einsum("ni,ni->n", design(at[:, None], shape)[:, 0], coefficients)
+    return found_params, found_tokens, loss
 
 
 def _swapped(minimum: Minimum) -> Minimum:
@@ -560,6 +665,7 @@ def as_record(isoflop: IsoFlop, table: Table) -> dict:
         "ci": isoflop.ci,
         "ci_method": isoflop.ci_method,
         "minima": [asdict(minimum) for minimum in isoflop.minima],
+        "lack_of_fit": None if isoflop.misfit is None else asdict(isoflop.misfit),
         "scatter": isoflop.scatter,
         "degrees_of_freedom": isoflop.degrees_of_freedom,
         "num_resamples": isoflop.num_resamples,

@@ -40,7 +40,13 @@ def isoflop_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window", type=positive, metavar="DECADES", help="use sizes within this many decades of a budget's lowest loss"
     )
-    parser.add_argument("--x", choices=("params", "tokens"), default="params", help="the parabola's axis")
+    parser.add_argument(
+        "--curve",
+        choices=("auto", "parabola", "law"),
+        default="auto",
+        help="through the runs of a budget; auto: a parabola, or the shape of a law in N and D where parabolas do not fit",
+    )
+    parser.add_argument("--x", choices=("params", "tokens"), default="params", help="the curves' axis")
     parser.add_argument("--optima", action="store_true", help="every row is an optimum already: one a budget")
     parser.add_argument(
         "--ci",
@@ -60,6 +66,7 @@ def fit_from(args: argparse.Namespace, table: Table) -> dict[str, IsoFlop]:
         window=args.window,
         x=args.x,
         ci=args.ci,
+        curve=args.curve,
         optima=args.optima,
         num_resamples=args.bootstrap,
         seed=args.seed,
