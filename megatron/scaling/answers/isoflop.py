@@ -158,16 +158,13 @@ def fit_isoflop(
         return _concluded(_without_budgets(seed, warnings, left_out), 0)
     fitted, around, parabolas, misfit = _choose_curves(budgets, curve)
     minima = [_minimum(fitted, number, *budget[:4]) for number, budget in enumerate(budgets)]
-    warnings += [f"budget {m.flops:.3g}: {m.reason}; left out of the exponents." for m in minima if m.reason]
     warnings += _said_of_shape(parabolas, minima, misfit, curve)
-    scatters = _scatter(around, budgets)
-    scatter, freedom = scatters[-1]
+    *_, (scatter, freedom) = scatters = _scatter(around, budgets)
     warnings += _curved(minima, scatters)
     if ci == "cluster":
-        drawn = _resample_clusters(around, budgets, groups, cluster, num_resamples, seed)
+        draws = _resample_clusters(around, budgets, groups, cluster, num_resamples, seed)
     else:
-        drawn = _resample(around, budgets, scatters, num_resamples, seed)
-    draws = _drawn_minima(budgets, drawn)
+        draws = _resample(around, budgets, scatters, num_resamples, seed)
     if x == "tokens":
         minima, draws = [_swapped(minimum) for minimum in minima], draws | {"params": draws["tokens"], "tokens": draws["params"]}
     found = IsoFlop(
@@ -383,7 +380,12 @@ def _precision(curves: Curves, budgets) -> list[np.ndarray]:
 
 
 def _said_of_shape(parabolas: Curves, minima, misfit: Misfit | None, curve: str) -> list[str]:
-    """What the test of parabolas means for the minima."""
+    """Which minima do not count, and what the test of parabolas means for the others."""
+    outside = [f"budget {m.flops:.3g}: {m.reason}; left out of the exponents." for m in minima if m.reason]
+    return outside + _said_of_test(parabolas, minima, misfit, curve)
+
+
+def _said_of_test(parabolas: Curves, minima, misfit: Misfit | None, curve: str) -> list[str]:
     if misfit is None:
         if curve == "auto" and any(minimum.num_runs > LEAST_SIZES for minimum in minima):
             return [
@@ -465,8 +467,8 @@ def _curved(minima, scatters) -> list[str]:
     ]
 
 
-def _resample(around: Curves, budgets, scatters, num_resamples, seed) -> Curves:
-    """Curves [resamples] fitted to losses drawn around these."""
+def _resample(around: Curves, budgets, scatters, num_resamples, seed) -> dict[str, np.ndarray]:
+    """Draws [resamples, budgets] of the minima (`_drawn_minima`): of curves fitted to losses drawn around these."""
     random = np.random.default_rng(seed)
     if not any(scatter for scatter, _ in scatters) and not any(np.any(budget[4] > 0) for budget in budgets):
         num_resamples = 0
@@ -479,7 +481,7 @@ def _resample(around: Curves, budgets, scatters, num_resamples, seed) -> Curves:
         sigma = np.maximum(sigma[:, None], budget[4])
         losses.append(around.at(number, _places_of(budget)) + sigma * random.standard_normal(sigma.shape))
     precision = [np.repeat(weight, num_resamples, axis=0) for weight in _precision(around, budgets)]
-    return _refitted(around, _valleys(budgets, precision, losses))
+    return _drawn_minima(budgets, _refitted(around, _valleys(budgets, precision, losses)))
 
 
 def _refitted(around: Curves, valleys: Valleys) -> Curves:
@@ -487,7 +489,7 @@ def _refitted(around: Curves, valleys: Valleys) -> Curves:
     return fit_parabolas(valleys) if around.shape is None else fit_law_shape(valleys, start=around.shape[0])
 
 
-def _resample_clusters(around: Curves, budgets, groups, cluster, num_resamples, seed) -> Curves:
+def _resample_clusters(around: Curves, budgets, groups, cluster, num_resamples, seed) -> dict[str, np.ndarray]:
     """As `_resample`, from clusters drawn with replacement: within each budget, or over all where one spans budgets.
 
     A budget's coefficients are NaN in draws that leave it fewer than three sizes.
@@ -507,7 +509,8 @@ def _resample_clusters(around: Curves, budgets, groups, cluster, num_resamples, 
     precision = [weight * of for weight, of in zip(weights, _precision(around, budgets))]
     found = _refitted(around, _valleys(budgets, precision))
     enough = [_num_sizes(budget[1], weight) >= LEAST_SIZES for budget, weight in zip(budgets, weights)]
-    return replace(found, coefficients=np.where(np.stack(enough, axis=1)[..., None], found.coefficients, np.nan))
+    coefficients = np.where(np.stack(enough, axis=1)[..., None], found.coefficients, np.nan)
+    return _drawn_minima(budgets, replace(found, coefficients=coefficients))
 
 
 def _num_sizes(sizes, weight) -> np.ndarray:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron.errors import BadData
 from megatron.scaling.answers.critical import drawn_law, num_paired_draws
+from megatron.scaling.answers.frontier import Frontier, is_isoflop, load_frontiers
 from megatron.scaling.law.fit import Fit, load_fit
 from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.labels import NAMES
@@ -19,7 +21,28 @@ def read_fits(paths) -> tuple[list[Fit], list[dict]]:
     """(fits, their files as {"path", "sha256"}), in the order of `paths`, files or folders. Raises as `load_fit`."""
     fits = [load_fit(path) for path in paths]
     files = [path / "fit.json" if path.is_dir() else path for path in map(Path, paths)]
-    return fits, [{"path": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in files]
+    return fits, [_source(file) for file in files]
+
+
+def read_laws(paths) -> tuple[list[Fit], list[dict]]:
+    """As `read_fits`, of fit.json or isoflop.json, which has a law of the optimum for each of its objectives.
+
+    Raises as `load_fit` and `load_frontiers`.
+    """
+    fits: list[Fit] = []
+    sources: list[dict] = []
+    for path in map(Path, paths):
+        if (path / "fit.json").is_file() or not is_isoflop(path):
+            found, files = read_fits([path])
+        else:
+            found = load_frontiers(path)
+            files = [_source(path / "isoflop.json" if path.is_dir() else path)] * len(found)
+        fits, sources = fits + found, sources + files
+    return fits, sources
+
+
+def _source(file: Path) -> dict:
+    return {"path": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
 def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, unique_tokens=None) -> dict:
@@ -32,14 +55,14 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     found = {
         "label": label,
         "form": fit.form,
-        "flops": float(6 * N * D),
+        "flops": float(6 * N * D) if flops is None or params or tokens else float(flops),
         "unique_tokens": unique_tokens,
-        **_named(fit.law, N, D, unique_tokens),
+        **_named(fit.law, N, D, unique_tokens, flops),
     }
     if count := num_paired_draws({label: fit}):
         drawn = drawn_law(fit, count, 0)
         sizes, seen = _split(drawn, flops, params, tokens, unique_tokens)
-        draws = _named(drawn, sizes, seen, unique_tokens)
+        draws = _named(drawn, sizes, seen, unique_tokens, flops)
         found |= {f"{name}_ci": percentile_interval(np.broadcast_to(draw, count)) for name, draw in draws.items()}
     low, high = found.get("loss_ci", [found["loss"]] * 2)
     ln_sd = float(np.hypot(np.log(high / low) / 2 / NORMAL_975, np.nan_to_num(fit.residual_rms)))
@@ -94,7 +117,9 @@ def _phrase(one: dict) -> str:
 
 
 def _split(law, flops, params, tokens, unique_tokens):
-    """(N, D) of the run that is asked for."""
+    """(N, D) of the run that is asked for. Raises BadData where minima alone are known, and it is not the optimum."""
+    if isinstance(law, Frontier) and (flops is None or params is not None or tokens is not None):
+        raise BadData("isoFLOP minima know the optimum of a budget: give --flops alone, or a fit of L(N, D).")
     if flops is None:
         return np.float64(params), np.float64(tokens)
     product = np.float64(flops) / 6
@@ -103,7 +128,8 @@ def _split(law, flops, params, tokens, unique_tokens):
     return law.optimum(flops, unique_tokens) if tokens is None else (product / tokens, np.float64(tokens))
 
 
-def _named(law, N, D, unique_tokens) -> dict:
+def _named(law, N, D, unique_tokens, flops) -> dict:
     unique = D if unique_tokens is None else np.minimum(unique_tokens, D)
-    found = {"params": N, "tokens": D, "epochs": D / unique, "loss": law.loss(N, D, unique)}
+    loss = law.optimal_loss(flops, unique_tokens) if isinstance(law, Frontier) else law.loss(N, D, unique)
+    found = {"params": N, "tokens": D, "epochs": D / unique, "loss": loss}
     return {name: value if np.ndim(value) else float(value) for name, value in found.items()}

@@ -1,7 +1,8 @@
 """IsoFLOP analysis: a parabola of the loss over size for every compute budget, its minimum, and the exponents of the minima.
 
-Writes isoflop.json (exponents a, b, g of N* ~ C^a, D* ~ C^b, L* ~ C^-g with their intervals, minima, rows used and dropped,
-warnings) and isoflop.png and .pdf into --out. Leaves with 65 when no exponent can be had.
+Writes isoflop.json (N*(C), D*(C) and L*(C) with prefactors, exponents, intervals and bands, which `predict` reads; minima, rows
+used and dropped, warnings) and the figures isoflop, frontier and contours, each .png and .pdf, into --out. Leaves with 65 when no
+exponent can be had.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from megatron.errors import BadData
 from megatron.scaling.answers.compare import compare, sides_of_runs
+from megatron.scaling.answers.frontier import frontier_of, warnings_of
 from megatron.scaling.answers.isoflop import IsoFlop, as_record, equal_loss_ratios, fit_table
 from megatron.scaling.show.screen import interval, say, show, show_pair, show_record
 from megatron.scaling.table.json_record import by_field
@@ -77,20 +79,17 @@ def command(args: argparse.Namespace) -> Answer:
     """Fit, print, write; raises BadData when an objective has no exponent."""
     table = load_table(args)
     found = fit_from(args, table)
-    records = {objective: as_record(isoflop, table.only(objective)) for objective, isoflop in found.items()}
+    records = {objective: _record(isoflop, table.only(objective)) for objective, isoflop in found.items()}
     for objective, isoflop in found.items():
-        _show(objective, isoflop)
-        show_record(records[objective]["rows_dropped"], table.warnings + isoflop.warnings)
+        _show(objective, isoflop, records[objective]["optimum"])
+        show_record(records[objective]["rows_dropped"], records[objective]["warnings"])
     sides = sides_of_runs("runs", table, found) if args.by else []
     pairs = [compare(sides[0], other) for other in sides[1:]]
     for pair in pairs:
         show_pair(pair)
     answer = conclude(args, "isoflop.json", by_field(records) | ({"pairs": pairs} if pairs else {}), table)
     if args.out:
-        if args.x == "params":
-            _draw(found, table, Path(args.out))
-        else:
-            say("no figure: it is drawn over parameters, for --x params.")
+        _draw(found, table, Path(args.out), args.optima)
     lacking = [objective for objective, isoflop in found.items() if isoflop.exponents["a"] is None]
     if lacking:
         raise BadData(
@@ -100,7 +99,12 @@ def command(args: argparse.Namespace) -> Answer:
     return answer
 
 
-def _show(objective: str, isoflop: IsoFlop) -> None:
+def _record(isoflop: IsoFlop, table: Table) -> dict:
+    record, optimum = as_record(isoflop, table), frontier_of(isoflop)
+    return record | {"optimum": optimum, "warnings": record["warnings"] + warnings_of(optimum)}
+
+
+def _show(objective: str, isoflop: IsoFlop, optimum: dict | None) -> None:
     show(
         f"{objective}: isoFLOP minima (95 % intervals; open: the data do not bound it)",
         ["C (FLOPs)", "N*", "interval", "D*", "loss", "interval", "runs", "used"],
@@ -127,13 +131,27 @@ def _show(objective: str, isoflop: IsoFlop) -> None:
             if value is not None
         ],
     )
+    if optimum:
+        show(
+            f"{objective}: {optimum['equation']}",
+            ["constant", "value", "95 % interval"],
+            [(name, f"{value:.4g}", interval(optimum["ci"].get(name), ".4g")) for name, value in optimum["params"].items()],
+        )
 
 
-def _draw(found: dict[str, IsoFlop], table: Table, folder: Path) -> None:
-    from megatron.scaling.show.figures import draw_isoflop, save
-    from megatron.scaling.show.report.study import Study, by_budget
+def _draw(found: dict[str, IsoFlop], table: Table, folder: Path, optima: bool) -> None:
+    from megatron.scaling.show.figures import draw_contours, draw_frontier, draw_isoflop, save
+    from megatron.scaling.show.report.study import Study, by_budget, fit_runs
 
-    studies = [Study(objective, by_budget(table.only(objective).rows), isoflop) for objective, isoflop in found.items()]
-    ratios = equal_loss_ratios(found["ar"], found["mdm"]) if {"ar", "mdm"} <= set(found) else []
-    for path in save(draw_isoflop(studies, ratios, table.choices["unit"]), folder / "isoflop"):
-        say(f"wrote {path}")
+    studies = []
+    for objective, isoflop in found.items():
+        runs = by_budget(table.only(objective).rows)
+        law = None if optima else fit_runs(runs, num_resamples=0)[0]
+        studies.append(Study(objective, runs, isoflop, law))
+    ratios, unit = equal_loss_ratios(found["ar"], found["mdm"]) if {"ar", "mdm"} <= set(found) else [], table.choices["unit"]
+    figures = {"isoflop": draw_isoflop(studies, ratios, unit), "frontier": draw_frontier(studies, unit)}
+    if any(study.law for study in studies):
+        figures["contours"] = draw_contours(studies, unit)
+    for name, figure in figures.items():
+        for path in save(figure, folder / name):
+            say(f"wrote {path}")

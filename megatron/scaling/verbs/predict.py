@@ -11,7 +11,7 @@ import argparse
 from megatron.flags import ConfigError
 from megatron.scaling.answers.critical import check_fits_comparable
 from megatron.scaling.answers.ledger import enter
-from megatron.scaling.answers.predict import compare_at_budget, in_words, predict_run, read_fits
+from megatron.scaling.answers.predict import compare_at_budget, in_words, predict_run, read_laws
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.comparable import LINTS
 from megatron.scaling.table.table import Table
@@ -20,7 +20,9 @@ from megatron.scaling.verbs import Answer, conclude, json_argument, positive
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("fits", nargs="+", metavar="FIT", help="fit.json files or their folders, one for each objective")
+    parser.add_argument(
+        "fits", nargs="+", metavar="FIT", help="fit.json or isoflop.json files, or their folders, one for each objective"
+    )
     parser.add_argument("--flops", type=positive, metavar="C", help="compute budget; alone it asks for the optimum")
     parser.add_argument("--params", type=positive, metavar="N")
     parser.add_argument("--tokens", type=positive, metavar="D", help="tokens seen")
@@ -46,8 +48,8 @@ def command(args: argparse.Namespace) -> Answer:
         raise ConfigError(["predict needs --flops, or two of --flops, --params and --tokens: they say one run."])
     if args.run and not args.ledger:
         raise ConfigError(["--run names the run of a ledger's prediction: give --ledger too."])
-    fits, sources = read_fits(args.fits)
-    named = _named(fits, args.fits)
+    fits, sources = read_laws(args.fits)
+    named = _named(fits, [source["path"] for source in sources])
     if len(named) > 1:
         check_fits_comparable(named, args.allow)
     found = [predict_run(fit, label, args.flops, args.params, args.tokens, args.unique_tokens) for label, fit in named.items()]
@@ -66,7 +68,11 @@ def _named(fits: list, paths: list[str]) -> dict:
     """label -> fit: its objective, or its path where fits share one or do not state it."""
     objectives = [str(fit.conventions.get("objective") or "") for fit in fits]
     return {
-        objective if objective and objectives.count(objective) == 1 else path: fit
+        objective
+        if objective and objectives.count(objective) == 1
+        else f"{path} {objective}"
+        if paths.count(path) > 1
+        else path: fit
         for fit, path, objective in zip(fits, paths, objectives)
     }
 

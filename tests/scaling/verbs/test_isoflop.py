@@ -30,7 +30,9 @@ def test_one_objective_is_written_flat(tmp_path, capsys):
     assert found["ci"]["a"][0] < 0.5 < found["ci"]["a"][1]
     assert (found["rows_used"], found["rows_dropped"], len(found["minima"])) == (15, [], 3)
     assert {"warnings", "sources", "choices", "conventions", "versions", "schema_version"} <= set(found)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"isoflop.json", "isoflop.png", "isoflop.pdf"}
+    figures = {f"{name}.{suffix}" for name in ("isoflop", "frontier", "contours") for suffix in ("png", "pdf")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"isoflop.json", *figures}
+    assert found["optimum"]["params"]["k_N"] == pytest.approx(0.045, rel=0.8) and found["optimum"]["bands"]["tokens"]["low"]
     assert "a: N* ~ C^a" in capsys.readouterr().out
 
 

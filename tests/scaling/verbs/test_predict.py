@@ -1,5 +1,7 @@
+import itertools
 import json
 
+import numpy as np
 import pytest
 
 from megatron.scaling.__main__ import main
@@ -41,6 +43,27 @@ def test_one_run_goes_into_the_ledger(fits, tmp_path, capsys):
 def test_a_run_is_said_once(fits, words, capsys):
     assert main(["predict", fits[0], *words]) == 2
     assert "--flops, or two of" in capsys.readouterr().err
+
+
+def test_minima_of_isoflops_say_the_optimum_and_nothing_else(tmp_path, capsys):
+    table = tmp_path / "t.csv"
+    lines = ["objective,bound,params,tokens,flops,loss"]
+    for (objective, law), c, place in itertools.product(
+        (("ar", AR), ("mdm", MDM)), (1e19, 1e20, 1e21), np.geomspace(0.2, 5, 5).tolist()
+    ):
+        n = place * law.optimum(c)[0]
+        noise = 0.003 * np.sin(17 * place + np.log(c))
+        lines.append(f"{objective},{'bound' if law is MDM else 'exact'},{n},{c / 6 / n},{c},{law.loss(n, c / 6 / n) + noise}")
+    table.write_text("\n".join(lines) + "\n")
+    assert main(["isoflop", str(table), "--bootstrap", "50", "--out", str(tmp_path / "iso"), "--x", "tokens"]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "iso"), "--flops", "3e20", "--allow", "bound", "--json"]) == 0
+    ar, mdm = json.loads(capsys.readouterr().out)["predictions"]
+    for one, law in ((ar, AR), (mdm, MDM)):
+        assert one["params"] == pytest.approx(law.optimum(3e20)[0], rel=0.2) and one["flops"] == 3e20
+        assert one["loss"] == pytest.approx(law.optimal_loss(3e20), rel=0.01) and one["run_ci"][0] < one["loss"]
+    assert main(["predict", str(tmp_path / "iso"), "--params", "1e8", "--tokens", "1e9", "--allow", "bound"]) == 65
+    assert "give --flops alone" in capsys.readouterr().err
 
 
 def test_fits_that_may_not_be_compared_are_refused(fits, tmp_path, capsys):

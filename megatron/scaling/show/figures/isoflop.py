@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from megatron.scaling.answers.isoflop import WIDEST_BUDGET, Minimum
+from megatron.scaling.answers.predict import NORMAL_975
 from megatron.scaling.show.figures.curves import SMOOTHED_SHARE, loss_ticks, smooth_curve
 from megatron.scaling.show.figures.style import UNITS, depth_of, explain, frame, log_ticks, new_figure, power, style_of, write_in
 from megatron.scaling.table.labels import NAMES
@@ -49,7 +50,9 @@ def _draw_curves(axes: Axes, studies: list, unit: str) -> None:
 
 
 def _draw_parabolas(axes: Axes, studies: list, unit: str) -> None:
-    frame(axes, "isoFLOP: loss against size at equal compute C", "parameters", f"validation loss ({UNITS[unit]})")
+    of_tokens = any(minimum.axis == "tokens" for study in studies for minimum in study.isoflop.minima)
+    what, words = ("tokens", "training tokens") if of_tokens else ("size", "parameters")
+    frame(axes, f"isoFLOP: loss against {what} at equal compute C", words, f"validation loss ({UNITS[unit]})")
     axes.set_xscale("log")
     labels = []
     for number, study in enumerate(studies):
@@ -70,36 +73,33 @@ def _runs_of(study, minimum: Minimum) -> list[dict]:
 
 
 def _draw_parabola(axes: Axes, runs: list[dict], minimum: Minimum, style: dict) -> None:
-    """Points with their noise, the fitted curve, and the minimum with its interval (arrow heads where it is open)."""
+    """Points with their noise, the fitted curve, and the minimum with its interval (arrow heads where it is open).
+
+    Over parameters or tokens, as the curve is.
+    """
+    place, interval = getattr(minimum, minimum.axis), getattr(minimum, f"{minimum.axis}_ci")
     grid = np.geomspace(*minimum.params_range, 100)
     axes.plot(grid, minimum.curve(grid), color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
-    noise = [run.get("loss_se_noise") or 0.0 for run in runs]
+    noise = [NORMAL_975 * (run.get("loss_se_noise") or 0.0) for run in runs]
     axes.errorbar(
-        [run["params"] for run in runs],
+        [run[minimum.axis] for run in runs],
         [run["loss"] for run in runs],
         yerr=noise if any(noise) else None,
         capsize=3,
         elinewidth=1.2,
         **{**style, "linestyle": "none"},
     )
-    ends = [edge if end is None else end for end, edge in zip(minimum.params_ci, minimum.params_range)]
-    caps = [arrow if end is None else "|" for end, arrow in zip(minimum.params_ci, "<>")]
+    ends = [edge if end is None else end for end, edge in zip(interval, minimum.params_range)]
+    caps = [arrow if end is None else "|" for end, arrow in zip(interval, "<>")]
     if minimum.reason is None:
         axes.plot(ends, [minimum.loss] * 2, color="black", linewidth=1.4, zorder=4)
         for end, cap in zip(ends, caps):
             axes.plot(end, minimum.loss, marker=cap, color="black", markersize=7, zorder=4)
         axes.plot(
-            minimum.params,
-            minimum.loss,
-            marker="D",
-            color="white",
-            markeredgecolor="black",
-            markeredgewidth=1.4,
-            markersize=6.5,
-            zorder=5,
+            place, minimum.loss, marker="D", color="white", markeredgecolor="black", markeredgewidth=1.4, markersize=6.5, zorder=5
         )
     else:
-        axes.plot(minimum.params, minimum.loss, marker="x", color="black", markersize=11, markeredgewidth=2, zorder=5)
+        axes.plot(place, minimum.loss, marker="x", color="black", markersize=11, markeredgewidth=2, zorder=5)
 
 
 def _label_budgets(axes: Axes, labels: list[tuple]) -> None:
@@ -247,7 +247,7 @@ def _caption(studies: list, ratios: Sequence[dict]) -> str:
     first = studies[0].runs[0]
     parts = [
         f"Thin lines: training loss, mean over {100 * SMOOTHED_SHARE:.0f} % of a run's records.",
-        "Bars on points: one standard error of the noise.",
+        "Bars: 95 % intervals, on runs of the noise they state.",
         "Darker: larger C.",
         f"C: {first.get('flops_convention') or 'as given'}.  N: {first.get('params_convention') or 'as given'}.",
     ]

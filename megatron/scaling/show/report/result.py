@@ -11,10 +11,19 @@ from matplotlib.figure import Figure
 
 from megatron.catalogue import OBJECTIVES
 from megatron.files import staged
+from megatron.scaling.answers.frontier import warnings_of
 from megatron.scaling.answers.isoflop import equal_loss_ratios
 from megatron.scaling.law.fitted import Fit
 from megatron.scaling.law.fitted import as_record as fit_record
-from megatron.scaling.show.figures import draw_crossover, draw_curves, draw_data_value, draw_isoflop, draw_residuals
+from megatron.scaling.show.figures import (
+    draw_contours,
+    draw_crossover,
+    draw_curves,
+    draw_data_value,
+    draw_frontier,
+    draw_isoflop,
+    draw_residuals,
+)
 from megatron.scaling.show.figures.style import encode
 from megatron.scaling.show.report.page import render
 from megatron.scaling.show.report.study import Study, study_runs
@@ -56,7 +65,12 @@ class Report:
         studies = [
             f"{study.label}: {warning}"
             for study in self.studies
-            for warning in [*study.isoflop.warnings, *(study.law.warnings if study.law else []), *study.warnings]
+            for warning in [
+                *study.isoflop.warnings,
+                *warnings_of(study.frontier),
+                *(study.law.warnings if study.law else []),
+                *study.warnings,
+            ]
         ]
         others = [(name, fit.warnings) for name, fit in self.fits.items()]
         others += [(curve["label"], curve.get("warnings", [])) for curve in self.data_value]
@@ -113,6 +127,7 @@ def _study_record(study: Study) -> dict:
             "minima": [vars(m) for m in isoflop.minima],
             "exponents": {name: {"value": isoflop.exponents[name], "ci": isoflop.ci[name]} for name in ("a", "b")},
             "ci_method": "parametric bootstrap",
+            "optimum": None if study.frontier is None else study.frontier | {"draws": None},
             "scatter": isoflop.scatter,
             "degrees_of_freedom": isoflop.degrees_of_freedom,
             "num_resamples": isoflop.num_resamples,
@@ -140,6 +155,9 @@ def draw(report: Report) -> dict[str, tuple[str, Figure]]:
         "Loss over compute, isoFLOP minima and compute-optimal loss",
         draw_isoflop(report.studies, report.ratios, report.unit),
     )
+    found["frontier"] = ("Compute-optimal parameters, tokens and loss over compute", draw_frontier(report.studies, report.unit))
+    if any(study.law for study in report.studies):
+        found["contours"] = ("Loss over parameters and tokens", draw_contours(report.studies, report.unit))
     if any((Path(run.get("path") or "none") / "metrics.jsonl").is_file() for run in report.table.rows):
         found["loss_curves"] = ("Loss curves", draw_curves(report.table.rows, report.unit))
     for study in report.studies:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from megatron.errors import Refusal
+from megatron.scaling.answers.frontier import frontier_of
 from megatron.scaling.answers.isoflop import IsoFlop, fit_isoflop, group_budgets
 from megatron.scaling.law.fit import fit_chinchilla
 from megatron.scaling.law.fitted import Fit
@@ -30,6 +32,11 @@ class Study:
     def label(self) -> str:
         """'AR (exact NLL)', 'MDM (upper bound)'; where runs do not say which, it says so."""
         return label_of(self.objective, self.runs[0])
+
+    @cached_property
+    def frontier(self) -> dict | None:
+        """N*(C), D*(C) and L*(C) through the minima, as `frontier_of` says them."""
+        return frontier_of(self.isoflop)
 
     @property
     def budgets(self) -> list[float]:
@@ -67,21 +74,18 @@ def study_runs(objective: str, runs: list[dict], num_resamples: int = 400, seed:
         num_resamples,
         [seed, *objective.encode()],
     )
-    try:
-        law, warnings = (
-            fit_chinchilla(
-                columns["params"],
-                columns["tokens"],
-                columns["loss"],
-                seed=seed,
-                run=[run.get("cluster") or run["run"] for run in runs],
-                num_resamples=num_resamples,
-            ),
-            [],
-        )
-    except Refusal as refusal:
-        law, warnings = None, [f"no L(N, D): {refusal}"]
+    law, warnings = fit_runs(runs, num_resamples, seed)
     return Study(objective, runs, isoflop, law, [*warnings, *_repeating(runs)])
+
+
+def fit_runs(runs: list[dict], num_resamples: int = 400, seed: int = 0) -> tuple[Fit | None, list[str]]:
+    """L(N, D) of runs of one objective, or None and why it cannot be fitted."""
+    params, tokens, loss = (np.array([run[name] for run in runs]) for name in ("params", "tokens", "loss"))
+    clusters = [run.get("cluster") or run["run"] for run in runs]
+    try:
+        return fit_chinchilla(params, tokens, loss, seed=seed, run=clusters, num_resamples=num_resamples), []
+    except Refusal as refusal:
+        return None, [f"no L(N, D): {refusal}"]
 
 
 def _repeating(runs: list[dict]) -> list[str]:

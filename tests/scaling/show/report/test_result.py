@@ -32,7 +32,7 @@ def test_without_a_law_the_record_says_why(sweep):
 def test_everything_is_written_or_nothing(sweep, tmp_path):
     report = build_report(sweep(objectives=("ar",)), num_resamples=20)
     paths = write_report(report, tmp_path / "out")
-    figures = [f"{name}.{suffix}" for name in ("isoflop", "residuals_ar") for suffix in ("pdf", "png")]
+    figures = [f"{name}.{suffix}" for name in ("isoflop", "frontier", "contours", "residuals_ar") for suffix in ("pdf", "png")]
     assert sorted(path.name for path in paths) == sorted(["report.html", "report.json", *figures])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in paths)
     (tmp_path / "taken").write_text("a file")
