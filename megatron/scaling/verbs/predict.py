@@ -7,6 +7,7 @@ before the run ends (`next --score FILE` scores it). Writes predict.json into --
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from megatron.flags import ConfigError
 from megatron.scaling.answers.critical import check_fits_comparable
@@ -49,7 +50,7 @@ def command(args: argparse.Namespace) -> Answer:
     if args.run and not args.ledger:
         raise ConfigError(["--run names the run of a ledger's prediction: give --ledger too."])
     fits, sources = read_laws(args.fits)
-    named = _named(fits, [source["path"] for source in sources])
+    named = _named(fits, [_as_given(source["path"], args.fits) for source in sources])
     if len(named) > 1:
         check_fits_comparable(named, args.allow)
     found = [predict_run(fit, label, args.flops, args.params, args.tokens, args.unique_tokens) for label, fit in named.items()]
@@ -62,6 +63,11 @@ def command(args: argparse.Namespace) -> Answer:
         say(f"wrote {args.ledger}")
     record = {"predictions": found, "verdict": verdict, "answer": answer}
     return conclude(args, "predict.json", record, Table([fits[0].conventions], sources=sources))
+
+
+def _as_given(file: str, given: list[str]) -> str:
+    """The path of a file, or of its folder where that was given."""
+    return next((path for path in given if Path(path) == Path(file).parent), file)
 
 
 def _named(fits: list, paths: list[str]) -> dict:

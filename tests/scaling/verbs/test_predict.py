@@ -1,12 +1,14 @@
-import itertools
 import json
 
 import numpy as np
 import pytest
 
 from megatron.scaling.__main__ import main
+from megatron.scaling.answers.frontier import frontier_of
+from megatron.scaling.answers.isoflop import fit_isoflop
 from megatron.scaling.answers.ledger import read_ledger
 from megatron.scaling.law.fit import save_fit
+from megatron.scaling.table.json_record import by_field, json_text
 from tests.scaling.answers.test_critical import AR, MDM, stated_fit
 
 
@@ -46,23 +48,28 @@ def test_a_run_is_said_once(fits, words, capsys):
 
 
 def test_minima_of_isoflops_say_the_optimum_and_nothing_else(tmp_path, capsys):
-    table = tmp_path / "t.csv"
-    lines = ["objective,bound,params,tokens,flops,loss"]
-    for (objective, law), c, place in itertools.product(
-        (("ar", AR), ("mdm", MDM)), (1e19, 1e20, 1e21), np.geomspace(0.2, 5, 5).tolist()
-    ):
-        n = place * law.optimum(c)[0]
-        noise = 0.003 * np.sin(17 * place + np.log(c))
-        lines.append(f"{objective},{'bound' if law is MDM else 'exact'},{n},{c / 6 / n},{c},{law.loss(n, c / 6 / n) + noise}")
-    table.write_text("\n".join(lines) + "\n")
-    assert main(["isoflop", str(table), "--bootstrap", "50", "--out", str(tmp_path / "iso"), "--x", "tokens"]) == 0
-    capsys.readouterr()
-    assert main(["predict", str(tmp_path / "iso"), "--flops", "3e20", "--allow", "bound", "--json"]) == 0
+    found = {}
+    for objective, law in (("ar", AR), ("mdm", MDM)):
+        flops = np.repeat([1e19, 1e20, 1e21], 5)
+        params = law.optimum(flops)[0] * np.tile(np.geomspace(0.2, 5, 5), 3)
+        loss = law.loss(params, flops / 6 / params) + 0.003 * np.sin(17 * np.arange(15))
+        isoflop = fit_isoflop(flops, params, flops / 6 / params, loss, num_resamples=50)
+        optimum = frontier_of(isoflop)
+        found[objective] = {
+            "objective": objective,
+            "bound": "exact",
+            "optimum": optimum,
+            "scatter": isoflop.scatter,
+            "warnings": [],
+        }
+    (tmp_path / "iso").mkdir()
+    (tmp_path / "iso" / "isoflop.json").write_text(json_text(by_field(found)))
+    assert main(["predict", str(tmp_path / "iso"), "--flops", "3e20", "--json"]) == 0
     ar, mdm = json.loads(capsys.readouterr().out)["predictions"]
     for one, law in ((ar, AR), (mdm, MDM)):
         assert one["params"] == pytest.approx(law.optimum(3e20)[0], rel=0.2) and one["flops"] == 3e20
         assert one["loss"] == pytest.approx(law.optimal_loss(3e20), rel=0.01) and one["run_ci"][0] < one["loss"]
-    assert main(["predict", str(tmp_path / "iso"), "--params", "1e8", "--tokens", "1e9", "--allow", "bound"]) == 65
+    assert main(["predict", str(tmp_path / "iso"), "--params", "1e8", "--tokens", "1e9"]) == 65
     assert "give --flops alone" in capsys.readouterr().err
 
 
