@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from megatron.errors import BadData
+from megatron.scaling.answers.predict import NORMAL_975
 from megatron.scaling.law.fit import fit_law
 from megatron.scaling.table.labels import label_of
 
+LEAST_EXCESS = 1.5  # of the scatter of values about the curve over their errors, before the band is widened
 LEAST_SIZES, LEAST_FRESH = 3, 8  # for L(N, D) of fresh data: otherwise runs are compared with runs
 FRESH = 1 + 1e-6  # epochs, up to which no token was seen twice
 R_D_GRID = np.geomspace(1e-2, 1e6, 1601)  # one point a 1.2 %
@@ -85,8 +87,28 @@ def curve_from_fit(fit, epochs, label: str, table=None) -> DataValue:
     """
     if "R_D" not in fit.params:
         raise BadData(f"{label}: found a fit of the form {fit.form}, which has no R_D*; fit the form data-constrained.")
-    curve = curve_at(epochs, label, fit.params["R_D"], fit.ci.get("R_D"))
-    return replace(curve, points=_points_from_law(fit, table) if table else [], warnings=list(fit.warnings))
+    points = _points_from_law(fit, table) if table else []
+    R_D, ci, said = fit.params["R_D"], fit.ci.get("R_D"), list(fit.warnings)
+    excess = _excess_scatter(points, R_D)
+    if ci and excess > LEAST_EXCESS:
+        ci = [None if end is None else float(R_D * (end / R_D) ** excess) for end in ci]
+        said.append(
+            f"runs of equal epochs scatter: their values lie {excess:.3g} times further from the curve than their intervals say; "
+            "the interval of R_D* is wider by that factor (Birge's ratio). Add seeds."
+        )
+    return replace(curve_at(epochs, label, R_D, ci), points=points, warnings=said)
+
+
+def _excess_scatter(points: list[dict], R_D: float) -> float:
+    """Birge's ratio: the root mean square of (ln value - ln curve) over its standard error, of points with both; else 1."""
+    squares = []
+    for point in points:
+        ends = [end for end in point["ci"] if end]
+        if point["value"] and ends:
+            error = max(abs(np.log(end / point["value"])) for end in ends) / NORMAL_975
+            off = np.log(point["value"] / value_of_repeated(point["epochs"], R_D))
+            squares.append((off / max(error, 1e-12)) ** 2)
+    return float(np.sqrt(np.sum(squares) / (len(squares) - 1))) if len(squares) > 1 else 1.0
 
 
 def curve_from_runs(table, epochs, label: str, num_resamples: int = 400, seed: int = 0) -> DataValue:

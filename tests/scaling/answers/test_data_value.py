@@ -56,6 +56,16 @@ def test_the_band_is_the_interval_of_the_scale():
     assert as_record(open_end)["R_D_ci"] == [None, None] and as_record(open_end)["high"] == [1, 1]
 
 
+def test_runs_that_scatter_widen_the_band_and_say_so():
+    calm = runs([1, 4, 4, 4, 8, 8, 8, 16], fresh_tokens=(1e9, 4e9, 8e9))
+    repeats = calm.column("tokens") > calm.column("unique_tokens")
+    signs = 0.03 * repeats * (-1.0) ** np.arange(len(repeats))
+    shaken = [row | {"loss": row["loss"] * (1 + sign)} for row, sign in zip(calm.rows, signs.tolist())]
+    steady, shaky = (curve_from_fit(fitted(spread=1e-4), [1, 4, 16], "MDM", of) for of in (calm, Table(shaken)))
+    assert steady.R_D_ci == [10.0, 25.0] and not steady.warnings
+    assert shaky.R_D_ci[0] < 5 and shaky.R_D_ci[1] > 40 and "Birge" in shaky.warnings[0]
+
+
 def test_runs_of_the_law_lie_on_its_curve_at_any_level():
     """Also where N is beyond what U calls for, and where every loss of one size is 1 % off (an anchor sets the level)."""
     table = runs([1, 2, 4, 16, 64], params=(2e7, 1e8, 1e9))
