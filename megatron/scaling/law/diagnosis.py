@@ -11,13 +11,14 @@ VANISHED = 1e-3  # of the smallest loss: an E below that is none
 CLOSE = 1.01  # objectives within this ratio are equally good
 LEVEL_BIAS = 3.0  # standard errors, and
 LEAST_BIAS = 2e-3  # of the loss: less than another seed changes
+LEAST_LEVEL, LEAST_APART = 3, 0.05  # rows of a level, and between two in ln L
 
 
 def diagnose(fit: Fit, law: Form, rows: Rows, theta, low, high, residual) -> list[str]:
     """The warnings of a fit; theta [p] with its bounds, residual [n] = ln L - ln loss."""
     free = low < high
     found = _few(fit, law, rows, int(free.sum()))
-    found += _at_bounds(law, theta, low, high, free)
+    found += law.doubts(rows) + _at_bounds(law, theta, low, high, free)
     if vanished(fit, rows) and not any("E tends" in w for w in found):
         found.append("E tends to 0: the irreducible loss is not identified.")
     if fit.condition > 1e4:
@@ -50,6 +51,12 @@ def _few(fit: Fit, law: Form, rows: Rows, num_free: int) -> list[str]:
         values = len(np.unique(np.round(getattr(rows, axis), 6)))
         if axis in law.axes and values < 3:
             found.append(f"only {values} values of {name}: its exponent is not identified.")
+    if not law.repeats and rows.repeated.any() and len(law.axes) == 2:
+        epochs = np.exp(np.max(rows.tokens - rows.unique))
+        found.append(
+            f"{rows.repeated.sum()} of {len(rows)} rows repeat their data, up to {epochs:.3g} epochs, which {law.name} takes for "
+            "fresh: fit --form data-constrained, or leave them out with --drop 'epochs>1'."
+        )
     if "R_D" in law.names and not rows.repeated.any():
         found.append("no row repeats data: R_D and R_N are not identified.")
     if "E" in law.names and len(law.axes) == 2 and _rise_together(rows):
@@ -101,17 +108,34 @@ def _open_in(intervals: dict) -> list[str]:
     return [name for name, ends in intervals.items() if None in ends]
 
 
+def _two_levels(residual) -> list[str]:
+    """Whether the losses stand on two levels, as two definitions in one column do: nats and bits, a token and a byte."""
+    order = np.sort(residual)
+    gaps = np.diff(order)[LEAST_LEVEL - 1 : len(order) - LEAST_LEVEL]
+    if not len(gaps):
+        return []
+    place = int(gaps.argmax()) + LEAST_LEVEL
+    below, above = order[:place], order[place:]
+    spread = np.sqrt((np.sum((below - below.mean()) ** 2) + np.sum((above - above.mean()) ** 2)) / len(order))
+    apart = above.mean() - below.mean()
+    if apart < LEAST_APART or gaps.max() < max(3 * spread, 0.5 * apart):
+        return []
+    return [
+        f"losses stand on two levels, {len(above)} rows {np.exp(apart):.3g} times lower than the other {len(below)}: two "
+        "definitions of the loss in one column (nats and bits differ 1.44 times)? Fit them apart."
+    ]
+
+
 def _misfit(fit: Fit, law: Form, rows: Rows, residual) -> list[str]:
     """Residuals that are more than noise."""
     found = []
     floor = fit.noise_floor
-    if floor and floor["rms"] < 1e-9:
-        found.append(f"{floor['groups']} groups of runs agree in N, D, U and every digit of the loss: copies, not replicates.")
-    elif floor and floor["degrees_of_freedom"] >= 3 and fit.residual_rms > 2 * floor["rms"]:
+    if floor and floor["degrees_of_freedom"] >= 3 and fit.residual_rms > 2 * floor["rms"]:
         found.append(
             f"the residuals (rms {fit.residual_rms:.2g} of ln L) are {fit.residual_rms / floor['rms']:.2g} times the "
             f"scatter of replicates ({floor['rms']:.2g}): the form does not describe these runs."
         )
+    found += _two_levels(residual)
     single = ~rows.repeated
     if "R_D" in law.names and single.sum() >= 5 and rows.repeated.any():
         mean, error = residual[single].mean(), residual[single].std(ddof=1) / np.sqrt(single.sum())

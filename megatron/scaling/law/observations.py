@@ -14,6 +14,7 @@ from megatron.scaling.table.covariates import FLAGS, is_stated
 from megatron.scaling.table.table import COMPARE, parse_condition
 
 LABELS = (*SAME_FOR_ALL, "objective", "bound", "score")  # stated of a fit where all of its rows agree
+ERRORS = ("loss_se", "loss_se_noise", "loss_se_data")
 AXES = ("params", "tokens", "unique_tokens", "flops", "loss")
 
 
@@ -55,9 +56,42 @@ def observe(table, cluster=None) -> Observations:
     names = [str(name) for name in columns.get("run", range(1, len(columns["loss"]) + 1))]
     labels = columns.get("cluster", names) if cluster is None else cluster
     others = {name: column for name, column in columns.items() if name not in AXES}
-    return Observations(
-        {name: columns[name] for name in AXES}, names, relabelled(np.asarray(labels).astype(str)), others, _record(table, rows)
-    )
+    axes = {name: columns[name] for name in AXES}
+    return Observations(axes, names, _with_copies(axes, np.asarray(labels).astype(str)), others, _record(table, rows))
+
+
+def stated_errors(observed: Observations, chosen) -> np.ndarray:
+    """The standard error that each of the chosen rows states of its loss: loss_se, else loss_se_noise, else loss_se_data.
+
+    Raises BadData for a row without one.
+    """
+    columns = [observed.others[name] for name in ERRORS if name in observed.others]
+    found = []
+    for row in np.flatnonzero(chosen):
+        error = next((column[row] for column in columns if column[row]), None)
+        if error is None or not float(error) > 0:
+            raise BadData(
+                f"--weights se: the run {observed.names[row]} states no error of its loss; give a column {', '.join(ERRORS[:2])} "
+                f"or {ERRORS[2]} in every row, or leave the flag out."
+            )
+        found.append(float(error))
+    return np.array(found)
+
+
+def _with_copies(axes: dict, labels) -> np.ndarray:
+    """Clusters [n] from 0: rows that agree in every digit of every axis are one observation, whatever they are called."""
+    cluster = relabelled(labels)
+    same = np.unique(np.stack(list(axes.values())), axis=1, return_inverse=True)[1].ravel()
+    if same.max(initial=-1) + 1 == len(same):
+        return cluster
+    while True:  # clusters that share a copy are one; each pass joins them to the least of their neighbours
+        least = np.full(same.max() + 1, len(same))
+        np.minimum.at(least, same, cluster)
+        joined = np.full(cluster.max() + 1, len(same))
+        np.minimum.at(joined, cluster, least[same])
+        if np.array_equal(joined[cluster], cluster):
+            return relabelled(cluster)
+        cluster = joined[cluster]
 
 
 def _transposed(rows: Sequence[Mapping]) -> dict:

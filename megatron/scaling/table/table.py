@@ -25,6 +25,7 @@ from megatron.rundir.folders import read_file
 from megatron.rundir.names import CONFIG
 from megatron.scaling.table.comparable import check_comparable
 from megatron.scaling.table.covariates import choose_best, column_of, read_covariates, spelled, split_by, spread
+from megatron.scaling.table.plausible import check_plausible
 from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
 from megatron.scaling.table.scores import by_score, score_of
 from megatron.score_names import read_score
@@ -158,7 +159,7 @@ def read_table(
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
     warnings = _settle(rows, params, flops, unit)
     rows, left_out, without_effect = _drop(rows, drop, drop_unfinished)
-    dropped, warnings = dropped + left_out, warnings + without_effect
+    dropped, warnings = dropped + left_out, warnings + without_effect + check_plausible(rows, unit)
     rows, left_out, said = _choose_loss(rows, loss)
     if not rows:
         raise BadData(

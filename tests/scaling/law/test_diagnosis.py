@@ -43,7 +43,7 @@ def test_a_form_that_misses_more_than_the_noise():
 
 def test_copies_are_no_replicates():
     table = {name: np.repeat(column, 2) for name, column in columns().items()}
-    assert warned(table, "copies")
+    assert warned(table, "60 rows are 30 clusters")  # though each has a run of its own
 
 
 def test_a_level_that_single_epochs_do_not_share():
@@ -73,3 +73,19 @@ def test_an_irreducible_loss_that_vanishes_has_no_interval():
     fit = fit_law(table | {"loss": table["loss"] / bent}, num_resamples=50)
     assert any("E tends to 0" in warning for warning in fit.warnings)
     assert fit.ci["E"] == [None, None] and "E" not in fit.se and None not in fit.ci["alpha"]
+
+
+def test_two_definitions_of_the_loss_stand_on_two_levels():
+    table = columns()
+    mixed = table | {"loss": np.where(np.arange(30) % 3 == 0, table["loss"] / np.log(2), table["loss"])}
+    assert warned(mixed, "two levels", "10 rows 1.4", "nats and bits") or warned(
+        mixed, "two levels", "20 rows 1.4", "nats and bits"
+    )
+    assert not warned(columns(noise=0.03), "two levels")
+
+
+def test_repeated_data_are_no_matter_of_a_law_of_fresh_data():
+    table = columns()
+    repeated = table | {"unique_tokens": np.where(np.arange(30) < 8, table["tokens"] / 6, table["tokens"])}
+    assert warned(repeated, "8 of 30 rows repeat their data, up to 6 epochs, which chinchilla takes for fresh")
+    assert not warned(repeated, "takes for fresh", form="data-constrained")
