@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from megatron.errors import BadData, Refusal
 from megatron.scaling.law.diagnosis import diagnose, vanished
-from megatron.scaling.law.fitted import Fit, load_fit, save_fit
+from megatron.scaling.law.expression import read_form
+from megatron.scaling.law.fitted import OBJECTIVES, Fit, load_fit, save_fit
 from megatron.scaling.law.form import Form, Parameter, Rows
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.law.intervals import (
@@ -20,11 +23,14 @@ from megatron.scaling.law.intervals import (
     rescale,
     sandwich,
 )
-from megatron.scaling.law.observations import AXES, Observations, held_out, observe, relabelled
+from megatron.scaling.law.observations import AXES, Observations, held_out, observe, relabelled, stated_errors
 from megatron.scaling.law.solver import Ends, Problem, minimise, persist
 
 __all__ = ["Fit", "fit_chinchilla", "fit_law", "load_fit", "save_fit"]
 METHODS = ("percentile", "delta", "profile")
+WEIGHTS = ("equal", "se")
+ABSOLUTE = 1e-6  # of the median loss: a delta so small that Huber's loss is the absolute value
+LEAST_SCATTER = 0.1  # of the median stated variance, that no row is taken to be without
 SAME_BASIN = 0.02  # largest distance, in centred parameters, of two descriptions of one optimum
 NUM_BASINS = 5
 RIVAL = 1.05  # objectives up to this multiple of the least also start every resample
@@ -35,6 +41,8 @@ def fit_law(
     form: str | Form = "chinchilla",
     *,
     delta: float = 1e-3,
+    residual: str = "huber-log",
+    weights="equal",
     reduction: str = "sum",
     starts="default",
     num_resamples: int = 1000,
@@ -44,14 +52,16 @@ def fit_law(
     cluster=None,
     chinchilla=None,
 ) -> Fit:
-    """Minimise the sum over rows of Huber_delta(ln L - ln loss) (Hoffmann et al., arXiv:2203.15556, approach 3).
+    """Minimise the sum over rows of Huber_delta(ln L - ln loss) (Hoffmann et al., arXiv:2203.15556, approach 3), or of another
+    `residual`: mse-log its square, mse and mae the square and the size of L - loss. `weights`: equal; se, by the errors that rows
+    state (`_stated_weights`); or [n].
 
-    form: the name of one of FORMS, or a form of your own. table: a Table, rows as dicts, or columns {params, tokens, loss,
-    unique_tokens?, flops?, run?, cluster?} of [n]; `cluster` [n] overrides its column. `starts`: "default", "grid" (as
-    published), how many to draw, or theta [m, p] with terms at N = D = 1. `reduction` mean reports the same optimum: the solver
-    does not depend on it. `holdout`: a condition such as "flops>=1e21", whose rows are predicted instead of fitted. `chinchilla`:
-    a Fit or {E, A, B, alpha, beta} whose part of a data-constrained law is held, resample by resample where it has draws;
-    "single-epoch" fits it on rows that repeat nothing; None fits everything jointly. Intervals are 95 %.
+    form: the name of one of FORMS, a formula such as "E + A/N^alpha", or a form of your own. table: a Table, rows as dicts, or
+    columns {params, tokens, loss, unique_tokens?, flops?, run?, cluster?} of [n]; `cluster` [n] overrides its column. `starts`:
+    "default", "grid" (as published), how many to draw, or theta [m, p] with terms at N = D = 1. `reduction` mean reports the same
+    optimum: the solver does not depend on it. `holdout`: a condition such as "flops>=1e21", whose rows are predicted instead of
+    fitted. `chinchilla`: a Fit or {E, A, B, alpha, beta} whose part of a data-constrained law is held, resample by resample where
+    it has draws; "single-epoch" fits it on rows that repeat nothing; None fits everything jointly. Intervals are 95 %.
 
     Raises BadData for values that no law can have or too few rows, Refusal when no start converges.
     """
@@ -59,33 +69,30 @@ def fit_law(
     left_out, condition = held_out(holdout, observed)
     rows, clusters = observed.rows(~left_out), relabelled(observed.cluster[~left_out])
     _check(law, rows, ci, reduction, observed.record["sources"])
-    problem = Problem(lambda theta: law.log_loss(theta, rows), rows.loss, delta)
-    chinchilla = _first_stage(chinchilla, law, observed, ~left_out, delta, num_resamples, seed)
-    low, high = _hold(law.bounds(rows).T, chinchilla, rows)
+    problem = _problem(law, rows, residual, delta)
     first = _starts(law, rows, starts, seed)
+    counts = _row_weights(weights, observed, law, rows, problem, first, ~left_out)
+    problem = replace(problem, row_weights=counts)
+    more = {"delta": delta, "residual": residual, "weights": counts, "num_resamples": num_resamples, "seed": seed}
+    chinchilla = _first_stage(chinchilla, law, observed, ~left_out, more)
+    low, high = _hold(law.bounds(rows).T, chinchilla, rows)
     if law.simpler and starts == "default":
-        first = np.concatenate([first, _from_simpler(law, rows, low, high, delta)])
+        first = np.concatenate([first, _from_simpler(law, rows, low, high, residual, delta)])
     ends = _descend(problem, first, low, high, law.name)
     theta = ends.theta[0]
-    basins, share = _basins(law, rows, ends, len(first))
-    trust = _intervals(problem, law, rows, ends, first[0], low, high, clusters, num_resamples, ci, seed, chinchilla)
-    residual, gradient = (part[0] for part in problem.residuals(theta[None]))
-    values = law.values(theta, rows)
+    off = law.log_loss(theta[None], rows)[0][0] - rows.loss
+    fitted = law.from_values(law.values(theta, rows))
     found = {
-        "params": dict(zip(law.names, values.tolist())),
-        "objective": float(ends.objective[0]),
-        "num_starts": len(first),
-        "share_at_optimum": share,
-        "basins": basins,
-        "condition": _condition(gradient[low < high]),
-        "residual_rms": float(np.sqrt(np.mean(residual**2))),
-        "residuals": _residual_table(observed, law.predict(law.from_values(values), observed.columns), left_out),
-        **trust,
+        **_optimum(problem, law, rows, ends, len(first), low < high, OBJECTIVES[residual].scale(problem.delta)),
+        "residual_rms": float(np.sqrt(np.mean(off**2))),
+        "residuals": _residual_table(observed, law.predict(fitted, observed.columns), left_out),
+        **_intervals(problem, law, rows, ends, first[0], low, high, clusters, num_resamples, ci, seed, chinchilla),
     }
-    asked = {"form": law.name, "law_form": law, "delta": delta, "reduction": reduction, "seed": seed}
+    asked = {"form": law.name, "law_form": law, "delta": problem.delta, "reduction": reduction, "seed": seed}
+    asked |= {"residual_kind": residual, "weights": weights if isinstance(weights, str) else "given"}
     fit = _record(asked | {"held": _held_params(chinchilla)}, found, rows, clusters, observed, left_out, condition)
     _open_vanished(fit, rows)
-    fit.warnings.extend(diagnose(fit, law, rows, theta, low, high, residual))
+    fit.warnings.extend(diagnose(fit, law, rows, theta, low, high, off))
     return fit
 
 
@@ -126,9 +133,7 @@ def _open_vanished(fit: Fit, rows: Rows) -> None:
 def _form(form: str | Form) -> Form:
     if isinstance(form, Form):
         return form
-    if form not in FORMS:
-        raise BadData(f"--form {form}: expected one of {', '.join(FORMS)}.")
-    return FORMS[form]
+    return read_form(form, FORMS)
 
 
 def _check(law: Form, rows: Rows, ci: str, reduction: str, sources: list[dict]) -> None:
@@ -142,11 +147,53 @@ def _check(law: Form, rows: Rows, ci: str, reduction: str, sources: list[dict]) 
         raise BadData(f"found ci {ci} and reduction {reduction}, expected one of {', '.join(METHODS)}, and sum or mean.")
 
 
+def _problem(law: Form, rows: Rows, residual: str, delta: float) -> Problem:
+    """What is minimised; squares are Huber's loss with a delta that no residual reaches. Raises BadData."""
+    if residual not in OBJECTIVES:
+        raise BadData(f"residual {residual}: expected one of {', '.join(OBJECTIVES)}.")
+    loss = np.exp(rows.loss)
+    if residual == "huber-log":
+        return Problem(lambda theta: law.log_loss(theta, rows), rows.loss, delta)
+    if residual == "mse-log":
+        return Problem(lambda theta: law.log_loss(theta, rows), rows.loss, 10 * max(float(np.ptp(rows.loss)), 0.1))
+
+    def plain_loss(theta):
+        value, gradient = law.log_loss(theta, rows)
+        level = np.exp(np.minimum(value, rows.loss.max() + 10))  # a start far away is far away
+        return level, level[..., None, :] * gradient
+
+    wide = 10 * max(float(np.ptp(loss)), 0.1 * float(loss.max()))
+    return Problem(plain_loss, loss, wide if residual == "mse" else ABSOLUTE * float(np.median(loss)))
+
+
+def _row_weights(weights, observed: Observations, law: Form, rows: Rows, problem: Problem, first, chosen):
+    """How much each of the rows that are fitted counts, [n] or 1."""
+    if not isinstance(weights, str):
+        return np.asarray(weights, np.float64)
+    if weights not in WEIGHTS:
+        raise BadData(f"weights {weights}: expected one of {', '.join(WEIGHTS)}.")
+    if weights == "equal":
+        return 1.0
+    low, high = law.bounds(rows).T
+    pilot = minimise(problem, first, low, high)
+    off = law.log_loss(pilot.theta[pilot.objective.argmin()][None], rows)[0][0] - rows.loss
+    return _stated_weights(stated_errors(observed, chosen) / np.exp(rows.loss), off)
+
+
+def _stated_weights(errors, off) -> np.ndarray:
+    """1 / (scatter^2 + error^2) of relative errors [n], the mean 1. The scatter of runs is what residuals `off` [n] of a fit with
+    equal weights show beyond the median stated error: errors that are far too small leave the weights equal."""
+    usual = np.median(errors**2)
+    scatter = max((1.4826 * np.median(np.abs(off))) ** 2 - usual, LEAST_SCATTER * usual)
+    counts = 1 / (scatter + errors**2)
+    return counts / counts.mean()
+
+
 # ---- the two-stage fit
 
 
-def _first_stage(chinchilla, law: Form, observed: Observations, chosen, delta, num_resamples, seed):
-    """The Fit (or plain parameters) that a two-stage fit holds, None for a joint one."""
+def _first_stage(chinchilla, law: Form, observed: Observations, chosen, more: dict):
+    """The Fit (or plain parameters) that a two-stage fit holds, None for a joint one; `more` is what both stages share."""
     if chinchilla is None:
         return None
     own = FORMS["chinchilla"].solved
@@ -155,7 +202,8 @@ def _first_stage(chinchilla, law: Form, observed: Observations, chosen, delta, n
     if chinchilla == "single-epoch":
         single = chosen & (observed.columns["tokens"] <= observed.columns["unique_tokens"] * (1 + 1e-6))
         columns = {name: column[single] for name, column in observed.columns.items()}
-        return fit_law(columns, delta=delta, num_resamples=num_resamples, seed=seed, cluster=observed.cluster[single])
+        more = more | {"weights": np.broadcast_to(more["weights"], chosen.sum())[single[chosen]]}
+        return fit_law(columns, cluster=observed.cluster[single], **more)
     found = chinchilla if isinstance(chinchilla, Fit) else Fit(form="chinchilla", params=dict(chinchilla))
     missing = [name for name in ("E", "A", "B", "alpha", "beta") if name not in found.params]
     if missing:
@@ -200,11 +248,11 @@ def _starts(law: Form, rows: Rows, starts, seed) -> np.ndarray:
     return law.centred(np.asarray(starts, np.float64), rows)
 
 
-def _from_simpler(law: Form, rows: Rows, low, high, delta: float) -> np.ndarray:
+def _from_simpler(law: Form, rows: Rows, low, high, residual: str, delta: float) -> np.ndarray:
     """Starts at the optimum of the form that this one extends, so that it is never worse, [m, p]."""
     simpler = law.simpler or law
     own = slice(len(simpler.solved))
-    problem = Problem(lambda theta: simpler.log_loss(theta, rows), rows.loss, delta)
+    problem = _problem(simpler, rows, residual, delta)
     ends = minimise(problem, simpler.starts(rows), low[own], high[own])
     return law.extended(ends.theta[ends.objective.argmin()][None], rows)
 
@@ -221,6 +269,21 @@ def _descend(problem: Problem, first, low, high, name: str) -> Ends:
         )
     order = good[np.argsort(ends.objective[good], kind="stable")]
     return Ends(ends.theta[order], ends.objective[order], ends.converged[order])
+
+
+def _optimum(problem: Problem, law: Form, rows: Rows, ends: Ends, num_starts: int, free, scale: float) -> dict:
+    """What a Fit says of the best end, its objective times `scale`, and of the others; `free` [p] are what was fitted."""
+    basins, share = _basins(law, rows, ends, num_starts)
+    for basin in basins:
+        basin["objective"] *= scale
+    return {
+        "params": dict(zip(law.names, law.values(ends.theta[0], rows).tolist())),
+        "objective": float(ends.objective[0]) * scale,
+        "num_starts": num_starts,
+        "share_at_optimum": share,
+        "basins": basins,
+        "condition": _condition(problem.residuals(ends.theta[:1])[1][0][free]),
+    }
 
 
 def _basins(law: Form, rows: Rows, ends: Ends, num_starts: int) -> tuple[list[dict], float]:

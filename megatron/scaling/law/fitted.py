@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import scipy
 from megatron.errors import BadData
 from megatron.files import read_json, staged
 from megatron.rundir import fields
+from megatron.scaling.law.expression import is_formula, parse_form
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.table.comparable import SAME_FOR_ALL
@@ -21,7 +22,7 @@ from megatron.scaling.table.json_record import json_text, versions
 
 SCHEMA_VERSION = 2
 KINDS: fields.Fields = {
-    **{name: (fields.TEXT, "", "") for name in ("form", "reduction", "ci_method")},
+    **{name: (fields.TEXT, "", "") for name in ("form", "reduction", "ci_method", "residual_kind", "weights")},
     **{name: (fields.COUNT, "", "") for name in ("rows_used", "num_runs", "num_starts", "num_resamples", "failed_resamples")},
     **{name: (fields.NUMBER, "", "") for name in ("objective", "delta", "share_at_optimum", "condition", "residual_rms")},
     **{name: (fields.OBJECT, "", "") for name in ("ci", "se", "profile", "noise_floor", "holdout", "held", "range")},
@@ -34,6 +35,22 @@ RESIDUALS = ("run", "cluster", "params", "tokens", "unique_tokens", "flops", "lo
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What a fit minimises, in words (with room for delta), and what turns the solver's sum into it."""
+
+    words: str
+    scale: Callable[[float], float]
+
+
+OBJECTIVES = {
+    "huber-log": Objective("the sum of Huber terms, delta {:g} on ln L", lambda delta: 1.0),
+    "mse-log": Objective("the sum of squared residuals of ln L", lambda delta: 2.0),
+    "mse": Objective("the sum of squared residuals of L", lambda delta: 2.0),
+    "mae": Objective("the sum of absolute residuals of L", lambda delta: 1 / delta),
+}
+
+
+@dataclass(frozen=True)
 class Fit:
     """A fitted law. `ci` and `se` are empty where nothing was resampled; None in `ci` is an end that the data do not bound."""
 
@@ -41,6 +58,8 @@ class Fit:
     params: dict[str, float]  # published parameters, and compute exponents a and b where the form has them
     objective: float = math.nan  # the sum over rows, not scaled, whatever the reduction
     delta: float = 1e-3
+    residual_kind: str = "huber-log"  # of OBJECTIVES
+    weights: str = "equal"
     reduction: str = "sum"
     rows_used: int = 0
     num_runs: int = 0  # clusters
@@ -155,6 +174,8 @@ def load_fit(path: str | Path, forms: Mapping[str, Form] = FORMS) -> Fit:
     params = _params(record, path)
     _check_shape(record, path)
     stated = record.get("form")
+    if stated is not None and stated not in forms and is_formula(stated):
+        forms = {**forms, stated: parse_form(stated)}
     if stated is not None and stated not in forms:
         raise BadData(f"{path}: the form {stated} is none of {', '.join(forms)}; fit again, or load it with that form.")
     form = forms[stated] if stated else _form_of(params, forms, path)
@@ -278,7 +299,7 @@ def setting_lines(fit: Fit) -> list[tuple[str, str]]:
     """(what, value) of everything else that a reader needs."""
     lines = [
         ("form", fit.law_form.equation),
-        ("objective", f"{fit.objective:.9g}, the sum of Huber terms, delta {fit.delta:g} on ln L"),
+        ("objective", f"{fit.objective:.9g}, {OBJECTIVES[fit.residual_kind].words.format(fit.delta)}{_weighed(fit)}"),
         ("rows", f"{fit.rows_used} used in {fit.num_runs} clusters, {len(fit.rows_dropped)} left out"),
         ("starts", f"{fit.num_starts}, {fit.share_at_optimum:.1%} of them at this optimum"),
         ("residual rms of ln L", f"{fit.residual_rms:.4g}"),
@@ -299,6 +320,12 @@ def setting_lines(fit: Fit) -> list[tuple[str, str]]:
         inside = ", ".join(f"{name} {value:.5g}" for name, value in basin["params"].items())
         lines.append(("other optimum", f"{basin['objective']:.9g} from {basin['starts']} starts: {inside}"))
     return lines
+
+
+def _weighed(fit: Fit) -> str:
+    return (
+        "" if fit.weights == "equal" else ", rows weighted by their stated errors" if fit.weights == "se" else ", rows weighted"
+    )
 
 
 def as_text(fit: Fit) -> str:

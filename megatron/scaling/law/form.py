@@ -126,6 +126,10 @@ class Form:
         """Whether the loss depends on the unique tokens."""
         return "R_D" in self.names
 
+    def doubts(self, rows: Rows) -> list[str]:
+        """What makes this form doubtful on such rows, a sentence each."""
+        return []
+
     def log_loss(self, theta, rows: Rows):
         """ln L [..., n] and its gradient [..., p, n] at theta [..., p]."""
         raise TypeError(f"{type(self).__name__} has no log_loss")

@@ -15,6 +15,7 @@ from megatron.scaling.law.form import Form, Parameter, Rows, search_split
 
 TINY = 1e-30  # the complex step: its square is nothing to float64, so that the derivative is exact
 WIDEST = 300.0  # of the logarithm of a term's size at N = D = 1
+SCALE = 1e3  # ratio of limits from which a parameter is a scale
 LEAST_TERM = 1e-3  # of the smallest loss, that every term has in a start
 Loss = Callable[[Mapping[str, Any], Any, Any, Any], Any]  # arrays, real or complex
 
@@ -48,8 +49,9 @@ class Formula(Form):
     """A form L = `loss(p, N, D, U)` of parameters p[name], parameters N, tokens seen D and unique tokens U <= D, arrays that
     broadcast. `loss` uses what complex numbers know (+ - * / **, exp, log, expm1): no minimum, no absolute value.
 
-    `exponents`: name -> (low, high) that each lies in. `terms`: name -> the exponent that the term follows; the loss is linear in
-    every term and in E, which is the irreducible loss. `steps`: exponents that a fit starts from.
+    `exponents`: name -> (low, high) that each lies in, a scale in logarithms where these are a thousandfold apart. `terms`: name
+    -> the exponent that the term follows (None: none); the loss is linear in every term and in E, which is the irreducible loss
+    (`irreducible`: whether the law has one). `steps`: exponents that a fit starts from.
     """
 
     def __init__(
@@ -57,18 +59,22 @@ class Formula(Form):
         name: str,
         equation: str,
         loss: Loss,
-        terms: Mapping[str, str],
+        terms: Mapping[str, str | None],
         exponents: Mapping[str, tuple[float, float]],
         steps: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0),
         repeats: bool = False,
+        irreducible: bool = True,
     ):
         self.name, self.equation, self.formula, self.steps, self.of_unique = name, equation, loss, steps, repeats
+        self.irreducible = irreducible
         self.limits = dict(exponents)
+        self.scales = {name for name, (low, high) in exponents.items() if low > 0 and high > SCALE * low}
         self.parameters = (
             *(Parameter(term, exponent=exponent) for term, exponent in terms.items()),
-            Parameter("E", linear=True),
-            *(Parameter(exponent, linear=True) for exponent in exponents),
+            *([Parameter("E", linear=True)] if irreducible else []),
+            *(Parameter(name, linear=name not in self.scales) for name in exponents),
         )
+        self.num_linear = len(terms) + irreducible
         self.names = self.solved
 
     @property
@@ -84,13 +90,24 @@ class Formula(Form):
 
     def bounds(self, rows: Rows) -> np.ndarray:
         low, high = rows.term_bounds
-        terms = [(low - WIDEST, high + WIDEST)] * (len(self.parameters) - 1 - len(self.limits))
-        return np.array([*terms, rows.irreducible_bounds, *self.limits.values()])
+        terms = [(low - WIDEST, high + WIDEST)] * (self.num_linear - self.irreducible)
+        rest = [rows.irreducible_bounds] if self.irreducible else []
+        searched = [np.log(ends) if name in self.scales else ends for name, ends in self.limits.items()]
+        return np.array([*terms, *rest, *searched])
 
     def starts(self, rows: Rows) -> np.ndarray:
         """For every combination of exponents E and the terms by non-negative least squares of the relative error (VPNLS)."""
-        choices = [[x for x in self.steps if low <= x <= high] or [(low + high) / 2] for low, high in self.limits.values()]
-        return np.array([[*self._project(rows, exponents), *exponents] for exponents in itertools.product(*choices)])
+        choices = [self._choices(name, *ends) for name, ends in self.limits.items()]
+        return np.array([[*self._project(rows, at), *self._solved(at)] for at in itertools.product(*choices)])
+
+    def _choices(self, name: str, low: float, high: float) -> list[float]:
+        """Where a searched parameter starts."""
+        if name in self.scales:
+            return np.geomspace(low, high, len(self.steps) + 2)[1:-1].tolist()
+        return [x for x in self.steps if low <= x <= high] or [(low + high) / 2]
+
+    def _solved(self, at) -> list[float]:
+        return [float(np.log(x)) if name in self.scales else x for name, x in zip(self.limits, at)]
 
     def law(self, theta, rows: Rows) -> FormulaLaw:
         return self.law_of(self._fields(np.moveaxis(theta, -1, 0)))
@@ -108,8 +125,9 @@ class Formula(Form):
     def centred(self, theta, rows: Rows):
         """From (ln terms, ln E, exponents)."""
         at = np.array(theta, np.float64)
-        place = self.solved.index("E")
-        at[..., place] = np.exp(at[..., place])
+        if self.irreducible:
+            place = self.solved.index("E")
+            at[..., place] = np.exp(at[..., place])
         return at
 
     def _fields(self, columns) -> dict:
@@ -122,18 +140,20 @@ class Formula(Form):
 
     def _project(self, rows: Rows, exponents) -> list[float]:
         """ln of the terms, and E, of least squared relative error at these exponents. Raises BadData where L is not linear."""
-        loss, num_terms = np.exp(rows.loss), len(self.parameters) - 1 - len(exponents)
+        if not self.num_linear:
+            return []
+        loss = np.exp(rows.loss)
         axes = [np.exp(axis) for axis in (rows.params, rows.tokens, rows.unique)]
 
         def at(sizes):
             return self.formula(dict(zip(self.solved, [*sizes, *exponents])), *axes) * np.ones_like(loss)
 
-        unit = np.eye(num_terms + 1)
+        unit = np.eye(self.num_linear)
         columns = np.array([at(one) for one in unit])
         if not np.allclose(at(2 * unit.sum(axis=0)), 2 * columns.sum(axis=0), rtol=1e-6):
-            linear = ", ".join(self.solved[: num_terms + 1])
+            linear = ", ".join(self.solved[: self.num_linear])
             raise BadData(f"the form {self.name} is not linear in {linear}: give it a method `starts` of its own.")
-        scale = columns.max(axis=1)
+        scale = np.where(columns.max(axis=1) > 0, columns.max(axis=1), 1)  # 0: of repetition, where no row repeats
         sizes = nnls((columns / scale[:, None] / loss).T, np.ones_like(loss))[0]
         sizes = np.maximum(sizes, LEAST_TERM * loss.min()) / scale
-        return [*np.log(sizes[:-1]), sizes[-1]]
+        return [*np.log(sizes[:-1]), sizes[-1]] if self.irreducible else list(np.log(sizes))

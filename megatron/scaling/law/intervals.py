@@ -53,10 +53,10 @@ def sandwich(problem: Problem, theta, low, high, cluster) -> tuple[np.ndarray, n
     free = (theta > low) & (theta < high)
     gradient = gradient[free]
     width = max(problem.delta, 1.06 * 1.4826 * np.median(np.abs(residual)) * len(residual) ** -0.2)
-    inner = (np.abs(residual) <= width) * problem.delta / width
+    inner = (np.abs(residual) <= width) * problem.delta / width * problem.row_weights
     inverse = np.linalg.pinv((gradient * inner) @ gradient.T, hermitian=True)
     scores = np.zeros((cluster.max() + 1, len(gradient)))
-    np.add.at(scores, cluster, (gradient * np.clip(residual, -problem.delta, problem.delta)).T)
+    np.add.at(scores, cluster, (gradient * np.clip(residual, -problem.delta, problem.delta) * problem.row_weights).T)
     surplus = len(scores) / max(len(scores) - len(gradient), 1)
     full = np.zeros((2, len(theta), len(theta)))
     full[np.ix_((0, 1), free, free)] = inverse @ (surplus * scores.T @ scores) @ inverse, inverse

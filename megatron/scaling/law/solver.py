@@ -25,11 +25,15 @@ DAMPING = (1e-6, 1e10)
 
 @dataclass(frozen=True)
 class Problem:
-    """Huber_delta(log_loss(theta) - ln_loss), summed over rows. `log_loss` maps theta [m, p] to [m, n] and [m, p, n]."""
+    """Huber_delta(log_loss(theta) - ln_loss), summed over rows. `log_loss` maps theta [m, p] to [m, n] and [m, p, n].
+
+    Both may be of the loss itself, where residuals of that are wanted. `row_weights`: how much each row counts.
+    """
 
     log_loss: Callable
     ln_loss: np.ndarray  # [n]
     delta: float
+    row_weights: np.ndarray | float = 1.0  # [n]
 
     def residuals(self, theta):
         """ln L(theta) - ln loss [m, n] and its gradient [m, p, n]."""
@@ -38,7 +42,7 @@ class Problem:
 
     def objective(self, theta, weights=1.0):
         """The sum over rows, [m]."""
-        return self.total(self.residuals(theta)[0], weights)
+        return self.total(self.residuals(theta)[0], weights * self.row_weights)
 
     def total(self, residual, weights):
         """The weighted sum of Huber terms of residuals [m, n]."""
@@ -65,7 +69,7 @@ def minimise(problem: Problem, starts, low, high, weights=1.0, num_steps=NUM_STE
     """Descend from every start [m, p] within bounds low, high [p] or [m, p]; weights [n] or [m, n] count rows."""
     starts = np.atleast_2d(starts)
     low, high = np.broadcast_to(low, starts.shape), np.broadcast_to(high, starts.shape)
-    weights = np.broadcast_to(np.float64(weights), (len(starts), len(problem.ln_loss)))
+    weights = np.broadcast_to(np.float64(weights) * problem.row_weights, (len(starts), len(problem.ln_loss)))
     blocks = [slice(first, first + MEMBERS_AT_ONCE) for first in range(0, len(starts), MEMBERS_AT_ONCE)]
     line = ProgressLine(len(starts), "descents")
     ends: list[tuple] = []

@@ -10,9 +10,12 @@ import argparse
 import re
 from pathlib import Path
 
+from megatron.errors import Refusal
 from megatron.scaling.answers.parts import compare_parts, trend_line, trends
-from megatron.scaling.law.fit import METHODS, Fit, fit_law, load_fit, save_fit
-from megatron.scaling.law.fitted import as_record, parameter_lines, setting_lines
+from megatron.scaling.law.expression import read_form
+from megatron.scaling.law.fit import METHODS, WEIGHTS, Fit, fit_law, load_fit, save_fit
+from megatron.scaling.law.fitted import OBJECTIVES, as_record, parameter_lines, setting_lines
+from megatron.scaling.law.form import Form
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.show.screen import interval, say, show, show_pair, show_record
 from megatron.scaling.table.labels import file_name
@@ -32,8 +35,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def fit_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what is fitted and how."""
     group = parser.add_argument_group("the fit")
-    group.add_argument("--form", choices=FORMS, default="chinchilla", metavar="FORM", help=", ".join(FORMS))
+    group.add_argument(
+        "--form",
+        type=_form,
+        default="chinchilla",
+        metavar="FORM",
+        help=f"{', '.join(FORMS)}; a formula of N, D, U and R = D/U - 1, as 'E + A/N^alpha + B/D^beta; alpha in 0.1:1'; "
+        "or a Python file that defines FORM",
+    )
     group.add_argument("--delta", type=positive, default=1e-3, help="of the Huber loss, in units of ln L")
+    group.add_argument(
+        "--residual",
+        choices=OBJECTIVES,
+        default="huber-log",
+        help="what is summed: Huber of ln L, its square, or square or size of L itself",
+    )
+    group.add_argument(
+        "--weights", choices=WEIGHTS, default="equal", help="se: rows count by the error they state (loss_se, loss_se_noise)"
+    )
     group.add_argument("--reduction", choices=("sum", "mean"), default="sum", help="on record; the optimum is the same")
     group.add_argument(
         "--starts",
@@ -63,6 +82,8 @@ def fit_from(args: argparse.Namespace, table) -> Fit:
         table,
         args.form,
         delta=args.delta,
+        residual=args.residual,
+        weights=args.weights,
         reduction=args.reduction,
         starts=args.starts,
         num_resamples=args.bootstrap,
@@ -134,6 +155,13 @@ def _show_trends(lines: list[dict]) -> None:
             for number, one in enumerate(line["slopes"])
         ],
     )
+
+
+def _form(text: str) -> Form:
+    try:
+        return read_form(text, FORMS)
+    except Refusal as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _starts(text: str):

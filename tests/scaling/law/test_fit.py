@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import least_squares
 from scipy.stats import binom, chi2
 
 from megatron.errors import BadData, Refusal
@@ -341,3 +342,48 @@ def test_a_law_that_does_not_describe_its_runs_still_converges():
     runs = masked_runs()
     plain, overfit = (fit_law(runs, form, num_resamples=0) for form in ("data-constrained", "data-constrained-overfit"))
     assert overfit.objective < plain.objective and overfit.share_at_optimum > 0.2 and plain.share_at_optimum > 0.5
+
+
+def scattered(errors, seed=0):
+    """Losses of a law with noise of these standard errors [30], in nats."""
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(5e7, 5e9, 6), np.geomspace(2e9, 2e11, 5)))
+    loss = TRUTH.loss(N, D) + errors * np.random.default_rng(seed).standard_normal(30)
+    return {"params": N, "tokens": D, "loss": loss, "loss_se": errors}
+
+
+@pytest.mark.parametrize("residual, power", [("mse-log", 2), ("mse", 2), ("mae", 1)])
+def test_other_residuals_have_the_optimum_that_another_solver_finds(residual, power):
+    columns = scattered(np.full(30, 0.01))
+    found = fit_law(columns, residual=residual, num_resamples=0)
+
+    def off(params):
+        predicted = Chinchilla(*params).loss(columns["params"], columns["tokens"])
+        return np.log(predicted / columns["loss"]) if residual == "mse-log" else predicted - columns["loss"]
+
+    at = np.array([found.params[name] for name in ("E", "A", "B", "alpha", "beta")])
+    assert np.sum(np.abs(off(at)) ** power) == pytest.approx(found.objective, rel=1e-3)
+    if power == 2:
+        other = least_squares(lambda x: off(at * x), np.ones(5), xtol=1e-14, ftol=1e-14, gtol=1e-14)
+        assert found.objective == pytest.approx(2 * other.cost, rel=1e-7)
+    else:
+        random = np.random.default_rng(0)
+        sizes = np.repeat([1e-6, 1e-5, 1e-4, 1e-3], 50)
+        near = [np.abs(off(at * np.exp(size * random.standard_normal(5)))).sum() for size in sizes]
+        assert found.objective <= min(near) * (1 + 1e-6)
+
+
+def test_rows_count_by_the_errors_they_state_and_wrong_ones_do_little_harm():
+    errors = np.where(np.arange(30) % 3 == 0, 0.1, 0.004)
+    off: dict = {"equal": [], "se": [], "wrong": []}
+    for seed in range(6):
+        columns = scattered(errors, seed)
+        wrong = columns | {"loss_se": np.roll(errors, 1)}
+        for name, table, weights in (("equal", columns, "equal"), ("se", columns, "se"), ("wrong", wrong, "se")):
+            fit = fit_law(table, residual="mse", weights=weights, num_resamples=0)
+            off[name].append(np.log(fit.predict(5e9, 2e11) / TRUTH.loss(5e9, 2e11)))
+    error = {name: np.sqrt(np.mean(np.square(values))) for name, values in off.items()}
+    assert error["se"] < 0.6 * error["equal"] and error["wrong"] < 3 * error["equal"]
+    tiny = scattered(np.full(30, 0.01)) | {"loss_se": 1e-6 * np.geomspace(1, 100, 30)}  # far below the scatter
+    assert fit_law(tiny, weights="se", num_resamples=0).params == pytest.approx(fit_law(tiny, num_resamples=0).params, rel=0.02)
+    with pytest.raises(BadData, match="--weights se: the run 1 states no error"):
+        fit_law({name: column for name, column in tiny.items() if name != "loss_se"}, weights="se")

@@ -34,8 +34,9 @@ def draw_residuals(fit: Fit, label: str = "", unit: str | None = None) -> Figure
         frame(axes, f"Residuals over {words[-1]}", words, "measured / predicted loss - 1 (%)")
     if len(held):
         _draw_against(panels[0], rows, held)
-        _draw_residuals(panels[1], "params", rows, held, fit.delta)
-        _draw_residuals(panels[2], "tokens", rows, held, fit.delta)
+        delta = fit.delta if fit.residual_kind == "huber-log" else 0.0
+        _draw_residuals(panels[1], "params", rows, held, delta)
+        _draw_residuals(panels[2], "tokens", rows, held, delta)
         explain(figure, _legend(rows, held, label), _caption(fit))
     else:
         write_in(panels[0], "the fit came without its rows (residuals.csv)")

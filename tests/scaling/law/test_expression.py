@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from megatron.errors import BadData
+from megatron.scaling.law.expression import parse_form, read_form
+from megatron.scaling.law.fit import fit_law, load_fit, save_fit
+from megatron.scaling.law.forms import FORMS
+
+TRUTH = {"E": 1.7, "A": 300.0, "B": 900.0, "P": 2e-3, "alpha": 0.34, "beta": 0.37, "phi": 0.6}
+TEXT = "E + A/N^alpha + B/D^beta + P*R^phi"
+
+
+def table():
+    N, U, epochs = (x.ravel() for x in np.meshgrid([5e7, 3e8, 1e9, 4e9], [1e9, 1e10], [1, 4, 30, 100]))
+    p = TRUTH
+    loss = p["E"] + p["A"] / N ** p["alpha"] + p["B"] / (U * epochs) ** p["beta"] + p["P"] * (epochs - 1.0) ** p["phi"]
+    return {"params": N, "tokens": U * epochs, "unique_tokens": U, "loss": loss}
+
+
+def test_a_formula_is_fitted_and_its_file_says_it(tmp_path):
+    fit = fit_law(table(), TEXT, num_resamples=0)
+    assert fit.params == pytest.approx(TRUTH, rel=1e-3) and fit.law_form.repeats
+    save_fit(fit, tmp_path)
+    again = load_fit(tmp_path)
+    assert again.params == fit.params and again.predict(1e9, 4e10, 1e10) == pytest.approx(fit.predict(1e9, 4e10, 1e10))
+
+
+def test_what_is_linear_is_a_term_and_the_rest_is_searched():
+    form = parse_form("L = A/N^alpha + (B/D^beta)")
+    assert form.names == ("A", "B", "alpha", "beta") and not form.repeats and not form.irreducible
+    kaplan = parse_form("((Nc/N)^(aN/aD) + Dc/D)^aD; Nc in 1e10:1e18; Dc in 1e9:1e17")
+    assert kaplan.names == ("Nc", "aN", "aD", "Dc") and kaplan.scales == {"Nc", "Dc"}
+    assert {one.name: one.exponent for one in parse_form(TEXT).parameters}["P"] == "phi"
+    columns = {name: column for name, column in table().items() if name != "unique_tokens"}
+    columns["loss"] = (
+        FORMS["kaplan"]
+        .law_of({"N_c": 9e13, "D_c": 5e13, "alpha_N": 0.08, "alpha_D": 0.1})
+        .loss(columns["params"], columns["tokens"])
+    )
+    found = fit_law(columns, kaplan, num_resamples=0).params
+    assert (found["aN"], found["aD"], found["Nc"]) == pytest.approx((0.08, 0.1, 9e13), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("E + A/N^", "does not parse"),
+        ("E + A/N^alpha + Q - Q", "the parameter Q changes nothing"),
+        ("E + A/K^alpha", "no N and no D"),
+        ("E + A/N^alpha + open('x')", "none of"),
+        ("E + A/N.real", "none of"),
+        ("E + A/N^alpha if N else 1", "none of"),
+        ("E + A/N^alpha; beta in 1:2", "limits no parameter"),
+        ("E + A/N^alpha; alpha from 1", "is no limit"),
+        ("chinchila", "did you mean chinchilla"),
+        ("E + A/N^alpha + log(0*D)", "no number"),
+    ],
+)
+def test_what_is_no_form_is_refused_in_one_sentence(text, words):
+    with pytest.raises(BadData, match="--form") as refused:
+        read_form(text, FORMS)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_python_file_may_define_one(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from megatron.scaling.law.expression import parse_form\nFORM = parse_form('E + A/N^alpha')\n")
+    assert read_form(str(path), FORMS).names == ("A", "E", "alpha")
+    path.write_text("FORM = 3\n")
+    with pytest.raises(BadData, match="FORM is int"):
+        read_form(str(path), FORMS)
+    path.write_text("1 / 0\n")
+    with pytest.raises(BadData, match="ZeroDivisionError"):
+        read_form(str(path), FORMS)
