@@ -128,7 +128,7 @@ def _value(node, at: Mapping[str, Any]):
     if isinstance(node, ast.UnaryOp):
         value = _value(node.operand, at)
         return -value if isinstance(node.op, ast.USub) else value
-    if isinstance(node, ast.Call):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return FUNCTIONS[node.func.id](_value(node.args[0], at))
     left, right = _value(node.left, at), _value(node.right, at)
     if isinstance(node.op, ast.Add):

@@ -12,7 +12,7 @@ def test_report_prints_and_writes(run_folders, tmp_path, capsys):
     record = json.loads((tmp_path / "out" / "report.json").read_text())
     assert record["objectives"]["ar"]["chinchilla"]["rows_used"] == 8
     assert (tmp_path / "out" / "isoflop.png").stat().st_size > 10_000
-    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png;base64,") == 4
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png;base64,") == 6
 
 
 def test_a_file_of_another_verb_that_is_not_there_is_66_and_writes_nothing(run_folders, tmp_path, capsys):
