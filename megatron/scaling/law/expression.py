@@ -37,7 +37,7 @@ def read_form(text: str, forms: Mapping[str, Form]) -> Form:
         return _from_file(Path(text))
     if not is_formula(text):
         near = difflib.get_close_matches(text, forms, n=1)
-        more = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(forms)},"
+        more = f"did you mean {near[0]}? Else give" if near else f"expected one of {', '.join(forms)},"
         raise BadData(f"--form {text}: no such form; {more} a formula such as 'E + A/N^alpha + B/D^beta', or a Python file.")
     return parse_form(text)
 

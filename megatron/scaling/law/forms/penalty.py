@@ -1,128 +1,101 @@
-"""Chinchilla's law and a penalty for repeating data to a model that is large for them: P R^phi (N/U)^psi, R = D/U - 1.
-
-With phi = psi = 1 it has one parameter, nats per repetition and parameter per unique token (Lovelace et al., 2605.01640, as
-others quote it; the text was not at hand). At a fixed N and U the loss is least at e* epochs, e*^(1+beta) = beta B U^(1-beta) /
-(P N). The penalty rises without limit: on 182 published runs on C4 it describes repetition better than effective data do up to
-100 repetitions, and worse beyond.
-"""
+"""Chinchilla's law with one more parameter: what repeated tokens cost a model by memorising them."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from megatron.scaling.law.form import Form, Parameter, by_irreducible, columns_of, log_sum, search_split
-from megatron.scaling.law.forms.chinchilla import Chinchilla, ChinchillaForm, variable_projection
+from megatron.scaling.law.form import Parameter, by_irreducible, columns_of, log_sum, search_split
+from megatron.scaling.law.forms.chinchilla import Chinchilla, ChinchillaForm
 
-STEEPEST = 60.0  # ln(D/U) beyond which a repetition more changes nothing
 FURTHEST = 100.0  # repetitions up to which the penalty was seen to hold
+SHARES = (0.002, 0.02, 0.1)  # of the loss, that the penalty has in a start
 
 
 @dataclass(frozen=True)
-class Penalised(Chinchilla):
-    """L = E + A/N^alpha + B/D^beta + P R^phi (N/U)^psi; fresh data pay nothing."""
+class OverfitPenalty(Chinchilla):
+    """Chinchilla's law plus P r N/U for r = D/U - 1 repetitions (arXiv:2605.01640, in its form with one parameter).
 
-    P: Any
-    phi: Any = 1.0
-    psi: Any = 1.0
+    P: nats for each repetition and parameter per unique token. It is linear in the epochs, which holds to about 100 of them:
+    of 182 published runs it describes the 139 that have at most 101 epochs better than effective data do, and all of them worse.
+    """
+
+    P: float
 
     def loss(self, params, tokens, unique=None):
-        """L(N, D, U); without `unique` no token is seen twice."""
+        """L(N, D) + P (D/U - 1) N/U; without `unique` no token is seen twice."""
         unique = np.minimum(np.float64(tokens if unique is None else unique), tokens)
-        ratio = np.float64(params) / unique
-        return super().loss(params, tokens) + self.P * (tokens / unique - 1) ** self.phi * ratio**self.psi
+        return super().loss(params, tokens) + self.P * (tokens / unique - 1) * (params / unique)
 
     def optimum(self, flops, unique=None):
-        """(N*, D*) of least loss under 6 N D = C with U unique tokens: a scan of ln N, then golden section."""
+        """(N*, D*) of least loss under 6 N D = C with U unique tokens, by search."""
         if unique is None:
             return super().optimum(flops)
         shape = np.broadcast_shapes(*map(np.shape, (flops, unique, *vars(self).values())))
         return search_split(lambda params, tokens: self.loss(params, tokens, unique), flops, shape)
 
-    def best_epochs(self, params, unique):
-        """The epochs of least loss for N parameters and U tokens, where phi and psi are 1; at least 1."""
-        pull = self.beta * self.B * np.float64(unique) ** (1 - self.beta) / (self.P * np.float64(params))
-        return np.maximum(pull ** (1 / (1 + self.beta)), 1.0)
+    def optimal_loss(self, flops, unique=None):
+        """L(N*(C, U), D*(C, U), U)."""
+        params, tokens = self.optimum(flops, unique)
+        return self.loss(params, tokens, unique)
 
 
-def log_penalised(theta, size, data, repeats, ratio):
-    """At theta = (ln A, ln B, ln E, alpha, beta, ln P, phi, psi): ln L and its gradient; `repeats`: ln R, -inf for fresh rows."""
-    ln_a, ln_b, ln_e, alpha, beta, ln_p, phi, psi = columns_of(theta)
-    seen = np.isfinite(repeats)
-    repeats = np.where(seen, repeats, 0.0)
-    penalty = np.where(seen, ln_p + phi * repeats + psi * ratio, -np.inf)
-    value, (a, b, rest, p) = log_sum(ln_a - alpha * size, ln_b - beta * data, ln_e, penalty)
-    gradient = [a, b, rest, -a * size, -b * data, p, p * repeats, p * ratio]
-    return value, np.stack(np.broadcast_arrays(*gradient), axis=-2)
+def log_penalty(theta, ln_params, ln_tokens, ln_unique, centre):
+    """At theta = (ln A, ln B, ln E, alpha, beta, ln P), terms where ln N, ln D, ln r and ln(N/U) equal `centre`."""
+    ln_a, ln_b, ln_e, alpha, beta, ln_p = columns_of(theta)
+    size, data = ln_params - centre[0], ln_tokens - centre[1]
+    with np.errstate(divide="ignore"):
+        ln_repeats = np.log(np.expm1(ln_tokens - ln_unique))
+    memorised = ln_p + (ln_repeats - centre[2]) + (ln_params - ln_unique - centre[3])
+    value, weights = log_sum(ln_a - alpha * size, ln_b - beta * data, ln_e, memorised)
+    return value, np.stack([*weights[:3], -weights[0] * size, -weights[1] * data, weights[3]], axis=-2)
 
 
 class PenaltyForm(ChinchillaForm):
-    """One parameter P, or with the exponents phi and psi `free`."""
+    """E + A/N^alpha + B/D^beta + P (D/U - 1) N/U."""
 
-    published_grid = Form.published_grid
-
-    def __init__(self, free: bool):
-        self.free = free
-        self.name = "chinchilla-penalty-free" if free else "chinchilla-penalty"
-        self.equation = "L = E + A/N^alpha + B/D^beta + P " + ("R^phi (N/U)^psi" if free else "R N/U") + ", R = D/U - 1"
-        powers = ("phi", "psi") if free else ()
-        self.names = (*ChinchillaForm.names, "P", *powers)
-        self.parameters = (
-            *ChinchillaForm.parameters,
-            Parameter("P", exponent="phi" if free else None),
-            *(Parameter(name, linear=True) for name in powers),
-        )
-
-    @property
-    def repeats(self):
-        return True
+    name = "overfit-penalty"
+    equation = "L = E + A/N^alpha + B/D^beta + P (D/U - 1) N/U"
+    names = (*ChinchillaForm.names, "P")
+    parameters = (*ChinchillaForm.parameters, Parameter("P"))
+    repeats = True
 
     def doubts(self, rows):
         most = float(np.max(np.exp(rows.tokens - rows.unique))) - 1
-        if self.free or most <= FURTHEST:
+        if most <= FURTHEST:
             return []
         return [
-            f"rows of up to {most:.3g} repetitions: a penalty that rises linearly was seen to fail beyond {FURTHEST:.0f}; fit "
-            f"--form data-constrained, chinchilla-penalty-free, or --drop 'epochs>{FURTHEST + 1:.0f}'."
+            f"rows of up to {most:.3g} repetitions: a penalty linear in them was seen to fail beyond {FURTHEST:.0f}; fit --form "
+            f"data-constrained, or leave them out with --drop 'epochs>{FURTHEST + 1:.0f}'."
         ]
 
     def log_loss(self, theta, rows):
-        whole = theta if self.free else np.concatenate([theta, np.ones_like(theta[..., :2])], axis=-1)
-        with np.errstate(divide="ignore"):
-            repeats = np.log(np.expm1(np.minimum(rows.tokens - rows.unique, STEEPEST)))
-        repeats = np.where(rows.repeated, repeats - rows.centre["repeats"], -np.inf)
-        ratio = rows.params - rows.unique - rows.centre["ratio"]
-        value, gradient = by_irreducible(log_penalised, whole, rows.centred("params"), rows.centred("tokens"), repeats, ratio)
-        return value, gradient[..., : theta.shape[-1], :]
+        centre = [rows.centre[name] for name in ("params", "tokens", "repeats", "ratio")]
+        return by_irreducible(log_penalty, theta, rows.params, rows.tokens, rows.unique, centre)
 
     def bounds(self, rows):
-        low, high = rows.term_bounds
-        powers = [(1e-2, 5.0), (-2.0, 5.0)] if self.free else []
-        return np.concatenate([super().bounds(rows), [(low, high), *powers]])
+        return np.concatenate([super().bounds(rows), [rows.term_bounds]])
 
     def starts(self, rows):
-        """Chinchilla's law of rows that repeat nothing, and grids of its starts, with a penalty of 0.1, 1 or 10 % of the loss."""
+        """Chinchilla's, of single-epoch rows where they are enough, x three sizes of the penalty."""
         single = rows.only(~rows.repeated)
-        first = [variable_projection(single if len(single) >= 8 else rows), *super().starts(rows)[::4]]
-        penalties = np.median(rows.loss) + np.log([1e-3, 1e-2, 0.1])
-        powers = [(0.5, 0.5), (1.0, 1.0), (1.6, 1.2)] if self.free else [()]
-        return np.array([(*start, penalty, *power) for start, penalty, power in itertools.product(first, penalties, powers)])
+        starts = super().starts(single if len(single) >= 8 else rows)[::2]
+        terms = np.median(rows.loss) + np.log(SHARES)
+        return np.array([(*start, term) for start, term in itertools.product(starts, terms)])
 
     def shift(self, theta, rows):
         shift = super().shift(theta, rows)
-        phi, psi = (theta[..., 6], theta[..., 7]) if self.free else (1.0, 1.0)
-        shift[..., 5] = -phi * rows.centre["repeats"] - psi * rows.centre["ratio"]
+        shift[..., 5] = -rows.centre["repeats"] - rows.centre["ratio"]
         return shift
 
     def law(self, theta, rows):
-        ln_a, ln_b, E, alpha, beta, ln_p, *powers = np.moveaxis(theta + self.shift(theta, rows), -1, 0)
-        return Penalised(E, np.exp(ln_a), np.exp(ln_b), alpha, beta, np.exp(ln_p), *powers)
+        ln_a, ln_b, E, alpha, beta, ln_p = np.moveaxis(theta + self.shift(theta, rows), -1, 0)
+        return OverfitPenalty(E, np.exp(ln_a), np.exp(ln_b), alpha, beta, np.exp(ln_p))
 
     def law_of(self, fields):
-        return Penalised(**fields)
+        return OverfitPenalty(**fields)
 
 
-FORMS = (PenaltyForm(free=False), PenaltyForm(free=True))
+FORMS = (PenaltyForm(),)
