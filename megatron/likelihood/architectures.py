@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from megatron.catalogue import OBJECTIVES
 from megatron.errors import Mismatch
 from megatron.likelihood.samples import Asked, compare_samplers
+from megatron.likelihood.samples_report import LOOKS, MARKERS
 from megatron.rundir import records
 from megatron.rundir.names import METRICS
 from megatron.sampling.draws import How
 from megatron.sampling.table import SAMPLERS, default_of
-from megatron.scaling.show.figures.style import INK, explain, frame, log_ticks, new_figure, styles_of
+from megatron.scaling.show.figures.style import INK, explain, frame, log_ticks, new_figure
 from megatron.training.evaluate import evaluate
 from megatron.training.trained import Trained
 
@@ -114,8 +115,8 @@ def spelled(one: dict) -> str:
 def draw(found: dict, folders: Sequence[Path]) -> Figure:
     """Training losses, each by its own name, and what the samples are worth against the speed that they are written at."""
     figure, (left, right) = new_figure(2)
-    looks = styles_of(found["runs"])
-    frame(left, "Training loss: three different quantities", "tokens trained on", "nats/token")
+    looks = [{"color": LOOKS[i % len(LOOKS)], "marker": MARKERS[i % len(MARKERS)]} for i in range(len(found["runs"]))]
+    frame(left, "Training loss, of each its own kind", "tokens trained on", "nats/token")
     handles = [curve(left, one, look, folder) for one, look, folder in zip(found["runs"], looks, folders)]
     key, title, unit = (
         ("judge_nll", "NLL of samples under a judge", "nats/token") if found["judge"] else ("self_bleu", "Likeness", "self-BLEU")
@@ -123,7 +124,7 @@ def draw(found: dict, folders: Sequence[Path]) -> Figure:
     frame(right, title, "tokens written a second", unit)
     right.axhline(found["real"][key], color=INK, linewidth=1.2, linestyle=":")
     for one, look in zip(found["runs"], looks):
-        right.errorbar(one["tokens_per_second"], one[key], one[f"{key}_se"], capsize=4, **look | {"markersize": 10})
+        right.errorbar(one["tokens_per_second"], one[key], one[f"{key}_se"], capsize=4, **look, markersize=10)
     right.set_xscale("log")
     log_ticks(right.xaxis)
     explain(
@@ -139,8 +140,11 @@ def draw(found: dict, folders: Sequence[Path]) -> Figure:
 def curve(axes: Axes, one: dict, look: dict, folder: Path):
     """A run's training loss, as its record has it."""
     rows = [record for _, record in records.read(folder / METRICS) if record["kind"] == "train"]
-    plain = look | {"marker": None}
     (line,) = axes.plot(
-        [row["tokens"] for row in rows], [row["loss"] for row in rows], label=f"{one['run']}: {KINDS[one['bound']]}", **plain
+        [row["tokens"] for row in rows],
+        [row["loss"] for row in rows],
+        label=f"{one['run']}: {KINDS[one['bound']]}",
+        markevery=[-1],
+        **look,
     )
     return line

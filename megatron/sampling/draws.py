@@ -99,11 +99,29 @@ def drawn(logits: Tensor, where: Tensor, rows: Rows, how: How, before: list[int]
     """
     log_p = logits[:, : rows.vocab_size].double().cpu().log_softmax(-1)
     if how.temperature == 0:
-        return rounded(log_p).max(-1, keepdim=True).values.eq(rounded(log_p)).to(torch.uint8).argmax(-1)
+        return likeliest(log_p)
     noise = np.empty(log_p.shape)
     for at, (row, place) in enumerate(where.tolist()):
         noise[at] = exponentials(rows.seed, rows.numbers[row], place, log_p.shape[1], before[at] if before else 0)
     return (cut(log_p, how).exp() / torch.from_numpy(noise)).argmax(-1)
+
+
+def drawn_together(logits: Tensor, rows: Rows, how: How, step: int) -> Tensor:
+    """As `drawn` of all open places, with the noise of a row's step at one address: what is drawn anew in every step is many.
+
+    logits [n, v] -> [n] int64
+    """
+    log_p = logits[:, : rows.vocab_size].double().cpu().log_softmax(-1)
+    if how.temperature == 0:
+        return likeliest(log_p)
+    width = rows.ids.shape[1]
+    noise = [exponentials(rows.seed, i, 0, width * log_p.shape[1], step).reshape(width, -1) for i in rows.numbers]
+    return (cut(log_p, how).exp() / torch.from_numpy(np.stack(noise))[rows.open]).argmax(-1)
+
+
+def likeliest(log_p: Tensor) -> Tensor:
+    """The first of those that tie.  [n, v] -> [n]"""
+    return rounded(log_p).max(-1, keepdim=True).values.eq(rounded(log_p)).to(torch.uint8).argmax(-1)
 
 
 def close(ids: Tensor, still: Tensor, where: Tensor, found: Tensor, rows: Rows, how: How) -> None:

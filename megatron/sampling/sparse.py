@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron.batch import Batch, Purpose, reading, stream
 from megatron.objectives.sdd import States
-from megatron.sampling.draws import How, Rows, close, cut, drawn, rounded
+from megatron.sampling.draws import How, Rows, close, cut, drawn_together, rounded
 from megatron.sampling.reading import Model
 
 STEPS = 25  # where nothing is said
@@ -26,7 +26,7 @@ def renoised(model: Model, rows: Rows, how: How) -> Tensor:
     for number in range(steps):
         t = 1 - number / steps
         at = noised(states, rows, ids, t, number)
-        found = drawn(logits(model, states, rows, at, t), where, rows, how, [number] * len(where))
+        found = drawn_together(logits(model, states, rows, at, t), rows, how, number)
         ids = ids.masked_scatter(rows.open, found)
     close(ids, torch.zeros_like(rows.open), where, found, rows, how)
     return ids
