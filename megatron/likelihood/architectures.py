@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -115,7 +116,9 @@ def spelled(one: dict) -> str:
 def draw(found: dict, folders: Sequence[Path]) -> Figure:
     """Training losses, each by its own name, and what the samples are worth against the speed that they are written at."""
     figure, (left, right) = new_figure(2)
-    looks = [{"color": LOOKS[i % len(LOOKS)], "marker": MARKERS[i % len(MARKERS)]} for i in range(len(found["runs"]))]
+    looks: list[dict[str, Any]] = [
+        {"color": LOOKS[i % len(LOOKS)], "marker": MARKERS[i % len(MARKERS)]} for i in range(len(found["runs"]))
+    ]
     frame(left, "Training loss, of each its own kind", "tokens trained on", "nats/token")
     handles = [curve(left, one, look, folder) for one, look, folder in zip(found["runs"], looks, folders)]
     key, title, unit = (
