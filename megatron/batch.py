@@ -186,3 +186,5 @@ class Progress:
     skipped_in_row: int = 0
     best_val_loss: float | None = None
     best_step: int | None = None
+    worse_in_row: int = 0  # validations since the last new best, or since the rate was lowered
+    lr_scale: float = 1.0  # what plateaus have left of the rate

@@ -56,7 +56,10 @@ DEEPSPEED = Needs("give --deepspeed", lambda c: c.parallel.deepspeed)
 PIPELINE = Needs("give --pipeline-model-parallel-size above 1", lambda c: c.parallel.pipeline_model_parallel_size > 1)
 CUT = Needs("give --data-path", lambda c: c.data.data_path)
 PACKED = Needs("use --data-kind packed", lambda c: c.data.data_kind == "packed")
-PACKED_TRAINING = Needs("give packed training data", lambda c: c.data.data_kind == "packed" and given_of(c.data, CORPORA[0]))
+PART_OF_TRAINING = Needs(
+    "give packed training data, or use --data-kind random-window",
+    lambda c: c.data.data_kind == "random-window" or (c.data.data_kind == "packed" and given_of(c.data, CORPORA[0])),
+)
 MEGATRON_ORDER = Needs("use --epoch-order reference", lambda c: c.data.epoch_order != "strict")
 PAIRS = Needs("use --data-kind pairs", lambda c: c.data.data_kind == "pairs")
 LATENT = Needs("give --latent-size", lambda c: c.model.latent_size)
@@ -85,6 +88,8 @@ LOW_NOISE = Needs("give --low-noise-start", lambda c: c.objective.low_noise_star
 TASKS = Needs("give --eval-tasks", lambda c: c.train.eval_tasks)
 MDM_TASKS = Needs("give --eval-tasks and --objective mdm", lambda c: c.train.eval_tasks and c.objective.objective == "mdm")
 WARMUP = Needs("give --lr-warmup-samples", lambda c: any(getattr(c.optim, name) for name in WARMUPS))
+EVALUATING = Needs("validate: --eval-iters above 0", lambda c: c.train.eval_iters)
+PLATEAU = Needs("give a --lr-plateau-factor below 1", lambda c: c.optim.lr_plateau_factor < 1)
 WSD = Needs("use --lr-decay-style WSD", lambda c: c.optim.lr_decay_style == "WSD")
 TENSORBOARD = Needs("give --tensorboard-dir", lambda c: c.log.tensorboard_dir)
 WANDB = Needs("give --wandb-project", lambda c: c.log.wandb_project or c.log.no_wandb)
@@ -301,10 +306,11 @@ class Data:
     test_data_path_file: str | None = flag(None, "file with the test corpora, likewise", identity="free")
     unique_tokens: float | None = flag(
         None,
-        "train on the first so many tokens of the training data only, again and again: 100M, or a share such as 0.25",
+        "train on the first so many tokens of the training data only, again and again: 100M, or a share such as 0.25; "
+        "random-window: a count, the same part of each category",
         count=True,
         identity="free",
-        needs=PACKED_TRAINING,
+        needs=PART_OF_TRAINING,
     )
     data_kind: Literal["packed", "random-window", "instruct", "pairs"] = flag(
         "packed",
@@ -345,6 +351,18 @@ class Data:
     )
     tokens_per_category: int | None = flag(
         None, "random-window: train on so many tokens of each category [all]", count=True, identity="free", needs=PAPERS
+    )
+    component_uniform: bool = flag(
+        False, "random-window: draw a category, then a paper of it [a paper of all]", identity="free", needs=PAPERS
+    )
+    shuffle_categories: bool = flag(
+        False,
+        "random-window, a control: papers' categories are dealt anew by --seed, so that all are alike",
+        identity="free",
+        needs=PAPERS,
+    )
+    valid_by_category: bool = flag(
+        False, "random-window: also validate on each category by itself, as sets valid:NAME", identity="free", needs=PAPERS
     )
     data_impl: Literal["mmap"] = flag("mmap", "how tokens are read", only="files are memory-mapped", identity="free")
     tokenizer_type: Literal["GPT2BPETokenizer", "TikTokenizer", "SentencePieceTokenizer", "HFTokenizer", "ByteTokenizer"] = flag(
@@ -550,6 +568,16 @@ class Optim:
     lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = flag(
         "exponential", "WSD: shape of the final decay", identity="noted", needs=WSD
     )
+    lr_plateau_factor: float = flag(
+        1.0,
+        "lower the rate by this factor where validation stops improving; 1: never",
+        most=1,
+        identity="noted",
+        needs=EVALUATING,
+    )
+    lr_plateau_patience: int = flag(
+        10, "after more than so many validations in a row without a new best", least=0, identity="noted", needs=PLATEAU
+    )
     adam_beta1: float = flag(0.9, "decay of the first moment", least=0, below=1, identity="noted")
     adam_beta2: float = flag(0.999, "decay of the second moment", least=0, below=1, identity="noted")
     adam_eps: float = flag(1e-8, "added to the root of the second moment", identity="noted")
@@ -639,6 +667,9 @@ class Train:
 @dataclass(frozen=True, kw_only=True)
 class Log:
     run_dir: str = flag(None, "folder of the run's records [--save, or runs/NAME]", identity="free")
+    upload_to: str | None = flag(
+        None, "URL such as s3://bucket/runs, under which the finished run's folder is copied (fsspec)", identity="free"
+    )
     log_interval: int = flag(100, "steps between log lines", identity="free")
     log_names: Literal["simple", "megatron", "both"] = flag(
         "both", "tags in TensorBoard and W&B: train/loss, the reference's, or both", identity="free", needs=VIEWS
@@ -793,7 +824,7 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
         parallel=parallel,
         train=train,
         optim=optim,
-        log=resolve_log(cfg, model),
+        log=resolve_log(cfg, model, mistakes),
         objective=resolve_objective(replace(cfg, train=train), mistakes),
     ), mistakes
 
@@ -1298,6 +1329,8 @@ def check_kind(d: Data, mistakes: list[str]) -> None:
         mistakes.append(f"--data-kind {d.data_kind} is not cut by --split: give --train-data-path and --valid-data-path")
     if d.data_kind == "random-window" and d.split != "969,30,1":
         mistakes.append("--split would do nothing here: the folder of --data-kind random-window has its own splits")
+    if d.data_kind == "random-window" and d.unique_tokens and (d.unique_tokens <= 1 or d.tokens_per_category):
+        mistakes.append("--unique-tokens of --data-kind random-window is a count, and excludes --tokens-per-category")
     if d.categories and d.num_categories:
         mistakes.append("--categories and --num-categories exclude each other: give one")
     names = [name for name, _ in d.valid_sets()]
@@ -1310,8 +1343,10 @@ def check_kind(d: Data, mistakes: list[str]) -> None:
         mistakes.append(f"--valid-data-path-file {empty[0]} names no file: give NAME=FILE")
 
 
-def resolve_log(cfg: Config, m: Model) -> Log:
+def resolve_log(cfg: Config, m: Model, mistakes: list[str]) -> Log:
     """The run's folder: a name never leads out of runs/."""
+    if cfg.log.upload_to is not None and not re.match(r"[a-z][a-z0-9+.-]*://", cfg.log.upload_to):
+        mistakes.append(f"--upload-to {cfg.log.upload_to}: expected a URL such as s3://bucket/runs")
     name = re.sub(r"[^\w.-]+", "-", cfg.log.wandb_exp_name or "").strip(".-")
     name = name or f"{cfg.objective.objective}-{m.num_layers}x{m.hidden_size}-seed{cfg.train.seed}"
     return replace(cfg.log, run_dir=cfg.log.run_dir or cfg.train.save or str(Path("runs") / name))

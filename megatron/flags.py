@@ -87,6 +87,7 @@ ALIASES: dict[str, tuple[str, Any]] = {
     "layernorm-epsilon": ("norm_epsilon", None),
     "rotary-theta": ("rotary_base", None),
     "eval-every": ("eval_interval", None),
+    "reduce-lr-factor": ("lr_plateau_factor", None),
     "max-seq-len": ("seq_length", None),
     "disable-bias-linear": ("bias_linear", False),
     "no-position-embedding": ("use_rotary_position_embeddings", True),
@@ -121,7 +122,6 @@ LATER = {
         ],
         "the evaluation harness",
     ),
-    "upload-results-to-s3": "remote storage of results",
     **dict.fromkeys(["start-weight-decay", "end-weight-decay", "weight-decay-incr-style"], "a weight decay that changes"),
     **dict.fromkeys(["rampup-batch-size", "decrease-batch-size-if-needed"], "a batch size that grows"),
     **dict.fromkeys(["decoupled-lr", "decoupled-min-lr"], "a rate of its own for embedding and head"),
@@ -170,6 +170,7 @@ DEAD = {
         ["full-dataset", "max-examples-per-split", "download-from-s3", "upload-to-s3", "s3-bucket", "s3-prefix"],
         "tools/prepare_corpus.py prepares, fetches and stores corpora",
     ),
+    "upload-results-to-s3": "give --upload-to s3://bucket/runs",
     **dict.fromkeys(["lr-decay-tokens", "lr-warmup-tokens"], "give --lr-decay-samples and --lr-warmup-samples"),
     "mock-data": "tools/make_entropy_corpus.py makes corpora, of known entropy",
     "num-workers": "batches are read from the memory map; no worker is needed",
@@ -182,7 +183,6 @@ DEAD = {
     "load-tag": "name one checkpoint: --load FOLDER/step-00001000",
     "pretrained-checkpoint": "give --load FOLDER --finetune",
     "distributed-timeout-minutes": "it is in seconds: --distributed-timeout N",
-    "reduce-lr-factor": "the rate follows --lr-decay-style, not the loss",
     **dict.fromkeys(
         [
             "no-*-fusion",

@@ -75,13 +75,13 @@ ONE_VALUE = """optimizer normalization swiglu use-rotary-position-embeddings dat
     exit-signal-handler overlap-grad-reduce recompute-method recompute-num-layers""".split()
 ANOTHER_NAME = """max-steps log-dir output-dir wandb-run-name resume-from gradient-checkpointing token-budget
     checkpoint-interval-steps max-step-checkpoints learning-rate eval-every max-seq-len force-cpu disable-bias-linear target-flops
-    no-position-embedding recompute-activations difflm-varilen-prob""".split()
+    no-position-embedding recompute-activations difflm-varilen-prob reduce-lr-factor""".split()
 NOT_BUILT = """untie-with-additional-mask task_list results_path adaptive_seq_len num_fewshot eval_fp32 eval_method sampling_eps
-    only_generate only_mc_nll max_chunk_size inference no-load-optim no-load-rng fp16 upload_results_to_s3 target-param-data-ratio
+    only_generate only_mc_nll max_chunk_size inference no-load-optim no-load-rng fp16 target-param-data-ratio
     epochs checkpoint metrics num_samples output""".split()
 NEVER = """target-random-ratio use-target-position-embeddings order-list num-workers dataloader-type download_from_s3
-    upload_to_s3 s3_bucket s3_prefix full_dataset max_examples_per_split mock-data
-    load-tag data_dir architecture config-name pretrained_checkpoint reduce_lr_factor mask-token attention-mask-type
+    upload_results_to_s3 upload_to_s3 s3_bucket s3_prefix full_dataset max_examples_per_split mock-data
+    load-tag data_dir architecture config-name pretrained_checkpoint mask-token attention-mask-type
     distributed-timeout-minutes use-order-list""".split()
 
 

@@ -3,6 +3,7 @@
     python tools/evaluate.py likelihood RUN --score nelbo,korder:16,rule:confidence
     python tools/evaluate.py compare RUN_A RUN_B
     python tools/evaluate.py tasks RUN --task_list quiz.jsonl
+    python tools/evaluate.py components RUN...
     python tools/evaluate.py instruct RUN... --format 'Answer: .*'
     python tools/evaluate.py vectors RUN
     python tools/evaluate.py samples RUN --samplers confidence,entropy-bounded --steps 8,32 --judge AR_RUN
@@ -36,6 +37,7 @@ VERBS = {
     "architectures": ("megatron.likelihood.verbs.architectures", "AR, diffusion and SDD in one table and figure"),
     "compare": ("megatron.likelihood.verbs.compare", "two runs on the same rows with the same draws"),
     OVERVIEW: ("megatron.evaluation.overview", "perplexity, accuracy, texts and speed; meant where no verb is given"),
+    "components": ("megatron.likelihood.verbs.components", "loss by category and by seen tokens, and what K categories cost"),
     "instruct": ("megatron.evaluation.instruct", "loss on held-out responses, and answers beside their references"),
     "vectors": ("megatron.evaluation.vectors", "what a network makes of the vectors that it is told"),
     "tasks": ("megatron.evaluation.tasks", "multiple-choice files, and tasks of lm-eval"),

@@ -3,7 +3,7 @@
     python tools/make_instruct_set.py --count 4000 --output data/words.jsonl
     python tools/prepare_instruct.py --input data/words.jsonl --output-prefix data/words --tokenizer-type ByteTokenizer
 
-Answers are `Answer: X.`: the first or the last letter of a word, the word itself, or whether there is an a in it.
+Answers are `Answer: X.`: the first letter of a word, the word itself, or whether there is an a in it.
 """
 
 from __future__ import annotations

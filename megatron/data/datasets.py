@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -64,9 +64,11 @@ def build_datasets(data: Data, spec: SampleSpec) -> dict[str, Samples | None]:
     Raises MissingInput, BadData, also when training and evaluation share tokens, or Mismatch when another tokenizer made a
     corpus.
     """
-    built: dict[str, Samples | None]
+    built: dict[str, Any]
     if data.data_kind == "random-window":
         built = {split: windows(data, split, spec) for split in SPLITS}
+        if data.valid_by_category and (valid := built["valid"]):
+            built |= {f"valid:{name}": windows(of_category(data, name), "valid", spec) for name in valid.categories}
     else:
         kinds: dict[str, Callable[[Data, str, list[Source], SampleSpec], Samples]]
         kinds = {"packed": packed, "instruct": instruct, "pairs": pairs}
@@ -207,7 +209,15 @@ def windows(data: Data, split: str, spec: SampleSpec) -> RandomWindow | None:
         category_seed=spec.seed,
         vocab_size=spec.vocab_size,
         tokens_per_category=data.tokens_per_category if split == "train" else None,
+        unique_tokens=int(data.unique_tokens) if data.unique_tokens and split == "train" else None,
+        component_uniform=data.component_uniform,
+        shuffled=data.shuffle_categories,
     )
+
+
+def of_category(data: Data, name: str) -> Data:
+    """The same data of one category alone."""
+    return replace(data, categories=[name], num_categories=None)
 
 
 def instruct(data: Data, split: str, sources: list[Source], spec: SampleSpec) -> Instruct:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from megatron.data.samples import Samples, hash64
 from megatron.data.token_file import Paper, PaperFolder
 from megatron.errors import BadData
 
-CATEGORY, PAPER, START, BUDGET = range(100, 104)  # what a random number is for
+CATEGORY, PAPER, START, BUDGET, DEALT = range(100, 105)  # what a random number is for
 
 
 def choose_categories(names: Sequence[str], count: int, seed: int) -> list[str]:
@@ -38,6 +39,13 @@ def choose_categories(names: Sequence[str], count: int, seed: int) -> list[str]:
 def listed(names: Sequence[str]) -> str:
     """The first dozen of them, for a sentence."""
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def dealt(papers: list[Paper], seed: int) -> list[Paper]:
+    """The papers with their categories shuffled among them by the seed: each category keeps its number of papers."""
+    keys = [int.from_bytes(hashlib.sha256(paper.paper_id.encode()).digest()[:8], "little") for paper in papers]
+    order = np.argsort(hash64(seed, DEALT, np.array(keys, np.uint64)), kind="stable").tolist()
+    return [replace(paper, cat=papers[other].cat) for paper, other in zip(papers, order, strict=True)]
 
 
 def within_budget(papers: list[Paper], budget: int, cat: str, seed: int, least: int) -> list[Paper]:
@@ -59,7 +67,7 @@ def within_budget(papers: list[Paper], budget: int, cat: str, seed: int, least: 
     for paper in (papers[n] for n in order.tolist()):
         length = min(paper.length, left)
         if length >= least:
-            kept.append(Paper(paper.paper_id, paper.cat, paper.offset, length))
+            kept.append(replace(paper, length=length))
         left -= length
         if not left:
             break
@@ -70,7 +78,8 @@ class RandomWindow(Samples):
     """Windows of the papers of one split, perhaps of some categories and up to so many tokens of each.
 
     `num_categories` of them (of `categories`, if given) are chosen by `category_seed`, which also orders papers for the
-    budget, so that runs of other seeds see the same papers. `component_uniform` draws the category first.
+    budget, so that runs of other seeds see the same papers. `unique_tokens` are dealt to the categories alike.
+    `component_uniform` draws the category first; `shuffled`: papers' categories are dealt anew, by `category_seed`.
     Raises MissingInput or BadData.
     """
 
@@ -85,13 +94,17 @@ class RandomWindow(Samples):
         num_categories: int | None = None,
         category_seed: int = 0,
         tokens_per_category: int | None = None,
+        unique_tokens: int | None = None,
         component_uniform: bool = False,
+        shuffled: bool = False,
         vocab_size: int | None = None,
     ):
         super().__init__(seq_length, seed, vocab_size)
         self.source, self.split_name, self.component_uniform = PaperFolder(folder), split, component_uniform
         self.categories = self.chosen(categories, num_categories, category_seed)
-        self.budget = tokens_per_category
+        self.budget = unique_tokens // len(self.categories) if unique_tokens else tokens_per_category
+        papers = self.source.split(split)
+        self.labelled = dealt(papers, category_seed) if shuffled else papers
         pools = [self.pool_of(cat, category_seed) for cat in self.categories]
         self.papers = [paper for pool in pools for paper in pool]
         if not self.papers:
@@ -117,13 +130,13 @@ class RandomWindow(Samples):
 
     def pool_of(self, cat: str, category_seed: int) -> list[Paper]:
         least = self.seq_length + 1
-        pool = [paper for paper in self.source.split(self.split_name) if paper.cat == cat and paper.length >= least]
+        pool = [paper for paper in self.labelled if paper.cat == cat and paper.length >= least]
         if self.budget is not None:
             pool = within_budget(pool, self.budget, cat, category_seed, least)
         if not pool and (self.component_uniform or self.budget is not None):
             raise BadData(
                 f"{self.source.folder}: category {cat} has no window of {least} tokens in split {self.split_name!r}; "
-                "lower --seq-length, raise --tokens-per-category or choose other categories"
+                "lower --seq-length, allow more tokens of it or choose other categories"
             )
         return pool
 

@@ -160,7 +160,7 @@ def draw(table: dict) -> Figure:
     handles = []
     for place, (run, look) in enumerate(zip(table["runs"], looks)):
         look = {**look, "linestyle": "none", "markersize": 9}
-        label = f"{run['run']} ({run['objective']}, {run['bound']})"
+        label = f"{Path(run['run']).name} ({run['objective']}, {run['bound']})"
         left.errorbar([run["loss"]["mean"]], [place], xerr=[width_of(run["loss"])], capsize=4, **look)
         x = [number + 0.12 * (place - (len(looks) - 1) / 2) for number in range(len(names))]
         y = [run[name]["mean"] for name in names]

@@ -113,7 +113,7 @@ def one_step(
     """Pose, update or skip, and log. Raises TooManyBadSteps."""
     start = time.monotonic()
     batches = pose(objective, data, cfg, at, engine.mesh.dp)
-    lr = learning_rate(cfg.optim, at.samples)
+    lr = learning_rate(cfg.optim, at.samples) * at.lr_scale
     batches = learner.refine(batches) if learner else batches
     done = engine.step(batches, lr)
     if learner:

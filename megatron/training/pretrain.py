@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,9 +13,11 @@ from megatron.batch import Progress
 from megatron.config import Config
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, agreed
+from megatron.data import copies
 from megatron.data.datasets import build_datasets
 from megatron.engine import learner as learners
 from megatron.errors import BadData, CannotWrite, Refusal, exits
+from megatron.layout import find_place
 from megatron.locks import Held, held
 from megatron.rundir.folders import read_file
 from megatron.rundir.names import CONFIG, EXIT
@@ -38,6 +41,16 @@ def main(cfg: Config, score: Callable[[Config, Callable[[str], None]], None] | N
     """
     if cfg.train.dry_run:
         return dry_run.show(cfg)
+    chief = find_place(os.environ).rank == 0
+    if cfg.log.upload_to and chief:
+        copies.refuse_unreachable(cfg.log.upload_to)
+    code = carry_out(cfg, score)
+    if cfg.log.upload_to and chief and code == 0 and not cfg.train.preflight:
+        copies.send(Path(cfg.log.run_dir), f"{cfg.log.upload_to.rstrip('/')}/{Path(cfg.log.run_dir).name}")
+    return code
+
+
+def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None] | None) -> int:
     with StopRequest(cfg.train, cfg.parallel.world_size) as stop, launch.joined(cfg) as (mesh, watch):
         stop.refuse_kill_switch(mesh.control)
         tokenizer = open_tokenizer(cfg)

@@ -33,7 +33,7 @@ from megatron.training.evaluate import Slice, evaluate
 from megatron.training.logs import Log, SilentLog
 from megatron.training.loop import Interval
 from megatron.training.resume import facts
-from megatron.training.schedule import decayed
+from megatron.training.schedule import decayed, on_plateau
 from megatron.training.signals import StopRequest
 from megatron.training.watch import Watch
 
@@ -145,8 +145,11 @@ class Run:
             if split.startswith("valid:"):
                 self.score(split, at)
         if at.best_val_loss is None or loss < at.best_val_loss:
-            at = replace(at, best_val_loss=loss, best_step=at.step)
-        return at
+            return replace(at, best_val_loss=loss, best_step=at.step, worse_in_row=0)
+        lowered = on_plateau(self.cfg.optim, at)
+        if lowered.lr_scale < at.lr_scale:
+            self.log.say(f"validation has not improved {at.worse_in_row + 1} times: the rate is {lowered.lr_scale:g} of its own")
+        return lowered
 
     def score(self, split: str, at: Progress) -> dict:
         """Score one set; its records are of kind val, val-NAME or test."""

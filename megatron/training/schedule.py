@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from megatron.batch import Progress
 
 if TYPE_CHECKING:
     from megatron import config
@@ -39,6 +42,17 @@ def decay(cfg: config.Optim, samples: int, warmup: int, end: int) -> float:
         "exponential": 2 * 0.5**x - 1,
         "minus_sqrt": 1 - math.sqrt(x),
     }[shape]
+
+
+def on_plateau(cfg: config.Optim, at: Progress) -> Progress:
+    """After a validation without a new best: the rate is lowered for good once there were more in a row than the patience.
+
+    The rule of torch.optim.lr_scheduler.ReduceLROnPlateau, with any gain counting as one.
+    """
+    worse = at.worse_in_row + 1
+    if cfg.lr_plateau_factor < 1 and worse > cfg.lr_plateau_patience:
+        return replace(at, worse_in_row=0, lr_scale=at.lr_scale * cfg.lr_plateau_factor)
+    return replace(at, worse_in_row=worse)
 
 
 def decayed(cfg: config.Optim, samples: int, batch_size: int) -> bool:

@@ -138,6 +138,23 @@ def test_what_cannot_be_is_refused(folder, named, said):
 # Budgets
 
 
+def test_all_categories_share_the_unique_tokens(folder):
+    data, _ = windows(folder, categories=["cs.CV", "cs.AI"], unique_tokens=60)
+    assert data.budget == 30 and data.tokens_per_epoch <= 60
+    assert data.fingerprint() == windows(folder, categories=["cs.CV", "cs.AI"], tokens_per_category=30)[0].fingerprint()
+
+
+def test_shuffled_categories_keep_their_sizes_and_share_the_papers(folder):
+    def papers(seed, cat):
+        data, _ = windows(folder, categories=[cat], shuffled=True, category_seed=seed)
+        return {paper.paper_id for paper in data.labelled if paper.cat == cat}
+
+    for seed in range(3):
+        dealt = [papers(seed, cat) for cat in CATEGORIES]
+        assert [len(one) for one in dealt] == [3, 5, 1] and len(set.union(*dealt)) == 9
+    assert papers(1, "cs.CV") != papers(2, "cs.CV") and papers(1, "cs.CV") == papers(1, "cs.CV")
+
+
 def kept(data):
     return {n for offset, length in zip(data.offsets, data.lengths, strict=True) for n in range(offset, offset + length)}
 

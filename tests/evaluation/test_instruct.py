@@ -107,7 +107,7 @@ def test_refusals(runs, capsys, words, code, said):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective, steps, loss, right", [("ar", 1000, 0.2, 0.6), ("mdm", 2500, 0.3, 0.5)])
+@pytest.mark.parametrize("objective, steps, loss, right", [("ar", 1000, 0.15, 0.7), ("mdm", 1500, 0.3, 0.3)])
 def test_a_tiny_model_learns_to_follow(pairs, tmp_path, capsys, objective, steps, loss, right):
     """Words that it has never seen: it keeps to the format always, and mostly says what was asked."""
     size = "--num-layers 2 --hidden-size 64 --lr-warmup-iters 100 --eval-iters 6".split()

@@ -9,6 +9,7 @@ import pytest
 
 from megatron.data.indexed import IndexedWriter
 from megatron.data.token_file import write_paper_folder
+from megatron.flags import ConfigError
 
 
 def losses(found):
@@ -178,3 +179,15 @@ def test_another_amount_of_unique_tokens_is_another_experiment(tmp_path, trainer
     assert trainer.run(tmp_path / "run", unique_tokens=1000, load=tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["unique_tokens"], result["epochs"]) == (1000, 12 * 8 * 32 / 1000)
+
+
+def test_a_finished_run_goes_to_a_url(trainer, tmp_path, capsys):
+    fsspec = pytest.importorskip("fsspec")
+    url = f"memory://{tmp_path.name}/runs"
+    assert trainer.run(tmp_path / "a", train_iters=2, save_interval=None, upload_to=url) == 0
+    there = {name.rpartition("/runs/a/")[2] for name in fsspec.filesystem("memory").find(f"/{tmp_path.name}")}
+    here = {path.relative_to(tmp_path / "a").as_posix() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    assert there == {name for name in here if not name.startswith(".")} | {"files.json"} and "result.json" in there
+    assert trainer.run(tmp_path / "b", train_iters=2, upload_to="nonsense://x") == 66 and not (tmp_path / "b").exists()
+    with pytest.raises(ConfigError, match="--upload-to elsewhere: expected a URL"):
+        trainer.run(tmp_path / "b", upload_to="elsewhere")

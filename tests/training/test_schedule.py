@@ -1,9 +1,11 @@
+import json
 import math
 
 import pytest
 
+from megatron.batch import Progress
 from megatron.config import Optim
-from megatron.training.schedule import decayed, learning_rate
+from megatron.training.schedule import decayed, learning_rate, on_plateau
 
 
 def optim(style="cosine", **changes):
@@ -59,3 +61,23 @@ def test_no_warm_up():
 def test_decayed():
     assert decayed(optim(), 1100, 8) and decayed(optim(), 1096, 8) and not decayed(optim(), 1092, 8)
     assert not decayed(optim("constant"), 9999, 8)
+
+
+def test_the_rate_is_lowered_where_validation_stops_improving():
+    cfg, at, scales = optim(lr_plateau_factor=0.5, lr_plateau_patience=1), Progress(), []
+    for _ in range(5):
+        at = on_plateau(cfg, at)
+        scales.append((at.lr_scale, at.worse_in_row))
+    assert scales == [(1.0, 1), (0.5, 0), (0.5, 1), (0.25, 0), (0.25, 1)]
+    assert on_plateau(optim(), Progress(worse_in_row=99)) == Progress(worse_in_row=100)  # 1: never
+
+
+def test_a_run_on_a_plateau_goes_on_at_its_rate_after_a_restart(trainer, tmp_path):
+    """Steps too small to change a weight: no validation is better than the first."""
+    flags = {"lr": 1e-14, "lr_decay_style": "constant", "eval_interval": 2, "lr_plateau_factor": 0.5, "lr_plateau_patience": 0}
+    flags |= {"train_iters": 8, "save_interval": None, "log_interval": 1}
+    assert trainer.run(tmp_path / "a", exit_interval=5, load=tmp_path / "a", **flags) == 85
+    assert trainer.run(tmp_path / "a", load=tmp_path / "a", **flags) == 0
+    lines = map(json.loads, (tmp_path / "a" / "metrics.jsonl").read_text().splitlines())
+    rates = [line["lr"] / 1e-14 for line in lines if line["kind"] == "train"]
+    assert rates == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25])

@@ -15,7 +15,6 @@ SHAPE = r"Answer: [a-z]+\."
 CONSONANTS, VOWELS = "bdfgklmnprst", "aeiou"
 TASKS: dict[str, Callable[[str], str]] = {
     "Write the first letter.": lambda word: word[0],
-    "Write the last letter.": lambda word: word[-1],
     "Repeat the word.": lambda word: word,
     "Is there an a in it?": lambda word: "yes" if "a" in word else "no",
 }

@@ -25,10 +25,11 @@ from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.files import read_json, replace_file
 from megatron.flags import ConfigError
 from megatron.rundir import fields
+from megatron.rundir.index import count_documents
 from megatron.rundir.names import is_run_name
 from megatron.scaling.plan import axes, flags
 from megatron.scaling.plan.cost import Rates, Speed, forecast
-from megatron.scaling.plan.grid import CHOSEN, Cell, Request, Settled, corpus_size, grid, trunk_name, unique_cells
+from megatron.scaling.plan.grid import CHOSEN, Cell, Request, Settled, corpus_size, filled, grid, trunk_name, unique_cells
 from megatron.scaling.plan.halving import rungs_of, share_that_runs
 
 SCHEMA_VERSION = 1
@@ -155,11 +156,20 @@ def run_of(r: Settled, cell: Cell, optim: list[str], save: Mapping[str, object],
         "budget": cell.budget,
         "unique": cell.unique,
         "trunk": None,
+        **begins(r, cell),
         **more,
         "entry": entry,
         "varied": varied_of(r, cell),
         "flags": flags.overlaid(words, over) if over else words,
     }
+
+
+def begins(r: Settled, cell: Cell) -> dict:
+    """With another run's weights, at step 0."""
+    if not r.finetune:
+        return {}
+    base = filled(r.finetune, {"objective": cell.objective, "size": cell.size})
+    return {"load": {"run": base, "step": 0, "finetune": True}}
 
 
 def varied_of(r: Settled, cell: Cell) -> dict[str, object]:
@@ -243,7 +253,8 @@ def finish_run(run: dict, r: Settled, speed: Speed | None, rates: Rates, valid_t
     if cfg.model.padded_vocab_size is None:
         cfg = cfg.with_vocabulary(r.vocab_size)
     entry = {name: value for name, value in run.items() if name not in ("config", "unique", "flags")}
-    unique = unique_tokens(cfg) if "unique_tokens" in flags.fields_of(r.flags) else run["unique"]
+    own = "unique_tokens" in flags.fields_of(r.flags) or cfg.data.data_kind != "packed"
+    unique = unique_tokens(cfg) if own else run["unique"]
     return entry | numbers(cfg, unique) | {"flags": run["flags"], "forecast": forecast(cfg, first, speed, rates, valid_tokens)}
 
 
@@ -277,6 +288,9 @@ def unique_tokens(cfg: Config) -> int | None:
     words, part = cfg.data.train_data_path, cfg.data.unique_tokens
     if part and part > 1:
         return int(part)
+    if cfg.data.data_kind in ("instruct", "pairs"):  # a row holds one document
+        rows = count_documents(words[0]) if words else None
+        return rows and rows * cfg.model.seq_length
     whole: int | None
     if words and len(words) == 3 and words[1].startswith("0:") and words[1][2:].isdigit():
         whole = int(words[1][2:])

@@ -196,7 +196,7 @@ def missing_data(data: Data) -> list[str]:
                 continue
             lists.append([word for line in lines for word in re.sub(r"(^|\s)#.*", "", line).replace('"', " ").split()])
         for prefix in (word for words in filter(None, lists) for word in words if not MARK.fullmatch(word)):
-            if not (Path(f"{prefix}.idx").is_file() or Path(prefix).is_file()):
+            if not (Path(f"{prefix}.idx").is_file() or Path(prefix).is_file() or Path(prefix, "tokens.bin").is_file()):
                 found.append(
                     f"{prefix}.idx is missing: prepare the corpus with python tools/preprocess_data.py --input TEXT.jsonl "
                     f"--output-prefix {prefix.removesuffix('_text_document')} --append-eod --workers 16, or name another"

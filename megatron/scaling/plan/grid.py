@@ -63,6 +63,7 @@ class Request:
     valid_data: tuple[str, ...] | None = None
     name: str | None = None
     flags: tuple[str, ...] = ()
+    finetune: str | None = None  # the run, finished, whose weights a run begins with: its name, {objective} and {size} filled in
     need_data: bool = False  # every corpus must be here already
 
     def settled(self) -> Settled:
@@ -142,6 +143,8 @@ def wrong_together(r: Settled) -> Iterator[str]:
         yield f"--decay-share {r.decay_share:g} must be between 0 and 1"
     if unknown := set(re.findall(r"{(\w*)}", r.name)) - set(FIELDS):
         yield f"--name {r.name}: {{{min(unknown)}}} is none of {', '.join(f'{{{name}}}' for name in FIELDS)}"
+    if r.finetune and not re.fullmatch(r"([\w.+=-]|{objective}|{size})+", r.finetune):
+        yield f"--finetune {r.finetune}: expected a run's name, in which {{objective}} and {{size}} may stand"
     if not re.fullmatch(r"[\w.+=-]+", re.sub(r"{\w*}", "x", r.name)):
         yield f"--name {r.name} stands in folders' names: give letters, digits, - and _"
     if None in r.unique_tokens and (r.epochs or not (r.flops or r.tokens)):

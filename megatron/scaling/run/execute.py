@@ -24,7 +24,7 @@ from megatron.errors import KILLED, PEER_LOST, PREEMPTED, CannotWrite, MissingIn
 from megatron.files import replace_file
 from megatron.flags import ConfigError
 from megatron.locks import LOCK
-from megatron.rundir.names import EXIT, MANIFEST, checkpoint_name, step_and_attempt
+from megatron.rundir.names import EXIT, MANIFEST, RESULT, checkpoint_name, step_and_attempt
 from megatron.rundir.records import last_line
 from megatron.scaling.plan.flags import TRAINING, without
 from megatron.scaling.run.halving import Decided, decide
@@ -251,13 +251,18 @@ def summarize(runs: list[dict], runs_dir: Path, unfinished: bool, say: Callable[
 
 
 def command_line(run: dict, runs_dir: Path) -> list[str]:
-    """The words that start a run, or go on with it from its own last checkpoint; a branch begins at its trunk's."""
+    """The words that start a run, or go on with it from its own last checkpoint; a branch begins at its trunk's, a tuned run
+    with the weights of another.
+    """
     folder = runs_dir / run["name"]
-    load = folder
+    load, only_weights = folder, []
     if run.get("load") and not checkpoints(folder):
-        trunk, step = run["load"]["run"], run["load"]["step"]
-        load = (checkpoints(runs_dir / trunk, step) or [runs_dir / trunk / checkpoint_name(step)])[-1]
-    words = [str(program(run["entry"])), *run["flags"], "--save", str(folder), "--load", str(load)]
+        other, step = run["load"]["run"], run["load"]["step"]
+        if run["load"].get("finetune"):
+            load, only_weights = runs_dir / other, ["--finetune"]
+        else:
+            load = (checkpoints(runs_dir / other, step) or [runs_dir / other / checkpoint_name(step)])[-1]
+    words = [str(program(run["entry"])), *run["flags"], "--save", str(folder), "--load", str(load), *only_weights]
     return words if "--kill-switch-file" in words else [*words, "--kill-switch-file", str(folder / "kill")]
 
 
@@ -280,6 +285,8 @@ def lacking(run: dict, runs_dir: Path) -> str:
     if not run.get("load") or checkpoints(runs_dir / run["name"]):
         return ""
     trunk, step = run["load"]["run"], run["load"]["step"]
+    if run["load"].get("finetune"):
+        return "" if (runs_dir / trunk / RESULT).exists() else f"{trunk}, whose weights it begins with, has not finished"
     return "" if checkpoints(runs_dir / trunk, step) else f"its trunk {trunk} has no checkpoint of step {step}"
 
 

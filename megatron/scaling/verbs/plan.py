@@ -159,6 +159,11 @@ def run_arguments(group: argparse._ArgumentGroup) -> None:
     for name in ("--tokenizer-model", "--vocab-file", "--merge-file"):
         add(name, metavar="FILE", help="as in pretrain_*.py")
     add("--vocab-size", type=positive(int), metavar="N", help="ids of a tokenizer that is neither GPT-2's nor bytes")
+    add(
+        "--finetune",
+        metavar="NAME",
+        help="begin with the weights of this finished run, of the plan or of --runs-dir, as {objective}_base_{size}",
+    )
     add("--need-data", action="store_true", help="refuse to plan while a corpus is missing [say it below the table]")
     add(
         "--name",
@@ -209,6 +214,7 @@ def request_of(args: argparse.Namespace) -> Request:
         "sample_seed",
         "halving",
         "need_data",
+        "finetune",
         "kind",
         "scale",
         "objectives",

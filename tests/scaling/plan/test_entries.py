@@ -79,6 +79,24 @@ def test_flags_for_every_run_replace_the_recipe_s():
     assert cfg.train.eval_interval == 50 and run["params"] == cfg.model.shape().total() > run["params_published"] * 1.3
 
 
+def test_runs_that_begin_with_others_weights(tmp_path):
+    with IndexedWriter(str(tmp_path / "pairs"), np.uint16) as writer:
+        for _ in range(10):
+            writer.add_document(np.arange(20), lengths=[8, 12])
+    pairs = (str(tmp_path / "pairs"),)
+    asked = Request(
+        scale="cpu", sizes=("CPU_5K",), tokens=(3 * 10 * 128,), train_data=pairs, valid_data=pairs, batch_size="fixed:2"
+    )
+    plan = make_plan(replace(asked, name="sft", finetune="{objective}_base_{size}", flags=("--data-kind", "instruct")))
+    for run in plan.runs:
+        assert run["load"] == {"run": f"{run['objective']}_base_CPU_5K", "step": 0, "finetune": True}
+        assert run["epochs"] == 3  # a row holds a pair
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+    with pytest.raises(ConfigError, match="--finetune a/b: expected a run's name"):
+        make_plan(replace(asked, finetune="a/b"))
+
+
 def test_every_mistake_of_the_flags_is_listed_once_with_its_runs():
     with pytest.raises(ConfigError) as error:
         make_plan(replace(PUBLISHED, flags=("--eval-itres", "50", "--tensor-model-parallel-size", "7")), {}, Rates(gpus=3))

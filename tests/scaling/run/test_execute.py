@@ -152,6 +152,19 @@ def test_a_branch_with_a_checkpoint_of_its_own_goes_on_from_that(carry_out, tmp_
     assert carry_out([branch("short", "trunk", 4)])[:2] == (0, [["short", "short"]])
 
 
+def test_a_tuned_run_begins_with_the_weights_of_a_finished_one_and_goes_on_from_its_own(carry_out, tmp_path):
+    tuned = entry("tuned", load={"run": "base", "step": 0, "finetune": True})
+    code, order, _ = carry_out([tuned, entry("base", "--saves", "9")])
+    assert (code, [words[:2] for words in order]) == (0, [["base", "base"], ["tuned", "base"]])
+    runs = tmp_path / "runs"
+    assert command_line(tuned, runs)[1:6] == ["--save", str(runs / "tuned"), "--load", str(runs / "base"), "--finetune"]
+    (runs / "tuned" / "step-00000004").mkdir()
+    (runs / "tuned" / "step-00000004" / "manifest.json").touch()
+    assert "--finetune" not in command_line(tuned, runs)
+    code, _, said = carry_out([entry("other", load={"run": "nowhere", "step": 0, "finetune": True})])
+    assert code == 1 and "nowhere, whose weights it begins with, has not finished" in said
+
+
 def test_branches_of_a_trunk_that_failed_wait(carry_out):
     code, order, said = carry_out([entry("trunk", "--does", "fail87"), branch("short", "trunk", 4), entry("other")], "in-process")
     assert (code, [name for name, *_ in order]) == (1, ["trunk", "other"])
