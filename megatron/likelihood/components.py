@@ -109,7 +109,7 @@ def score_windows(trained: Trained, data: Slice) -> Scored:
 
 def exactly(model: Estimators, data: Slice) -> Scored:
     """One pass tells both."""
-    draw, scored = model.posed(model.objective, 0), model.rows.scored.numpy()
+    draw, scored = model.posed(model.objective, 0), model.rows.clean.scored[:, 1:].numpy()  # place i predicts token i + 1
     assert draw.places is not None  # by_place
     profile = by_prefix(draw.places, scored)
     return Scored(windows=data.fingerprint(), nll=draw.nll[None], tokens=scored.sum(1), profile=profile)
@@ -122,7 +122,7 @@ def seen_bins(width: int) -> list[Bin]:
 
 
 def by_prefix(places: np.ndarray, scored: np.ndarray) -> dict[Bin, tuple[np.ndarray, np.ndarray]]:
-    """Place i predicts token i + 1, after i + 1 tokens.  [w, s] each"""
+    """What place i predicts has i + 1 tokens before it.  [w, s] each"""
     bins = seen_bins(places.shape[1])
     return {(low, high): (places[:, low - 1 : high].sum(1), scored[:, low - 1 : high].sum(1)) for low, high in bins}
 
