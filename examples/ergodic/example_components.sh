@@ -19,9 +19,9 @@ source "$here/../common.sh"
 PAPERS=${PAPERS:+$(from_caller "$PAPERS")}                  # a folder of tools/prepare_corpus.py; without it chains of known entropy
 papers=${PAPERS:-$DATA_DIR/chains}
 if [[ ${DRY_RUN:-} != 1 && ! -f $papers/tokens.bin ]]; then
-  "$PYTHON" tools/make_components.py --components 4 --tokens 600k --output "$papers" >&2
+  "$PYTHON" tools/make_components.py --components 4 --tokens 300k --output "$papers" >&2
 fi
-TOKENS=${TOKENS:-$(at_scale 50e6 400000)}                   # T; each category has T / K of them
+TOKENS=${TOKENS:-$(at_scale 50e6 200000)}                   # T; each category has T / K of them
 plan_name=ergodic train_data=$papers valid_data=$papers
 extra=(--data-kind random-window --data-path "$papers" --component-uniform --valid-by-category)
 ergodic() {                                                 # COUNTS FLAGS: an axis of K, for each seed

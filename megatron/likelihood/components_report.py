@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron.scaling.show.figures.style import INK, depth_of, explain, frame, log_ticks, new_figure, style_of
+from megatron.standard_errors import half_width
 
 
 def describe(table: dict) -> str:
@@ -77,17 +79,17 @@ def profiles(axes: Axes, runs: list[dict]) -> list:
     shown, handles = [run for run in runs if not run["shuffled"]], []
     for key in dict.fromkeys((run["objective"], run["num_categories"]) for run in shown):
         some = [run for run in shown if (run["objective"], run["num_categories"]) == key]
-        mean = [
-            {
-                "seen": at["seen"],
-                "nats_per_token": float(np.mean([run["profile"][place]["nats_per_token"] for run in some])),
-                "half_width": 0.0,
-            }
-            for place, at in enumerate(some[0]["profile"])
-        ]
+        mean = [mean_at([run["profile"][place] for run in some]) for place in range(len(some[0]["profile"]))]
         label = f"Hugging Face, {key[1]} categories" if key[0] == "hf" else f"{key[0]}, K = {key[1]}"
         handles.append(curve(axes, mean, look(some[0], shown), label))
     return handles
+
+
+def mean_at(some: list[dict]) -> dict:
+    """Of several runs at one number of seen tokens, with the interval that their windows leave."""
+    se = math.sqrt(math.fsum((at["se"] or 0.0) ** 2 for at in some)) / len(some)
+    value = math.fsum(at["nats_per_token"] for at in some) / len(some)
+    return {"seen": some[0]["seen"], "nats_per_token": value, "half_width": half_width(se, None)}
 
 
 def look(one: dict, beside: list[dict]) -> dict:

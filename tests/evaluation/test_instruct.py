@@ -8,17 +8,18 @@ from megatron.config import parse
 from megatron.data.synthetic.instructions import SHAPE
 from megatron.evaluation.instruct import describe
 from megatron.training.pretrain import main as pretrain
+from tests.rows import carry_out, rows
 from tools import evaluate, make_instruct_set, prepare_instruct
 
 FLAGS = """--num-attention-heads 4 --seq-length 96 --micro-batch-size 16 --global-batch-size 16 --lr 3e-3 --min-lr 3e-4
-    --lr-decay-style cosine --hidden-dropout 0 --attention-dropout 0 --tokenizer-type ByteTokenizer --swiglu --disable-bias-linear
-    --use-rotary-position-embeddings --device cpu --num-threads 1""".split()
+    --lr-decay-style cosine --hidden-dropout 0 --attention-dropout 0 --tokenizer-type ByteTokenizer --device cpu
+    --num-threads 1""".split()
 TINY = "--num-layers 1 --hidden-size 16 --train-iters 2 --eval-iters 2".split()
 
 
 def train(folder, name, objective, *flags, kind="instruct"):
     words = ["--train-data-path", f"{folder}/words_train", "--valid-data-path", f"{folder}/words_valid", "--data-kind", kind]
-    assert pretrain(parse([*FLAGS, *words, "--save", str(folder / name), *flags], objective)) == 0
+    assert pretrain(parse([*FLAGS, *words, "--save", f"{folder}/{name}", *flags], objective)) == 0
 
 
 def instruct(capsys, *words):
@@ -104,6 +105,26 @@ def test_a_run_of_other_data_is_asked_too(runs, tmp_path, capsys):
 def test_refusals(runs, capsys, words, code, said):
     found, sentence = instruct(capsys, runs / "ar", *words)
     assert found == code and said in sentence and not (runs / "ar" / "instruct.json").exists()
+
+
+@pytest.mark.slow
+def test_each_row_of_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_instruct_set.main(["--count", "60", "--output", "words.jsonl"])
+    given = dict(zip([*FLAGS, *TINY][::2], [*FLAGS, *TINY][1::2])) | {
+        "--train-iters": "101",
+        "--min-lr": "0",
+        "--eval-iters": "1",
+    }
+    given |= {"--micro-batch-size": "2", "--global-batch-size": "2"}
+    tiny = [word for flag, value in given.items() if flag != "--lr" for word in (flag, value)]
+    asked = rows("instruct.md")
+    assert len(asked) == 7
+    for number, (what, command, printed) in enumerate(asked):
+        assert printed in carry_out(command, lambda words: tiny, capsys), what
+        if number == 1:
+            for objective in ("ar", "mdm"):
+                train("data", f"../runs/{objective}_base", objective, *TINY, kind="packed")
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 from megatron.config import parse
 from megatron.likelihood.components import by_number, over_seeds, seen_bins
 from megatron.training.pretrain import main as pretrain
+from tests.rows import carry_out, rows
 from tools import convert_checkpoint, evaluate, make_components
 
 FLAGS = """--num-layers 1 --hidden-size 16 --num-attention-heads 1 --seq-length 16 --micro-batch-size 8 --global-batch-size 8
@@ -89,6 +90,7 @@ def test_validation_by_category_is_in_the_record(runs):
     assert set(last) == {"val", "val-chain-0", "val-chain-1"} and len(set(last.values())) == 3
 
 
+@pytest.mark.slow
 def test_a_folder_of_transformers_scores_the_same_windows(runs, tmp_path, capsys):
     pytest.importorskip("transformers")
     assert not convert_checkpoint.main([str(runs / "ar2"), "--to", "hf", str(tmp_path / "hf")])
@@ -115,3 +117,19 @@ def test_a_folder_of_transformers_scores_the_same_windows(runs, tmp_path, capsys
 def test_refusals(runs, capsys, words, code, said):
     found, sentence = components(capsys, *(runs / "ar1" if word == "RUN" else word for word in words))
     assert found == code and said in sentence and not (runs / "ar1" / "components.json").exists()
+
+
+def test_each_row_of_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    papers = [{"text": f"{name} {n} " * 80, "label": name} for n in range(60) for name in ("cs.AI", "math.ST")]
+    (tmp_path / "papers.jsonl").write_text("".join(json.dumps(paper) + "\n" for paper in papers))
+    tiny = [word for word in FLAGS[: FLAGS.index("--data-kind")] if word not in ("--train-iters", "3")]
+    asked = rows("components.md")
+    assert len(asked) == 10
+
+    def flags(words):
+        return tiny if "--token_budget" in words else [*tiny, "--train-iters", "3"]
+
+    for what, command, printed in asked:
+        assert printed in carry_out(command, flags, capsys), what
+    assert (tmp_path / "again" / "result.json").read_bytes() == (tmp_path / "runs" / "k2" / "result.json").read_bytes()

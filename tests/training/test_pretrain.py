@@ -188,6 +188,6 @@ def test_a_finished_run_goes_to_a_url(trainer, tmp_path, capsys):
     there = {name.rpartition("/runs/a/")[2] for name in fsspec.filesystem("memory").find(f"/{tmp_path.name}")}
     here = {path.relative_to(tmp_path / "a").as_posix() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     assert there == {name for name in here if not name.startswith(".")} | {"files.json"} and "result.json" in there
-    assert trainer.run(tmp_path / "b", train_iters=2, upload_to="nonsense://x") == 66 and not (tmp_path / "b").exists()
+    assert trainer.run(tmp_path / "b", train_iters=2, upload_to="nonsense://x") == 73 and not (tmp_path / "b").exists()
     with pytest.raises(ConfigError, match="--upload-to elsewhere: expected a URL"):
         trainer.run(tmp_path / "b", upload_to="elsewhere")
