@@ -17,6 +17,7 @@ source "$here/../common.sh"
 
 EPOCH_CNT=${EPOCH_CNT:-3}                                   # 1 to 3 passes over the pairs
 INSTRUCT=${INSTRUCT:+$(from_caller "$INSTRUCT")}            # Alpaca's or Dolly's keys; without it words.jsonl is made
+shape=(); if [[ ! $INSTRUCT ]]; then shape=(--format 'Answer: [a-z]+\.'); fi
 pairs=$DATA_DIR/instruct/$(basename "${INSTRUCT:-words}" | cut -d. -f1)_$SCALE
 if [[ ${DRY_RUN:-} != 1 && ! -f ${pairs}_train.idx ]]; then
   if [[ ! $INSTRUCT ]]; then "$PYTHON" tools/make_instruct_set.py --output "${INSTRUCT:=$pairs.jsonl}" --overwrite >&2; fi
@@ -31,4 +32,6 @@ name='{objective}_sft_{size}' train_data=${pairs}_train valid_data=${pairs}_vali
 extra=(--data-kind instruct --lr-warmup-iters 100)
 plan pairs "${which[@]}" --tokens $((rows * $(at_scale 2048 128) * EPOCH_CNT)) --finetune "$base"
 finish
-if [[ ${DRY_RUN:-} != 1 ]]; then "$PYTHON" tools/evaluate.py instruct "${names[@]/#/$RUNS_DIR/}" --data "${pairs}_valid" --pairs 128; fi
+if [[ ${DRY_RUN:-} != 1 ]]; then
+  "$PYTHON" tools/evaluate.py instruct "${names[@]/#/$RUNS_DIR/}" --data "${pairs}_valid" --pairs 128 ${shape[@]+"${shape[@]}"}
+fi
