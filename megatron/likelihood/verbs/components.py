@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from megatron.flags import ConfigError
 from megatron.likelihood.verbs import folder_of
@@ -53,7 +54,8 @@ def command(given: argparse.Namespace) -> None:
     from megatron.training import open_run
 
     how = {"device": given.device, "dtype": given.dtype, "say": lambda line: print(line, file=sys.stderr)}
-    subjects, like, tokenizer = [], {}, None
+    subjects, tokenizer = [], None
+    like: dict[str, Any] = {}  # the windows of each category
     for run in given.runs:
         trained = open_run(run, given.checkpoint, **how)
         one = score_run(str(run), trained, given.set, given.windows, given.num_mc)
