@@ -17,7 +17,7 @@ own_text=1
 source "$here/../common.sh"
 
 PAIRS=${PAIRS:+$(from_caller "$PAIRS")}                     # without it texts of topics, whose information is known
-pairs=${PAIRS:-$DATA_DIR/topics}
+pairs=${PAIRS:-$DATA_DIR/texts_of_topics}
 if [[ ${DRY_RUN:-} != 1 && ! $PAIRS && ! -f ${pairs}_train.idx ]]; then
   "$PYTHON" tools/make_topic_pairs.py --length 100 --share 0.03 --documents 2000 --first 100 --output "${pairs}_valid" >&2
   "$PYTHON" tools/make_topic_pairs.py --length 100 --share 0.03 --documents 20000 --output "${pairs}_train" >&2
