@@ -30,6 +30,7 @@ which+=(--sizes $(sizes 140M CPU_107K))
 if [[ ! $base ]]; then base=$name$changed; plan utils/datapaths/train_c4_full.txt "${which[@]}" --tokens "$(at_scale 3e9 1e6)"; fi
 name='{objective}_sft_{size}' train_data=${pairs}_train valid_data=${pairs}_valid LEARNING_RATE=${LEARNING_RATE:-$(at_scale 2e-5 3e-3)}
 extra=(--data-kind instruct --lr-warmup-iters 100)
+if [[ $changed != *_gbs* ]]; then GLOBAL_BATCH_SIZE=$(at_scale 64 8); fi
 plan pairs "${which[@]}" --tokens $((rows * $(at_scale 2048 128) * EPOCH_CNT)) --finetune "$base"
 finish
 if [[ ${DRY_RUN:-} != 1 ]]; then
