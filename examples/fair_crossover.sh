@@ -9,22 +9,22 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
-# The crossover with both sides regularised: at every U x C x N the best weight decay, dropout and (AR) share of masked inputs, beside
-# the crossover of the usual recipe (decay 0.1, dropout 0, nothing masked). Runs of one epoch stay plain.
+# The crossover with both sides regularised: at every U x C the best size, weight decay, dropout and (AR) share of masked inputs, beside
+# the crossover of the usual recipe (decay 0.1, dropout 0, nothing masked); measured between the best runs, without a law.
 #   DECAYS="1 3" DROPOUTS=0.1 MASKS=0.3 bash examples/fair_crossover.sh        empty: without
 #   SCORES="korder:16" bash examples/fair_crossover.sh       under these scores too, of the runs that are there
 here=$(dirname "$0")
 [[ -f $here/common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples   # sbatch runs a copy: submit it from the project
 source "$here/common.sh"
 plan_name=fair_crossover name='{objective}_fair_crossover_{flops}_{size}_{part}'
-DECAYS=${DECAYS-1 3} DROPOUTS=${DROPOUTS-0.1} MASKS=${MASKS-0.3}
+DECAYS=${DECAYS-3} DROPOUTS=${DROPOUTS-0.1} MASKS=${MASKS-0.3}
 unique=$(commas ${UNIQUE:-$(at_scale "25M 50M 100M 500M" "8000 32000")})
 grid() {                               # OBJECTIVES U FLAGS...
   plan utils/datapaths/train_c4_full.txt --kind critical-compute --sizes $(sizes "57M 117M 217M" "CPU_25K CPU_46K CPU_107K") \
-    --flops "$(commas $(budgets "1e19 3e19 1e20" "1e10 3e10 1e11"))" --objectives "$1" --unique-tokens "$2" "${@:3}"
+    --flops "$(commas $(budgets "1e19 3e19 1e20" "3e10 1e11 2e11"))" --objectives "$1" --unique-tokens "$2" "${@:3}"
 }
 decays="--vary weight-decay=$(commas 0.1 $DECAYS)"
-grid ar,mdm "full,$unique"
+grid ar,mdm "$unique"
 if [[ $DECAYS ]]; then grid ar,mdm "$unique" --vary "weight-decay=$(commas $DECAYS)"; fi
 if [[ $DROPOUTS ]]; then grid ar,mdm "$unique" $decays --vary "hidden-dropout=$(commas $DROPOUTS)"; fi
 if [[ $MASKS ]]; then
@@ -38,24 +38,14 @@ for name in "${names[@]}"; do
   if [[ $name == *_weight-decay* ]]; then continue; fi
   if [[ $name == ar_* ]]; then plain_ar+=("$RUNS_DIR/$name"); else plain_mdm+=("$RUNS_DIR/$name"); fi
 done
-both=$(commas ${DECAYS:+weight-decay} ${DROPOUTS:+hidden-dropout})
-masked=$(commas $both ${MASKS:+randmask-ratio randmask-kind})
-cross() {                              # DIR SCORE FLAGS...: where the laws in DIR/ar and DIR/mdm cross
-  analyse critical-compute --ar "$1/ar" --diffusion "$1/mdm" --unique-tokens "$(at_scale 25e6:500e6 8e3:32e3)" \
-    --flops "$(at_scale 1e19:1e24 1e10:1e13)" ${2:+--score "$2"} --out "$1" "${@:3}"
-}
-laws() {                               # [SCORE]
+cross() {                              # [SCORE]
   local to=$RUNS_DIR/fair_crossover$changed${1:+-${1//[:\/]/-}} by=(${1:+--score "$1"})
-  law() { analyse fit "${@:3}" ${by[@]+"${by[@]}"} --form "$2" --out "$1"; }
-  law "$to/plain/ar" data-constrained-overfit "${plain_ar[@]}"
-  law "$to/plain/mdm" data-constrained "${plain_mdm[@]}"
-  law "$to/ar" data-constrained-overfit "${ar[@]}" ${masked:+--best-of "$masked"}
-  law "$to/mdm" data-constrained "${mdm[@]}" ${both:+--best-of "$both"}
-  cross "$to/plain" "${1:-}"
-  cross "$to" "${1:-}" --label "both regularised" --beside "usual recipe=$to/plain"
+  analyse critical-compute --ar "${plain_ar[@]}" --diffusion "${plain_mdm[@]}" ${by[@]+"${by[@]}"} --out "$to/plain"
+  analyse critical-compute --ar "${ar[@]}" --diffusion "${mdm[@]}" ${by[@]+"${by[@]}"} --out "$to" --label "both regularised" \
+    --beside "usual recipe=$to/plain"
 }
-laws
+cross
 for score in ${SCORES:-}; do           # nothing is trained again: runs that have this score keep it
   score_runs "$score" "${mdm[@]}"
-  laws "$score"
+  cross "$score"
 done

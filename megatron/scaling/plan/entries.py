@@ -23,7 +23,7 @@ from megatron.catalogue import ENTRY_POINTS, OBJECTIVES, default_of
 from megatron.config import Config
 from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.files import read_json, replace_file
-from megatron.flags import ConfigError
+from megatron.flags import ConfigError, spelling
 from megatron.rundir import fields
 from megatron.rundir.index import count_documents
 from megatron.rundir.names import is_run_name
@@ -244,7 +244,9 @@ def check_run(run: dict, gpus: int, mistakes: list[tuple[str, str]]) -> None:
     try:
         run["config"] = config.parse(run["flags"] + folder, run["objective"], environ)
     except ConfigError as error:
-        mistakes += [(run["name"], mistake) for mistake in error.mistakes]
+        for mistake in error.mistakes:
+            idle = any(mistake.startswith(f"{spelling(name)} would do nothing") for name in run["varied"])  # in some of the runs
+            mistakes.append((run["name"], mistake + ", or plan the runs that use it apart and join them with --append" * idle))
 
 
 def finish_run(run: dict, r: Settled, speed: Speed | None, rates: Rates, valid_tokens: int | None) -> dict:

@@ -104,10 +104,20 @@ def covariate_differences(rows: Sequence[dict]) -> dict[str, str]:
     objectives = [[row for row in rows if row["objective"] == one] for one in dict.fromkeys(row["objective"] for row in rows)]
     for name in varied:
         of_one_place = name in FOLLOWING
-        differing = next((group for group in (groups if of_one_place else objectives) if len(_values(group, name)) > 1), None)
+        differing = next((group for group in (groups if of_one_place else objectives) if _differ(group, name)), None)
         if differing is not None:
             found[spelled(name)] = _sentence(differing, name, of_one_place)
     return found
+
+
+def _differ(rows: Sequence[dict], name: str) -> bool:
+    """Whether rows differ in a flag. The rate at the end is a share of the peak: it is no difference of its own."""
+    if name == "min_lr" and all(
+        isinstance(row.get(one), (int, float)) and row["lr"] > 0 for row in rows for one in ("min_lr", "lr")
+    ):
+        shares = [row["min_lr"] / row["lr"] for row in rows]
+        return max(shares) - min(shares) > SAME * max(shares)
+    return len(_values(rows, name)) > 1
 
 
 def _sentence(rows: list[dict], name: str, of_one_place: bool) -> str:
@@ -207,6 +217,11 @@ def _selection_error(rows: list[dict], setting: Callable, counts: list[tuple[int
         f"{start}; with a scatter of {scatter:.2g} between equal runs ({basis}) such losses are too low by up to {error:.2g} "
         f"(the expected least of equal settings){uneven}."
     )
+
+
+def run_scatter(rows: Sequence[dict]) -> tuple[float | None, str]:
+    """(standard deviation of the loss of one run, what tells it): of runs that agree in N, D, U and every flag that is stated."""
+    return _scatter(list(rows), lambda row: tuple(str(row.get(name)) for name in FLAGS))
 
 
 def _scatter(rows: list[dict], setting: Callable) -> tuple[float | None, str]:

@@ -1,7 +1,8 @@
 """The compute at which masked diffusion passes the autoregressive model, over unique tokens.
 
 From a fit of each (`fit --form data-constrained`): C_crit(U) with 95 % intervals from paired draws, the epochs there, and the
-power law ln C_crit = k + p ln U. Writes critical_compute.json and the figure (crossover.png, crossover.pdf) into --out.
+power law ln C_crit = k + p ln U. From runs themselves: where the best of equal C and U cross, without a law. Writes
+critical_compute.json and the figure (crossover.png, crossover.pdf) into --out.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import numpy as np
 from megatron.errors import BadData, Mismatch
 from megatron.files import read_json
 from megatron.flags import ConfigError
+from megatron.scaling.answers.compare import is_fit
 from megatron.scaling.answers.critical import find_crossover
+from megatron.scaling.answers.measured import measured_crossover
 from megatron.scaling.answers.predict import read_fits
 from megatron.scaling.show.screen import interval, say, show
-from megatron.scaling.table.comparable import LINTS
+from megatron.scaling.table.comparable import LINTS, check_comparable
+from megatron.scaling.table.covariates import FLAGS, spelled
 from megatron.scaling.table.scores import score_of
-from megatron.scaling.table.table import Table
+from megatron.scaling.table.table import Table, read_table
 from megatron.scaling.verbs import Answer, conclude, json_argument, positive
 from megatron.score_names import read_score
 
@@ -28,11 +32,16 @@ POINTS_A_DECADE = 3
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
-    parser.add_argument("--ar", required=True, metavar="FIT", help="fit.json of the autoregressive runs, or its folder")
-    parser.add_argument("--diffusion", required=True, metavar="FIT", help="fit.json of the masked-diffusion runs, or its folder")
+    for flag, what in (("--ar", "autoregressive"), ("--diffusion", "masked-diffusion")):
+        parser.add_argument(
+            flag,
+            required=True,
+            nargs="+",
+            metavar="FIT",
+            help=f"fit.json of the {what} runs, or its folder; or the runs themselves",
+        )
     parser.add_argument(
         "--unique-tokens",
-        required=True,
         type=span,
         metavar="LOW:HIGH[:COUNT]|U,U,...",
         help=f"unique tokens U, as 1e8:1e12 ({POINTS_A_DECADE} a decade unless COUNT says)",
@@ -70,18 +79,37 @@ def command(args: argparse.Namespace) -> Answer:
     unknown = sorted(set(args.allow) - set(LINTS))
     if unknown:
         raise ConfigError([f"--allow {unknown[0]}: expected one of {', '.join(LINTS)}."])
-    (ar, mdm), sources = read_fits([args.ar, args.diffusion])
-    _check_score(args.score, {"ar": ar, "mdm": mdm})
-    found = find_crossover(ar, mdm, args.unique_tokens, args.flops and (args.flops[0], args.flops[-1]), args.allow)
-    found["unit"] = ar.choices.get("unit") or "nats"
+    laws = any(is_fit(Path(path)) or Path(path).suffix == ".json" for path in (*args.ar, *args.diffusion))
+    found, table = _of_fits(args) if laws else _of_runs(args)
     _show(found)
-    answer = conclude(args, "critical_compute.json", found, Table([mdm.conventions], sources=sources))
+    answer = conclude(args, "critical_compute.json", found, table)
     pictures = save(draw_crossover(found), Path(args.out) / "crossover")
     if others:
         pictures += save(draw_crossings({args.label: found, **others}), Path(args.out) / "crossings")
     for path in pictures:
         say(f"wrote {path}")
     return answer
+
+
+def _of_fits(args: argparse.Namespace) -> tuple[dict, Table]:
+    if len(args.ar) > 1 or len(args.diffusion) > 1 or not args.unique_tokens:
+        raise ConfigError(["of laws, --ar and --diffusion take one fit each, and --unique-tokens says where they are compared"])
+    (ar, mdm), sources = read_fits([args.ar[0], args.diffusion[0]])
+    _check_score(args.score, {"ar": ar, "mdm": mdm})
+    found = find_crossover(ar, mdm, args.unique_tokens, args.flops and (args.flops[0], args.flops[-1]), args.allow)
+    return found | {"unit": ar.choices.get("unit") or "nats"}, Table([mdm.conventions], sources=sources)
+
+
+def _of_runs(args: argparse.Namespace) -> tuple[dict, Table]:
+    """The best of all settings stands for each C and U, so that runs may differ in flags of training."""
+    if args.unique_tokens or args.flops:
+        raise ConfigError(["of runs, the crossing is measured at their own C and U: leave out --unique-tokens and --flops"])
+    table = read_table([*args.ar, *args.diffusion], score=args.score, lint=False)
+    check_comparable(table.rows, {*args.allow, *map(spelled, FLAGS)})
+    ar, mdm = ([row for row in table.rows if row["objective"] == name] for name in ("ar", "mdm"))
+    if not (ar and mdm):
+        raise BadData("--ar and --diffusion: expected runs of ar and of mdm (the column objective), found those of one alone.")
+    return measured_crossover(ar, mdm) | {"unit": "nats"}, table
 
 
 def read_crossover(folder: Path) -> dict:
@@ -135,7 +163,7 @@ def _show(found: dict) -> None:
     rows = []
     for point in found["critical"]:
         models = [
-            f"{point[name]['epochs']:.4g} ({ends(point[name]['epochs_ci'], '.3g')})" if point["flops"] else "-"
+            f"{point[name]['epochs']:.4g} ({ends(point[name]['epochs_ci'], '.3g')})" if name in point else "-"
             for name in ("ar", "mdm")
         ]
         rows.append(
@@ -144,7 +172,7 @@ def _show(found: dict) -> None:
                 f"{point['flops']:.4g}" if point["flops"] else point["reason"],
                 ends([point["low"], point["high"]], ".3g"),
                 *models,
-                f"{point['mdm']['params']:.3g}" if point["flops"] else "-",
+                f"{point['mdm']['params']:.3g}" if "mdm" in point else "-",
             )
         )
     show(

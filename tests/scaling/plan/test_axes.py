@@ -7,6 +7,7 @@ import pytest
 
 from megatron.budget import GPT2_VOCAB
 from megatron.config import parse
+from megatron.flags import ConfigError
 from megatron.scaling.plan.axes import flags_of, latin_hypercube, name_of, points, read_axis
 from megatron.scaling.plan.cost import speed_of_peak
 from megatron.scaling.plan.entries import make_plan
@@ -55,6 +56,14 @@ def test_a_latin_hypercube_takes_each_value_about_equally_often_and_no_point_twi
     axes = (read_axis("weight-decay=0,1,2,3"), read_axis("lr=1,2,3,4"))
     chosen = points(axes, 4, 0)
     assert [{point[name] for point in chosen} for name in ("weight_decay", "lr")] == [{0, 1, 2, 3}, {1, 2, 3, 4}]
+
+
+def test_an_axis_that_acts_in_some_runs_only_is_told_with_the_way_out():
+    vary = (read_axis("randmask-ratio=0,0.3"),)
+    with pytest.raises(
+        ConfigError, match=r"^mdm_.*ratio0.3: --randmask-ratio would do nothing here: .* join them with --append$"
+    ):
+        make_plan(Request(flops=(1e18,), sizes=("57M",), vary=vary))
 
 
 def test_values_with_commas_and_paths():

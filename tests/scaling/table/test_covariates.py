@@ -120,6 +120,15 @@ def test_the_error_of_choosing_is_that_of_the_least_of_equal_settings():
     assert f"up to {-sigma * expected_minimum(4):.2g} " in said and "stated errors of the evaluation alone" in said
 
 
+def test_the_rate_at_the_end_is_a_share_of_the_peak(folders):
+    runs = [{"lr": lr, "min_lr": lr / 10, "loss": 3 + lr, "params": size} for size in (1e6, 4e6) for lr in (1e-3, 2e-3)]
+    paths = folders(runs)
+    assert {row["lr"] for row in read_table(paths, best_of=["lr"]).rows} == {1e-3}
+    (paths[0] / "r0" / "config.json").write_text(json.dumps({"optim": {"lr": 1e-3, "min_lr": 5e-4}}))
+    with pytest.raises(Mismatch, match="differ in min-lr"):
+        read_table(paths, allow=["lr"])
+
+
 def test_the_best_of_each_part_is_chosen_within_it(folders):
     runs = [
         {"weight_decay": decay, "lr": rate, "loss": 3 + abs(rate - best), "params": size}

@@ -1,4 +1,5 @@
 import argparse
+import csv
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ from megatron.scaling.__main__ import main
 from megatron.scaling.law.fit import save_fit
 from megatron.scaling.verbs.critical_compute import span
 from tests.scaling.answers.test_critical import AR, MDM, stated_fit
+from tests.scaling.answers.test_measured import CROSSINGS, runs
 
 
 @pytest.fixture
@@ -92,3 +94,28 @@ def test_earlier_answers_stand_beside(fits, tmp_path, capsys):
     assert main([*words, "--beside", f"earlier={tmp_path / 'out'}"]) == 65
     assert "no critical compute" in capsys.readouterr().err
     assert main([*words, "--beside", f"earlier={tmp_path / 'none'}"]) == 66
+
+
+def test_runs_themselves_are_compared_without_a_law(tmp_path, capsys):
+    ar, mdm = runs(noise=0.01)
+    for name, rows in (("ar", ar), ("mdm", mdm)):
+        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    words = [
+        "critical-compute",
+        "--ar",
+        str(tmp_path / "ar.csv"),
+        "--diffusion",
+        str(tmp_path / "mdm.csv"),
+        "--out",
+        str(tmp_path / "m"),
+    ]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "m" / "critical_compute.json").read_text())
+    assert all(point["low"] < C < point["high"] for point, C in zip(found["critical"], CROSSINGS.values()))
+    assert "The best run of each C and U.  AR: exact NLL, MDM: upper bound." in capsys.readouterr().out
+    assert main([*words, "--unique-tokens", "1e4"]) == 2 and "leave out --unique-tokens" in capsys.readouterr().err
+    words[2] = words[4]  # MDM on both sides
+    assert main(words) == 65 and "those of one alone" in capsys.readouterr().err

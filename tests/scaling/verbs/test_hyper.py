@@ -1,11 +1,12 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from megatron.scaling.__main__ import main
-from megatron.scaling.law.hyper import read_hyper
+from megatron.scaling.law.hyper import as_record, fit_hyper, read_hyper
 from tests.scaling.law.test_hyper import LR, runs
 
 
@@ -30,6 +31,12 @@ def test_a_table_ends_in_a_file_that_plans_follow(tmp_path, capsys):
         assert laws[objective].at(params=2e6, tokens=4e8, unique_tokens=4e8) == pytest.approx(math.exp(truth), rel=0.02)
     held = json.loads((tmp_path / "out" / "hyper.json").read_text())
     assert held["sources"][0]["path"] == table and len(held["objectives"]["ar"]["places"]) == 12
+
+
+def test_the_file_is_documented():
+    fit = fit_hyper(runs(0.0), ["lr"], window=9.0)
+    page = (Path(__file__).parents[3] / "docs/formats.md").read_text().split("## Laws of hyperparameters")[1].split("## ")[0]
+    assert all(f"`{name}`" in page for record in (as_record(fit), as_record(fit)["settings"]["lr"]) for name in record)
 
 
 def test_other_differences_are_not_pooled_and_settings_are_named(tmp_path, capsys):

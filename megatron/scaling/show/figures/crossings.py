@@ -40,7 +40,10 @@ def draw_crossings(cases: dict[str, dict]) -> Figure:
         for U, width in zip(ends, (1.2, 2.6)):
             at = int(np.argmin(np.abs(np.log(np.array(result["unique_tokens"]) / U))))
             look = {name: _look(number)[name] for name in ("color", "linestyle")}
-            right.plot(result["flops"], result["difference"][at], linewidth=width, **look)
+            few = {"marker": _look(number)["marker"]} if len(result["flops"]) < 10 else {}  # measured
+            values = np.array(result["difference"][at], np.float64)
+            known = ~np.isnan(values)
+            right.plot(np.array(result["flops"])[known], values[known], linewidth=width, **look, **few)
     right.axhline(0, color="black", linewidth=0.8)
     right.set_xscale("log")
     for axis in (left.xaxis, left.yaxis, right.xaxis):

@@ -1,0 +1,108 @@
+"""Where masked diffusion passes the autoregressive model, measured: between runs of equal C and U, without a law.
+
+At each U and C the run of least loss stands for its objective, over all sizes and settings that were trained; the crossing lies
+where the difference of these, on straight lines over ln C, first falls to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron.errors import BadData
+from megatron.scaling.law.intervals import percentile_interval
+from megatron.scaling.table.covariates import expected_minimum, run_scatter
+from megatron.scaling.table.labels import kind_of
+
+ONCE = 1.02  # epochs, up to which no token is repeated: such runs are of no U
+SAME = 0.05  # largest gap in ln U and in ln C of runs of one place
+
+
+def measured_crossover(ar: Sequence[dict], mdm: Sequence[dict], num_draws: int = 1000, seed: int = 0) -> dict:
+    """As find_crossover has it, over the U and C at which both have runs; `difference` is None where one has none.
+
+    Intervals: losses drawn with the scatter between equal runs. Raises BadData where no U has two such C.
+    """
+    sides = [[row for row in rows if row["tokens"] > ONCE * row["unique_tokens"]] for rows in (ar, mdm)]
+    if not all(sides):
+        raise BadData(
+            "both need runs that repeat their data (tokens above unique_tokens): their crossing is one over unique tokens."
+        )
+    unique, flops = (_levels(np.log([row[name] for rows in sides for row in rows])) for name in ("unique_tokens", "flops"))
+    random, scatter, basis = np.random.default_rng(seed), *_scatter([*ar, *mdm])
+    least, most = [], 0  # of each objective [draws + 1, u, c], the runs themselves first
+    for rows in sides:
+        place = [(_nearest(unique, row["unique_tokens"]), _nearest(flops, row["flops"])) for row in rows]
+        losses = np.array([row["loss"] for row in rows]) + scatter * random.standard_normal((num_draws + 1, len(rows)))
+        losses[0] = [row["loss"] for row in rows]
+        best = np.full((num_draws + 1, len(unique), len(flops)), np.inf)
+        for number, (u, c) in enumerate(place):
+            best[:, u, c] = np.minimum(best[:, u, c], losses[:, number])
+        most = max(most, max(place.count(one) for one in place))
+        least.append(np.where(np.isinf(best), np.nan, best))
+    difference = least[1] - least[0]
+    critical = [_critical(float(np.exp(U)), flops, difference[:, row]) for row, U in enumerate(unique)]
+    if all(point["searched"] is None for point in critical):
+        raise BadData("AR and MDM have no two budgets over the same unique tokens: run both at every C and U.")
+    return {
+        "label": f"The best run of each C and U.  AR: {kind_of(ar[0])}, MDM: {kind_of(mdm[0])}.",
+        "critical": [point for point in critical if point["searched"]],
+        "power_law": None,
+        "num_draws": num_draws if scatter else 0,
+        "unique_tokens": np.exp(unique).tolist(),
+        "flops": np.exp(flops).tolist(),
+        "difference": difference[0].tolist(),
+        "warnings": [
+            f"intervals rest on a scatter of {scatter:.2g} between equal runs ({basis}); the best of {most} runs is low by up to "
+            f"{-expected_minimum(most) * scatter:.2g}."
+        ],
+    }
+
+
+def _scatter(rows: Sequence[dict]) -> tuple[float, str]:
+    scatter, basis = run_scatter(rows)
+    return (0.0, "no replicates and no stated errors: no intervals") if scatter is None else (scatter, basis)
+
+
+def _levels(ln_values: np.ndarray) -> np.ndarray:
+    """The means of groups without a gap above SAME, rising."""
+    order = np.sort(ln_values)
+    return np.array([group.mean() for group in np.split(order, np.flatnonzero(np.diff(order) > SAME) + 1)])
+
+
+def _nearest(levels: np.ndarray, value: float) -> int:
+    return int(np.argmin(np.abs(levels - np.log(value))))
+
+
+def _critical(U: float, ln_flops: np.ndarray, difference: np.ndarray) -> dict:
+    """The crossing at one U from the differences [draws + 1, c]."""
+    known = ~np.isnan(difference[0])
+    point: dict = {"unique_tokens": U, "flops": None, "low": None, "high": None, "searched": None, "reason": None}
+    if known.sum() < 2:
+        return point
+    ln_flops, difference = ln_flops[known], difference[:, known]
+    roots = np.array([_first_root(ln_flops, row) for row in difference])
+    searched = np.exp(ln_flops[[0, -1]]).tolist()
+    beyond = float(np.mean(roots[1:] == np.inf)) if len(roots) > 1 else 0.0
+    low, high = percentile_interval(np.exp(roots[1:]))
+    low = searched[1] if beyond > 0.975 else low or None  # beyond the runs, almost for certain
+    high = None if high is None else max(high, searched[0])
+    point |= {"low": low, "high": high, "searched": searched, "share_of_draws": float(np.mean(np.isfinite(roots[1:])))}
+    if roots[0] == -np.inf:
+        return point | {"reason": f"none in range: MDM leads already at {searched[0]:.3g} FLOPs"}
+    if roots[0] == np.inf:
+        return point | {"reason": f"none in range: AR leads up to {searched[1]:.3g} FLOPs"}
+    return point | {"flops": float(np.exp(roots[0]))}
+
+
+def _first_root(ln_flops: np.ndarray, difference: np.ndarray) -> float:
+    """-inf where the difference begins at or below 0, inf where it does not fall to it."""
+    if difference[0] <= 0:
+        return -np.inf
+    falls = np.flatnonzero(difference[1:] <= 0)
+    if not len(falls):
+        return np.inf
+    at = falls[0]
+    share = difference[at] / (difference[at] - difference[at + 1])
+    return float(ln_flops[at] + share * (ln_flops[at + 1] - ln_flops[at]))
