@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron.batch import Batch, Noise
 from megatron.catalogue import need_likelihood
+from megatron.flags import ConfigError
 from megatron.likelihood.parts import Grouping, groupings, split
 from megatron.likelihood.rows import Rows, read_rows
 from megatron.likelihood.scores import Draw, Estimators, Score, drawn, predicted_gap
@@ -89,16 +90,22 @@ def measure(
     scores that are sums are split. Raises ConfigError.
     """
     one = read(trained, which, rows, last, num_mc, by_place=bool(by))
+    names = names or [one.plain]
+    refuse_idle_draws([one.estimators.score(name) for name in names], num_mc, tolerance)
     found = compare(
-        one.estimators,
-        names or [one.plain],
-        one.scored,
-        one.data.num_mc,
-        tolerance,
-        one.bits,
-        groupings(trained, one.data, one.asked, by),
+        one.estimators, names, one.scored, one.data.num_mc, tolerance, one.bits, groupings(trained, one.data, one.asked, by)
     )
     return described(one, which, last) | found
+
+
+def refuse_idle_draws(scores: list[Score], num_mc: int | None, tolerance: float | None) -> None:
+    """Raises ConfigError for a number of draws, or what decides it, where nothing is drawn."""
+    if any(score.random for score in scores):
+        return
+    said = ("--num-mc", num_mc), ("--nll-tolerance", tolerance)
+    names = ", ".join(dict.fromkeys(score.name.text for score in scores))
+    if idle := [f"{flag} {value} acts on draws, and {names} has none: leave it out" for flag, value in said if value is not None]:
+        raise ConfigError(idle)
 
 
 def described(one: Read, which: str, last: int | None) -> dict:

@@ -7,7 +7,7 @@ import torch
 
 from megatron.errors import Mismatch
 from megatron.flags import ConfigError
-from megatron.likelihood.measure import Read, described, errors, read, record, small_enough
+from megatron.likelihood.measure import Read, described, errors, read, record, refuse_idle_draws, small_enough
 from megatron.likelihood.scores import MOST_DRAWS, Draw, Score
 from megatron.training.trained import Trained
 
@@ -28,12 +28,13 @@ def compare(
     Raises Mismatch where the tokens are not the same ones, ConfigError.
     """
     refuse_other_tokenizer(a, b)
-    num_mc = num_mc or max(x.cfg.objective.num_mc for x in (a, b))
-    one = read(a, which, rows, last, num_mc)
-    other = read(b, which, len(one.scored), last, num_mc, seed=one.data.seed)
+    draws = num_mc or max(x.cfg.objective.num_mc for x in (a, b))
+    one = read(a, which, rows, last, draws)
+    other = read(b, which, rows, last, draws, seed=one.data.seed)
     refuse_other_rows(one, other)
     asked = names or [next((x.plain for x in (one, other) if x.plain != "exact"), "exact")]
     pairs = dict.fromkeys((own(one, name), own(other, name)) for name in asked)
+    refuse_idle_draws([x.estimators.score(name) for pair in pairs for x, name in zip((one, other), pair)], num_mc, tolerance)
     return {
         "a": described(one, which, last) | counted(one),
         "b": described(other, which, last) | counted(other),

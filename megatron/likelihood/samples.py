@@ -37,6 +37,7 @@ READ = {
     "guidance": float,
     "cache": str,
 }
+ROWS = 64  # continued, unless the caller says how many
 LEFT_AS_IT_IS = ("block_length", "cache", "guidance", "top_k", "top_p", "min_p")  # not set where the rule's likelihood is known
 
 
@@ -61,6 +62,8 @@ def read_samplers(text: str, steps: Sequence[int]) -> list[Asked]:
             found += [Asked(text=f"{one}:steps={n}", sampler=name, how=replace(how, steps=n)) for n in steps]
         else:
             found.append(Asked(text=one, sampler=name, how=how))
+    if steps and not any("steps" in SAMPLERS[one.sampler].reads for one in found):
+        raise ConfigError([f"--steps {','.join(map(str, steps))}: none of {text} reads steps; leave it out"])
     if len({one.text for one in found}) < len(found):
         raise ConfigError([f"--samplers {text}: expected each sampler once"])
     return found
@@ -82,7 +85,7 @@ def compare_samplers(
     asked: Sequence[Asked],
     judge: Trained | None = None,
     which: str = "valid",
-    num_samples: int = 64,
+    num_samples: int | None = None,
     prompt_tokens: int = 1,
     seed: int = 0,
     batch_size: int = 32,
@@ -90,7 +93,7 @@ def compare_samplers(
     """Quality and cost of samplers, and of real text. Raises Mismatch, ConfigError before anything is sampled."""
     refuse_judge(trained, judge)
     real = real_rows(trained, which, num_samples)
-    window = real.shape[1]
+    num_samples, window = real.shape
     if not 1 <= prompt_tokens < window:
         raise ConfigError([f"--prompt-tokens {prompt_tokens}: expected 1 to {window - 1}, for rows of {window} tokens"])
     source, given = Source.of(trained.cfg, trained.tokenizer), real[:, :prompt_tokens].tolist()
@@ -141,11 +144,13 @@ def refuse_judge(trained: Trained, judge: Trained | None) -> None:
         raise Mismatch(f"--judge reads {judge.cfg.model.seq_length} tokens, samples have {trained.cfg.model.seq_length}")
 
 
-def real_rows(trained: Trained, which: str, num_samples: int) -> torch.Tensor:
-    """The first rows of a set, of the window's length.  -> int64 [num_samples, s]"""
-    data = trained.slice(which, num_samples)
-    if data.rows < max(2, num_samples):
-        raise ConfigError([f"--num-samples {num_samples}: expected 2 or more, and at most the {data.rows} rows of {which}"])
+def real_rows(trained: Trained, which: str, num_samples: int | None) -> torch.Tensor:
+    """The first rows of a set, of the window's length [ROWS, or all there are].  -> int64 [num_samples, s]"""
+    have = trained.slice(which).dataset.rows_in_first_epoch
+    wanted = min(ROWS, have) if num_samples is None else num_samples
+    if not 2 <= wanted <= have:
+        raise ConfigError([f"--num-samples {wanted}: expected 2 or more, and at most the {have} rows of {which}"])
+    data = trained.slice(which, wanted)
     return torch.cat([clean.tokens for clean in cleans(data, 0)])[:, : trained.cfg.model.seq_length]
 
 

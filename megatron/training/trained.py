@@ -105,6 +105,10 @@ class Trained:
         if chosen is None:
             scored = ", ".join(name for name in data if name != "train" and data[name])
             raise ConfigError([f"--set {which}: expected a set that the run scores: {scored}"])
+        if rows and rows > chosen.rows_in_first_epoch:
+            raise ConfigError(
+                [f"--rows {rows}: the set {which} has {chosen.rows_in_first_epoch} rows; give fewer, or leave it out"]
+            )
         found = cut_slice(self.cfg, chosen, self.reference, self.tokenizer)
         return replace(found, rows=min(rows or found.rows, chosen.rows_in_first_epoch), num_mc=num_mc or found.num_mc)
 

@@ -48,7 +48,7 @@ def chain(tmp_path_factory):
     return prefix
 
 
-def excess(prefix, folder, objective, *flags, rows=1000):
+def excess(prefix, folder, objective, *flags, rows=400):
     """Train, and compare."""
     words = [*FLAGS, "--data-path", prefix, "--run-dir", str(folder), "--save", str(folder), *flags]
     assert main(parse(words, objective)) == 0

@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", default="valid", help="valid, valid:NAME or test: where beginnings and real text are from [valid]"
     )
-    parser.add_argument("--num-samples", type=int, default=64, help="rows that are continued [64]")
+    parser.add_argument("--num-samples", type=int, help="rows that are continued [64, or all there are]")
     parser.add_argument("--prompt-tokens", type=int, default=1, help="of each row that are given [1]")
     parser.add_argument("--seed", type=int, default=0, help="of all samplers [0]")
     parser.add_argument("--batch-size", type=int, default=32, help="samples at once [32]")
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def command(given: argparse.Namespace) -> None:
     """Sample, measure, print, write."""
     for flag in ("num_samples", "batch_size"):
-        if getattr(given, flag) < 1:
+        if getattr(given, flag) is not None and getattr(given, flag) < 1:
             raise ConfigError([f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more"])
     steps = given.steps.split(",") if given.steps else []
     if not all(n.isdecimal() and int(n) for n in steps):

@@ -275,6 +275,7 @@ def make_cell(
         params=shape.non_embedding(),
         tokens=tokens,
         seq_length=r.seq_length,
+        hidden_size=shape.hidden_size,
         flops=tokens * (shape.flops_per_token(r.seq_length) - 6.0 * shape.vocab_size * shape.hidden_size),
         objective=objective,
         unique_tokens=min(tokens, have or tokens),

@@ -6,6 +6,8 @@ kaplan      Kaplan et al. 2020, arXiv:2001.08361, equation D.1, with the natural
 deepseek    DeepSeek LLM, arXiv:2401.02954, equation 1, fitted from 1e17 to 2e19 FLOPs. C = M D, where M is the FLOPs of a token
             with attention and without the vocabulary. (0.3188 for 0.3118, in the tables of others, is a misprint.)
 step-law    Li et al. 2025, arXiv:2503.04715, over 3,700 runs to 1e9 parameters and 1e11 tokens, down to a rate of 1e-5.
+width       Yang et al. 2022, arXiv:2203.03466: Adam's rate of a matrix falls as 1 / width. The constant is measured, on models
+            8 to 64 wide with --init-method small-init (docs/quick-start.md), and says nothing of wide ones.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class Facts:
     tokens: int  # D
     flops: float  # training FLOPs without the head and the embedding
     seq_length: int
+    hidden_size: int
     objective: str = ""
     unique_tokens: int = 0  # U
     counts: dict[str, int] = field(default_factory=dict)  # N by each params_convention
@@ -49,13 +52,14 @@ LEARNING_RATES: dict[str, tuple[Callable[[Facts], float], str]] = {
     "kaplan": (lambda f: 0.003239 - 0.0001395 * math.log(f.params), "0.003239 - 0.0001395 ln N (arXiv:2001.08361, eq. D.1)"),
     "deepseek": (lambda f: 0.3118 * f.flops**-0.1250, "0.3118 C^-0.1250 (arXiv:2401.02954, eq. 1)"),
     "step-law": (lambda f: 1.79 * f.params**-0.713 * f.tokens**0.307, "1.79 N^-0.713 D^0.307 (arXiv:2503.04715)"),
+    "width": (lambda f: 0.24 / f.hidden_size, "0.24 / hidden size, for small-init (arXiv:2203.03466; docs/quick-start.md)"),
 }
 BATCH_SIZES: dict[str, tuple[Callable[[Facts], float], str]] = {
     "deepseek": (lambda f: 0.2920 * f.flops**0.3271, "0.2920 C^0.3271 tokens (arXiv:2401.02954, eq. 1)"),
     "step-law": (lambda f: 0.58 * f.tokens**0.571, "0.58 D^0.571 tokens (arXiv:2503.04715)"),
 }
 WEIGHT_DECAYS: dict[str, tuple[Callable[[Facts], float], str]] = {}  # no rule of these is published with its constants
-OF_SIZE_ALONE = {"kaplan"}  # rules whose answer is the same for every length of a run
+OF_SIZE_ALONE = {"kaplan", "width"}  # rules whose answer is the same for every length of a run
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from megatron.scaling.plan.hyperparameters import (
     read_choices,
 )
 
-FACTS = Facts(params=10**9, tokens=10**11, flops=1e19, seq_length=2048)
+FACTS = Facts(params=10**9, tokens=10**11, flops=1e19, seq_length=2048, hidden_size=240)
 
 
 @pytest.mark.parametrize("text, values", [("2e-4", [2e-4]), ("fixed:2e-4", [2e-4]), ("grid:1e-4,2e-4,4e-4", [1e-4, 2e-4, 4e-4])])
@@ -35,6 +35,7 @@ def test_stated_values(text, values):
         ("kaplan", 0.003239 - 0.0001395 * math.log(1e9)),
         ("deepseek", 0.3118 * 10**-2.375),
         ("step-law", 1.79 * 10 ** (-0.713 * 9 + 0.307 * 11)),
+        ("width", 1e-3),
     ],
 )
 def test_learning_rate_rules(rule, rate):
@@ -55,6 +56,7 @@ def deepseek(layers, width, tokens):
         params=12 * layers * width**2,
         tokens=tokens,
         seq_length=4096,
+        hidden_size=width,
         flops=(72 * layers * width**2 + 12 * layers * width * 4096) * tokens,
     )
 
@@ -73,6 +75,7 @@ def test_published_rules_by_hand():
         "kaplan": 3.48e-4,
         "deepseek": 1.31e-3,
         "step-law": 1.63e-3,
+        "width": 1e-3,
     }
     assert {rule: batch_size(Choice(None, rule), FACTS) for rule in BATCH_SIZES} == {"deepseek": 232, "step-law": 544}
     assert learning_rate(Choice(None, "kaplan"), replace(FACTS, params=10**10)) == pytest.approx(2.7e-5, rel=0.01)
@@ -90,7 +93,7 @@ def test_no_part_of_a_sample_and_no_rate_below_0():
     with pytest.raises(ValueError, match="whole samples"):
         batch_size(Choice(1.5), FACTS)
     with pytest.raises(ValueError, match="no rate"):
-        learning_rate(Choice(None, "kaplan"), Facts(params=10**11, tokens=1, flops=1.0, seq_length=1))
+        learning_rate(Choice(None, "kaplan"), Facts(params=10**11, tokens=1, flops=1.0, seq_length=1, hidden_size=1))
 
 
 def test_a_law_of_one_s_own_sets_what_it_says_and_says_where_it_is_beyond_its_data(tmp_path):
