@@ -45,6 +45,8 @@ class Batch:
     segments: Tensor | None = None  # [b, s] int64   a position sees those of its own number only
     attend: Tensor | None = None  # [s, s] or [b, s, s] bool    who (row) sees whom (column), in place of the model's causality
     draws: Tensor | None = None  # [b, s] fp32    uniforms for `refine`; None: there is nothing to refine
+    row_notes: Tensor | None = None  # [b, k] float64    what an objective notes of each row, for its `refine` and `measure`
+    place_notes: Tensor | None = None  # [b, s] fp32    and of each position
 
     def tensors(self) -> dict[str, Tensor]:
         """What is there, by name."""

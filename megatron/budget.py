@@ -21,6 +21,7 @@ TABLES = Path(__file__).resolve().parent.parent / "utils"
 GPT2_VOCAB = 50257
 CANDIDATE_FEATURES = 64  # width of the attention among the candidates of a position
 LEVEL_FEATURES = 32  # of the noise level, where a network is told it: sines and cosines of 16 octaves
+ESTIMATOR_HEAD = 16  # width of each head of ATAT's network
 RESERVED_IDS = 3  # mask, padding, ignore: Vocabulary in data/tokenizer.py names them
 
 
@@ -157,6 +158,10 @@ class Shape:
         read = 3 * (attention + self.mixing_flops(candidates))
         each = products + asked * self.vocab_size * self.hidden_size + self.row_products() / seq_length
         return 6 * each + read + again
+
+    def estimating_flops_per_token(self, seq_length: int) -> float:
+        """Of a network without a head over the vocabulary that is read once more than it learns: four forward passes' worth."""
+        return 4 * (2 * self.products() + self.attention_flops(seq_length))
 
     def products(self) -> int:
         """Weights of the blocks that a token is multiplied with."""

@@ -20,7 +20,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from megatron.budget import CANDIDATE_FEATURES, GPT2_VOCAB, LEVEL_FEATURES, RESERVED_IDS, Shape, padded_vocab, swiglu_width
+from megatron.budget import (
+    CANDIDATE_FEATURES,
+    ESTIMATOR_HEAD,
+    GPT2_VOCAB,
+    LEVEL_FEATURES,
+    RESERVED_IDS,
+    Shape,
+    padded_vocab,
+    swiglu_width,
+)
 from megatron.catalogue import OBJECTIVES
 from megatron.flags import (
     ALIASES,
@@ -84,6 +93,10 @@ MDM_ON_STREAM = Needs("use --objective mdm and --data-kind packed", lambda c: MD
 POLYNOMIAL = Needs("use --noise-schedule polynomial", lambda c: c.objective.noise_schedule == "polynomial")
 GEOMETRIC = Needs("use --noise-schedule geometric", lambda c: c.objective.noise_schedule == "geometric")
 SIGMA = Needs("use --noise-schedule geometric or linear-sigma", lambda c: c.objective.noise_schedule in OF_SIGMA)
+ATAT = Needs("give --atat", lambda c: c.objective.atat)
+TILTED = Needs("use --atat full, learned or frequency", lambda c: c.objective.atat not in (None, "none"))
+STAGED = Needs("use --atat-curriculum steps", lambda c: TILTED.met(c) and c.objective.atat_curriculum == "steps")
+ESTIMATED = Needs("use --atat full or learned", lambda c: c.objective.estimates)
 LOW_NOISE = Needs("give --low-noise-start", lambda c: c.objective.low_noise_start)
 TASKS = Needs("give --eval-tasks", lambda c: c.train.eval_tasks)
 MDM_TASKS = Needs("give --eval-tasks and --objective mdm", lambda c: c.train.eval_tasks and c.objective.objective == "mdm")
@@ -432,6 +445,41 @@ class Objective:
         identity="experiment",
         needs=MDM_ON_STREAM,
     )
+    atat: Literal["full", "learned", "frequency", "none"] | None = flag(
+        None,
+        "ATAT: training hides important tokens more or less often at an unchanged mean rate; their importance is learned by a "
+        "small network, follows from how rare they are, both (full), or is the same for all (none) [plain masked diffusion]",
+        identity="experiment",
+        needs=MDM,
+    )
+    atat_tilt: float = flag(
+        1.0, "how strongly: logit p = u + X x (importance - mean)", least=0, most=10, identity="experiment", needs=ATAT
+    )
+    atat_least: float = flag(
+        0.1, "share of its row's rate below which no token's rate falls", least=0, below=1, identity="experiment", needs=TILTED
+    )
+    atat_curriculum: Literal["steps", "linear", "constant"] = flag(
+        "steps",
+        "steps: easy tokens more often, then all alike, then hard ones; linear: from easy to hard; constant: hard ones",
+        identity="experiment",
+        needs=TILTED,
+    )
+    atat_easy_until: float = flag(
+        1 / 3, "share of the run in which easy tokens are hidden more often", least=0, most=1, identity="experiment", needs=STAGED
+    )
+    atat_hard_from: float = flag(
+        2 / 3, "share of the run from which hard ones are", least=0, most=1, identity="experiment", needs=STAGED
+    )
+    atat_loss: Literal["elbo", "importance"] = flag(
+        "elbo",
+        "training weighs what is hidden by p'/p, or by 1/p and more for tokens of the stage; validation is the plain bound",
+        identity="experiment",
+        needs=TILTED,
+    )
+    atat_width: int | None = flag(
+        None, "width of ATAT's network, a multiple of 16 [about a quarter of hidden-size]", identity="experiment", needs=ESTIMATED
+    )
+    atat_layers: int = flag(1, "its blocks", identity="experiment", needs=ESTIMATED)
     low_noise_start: bool = flag(False, "begin with less noise: t x --low-noise-ratio", identity="experiment", needs=MDM)
     low_noise_iter: int = flag(1000, "steps of it", identity="experiment", needs=LOW_NOISE)
     low_noise_ratio: float = flag(0.5, "factor of t in these", below=1, identity="experiment", needs=LOW_NOISE)
@@ -526,6 +574,11 @@ class Objective:
     def uses_mask(self) -> bool:
         """Whether the mask's row of the embedding table is an input."""
         return OBJECTIVES[self.objective].uses_mask or bool(self.randmask_ratio and self.randmask_kind == "inputs")
+
+    @property
+    def estimates(self) -> bool:
+        """Whether a network learns beside the model how important tokens are."""
+        return self.atat in ("full", "learned")
 
     @property
     def reads(self) -> int:
@@ -706,6 +759,31 @@ class Config:
         """What as_dict gave. Raises KeyError or TypeError for that of a version with other flags."""
         return cls(**{name: kind(**sections[name]) for name, kind in get_type_hints(cls).items()})
 
+    def estimator(self) -> Shape | None:
+        """Sizes of the network that learns beside the model, where there is one; it has no head over the vocabulary."""
+        width, vocab = self.objective.atat_width, self.model.vocab_size
+        if not self.objective.estimates or width is None:
+            return None
+        return Shape(
+            num_layers=self.objective.atat_layers,
+            hidden_size=width,
+            num_attention_heads=width // ESTIMATOR_HEAD,
+            kv_channels=ESTIMATOR_HEAD,
+            ffn_hidden_size=swiglu_width(width),
+            vocab_size=vocab,
+            padded_vocab_size=vocab,
+        )
+
+    def flops_per_token(self) -> float:
+        """Training FLOPs a token, in the mean over the run: the model's, attention and head counted, and of what learns beside it."""
+        read = self.objective.reads, self.objective.candidates(self.train)
+        return self.model.shape().flops_per_token(self.model.seq_length, *read) + self.estimating_flops()
+
+    def estimating_flops(self) -> float:
+        """A token, of what learns beside the model."""
+        beside = self.estimator()
+        return beside.estimating_flops_per_token(self.model.seq_length) if beside else 0.0
+
     @property
     def num_micro_batches(self) -> int:
         """Of one step, on each data-parallel process."""
@@ -778,10 +856,14 @@ def overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in under.items() if n not in gone} | over
 
 
-def parse(argv: list[str], objective: str = "ar", environ: dict[str, str] | None = None) -> Config:
-    """Flags -> Config. `objective` is the entry point's default. Raises ConfigError with every mistake."""
+def parse(argv: list[str], objective: str = "ar", environ: dict[str, str] | None = None, said: list[str] | None = None) -> Config:
+    """Flags -> Config. `objective` is the entry point's default; what of a file's keys does not act is appended to `said`.
+
+    Raises ConfigError with every mistake.
+    """
     table = declared()
     mistakes: list[str] = []
+    said = [] if said is None else said
     given = split_words(list(argv), mistakes)
     got: dict[str, Any] = {"objective": objective}
     for words in (words for spelled, words in given if spelled == "--config"):
@@ -789,7 +871,7 @@ def parse(argv: list[str], objective: str = "ar", environ: dict[str, str] | None
             mistakes.append(f"--config takes one file, found {' '.join(words) or 'none'}")
             continue
         sections = {f.name for f in fields(Config)}
-        got = overlay(got, settle(read_file(words[0], sections, mistakes), table, mistakes, f"--config {words[0]}: "))
+        got = overlay(got, settle(read_file(words[0], sections, mistakes, said), table, mistakes, f"--config {words[0]}: "))
         got.pop("world_size", None)  # a saved run's; this one's is the launcher's
     got = overlay(got, settle([pair for pair in given if pair[0] != "--config"], table, mistakes))
     filled: dict[str, dict[str, Any]] = {f.name: {} for f in fields(Config)}
@@ -1213,6 +1295,8 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
         check_blocks(cfg, mistakes)
     if cfg.model.latent_size or known.vectors:
         check_latents(cfg, mistakes)
+    if o.atat:
+        check_atat(cfg, mistakes)
     if o.randmask_ratio and o.num_order_list > 1:
         mistakes.append("--randmask-ratio and --num-order-list exclude each other: give one")
     if o.num_order_list > 1 and (cfg.data.reset_attention_mask or cfg.data.reset_position_ids or cfg.data.eod_mask_loss):
@@ -1229,7 +1313,10 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
     if o.objective == "sdd":
         o = replace(o, sdd_k=o.sdd_k or list(SDD_K))
         check_candidates(o, cfg.train, mistakes)
-    return replace(o, num_mc=o.num_mc or (1 if known.exact else 2))
+    width = o.atat_width
+    if o.estimates and cfg.model.hidden_size:
+        width = width or max(1, cfg.model.hidden_size // (4 * ESTIMATOR_HEAD)) * ESTIMATOR_HEAD
+    return replace(o, num_mc=o.num_mc or (1 if known.exact else 2), atat_width=width)
 
 
 def check_candidates(o: Objective, t: Train, mistakes: list[str]) -> None:
@@ -1292,6 +1379,21 @@ def read_turns(words: list[str]) -> dict[str, int]:
             raise ValueError(word)
         found[kind] = int(count)
     return found
+
+
+AGAINST_ATAT = """noise_steps mdm_loss block_size ar_ratio random_length_prob reset_attention_mask reset_position_ids
+    eod_mask_loss""".split()
+
+
+def check_atat(cfg: Config, mistakes: list[str]) -> None:
+    """Rates of each token are of continuous time and of whole rows, and ATAT says itself what is hidden and how it counts."""
+    o, table = cfg.objective, declared()
+    given = [n for n in AGAINST_ATAT if getattr(getattr(cfg, table[n][0]), n) != table[n][1].default]
+    mistakes += [f"{spelling(n)} and --atat both say what is hidden or how much it counts: give one" for n in given]
+    if o.atat_width and o.atat_width % ESTIMATOR_HEAD:
+        mistakes.append(f"--atat-width {o.atat_width} must be a multiple of {ESTIMATOR_HEAD}, the width of its heads")
+    if o.atat_hard_from < o.atat_easy_until:
+        mistakes.append(f"--atat-hard-from {o.atat_hard_from:g} must not be below --atat-easy-until {o.atat_easy_until:g}")
 
 
 def check_data(cfg: Config, unread: Collection[str], mistakes: list[str]) -> None:
@@ -1425,13 +1527,16 @@ def main(objective: str) -> Config:
         print(help_text(Path(sys.argv[0]).name))
         sys.exit(0)
     show = ("--print-config", "--print_config")
+    said: list[str] = []
     try:
-        cfg = parse([word for word in argv if word not in show], objective)
+        cfg = parse([word for word in argv if word not in show], objective, said=said)
     except ConfigError as error:
         many = len(error.mistakes) > 1
         print(f"{len(error.mistakes)} mistakes in the flags:" if many else "a mistake in the flags:", file=sys.stderr)
         print("\n".join(f"  {m}" for m in error.mistakes), file=sys.stderr)
         sys.exit(2)
+    if said and os.environ.get("RANK", "0") == "0":
+        print("\n".join(said), file=sys.stderr)
     if any(word in show for word in argv):
         print(json.dumps(cfg.as_dict(), indent=1))
         sys.exit(0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from megatron.errors import Refusal
+from megatron.nested_keys import as_flags
 
 
 class ConfigError(Refusal):
@@ -423,8 +424,11 @@ def split_words(argv: list[str], mistakes: list[str]) -> list[tuple[str, tuple[s
     return found
 
 
-def read_file(path: str, sections: set[str], mistakes: list[str]) -> list[tuple[str, Any]]:
-    """`--config FILE`: YAML or JSON, flat or by section, flags spelled with - or _; null is not given."""
+def read_file(path: str, sections: set[str], mistakes: list[str], said: list[str]) -> list[tuple[str, Any]]:
+    """`--config FILE`: YAML or JSON, flat or by section, flags spelled with - or _, or MDLM's nested keys; null is not given.
+
+    Appends to `said` what of these does not act.
+    """
     import yaml
 
     try:
@@ -441,7 +445,7 @@ def read_file(path: str, sections: set[str], mistakes: list[str]) -> list[tuple[
         mistakes.append(f"--config {path}: must hold `flag: value` lines, found {type(tree).__name__}")
         return []
     pairs: list[tuple[Any, Any]] = []
-    for key, value in (tree or {}).items():
+    for key, value in as_flags(tree or {}, f"--config {path}: ", mistakes, said).items():
         pairs += value.items() if key in sections and isinstance(value, dict) else [(key, value)]
     return [(str(key), value) for key, value in pairs if value is not None]
 

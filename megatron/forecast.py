@@ -108,9 +108,17 @@ def state_bytes(found: Shapes, cfg: Config, replica: int = 0) -> tuple[int, int,
     return held, held, (2 + average) * own, 0
 
 
+def beside_parameters(cfg: Config) -> int:
+    """Of the network that learns beside the model, which every process holds whole, with its readout."""
+    estimator = cfg.estimator()
+    return estimator.total() + estimator.hidden_size if estimator else 0
+
+
 def weigh(cfg: Config, plan: Stages, rank: int) -> Load:
     found, numbers, m = stage_shapes(cfg, plan, rank), plan.of_rank(rank), cfg.num_micro_batches
     weights, gradients, moments, host = state_bytes(found, cfg)
+    beside = 4 * beside_parameters(cfg)
+    weights, gradients, moments = weights + beside, gradients + beside, moments + 2 * beside
     flights = in_flight(plan, rank, m)
     activations = sum(count * kept_bytes(cfg, plan.layers[n]) for n, count in zip(numbers, flights))
     work = max(work_bytes(cfg, plan.layers[n]) for n in numbers)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from megatron.flags import ConfigError
 
-RULES = ("left-to-right", "confidence", "margin", "entropy")
+RULES = ("left-to-right", "confidence", "margin", "entropy", "uncertainty")
 PLAIN = ("exact", "nelbo", "nelbo:bernoulli", "nelbo:independent", "nelbo:pilot", "chain", "mixture")
 WITHIN_BLOCKS = ("chain", "korder", "mixture", "tangent", "rule")
 NAME = re.compile(rf"({'|'.join(PLAIN)}|(?:korder|tangent):[1-9]\d*|rule:(?:{'|'.join(RULES)})(?::[1-9]\d*)?)(?:/([1-9]\d*))?")

@@ -68,7 +68,7 @@ class Member:
 
     def flops(self) -> float:
         tokens = (self.cfg.train.train_samples or 0) * self.cfg.model.seq_length
-        return tokens * self.cfg.model.shape().flops_per_token(self.cfg.model.seq_length) if self.cfg.model.vocab_size else 0.0
+        return tokens * self.cfg.flops_per_token() if self.cfg.model.vocab_size else 0.0
 
 
 def read_list(path: Path) -> list[Member]:

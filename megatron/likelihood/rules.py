@@ -13,13 +13,14 @@ from torch import Tensor
 
 from megatron.likelihood.rows import Model, Rows, log_probabilities, of_targets
 from megatron.sampling.draws import rounded
-from megatron.sampling.masked import largest, lead, negative_entropy, shares
+from megatron.sampling.masked import entropy_of, largest, lead, negative_entropy, shares
 
 SCORES: dict[str, Callable[[Tensor], Tensor] | None] = {
     "left-to-right": None,
     "confidence": largest,
     "margin": lead,
     "entropy": negative_entropy,
+    "uncertainty": entropy_of,
 }
 
 

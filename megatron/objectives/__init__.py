@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from megatron import config
+    from megatron.data.samples import Samples
 
 REFERENCE_STRATA = 16  # validation rows that share one stratification of t; blocks give the noise error
 
@@ -51,6 +52,10 @@ class Objective(Protocol):
     def build(cls, cfg: config.Config, mask_id: int) -> Objective:
         """What the flags ask for."""
 
+    def studied(self, data: Samples) -> Objective:
+        """The same once it has looked at the training data, which it does before the first step, alike on every rank."""
+        return self
+
     def slots(self, model: config.Model) -> Slots:
         """What the network has besides the plain transformer; made anew for each stage."""
         return Slots()
@@ -82,7 +87,10 @@ class Objective(Protocol):
         return {}
 
     def measure(self, batch: Batch) -> dict[str, float]:
-        """What training logs besides, as sums over the scored positions of one micro-batch: {name of the record: sum}."""
+        """What training logs besides, as sums over the scored positions of one micro-batch: {name of the record: sum}.
+
+        Of a name that ends in _min or _max it is the least or the largest.
+        """
         return {}
 
     def count_hits(self, batch: Batch, hit: Tensor) -> Tensor:

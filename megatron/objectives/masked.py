@@ -60,7 +60,7 @@ class MaskedDiffusion(Objective):
 
             return BlockDiffusion(mask_id=mask_id, eps=0.0, count=True, block=o.block_size, strata=strata, antithetic=antithetic)
         sigmas = {"sigma_min": o.noise_sigma_min, "sigma_max": o.noise_sigma_max}
-        return cls(
+        plain = cls(
             mask_id=mask_id,
             eps=o.mdm_eps,
             strata=strata,
@@ -73,6 +73,11 @@ class MaskedDiffusion(Objective):
             random_length=o.random_length_prob,
             told=cfg.model.time_conditioning,
         )
+        if o.atat:
+            from megatron.objectives.atat import Atat
+
+            return Atat.with_rates(plain, cfg)
+        return plain
 
     def reference(self) -> MaskedDiffusion:
         """The bound itself, by its count form."""

@@ -66,6 +66,7 @@ EXPERIMENTS = {
     "dropout": "--hidden-dropout 0.1 --attention-dropout 0.1",
     "untied": "--untie-embeddings-and-output-weights",
     "bf16": "--bf16",
+    "atat": "--atat full",
     "gqa": "--group-query-attention --num-query-groups 2",
 }
 LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
@@ -82,6 +83,7 @@ LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
     tp2xpp2xdp2+bf16 tp2+sp+bf16 dp2+zero3+bf16 pp2+zero-bubble+bf16
     dp2+deepspeed-zero0 dp2+deepspeed-zero1 dp2+deepspeed-zero2 dp2+deepspeed-zero3 pp2xdp2+deepspeed-zero1
     tp2xdp2+deepspeed-zero1 tp2xdp2+deepspeed-zero3 dp2+deepspeed-zero1+cpu-optimizer dp2+deepspeed-zero3+dropout
+    tp2xpp2xdp2+atat tp2+sp+atat dp2+zero3+atat pp2+interleaved+atat pp2xdp2+zero-bubble+zero1+atat dp2+deepspeed-zero1+atat
     dp2+deepspeed-zero2+untied dp2+deepspeed-zero2+bf16""".split()
 
 

@@ -145,6 +145,11 @@ def reference(
         )
     if cfg.objective.block_size:
         raise Mismatch("--block-size: an audit reads whole rows, and this objective reads them twice: leave it out")
+    if training and cfg.objective.atat not in (None, "none"):
+        raise Mismatch(
+            f"--training: --atat {cfg.objective.atat} hides by what it learned of the training data, which an audit has not: "
+            "leave --training out"
+        )
     exact = objectives.build(cfg, cfg.model.vocab_size).reference().exact
     sizes = SIZES[not exact]
     tokens, places = vocab or sizes[0], length or sizes[1]

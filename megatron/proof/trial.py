@@ -18,6 +18,8 @@ from megatron.core.checkpoint import Piece
 from megatron.data.datasets import build_datasets
 from megatron.data.samples import Samples, hash64
 from megatron.engine import Engine
+from megatron.engine import learner as learners
+from megatron.engine.learner import Learner
 from megatron.objectives import Objective
 from megatron.training import device
 from megatron.training.evaluate import Slice, evaluate
@@ -51,21 +53,31 @@ class Trial:
 
     cfg: Config
     engine: Engine
+    learner: Learner | None
     objective: Objective
     train: Samples
     valid: Slice
+
+    @property
+    def learning(self) -> list[Engine | Learner]:
+        return [self.engine, *([self.learner] if self.learner else [])]
+
+    def pieces(self) -> list[Piece]:
+        return [piece for learning in self.learning for piece in learning.pieces()]
 
 
 def set_up(argv: list[str]) -> Trial:
     cfg = config.parse(argv)
     tokenizer = open_tokenizer(cfg)
     cfg = cfg.with_vocabulary(tokenizer.vocab_size)
-    objective, data = build_objective(cfg), build_datasets(cfg.data, sample_spec(cfg, tokenizer))
+    data = build_datasets(cfg.data, sample_spec(cfg, tokenizer))
     train = data["train"]
     assert train is not None  # a run that trains is refused without training data
+    objective, where, mesh = build_objective(cfg).studied(train), device.setup(cfg), meet(cfg)
     return Trial(
         cfg=cfg,
-        engine=engine.build(cfg, objective, device.setup(cfg), meet(cfg), lambda line: None),
+        engine=engine.build(cfg, objective, where, mesh, lambda line: None),
+        learner=learners.build(cfg, objective, mesh, where.device),
         objective=objective,
         train=train,
         valid=cut_slice(cfg, data["valid"] or train, objective.reference(), tokenizer),
@@ -77,17 +89,18 @@ def train(argv: list[str], steps: int, save: str | None = None, load: str | None
     trial, record, at, interval = set_up(argv), Record(), Progress(), Interval()
     if load:
         found = checkpoint.load(Path(load), group=trial.engine.mesh.control)
-        trial.engine.load(found)
+        for learning in trial.learning:
+            learning.load(found)
         at = Progress(step=found.step, samples=found.step * trial.cfg.train.global_batch_size)
-    record.begun = fingerprints(trial.engine)
+    record.begun = fingerprints(trial.pieces())
     for step in range(1, steps + 1):
         record.samples |= hashes(pose(trial.objective, trial.train, trial.cfg, at, trial.engine.mesh.dp))
-        at, interval = one_step(trial.cfg, trial.engine, trial.objective, trial.train, record, at, interval)
+        at, interval = one_step(trial.cfg, trial.engine, trial.objective, trial.train, record, at, interval, trial.learner)
         if step == (steps + 1) // 2:
             record.validation = evaluate(trial.engine, trial.objective.reference(), trial.valid)["loss"]
     if save:
-        checkpoint.save(Path(save), at.step, trial.engine.pieces(), {}, group=trial.engine.mesh.control)
-        record.ended = fingerprints(trial.engine)
+        checkpoint.save(Path(save), at.step, trial.pieces(), {}, group=trial.engine.mesh.control)
+        record.ended = fingerprints(trial.pieces())
     return record
 
 
@@ -101,10 +114,10 @@ def hashes(batches: list[Batch]) -> dict[int, str]:
     return found
 
 
-def fingerprints(engine: Engine) -> dict[str, int]:
+def fingerprints(pieces: list[Piece]) -> dict[str, int]:
     """A number for each tensor. Over the ranks they add up to the same however the tensor is cut, if every entry is the same."""
     found: dict[str, int] = {}
-    for piece in engine.pieces():
+    for piece in pieces:
         found[piece.name] = (found.get(piece.name, 0) + fingerprint(piece)) % 2**64
     return found
 

@@ -88,6 +88,11 @@ def entropy(model: Model, rows: Rows, how: How) -> Tensor:
     return by_rule(model, rows, how, negative_entropy)
 
 
+def uncertainty(model: Model, rows: Rows, how: How) -> Tensor:
+    """The places of most entropy first: what is hardest to say is said while least is fixed (ATAT's sampler).  -> [b, s]"""
+    return by_rule(model, rows, how, entropy_of)
+
+
 def threshold(model: Model, rows: Rows, how: How) -> Tensor:
     """All places whose likeliest token reaches a probability (Wu et al., arXiv:2505.22618).  -> [b, s]"""
     least = float(rounded(torch.tensor(how.threshold or 0.9, dtype=torch.float64).log()))
@@ -130,6 +135,11 @@ def lead(log_p: Tensor) -> Tensor:
 def negative_entropy(log_p: Tensor) -> Tensor:
     """In nats.  [n, v] -> [n]"""
     return (log_p.exp() * log_p).nan_to_num(0.0).sum(-1)
+
+
+def entropy_of(log_p: Tensor) -> Tensor:
+    """In nats.  [n, v] -> [n]"""
+    return -negative_entropy(log_p)
 
 
 def by_rule(model: Model, rows: Rows, how: How, score: Score, take: Take | None = None) -> Tensor:

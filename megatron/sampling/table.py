@@ -55,6 +55,9 @@ SAMPLERS = {
         reads=COUNTED,
     ),
     "entropy": Sampler(title="the places with the least entropy first", run_by=f"{MASKED}:entropy", serves=HIDING, reads=COUNTED),
+    "uncertainty": Sampler(
+        title="the places with the most entropy first", run_by=f"{MASKED}:uncertainty", serves=HIDING, reads=COUNTED
+    ),
     "threshold": Sampler(
         title="all places whose likeliest token reaches a probability, at least one",
         run_by=f"{MASKED}:threshold",

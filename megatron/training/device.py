@@ -144,11 +144,7 @@ def choose_compile(cfg: Config, kind: str, peak: float, world_size: int = 1) -> 
         return True, "--compile on"
     if kind == "cpu":
         return False, "on a CPU the eager step is as fast (tools/benchmark.py step step-compiled)"
-    flops = (
-        cfg.model.shape().flops_per_token(cfg.model.seq_length, cfg.objective.reads)
-        * cfg.train.num_samples
-        * cfg.model.seq_length
-    )
+    flops = cfg.flops_per_token() * cfg.train.num_samples * cfg.model.seq_length
     seconds = flops / (0.4 * peak * world_size)
     return seconds > COMPILE_REPAYS_SECONDS, (
         f"about {seconds:.0f} s of compute, compiling repays itself after {COMPILE_REPAYS_SECONDS:.0f} s"

@@ -285,7 +285,10 @@ def lines(record: dict, total_steps: int) -> list[str]:
 
 
 def train_line(r: dict, total_steps: int) -> str:
-    """Megatron-DeepSpeed's training line with the epoch added. A step is skipped when its loss or gradient is not finite."""
+    """Megatron-DeepSpeed's training line with the epoch added, and what the objective measures besides, by its own names.
+
+    A step is skipped when its loss or gradient is not finite.
+    """
     skipped = r["skipped_in_interval"]
     fields = [
         f"iteration {r['step']:8d}/{total_steps:8d}",
@@ -306,6 +309,7 @@ def train_line(r: dict, total_steps: int) -> str:
         f"tokens per gpu per second (tgs): {per_gpu(r):.3f}",
         f"TFLOPs: {r['tflops']:.2f}",
         f"executed TFLOPs: {r.get('executed_tflops', math.nan):.2f}",
+        *(f"{name}: {value:.4g}" for name, value in r.items() if name not in COLUMNS),
     ]
     fields += [f"{name.replace('_', ' ')}: {r[name]:.6E}" for name in PARTS if name in r]
     return " " + " | ".join(fields) + " |"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 
 from megatron.batch import Batch, Noise, Progress, Step
 from megatron.config import Config
@@ -157,14 +158,18 @@ def split(objective: Objective, batches: list[Batch], engine: Engine) -> dict[st
 
 
 def measured(objective: Objective, batches: list[Batch], engine: Engine, scored: int) -> dict[str, float]:
-    """What the objective says of the step's batches, a scored position; the same on every rank."""
-    counted = hit_rates(objective, batches, engine) if objective.groups else {}
+    """What the objective says of the step's batches, a scored position, or the least or the largest; the same on every rank."""
+    found = hit_rates(objective, batches, engine) if objective.groups else {}
     said = [objective.measure(batch) for batch in batches]
-    names = sorted({name for sums in said for name in sums})
-    if not names:
-        return counted
-    sums = torch.tensor([sum(s.get(name, 0.0) for s in said) for name in names], dtype=torch.float64, device=engine.device)
-    return dict(zip(names, (all_reduce(sums, engine.mesh.dp) / scored).tolist())) | counted
+    ops = {"_min": (min, dist.ReduceOp.MIN), "_max": (max, dist.ReduceOp.MAX)}
+    for ending in ("", *ops):
+        names = sorted({name for one in said for name in one if (name[-4:] if name[-4:] in ops else "") == ending})
+        if names:
+            each, op = ops.get(ending, (sum, dist.ReduceOp.SUM))
+            values = [each(one[name] for one in said if name in one) for name in names]
+            there = all_reduce(torch.tensor(values, dtype=torch.float64, device=engine.device), engine.mesh.dp, op)
+            found |= dict(zip(names, (there if ending else there / scored).tolist()))
+    return found
 
 
 def hit_rates(objective: Objective, batches: list[Batch], engine: Engine) -> dict[str, float]:

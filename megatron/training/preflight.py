@@ -189,7 +189,8 @@ def batch(cfg: Config, data: Samples | None, objective: Objective, at: Progress,
             "is the tokenizer the one that made the data?"
         )
     asked, scored = sum(len(b.asked) for b in batches), sum(int(b.scored.sum()) for b in batches)
-    return f"step {at.step} has {len(batches)} micro-batches, {asked} asked of {scored} scored tokens, largest id {largest}"
+    those = "as many as the objective's own network will choose" if any(b.draws is not None for b in batches) else str(asked)
+    return f"step {at.step} has {len(batches)} micro-batches, {those} asked of {scored} scored tokens, largest id {largest}"
 
 
 def dropout(cfg: Config) -> str:

@@ -58,6 +58,8 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
         where = device.setup(cfg, mesh.control)
         data = build_datasets(cfg.data, sample_spec(cfg, tokenizer))
         objective = build_objective(cfg)
+        if data["train"] and not cfg.train.skip_train:
+            objective = objective.studied(data["train"])
         reference = objective.reference()
         source = Source.of(cfg, tokenizer)
         tasks = read_tasks(cfg.train.eval_tasks or (), source)

@@ -93,12 +93,7 @@ class Run:
         causal, recompute = self.reference.causal, cfg.train.recompute_granularity
         read = cfg.objective.reads, cfg.objective.candidates(cfg.train)
         executed = self.shape.executed_flops_per_token(length, asked, causal, recompute, *read)
-        return self.exact_flops_per_token(), executed
-
-    def exact_flops_per_token(self) -> float:
-        """Of training, in the mean over the run: attention and all that a token passes through counted."""
-        cfg = self.cfg
-        return self.shape.flops_per_token(cfg.model.seq_length, cfg.objective.reads, cfg.objective.candidates(cfg.train))
+        return cfg.flops_per_token(), executed + cfg.estimating_flops()
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         loss, accuracy = interval.mean(done)
@@ -312,7 +307,7 @@ class Run:
             "steps": at.step,
             "flops": axes["flops"],
             "flops_convention": "6ND, N = all parameters",
-            "flops_exact": self.exact_flops_per_token() * axes["tokens"],
+            "flops_exact": cfg.flops_per_token() * axes["tokens"],
             "train_loss": self.last.get("train"),
             "loss": val.get("loss"),
             "loss_se_noise": val.get("loss_se_noise"),
@@ -374,7 +369,7 @@ class Run:
                 "params_non_embedding": self.shape.non_embedding(),
                 "params_with_head": self.shape.with_head(),
                 "params_published": self.shape.published(),
-                "flops_per_token": self.exact_flops_per_token(),
+                "flops_per_token": self.cfg.flops_per_token(),
                 "noise_seed": self.cfg.train.seed,
                 "eval_seed": self.cfg.train.eval_seed,
                 "host": platform.node(),

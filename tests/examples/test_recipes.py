@@ -17,10 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(
     str(path.relative_to(ROOT / "examples"))
     for path in (ROOT / "examples").rglob("*.sh")
-    if path.name not in ("common.sh", "setup.sh", "launch.sh")
+    if path.name not in ("common.sh", "setup.sh", "launch.sh", "sanity_check.sh")
 )
 EXPERIMENTS = [
-    r for r in RECIPES if re.search("_(dropout|masking|orders|left_to_right|low_noise|schedules|blocks|lr|fair_crossover).sh", r)
+    r
+    for r in RECIPES
+    if re.search("_(dropout|masking|orders|left_to_right|low_noise|schedules|blocks|lr|fair_crossover).sh|atat/", r)
 ]  # slow to plan
 OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 KEEP = ("PATH", "HOME", "LANG", "TMPDIR")

@@ -56,5 +56,5 @@ def test_what_differs_by_less_than_the_grid_goes_to_the_left(model, rows):
     model.table += 1e-9 * torch.randn(model.table.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     model.table[:, :, 0] += 0.7  # nothing near a border of the grid
     assert 1e-9 < GRID
-    for rule in ("confidence", "margin", "entropy"):
+    for rule in ("confidence", "margin", "entropy", "uncertainty"):
         assert by_rule(model, rows, rule, model.mask).tolist() == by_rule(model, rows, "left-to-right", model.mask).tolist()

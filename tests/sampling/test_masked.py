@@ -87,6 +87,8 @@ CASES = {
     ("confidence", (("block_length", 2),)): lambda p, places, step: best(max)(p, [i for i in places if i < 2] or [2], step),
     ("margin", ()): best(lambda p: top_two(p)[0] - top_two(p)[1]),
     ("entropy", ()): best(lambda p: (p * np.log(p)).sum()),
+    ("uncertainty", ()): best(lambda p: -(p * np.log(p)).sum()),
+    ("uncertainty", (("steps", 2),)): best(lambda p: -(p * np.log(p)).sum(), 2),
     ("threshold", (("threshold", 0.6),)): lambda p, places, step: [
         (1.0, [i for i in places if p[i].max() >= 0.6] or best(max)(p, places, step)[0][1])
     ],

@@ -70,7 +70,7 @@ def forecast(cfg: Config, first_step: int, speed: Speed | None, rates: Rates, va
     }
     if speed:
         work = tokens + FORWARD_SHARE * evaluated_tokens(cfg, first_step, valid_tokens)
-        hours = (speed.startup + speed.seconds(cfg.model.shape().flops_per_token(seq_length, cfg.objective.reads), work)) / 3600
+        hours = (speed.startup + speed.seconds(cfg.flops_per_token(), work)) / 3600
         found |= {"hours": hours, "gpu_hours": hours * rates.gpus}
         if rates.price is not None:
             found["cost"] = hours * rates.gpus * rates.price

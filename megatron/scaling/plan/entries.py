@@ -276,7 +276,7 @@ def numbers(cfg: Config, unique: int | None) -> dict:
         "unique_tokens": min(tokens, epoch),
         "epochs": tokens / epoch,
         "flops_6nd": 6.0 * shape.total() * tokens,
-        "flops_exact": float(shape.flops_per_token(seq_length)) * tokens,
+        "flops_exact": cfg.flops_per_token() * tokens,
         "lr": cfg.optim.lr,
         "weight_decay": cfg.optim.weight_decay,
         "global_batch_size": cfg.train.global_batch_size,

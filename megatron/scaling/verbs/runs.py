@@ -1,4 +1,6 @@
-"""The registry of run directories: `ls [DIR...]` lists them, `show RUN` tells all of one, `diff A B` what sets two apart."""
+"""The registry of run directories: `ls [DIR...]` lists them, `show RUN` tells all of one, `diff A B` what sets two apart,
+`pairs DIR... --by FLAG` what a flag does to the loss, over pairs of one seed.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron.rundir.folders import find_runs
+from megatron.scaling.table.pairs import paired
 from megatron.scaling.table.registry import compare, describe, error_of, flat, summary
 from megatron.scaling.verbs import Answer, json_argument
 
@@ -19,7 +22,7 @@ WIDE = 1000  # columns, where the output is no terminal
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ls|show|diff")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ls|show|diff|pairs")
     listing = actions.add_parser("ls", help="every run at or below some folders", allow_abbrev=False)
     listing.add_argument("folders", nargs="*", default=["."], metavar="DIR")
     showing = actions.add_parser("show", help="config, facts, resumes, skips and final metrics of one run", allow_abbrev=False)
@@ -27,12 +30,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     differing = actions.add_parser("diff", help="flags, facts and metrics that differ", allow_abbrev=False)
     differing.add_argument("a", type=Path)
     differing.add_argument("b", type=Path)
-    for action in (listing, showing, differing):
+    pairing = actions.add_parser("pairs", help="what a flag does to the loss, within pairs of one seed", allow_abbrev=False)
+    pairing.add_argument("folders", nargs="+", metavar="DIR")
+    pairing.add_argument("--by", required=True, metavar="FLAG", help="the flag in which the runs of a pair differ, such as atat")
+    for action in (listing, showing, differing, pairing):
         json_argument(action)
 
 
 def command(args: argparse.Namespace) -> Answer:
-    found, show = {"ls": _ls, "show": _show, "diff": _diff}[args.action](args)
+    found, show = {"ls": _ls, "show": _show, "diff": _diff, "pairs": _pairs}[args.action](args)
     show(wide_console(), found)
     return Answer(found)
 
@@ -55,6 +61,21 @@ def _show(args: argparse.Namespace):
 
 def _diff(args: argparse.Namespace):
     return compare(describe(args.a), describe(args.b)), _print_differences
+
+
+def _pairs(args: argparse.Namespace):
+    return paired([describe(directory) for directory in find_runs(args.folders)], args.by), _print_pairs
+
+
+def _print_pairs(console: Console, rows: list[dict]) -> None:
+    table = _table("run with", "against", "pairs", "loss minus loss", "95 % interval", "least", "largest")
+    for row in rows:
+        low, high = (None, None) if row["half_width"] is None else (row["difference"] + s * row["half_width"] for s in (-1, 1))
+        said = "" if low is None else f"{low:+.4f} to {high:+.4f}"
+        ends = ("" if row[name] is None else f"{row[name]:+.4f}" for name in ("least", "largest"))
+        mean = "" if row["difference"] is None else f"{row['difference']:+.4f}"
+        _row(table, f"{row['flag']} {row['value']}", row["against"], row["pairs"], mean, said, *ends)
+    console.print(table)
 
 
 def _print_list(console: Console, runs: list[dict]) -> None:

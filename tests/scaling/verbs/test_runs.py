@@ -57,3 +57,12 @@ def test_diff_names_what_differs(two, capsys):
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert main(["runs", "show", str(tmp_path)]) == 66
     assert "no run directory" in capsys.readouterr().err
+
+
+def test_pairs_tell_what_a_flag_does(tmp_path, capsys):
+    for seed, losses in enumerate([(2.5, 2.6), (2.4, 2.52), (2.45, 2.5)]):
+        for dropout, loss in zip((0.1, 0.2), losses):
+            config = CONFIG | {"model": {"hidden_dropout": dropout}}
+            write_run(tmp_path / f"{dropout}-{seed}", RESULT | {"loss": loss, "seed": seed}, config)
+    text = said(capsys, "pairs", tmp_path, "--by", "hidden-dropout")
+    assert "--hidden-dropout 0.2" in text and "+0.0900" in text and "+0.0004 to +0.1796" in text
