@@ -775,7 +775,7 @@ class Config:
         )
 
     def flops_per_token(self) -> float:
-        """Training FLOPs a token, in the mean over the run: the model's, with attention and head, and of what learns beside it."""
+        """Training FLOPs a token, in the mean over the run: of the model with attention and head, and of what learns beside."""
         read = self.objective.reads, self.objective.candidates(self.train)
         return self.model.shape().flops_per_token(self.model.seq_length, *read) + self.estimating_flops()
 
