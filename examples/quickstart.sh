@@ -3,25 +3,39 @@
 # Makes its environment, gathers text that is already here, plans and trains every point of the grid and fits them.
 # Run it again to go on after a stop.   CORPUS=file.jsonl bash examples/quickstart.sh reads another text.
 set -euo pipefail
-# The grid: an objective, a budget of training FLOPs, and the sizes of utils/model_params.sh that share it.
-grid=(
-  "ar  1.5e11 CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
-  "ar  3e11   CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
-  "ar  7e11   CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
-  "mdm 1.5e11 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K"
-  "mdm 3e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
-  "mdm 7e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
-)
 export SCALE=cpu
 source "$(dirname "$0")/setup.sh"
 [[ ${DRY_RUN:-} == 1 ]] || make_environment tracking
 source "$(dirname "$0")/common.sh"
 plan_name=quickstart name='quickstart_{objective}_{flops}_{size}'
-# One subset for all: no run is longer, so none reads a token twice.
-extra=(--unique-tokens "$(least 10000000 "$(text_tokens)")")
+# The grid: an objective, a budget of training FLOPs, and the sizes of utils/model_params.sh that share it. A short text is read
+# once by AR, whose budgets are smaller then, and a few times by masked diffusion.
+if (($(text_tokens) < 3000000)); then
+  grid=(
+    "ar  1e10   CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K"
+    "ar  3e10   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
+    "ar  1e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
+  )
+else
+  grid=(
+    "ar  3e10   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
+    "ar  1e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
+    "ar  3e11   CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
+  )
+fi
+grid+=(
+  "mdm 1.5e11 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K"
+  "mdm 3e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
+  "mdm 6e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
+)
+# What a width of 8 to 64 needs (docs/quick-start.md): weights and a rate that follow it, and heads of 16 channels whose rotary
+# angles tell neighbours apart. One subset for all: no run on the text that is gathered here reads a token twice.
+extra=(--init-method small-init --rotary-base 10 --unique-tokens "$(least 10000000 "$(text_tokens)")")
+rate=(--lr rule:width)
+if [[ ${LEARNING_RATE:-} ]]; then rate=(); fi
 
 plan_row() {                              # OBJECTIVE FLOPS SIZES...
-  if (($# > 2)); then plan text --objectives "$1" --flops "$2" --sizes "${@:3}"; fi
+  if (($# > 2)); then plan text --objectives "$1" --flops "$2" --sizes "${@:3}" ${rate[@]+"${rate[@]}"}; fi
 }
 started='' TENSORBOARD='' WANDB_PROJECT=''
 for row in "${grid[@]}"; do
