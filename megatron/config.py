@@ -1313,6 +1313,10 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
     if o.objective == "sdd":
         o = replace(o, sdd_k=o.sdd_k or list(SDD_K))
         check_candidates(o, cfg.train, mistakes)
+        if cfg.data.eod_mask_loss:
+            mistakes.append(
+                "--eod-mask-loss shows the ends of documents, which --objective sdd would noise: leave it out"
+            )
     width = o.atat_width
     if o.estimates and cfg.model.hidden_size:
         width = width or max(1, cfg.model.hidden_size // (4 * ESTIMATOR_HEAD)) * ESTIMATOR_HEAD
@@ -1362,6 +1366,7 @@ def check_latents(cfg: Config, mistakes: list[str]) -> None:
         "--eval-tasks": bool(t.eval_tasks),
         "--num-order-list": o.num_order_list > 1,
         "--randmask-ratio": o.randmask_ratio > 0,
+        "--atat": bool(o.atat),
     }
     mistakes += [f"{name} is of texts without vectors: leave it out, or --latent-size" for name, value in alone.items() if value]
     if not given_of(cfg.data, CORPORA[0]) and not t.dry_run:

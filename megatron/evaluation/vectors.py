@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,9 @@ def known_information(data: Slice) -> float | None:
 
     dataset: Any = data.dataset
     source = Topics.of(dataset.corpus.meta)
-    return source.information(0 if data.score_first_token else 1) if source else None
+    if source is None:
+        return None
+    return replace(source, length=min(source.length, data.seq_length)).information(0 if data.score_first_token else 1)
 
 
 def describe(found: dict[str, Any]) -> str:

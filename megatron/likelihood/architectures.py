@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from megatron.catalogue import OBJECTIVES
 from megatron.errors import Mismatch
+from megatron.flags import ConfigError
 from megatron.likelihood.samples import Asked, compare_samplers
 from megatron.likelihood.samples_report import LOOKS, MARKERS
 from megatron.rundir import records
@@ -38,7 +39,7 @@ def side_by_side(
     runs: Sequence[Trained],
     judge: Trained | None = None,
     which: str = "valid",
-    num_samples: int = 64,
+    num_samples: int | None = None,
     steps: int | None = None,
     seed: int = 0,
 ) -> dict:
@@ -47,6 +48,8 @@ def side_by_side(
     `steps`: of samplers that read them [their own]. Raises Mismatch for runs of other tokens or rows, ConfigError.
     """
     first = runs[0]
+    if steps and not any("steps" in SAMPLERS[default_of(run.cfg.objective.objective)].reads for run in runs):
+        raise ConfigError([f"--steps {steps}: no sampler of these runs reads steps; leave it out"])
     for run in runs[1:]:
         for what, of in (("tokenizer", lambda t: t.tokenizer.fingerprint()), ("rows", lambda t: t.slice(which).fingerprint())):
             if of(run) != of(first):
@@ -60,7 +63,7 @@ def side_by_side(
         how = How(steps=steps if "steps" in SAMPLERS[sampler].reads else None)
         scores = evaluate(run.engine, run.reference, run.slice(which))
         made = compare_samplers(run, [Asked(text=sampler, sampler=sampler, how=how)], judge, which, num_samples, seed=seed)
-        real, written = made["samplers"]
+        (real, written), num_samples = made["samplers"], made["num_samples"]
         found.append(
             {
                 "run": run.checkpoint.path.parent.name,

@@ -250,8 +250,8 @@ def gap_of(one: Subject, subjects: Sequence[Subject]) -> dict | None:
     parts = []
     for name, alone in pairs:
         mine, theirs = one.scored[name], alone.scored[name]
-        nll = mine.nll - theirs.nll
-        parts.append((float(nll.mean(0).sum() / mine.tokens.sum()), data_error(nll.mean(0)[None], mine.tokens)))
+        nll = mine.nll.mean(0) - theirs.nll.mean(0)  # runs may have other numbers of draws
+        parts.append((float(nll.sum() / mine.tokens.sum()), data_error(nll[None], mine.tokens)))
     value, se = mean_of(parts)
     return {
         "run": one.name,

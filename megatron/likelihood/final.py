@@ -19,7 +19,8 @@ def score(cfg: Config, say: Callable[[str], None]) -> None:
     layout = {name: getattr(cfg.parallel, name) for name in LAYOUT}
     trained = open_run(cfg.log.run_dir, device=cfg.train.device, dtype="fp64", say=say, **layout)
     names = ["exact"] if trained.reference.exact else cfg.train.final_scores
-    found = measure(trained, names, rows=cfg.train.final_score_rows)
+    have = trained.slice().dataset.rows_in_first_epoch
+    found = measure(trained, names, rows=min(cfg.train.final_score_rows or have, have))  # a run that is finished is not refused
     with agreed(trained.engine.mesh.control):
         if trained.engine.mesh.chief:
             write(Path(cfg.log.run_dir), [found])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LEARNT, PRIOR = 0.7, 0.3  # shares of estimate and rarity where both count
 EASY, HARD = 0.3, 0.7  # importance below and above which a token is easy or hard
 GAINS = (2.0, 1.5, 2.0)  # of easy, medium and hard tokens in their own stage, in the loss `importance`
-ROUNDS = 8  # of the search for a row's common shift: below 1e-12 of m up to a tilt of 10
+ROUNDS = 12  # of the search for a row's common shift: below 1e-12 of m up to a tilt of 10
 LIMIT = 2.0**-40  # how near 0 and 1 a mean rate may be where it is a logit
 
 

@@ -107,7 +107,7 @@ class Run:
                 **self.where_at(at),
                 "loss": loss,
                 "accuracy": accuracy,
-                **({"perplexity": math.exp(min(700.0, loss))} if self.reference.likelihood else {}),
+                **({"perplexity": math.exp(min(700.0, loss))} if self.reference.likelihood and not self.besides else {}),
                 "lr": lr,
                 "grad_norm": done.grad_norm,
                 "clipped_norm": done.clipped_norm,

@@ -42,7 +42,7 @@ def rows_of(tilt, scored):
     return (tilt * (s - row_mean(s, scored))).masked_fill(~scored, 0.0)
 
 
-@pytest.mark.parametrize("tilt, least", [(1, 0.1), (3, 0.6), (10, 0.0), (10, 0.1), (10, 0.6)])
+@pytest.mark.parametrize("tilt, least", [(1, 0.1), (3, 0.6), (10, 0.0), (10, 0.1), (10, 0.6), (10, 0.99)])
 def test_a_rows_mean_rate_is_what_it_was_whatever_is_clipped(tilt, least):
     scored = torch.rand(2000, 64, generator=torch.Generator().manual_seed(1)) < 0.9
     m = torch.linspace(1e-6, 1, 2000, dtype=torch.float64)[:, None] ** 3

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of finished runs, or checkpoints of them")
     parser.add_argument("--judge", type=Path, metavar="RUN", help="an autoregressive run whose NLL of the samples is taken")
     parser.add_argument("--set", default="valid", help="valid, valid:NAME or test [valid]")
-    parser.add_argument("--num-samples", type=int, default=64, help="rows that each run continues [64]")
+    parser.add_argument("--num-samples", type=int, help="rows that each run continues [64, or all there are]")
     parser.add_argument("--steps", type=int, help="of the samplers of diffusion [sdd 25, mdm a step a token]")
     parser.add_argument("--seed", type=int, default=0, help="of all samplers [0]")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run [auto]")

@@ -63,6 +63,10 @@ def command(given: argparse.Namespace) -> None:
         if given.baseline and not one.shuffled:
             tokenizer = tokenizer or trained.tokenizer
             like |= {name: window_slice(trained, name, given.set, given.windows) for name in one.scored if name not in like}
+    if given.num_mc and all(one.exact for one in subjects):
+        raise ConfigError([f"--num-mc {given.num_mc} acts on draws, and these runs have none: leave it out"])
+    if given.baseline and not tokenizer:
+        raise ConfigError(["--baseline: all runs are controls of shuffled labels; leave it out, or give a run that is none"])
     if tokenizer:
         subjects.append(score_folder(given.baseline, like, tokenizer))
     table = table_of(subjects, given.set)
