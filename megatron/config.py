@@ -1314,9 +1314,7 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
         o = replace(o, sdd_k=o.sdd_k or list(SDD_K))
         check_candidates(o, cfg.train, mistakes)
         if cfg.data.eod_mask_loss:
-            mistakes.append(
-                "--eod-mask-loss shows the ends of documents, which --objective sdd would noise: leave it out"
-            )
+            mistakes.append("--eod-mask-loss shows the ends of documents, which --objective sdd would noise: leave it out")
     width = o.atat_width
     if o.estimates and cfg.model.hidden_size:
         width = width or max(1, cfg.model.hidden_size // (4 * ESTIMATOR_HEAD)) * ESTIMATOR_HEAD

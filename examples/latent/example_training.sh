@@ -16,6 +16,7 @@ here=$(dirname "$0")
 own_text=1 batch=${GLOBAL_BATCH_SIZE:-}
 source "$here/../common.sh"
 
+changed+=${PAIRS:+_$(basename "$PAIRS")}${TOKENS:+_$TOKENS}${SEQ_LENGTH:+_s$SEQ_LENGTH}
 PAIRS=${PAIRS:+$(from_caller "$PAIRS")}                     # without it texts of topics, whose information is known
 pairs=${PAIRS:-$DATA_DIR/texts_of_topics}
 if [[ ${DRY_RUN:-} != 1 && ! $PAIRS && ! -f ${pairs}_train.idx ]]; then

@@ -16,6 +16,7 @@ here=$(dirname "$0")
 source "$here/../common.sh"
 
 MODEL_PARAM=${MODEL_PARAM:-$(at_scale 44M CPU_46K)}         # a name, or ("${PARAM_44M[@]}")
+changed+=${DATA_CNT:+_$DATA_CNT}${EPOCH_CNT:+x$EPOCH_CNT}
 DATA_CNT=${DATA_CNT:-$(at_scale "$DATA_100M" 1500000)}     # unique tokens
 EPOCH_CNT=${EPOCH_CNT:-1} VERSION=${VERSION:-1} FIXED_K=${FIXED_K:-4}
 plan_name=three_way dataset=$(at_scale c4 "$corpus_name")

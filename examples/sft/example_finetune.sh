@@ -15,7 +15,8 @@ here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/sft   # sbatch runs a copy: submit it from the project
 source "$here/../common.sh"
 
-EPOCH_CNT=${EPOCH_CNT:-3}                                   # 1 to 3 passes over the pairs
+own=${INSTRUCT:+_$(basename "$INSTRUCT" | cut -d. -f1)}${EPOCH_CNT:+_e$EPOCH_CNT}${BASE:+_of_${BASE//[^A-Za-z0-9._-]/-}}
+whole EPOCH_CNT "${EPOCH_CNT:=3}"                           # 1 to 3 passes over the pairs
 INSTRUCT=${INSTRUCT:+$(from_caller "$INSTRUCT")}            # Alpaca's or Dolly's keys; without it words.jsonl is made
 shape=(); if [[ ! $INSTRUCT ]]; then shape=(--format 'Answer: [a-z]+\.'); fi
 pairs=$DATA_DIR/instruct/$(basename "${INSTRUCT:-words}" | cut -d. -f1)_$SCALE
@@ -28,7 +29,7 @@ rows=$("$PYTHON" -c 'import sys; from megatron.rundir.index import count_documen
 plan_name=sft name='{objective}_sft_base_{size}' base=${BASE:-} which=(--objectives "${OBJECTIVES:-ar,mdm}")
 which+=(--sizes $(sizes 140M CPU_107K))
 if [[ ! $base ]]; then base=$name$changed; plan utils/datapaths/train_c4_full.txt "${which[@]}" --tokens "$(at_scale 3e9 1e6)"; fi
-name='{objective}_sft_{size}' train_data=${pairs}_train valid_data=${pairs}_valid LEARNING_RATE=${LEARNING_RATE:-$(at_scale 2e-5 3e-3)}
+changed+=$own name='{objective}_sft_{size}' train_data=${pairs}_train valid_data=${pairs}_valid LEARNING_RATE=${LEARNING_RATE:-$(at_scale 2e-5 3e-3)}
 extra=(--data-kind instruct --lr-warmup-iters 100)
 if [[ $changed != *_gbs* ]]; then GLOBAL_BATCH_SIZE=$(at_scale 64 8); fi
 plan pairs "${which[@]}" --tokens $((rows * $(at_scale 2048 128) * EPOCH_CNT)) --finetune "$base"

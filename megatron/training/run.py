@@ -141,6 +141,8 @@ class Run:
                 self.score(split, at)
         if at.best_val_loss is None or loss < at.best_val_loss:
             return replace(at, best_val_loss=loss, best_step=at.step, worse_in_row=0)
+        if at.samples >= (self.cfg.train.num_samples or 0):  # no step is left; this validation comes again with each start
+            return at
         lowered = on_plateau(self.cfg.optim, at)
         if lowered.lr_scale < at.lr_scale:
             self.log.say(f"validation has not improved {at.worse_in_row + 1} times: the rate is {lowered.lr_scale:g} of its own")

@@ -49,8 +49,10 @@ def on_plateau(cfg: config.Optim, at: Progress) -> Progress:
 
     The rule of torch.optim.lr_scheduler.ReduceLROnPlateau, with any gain counting as one.
     """
+    if cfg.lr_plateau_factor == 1:
+        return at
     worse = at.worse_in_row + 1
-    if cfg.lr_plateau_factor < 1 and worse > cfg.lr_plateau_patience:
+    if worse > cfg.lr_plateau_patience:
         return replace(at, worse_in_row=0, lr_scale=at.lr_scale * cfg.lr_plateau_factor)
     return replace(at, worse_in_row=worse)
 

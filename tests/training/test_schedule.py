@@ -69,7 +69,7 @@ def test_the_rate_is_lowered_where_validation_stops_improving():
         at = on_plateau(cfg, at)
         scales.append((at.lr_scale, at.worse_in_row))
     assert scales == [(1.0, 1), (0.5, 0), (0.5, 1), (0.25, 0), (0.25, 1)]
-    assert on_plateau(optim(), Progress(worse_in_row=99)) == Progress(worse_in_row=100)  # 1: never
+    assert on_plateau(optim(), Progress(worse_in_row=99)) == Progress(worse_in_row=99)  # 1: never, and nothing is counted
 
 
 def test_a_run_on_a_plateau_goes_on_at_its_rate_after_a_restart(trainer, tmp_path):

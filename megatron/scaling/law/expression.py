@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib.util
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,14 +116,14 @@ def _limits(part: str, parameters, text: str) -> tuple[str, tuple[float, float]]
         low, high = map(float, ends.split(":"))
     except ValueError:
         raise BadData(f"--form {text!r}: {part!r} is no limit, expected NAME in LOW:HIGH.") from None
-    if name not in parameters or not low < high:
-        raise BadData(f"--form {text!r}: {part!r} limits no parameter ({', '.join(parameters)}), or from high to low.")
+    if name not in parameters or not -math.inf < low < high < math.inf:
+        raise BadData(f"--form {text!r}: {part!r} limits no parameter ({', '.join(parameters)}), or not from low to high.")
     return name, (low, high)
 
 
 def _value(node, at: Mapping[str, Any]):
     if isinstance(node, ast.Constant):
-        return node.value
+        return np.float64(node.value)  # whole numbers of Python grow without end, and divide by 0 with an exception
     if isinstance(node, ast.Name):
         return at[node.id]
     if isinstance(node, ast.UnaryOp):

@@ -149,11 +149,12 @@ class Formula(Form):
             return self.formula(dict(zip(self.solved, [*sizes, *exponents])), *axes) * np.ones_like(loss)
 
         unit = np.eye(self.num_linear)
-        columns = np.array([at(one) for one in unit])
-        if not np.allclose(at(2 * unit.sum(axis=0)), 2 * columns.sum(axis=0), rtol=1e-6):
+        rest = at(np.zeros(self.num_linear))  # what no such term multiplies
+        columns = np.array([at(one) for one in unit]) - rest
+        if not np.allclose(at(2 * unit.sum(axis=0)) - rest, 2 * columns.sum(axis=0), rtol=1e-6):
             linear = ", ".join(self.solved[: self.num_linear])
             raise BadData(f"the form {self.name} is not linear in {linear}: give it a method `starts` of its own.")
         scale = np.where(columns.max(axis=1) > 0, columns.max(axis=1), 1)  # 0: of repetition, where no row repeats
-        sizes = nnls((columns / scale[:, None] / loss).T, np.ones_like(loss))[0]
+        sizes = nnls((columns / scale[:, None] / loss).T, 1 - rest / loss)[0]
         sizes = np.maximum(sizes, LEAST_TERM * loss.min()) / scale
         return [*np.log(sizes[:-1]), sizes[-1]] if self.irreducible else list(np.log(sizes))

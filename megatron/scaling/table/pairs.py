@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 
-from megatron.config import declared
+from megatron.config import declared, experiment
 from megatron.errors import BadData
 from megatron.flags import find, spelling
 from megatron.scaling.table.covariates import in_a_table
@@ -31,14 +32,29 @@ def paired(runs: Sequence[dict], name: str) -> list[dict]:
     default = in_a_table(f.default)
     base = default if default in found else next(iter(found), None)
     losses: dict = {}
+    first: dict = {}
     for run in done:
-        losses.setdefault(values[run["path"]], {})[tuple(map(run["result"].get, COMMON))] = run["result"]["loss"]
+        value, key = values[run["path"]], (*map(run["result"].get, COMMON), elsewhere(run["config"], section))
+        other = first.setdefault((value, key), run["path"])
+        if other != run["path"]:
+            raise BadData(
+                f"{other} and {run['path']} both are {spelling(field)} {value} at one seed, size and data, and "
+                "differ in another flag or in nothing: name one of them"
+            )
+        losses.setdefault(value, {})[key] = run["result"]["loss"]
     rows = [row_of(spelling(field), value, base, losses) for value in found if value != base]
     if not any(row["pairs"] > 1 for row in rows):
         raise BadData(
             f"{spelling(field)}: no two pairs of finished runs that differ in it and have seed, size and data in common"
         )
     return rows
+
+
+def elsewhere(config: dict, section: str) -> str:
+    """Flags of the other sections; those of the flag's own may follow from it."""
+    names = declared()
+    kept = {name: value for name, value in experiment(config).items() if names[name][0] != section}
+    return json.dumps(kept, sort_keys=True)
 
 
 def row_of(flag: str, value, base, losses: dict) -> dict:
