@@ -123,6 +123,7 @@ def _limits(part: str, parameters, text: str) -> tuple[str, tuple[float, float]]
 
 def _value(node, at: Mapping[str, Any]):
     if isinstance(node, ast.Constant):
+        assert isinstance(node.value, (int, float))  # all that the reader lets pass
         return np.float64(node.value)  # whole numbers of Python grow without end, and divide by 0 with an exception
     if isinstance(node, ast.Name):
         return at[node.id]
