@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from megatron.data.borders import Borders
 from megatron.data.gpt_dataset import PackedDataset
 from megatron.data.instruct import Instruct
 from megatron.data.lineage import shared
-from megatron.data.pairs import Pairs
+from megatron.data.pairs import Pairs, Standard
 from megatron.data.random_window import RandomWindow
 from megatron.data.reference_order import ReferenceOrder, blended_samples, document_split
 from megatron.data.samples import Samples
@@ -79,11 +79,15 @@ def build_datasets(data: Data, spec: SampleSpec) -> dict[str, Samples | None]:
         if split != "train" and train and found:
             refuse_shared(train, found, split)
     if spec.latent_size and isinstance(train, Pairs):
-        standard = train.moments()
-        for found in built.values():
-            if isinstance(found, Pairs):
-                found.standard = standard
+        read_vectors_as(built, train.moments())
     return built
+
+
+def read_vectors_as(built: Mapping[str, Samples | None], standard: Standard) -> None:
+    """Standardise the vectors of all sets so, as the network has learnt to read them."""
+    for found in built.values():
+        if isinstance(found, Pairs):
+            found.standard = standard
 
 
 # Which corpora each split names

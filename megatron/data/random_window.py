@@ -57,8 +57,9 @@ def within_budget(papers: list[Paper], budget: int, cat: str, seed: int, least: 
     total = sum(paper.length for paper in papers)
     if total < budget:
         raise BadData(
-            f"--tokens-per-category {budget}: {cat} has {total} tokens, in {len(papers)} papers of at least {least}; "
-            f"lower it by {budget - total} or choose other categories"
+            f"{cat} has {total} tokens, in {len(papers)} papers of at least {least}; "
+            f"{budget} of each category are asked for: lower --tokens-per-category (or --unique-tokens, of all together), "
+            "or choose other categories"
         )
     word = int.from_bytes(hashlib.sha256(cat.encode()).digest()[:8], "little")
     keys = [int.from_bytes(hashlib.sha256(paper.paper_id.encode()).digest()[:8], "little") for paper in papers]

@@ -74,7 +74,7 @@ def follow(trained: Trained, asking: Asking, pairs: int | None) -> tuple[list[Pr
 
     `pairs`: so many of the validation's own order. Raises ConfigError, BadData, Mismatch.
     """
-    data = trained.slice("valid", pairs)
+    data = trained.slice("valid", pairs, flag="--pairs")
     prompts = prompts_of(trained, data)
     source = Source.of(trained.cfg, trained.tokenizer)
     sampler, how = sampler_of(source.objective, asking)

@@ -63,6 +63,7 @@ def measure(trained: Trained, which: str = "valid", rows: int | None = None, num
     import numpy as np
 
     from megatron.errors import Mismatch
+    from megatron.flags import ConfigError
     from megatron.objectives.vectors import TextAndVector, TextGivenVector, VectorGivenText
 
     posed = trained.objective
@@ -70,6 +71,8 @@ def measure(trained: Trained, which: str = "valid", rows: int | None = None, num
     vector = posed.vector if isinstance(posed, TextAndVector) else posed if isinstance(posed, VectorGivenText) else None
     if text is None and vector is None:
         raise Mismatch(f"{trained.checkpoint.path} reads no vectors: give a run of --data-kind pairs with --latent-size")
+    if num_mc and vector is None and text is not None and text.exact:
+        raise ConfigError([f"--num-mc {num_mc} acts on draws, and {trained.checkpoint.path} has none: leave it out"])
     data = trained.slice(which, rows, num_mc)
     found: dict[str, Any] = {"run": str(trained.checkpoint.path), "rows": data.rows}
     found["convention"] = data.convention(trained.reference)

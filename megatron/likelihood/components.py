@@ -38,6 +38,7 @@ from megatron.standard_errors import half_width
 from megatron.training.evaluate import Slice, data_error
 from megatron.training.trained import Trained, cut_slice, sample_spec
 
+SHARED = "runs, too narrow: they share runs of one category"
 Bin = tuple[int, int]  # first and last number of seen tokens
 
 
@@ -259,6 +260,7 @@ def gap_of(one: Subject, subjects: Sequence[Subject]) -> dict | None:
         "shuffled": one.shuffled,
         "num_categories": len(one.scored),
         "categories": [name for name, _ in pairs],
+        "alone": [alone.name for _, alone in pairs],
         "nats_per_token": value,
         "se": se,
         "profile": profile_of([one.scored[name] for name, _ in pairs], [alone.scored[name] for name, alone in pairs]),
@@ -287,10 +289,12 @@ def by_number(gaps: Sequence[dict]) -> list[dict]:
             there, error, dof = over_seeds([(g["profile"][place]["nats_per_token"], g["profile"][place]["se"]) for g in some])
             profile.append({"seen": at["seen"], "nats_per_token": there, "se": error, "half_width": half_width(error, dof)})
         said = dict(zip(("objective", "shuffled", "num_categories"), key))
+        alone = [name for gap in some for name in set(gap["alone"])]
+        shared = len(set(alone)) < len(alone)  # what they have in common does not scatter
         found.append(
             said
             | {"runs": len(some), "nats_per_token": value, "se": se, "se_df": df, "half_width": half_width(se, df)}
-            | {"error_from": "runs" if len(some) > 1 else "windows", "profile": profile}
+            | {"error_from": "windows" if len(some) == 1 else "runs" if not shared else SHARED, "profile": profile}
         )
     return sorted(found, key=lambda one: (one["objective"], one["shuffled"], one["num_categories"]))
 

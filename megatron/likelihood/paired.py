@@ -29,6 +29,7 @@ def compare(
     """
     refuse_other_tokenizer(a, b)
     draws = num_mc or max(x.cfg.objective.num_mc for x in (a, b))
+    rows = rows or min(x.slice(which).rows for x in (a, b))
     one = read(a, which, rows, last, draws)
     other = read(b, which, rows, last, draws, seed=one.data.seed)
     refuse_other_rows(one, other)

@@ -14,7 +14,8 @@ from megatron.config import Config
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, agreed
 from megatron.data import copies
-from megatron.data.datasets import build_datasets
+from megatron.data.datasets import build_datasets, read_vectors_as
+from megatron.data.pairs import Standard
 from megatron.engine import learner as learners
 from megatron.errors import BadData, CannotWrite, Refusal, exits
 from megatron.layout import find_place
@@ -74,6 +75,9 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
         }
         with claimed(cfg, mesh, watch):
             loaded, changed, early = take_up(cfg, mesh, fingerprints)
+            if loaded and (learnt := (loaded.facts.get("noted") or {}).get("standard")):
+                read_vectors_as(data, Standard.read(learnt))
+                fingerprints |= {split: found.fingerprint() for split, found in data.items() if found}
             at, interval = standing(cfg, loaded)
             begun = start_branch(cfg, mesh, at, loaded, changed, early)
             with open_log(cfg, mesh, at, loaded) as log:

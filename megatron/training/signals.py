@@ -35,6 +35,7 @@ class StopRequest:
     def __init__(self, cfg: Train, world_size: int = 1):
         self.cfg, self.start, self.doubled_seconds = cfg, time.monotonic(), DOUBLED_SECONDS if world_size > 1 else 0.0
         self.signal: int | None = None
+        self.answered = False  # by a stop that is on its way
         self.caught: dict[int, float] = {}
         self.before: dict[int, Any] = {}
 
@@ -53,6 +54,8 @@ class StopRequest:
             # What a launcher passes on late must not kill a rank that has saved and is leaving.
             late = self.doubled_seconds and number in self.caught
             signal.signal(number, signal.SIG_IGN if late else handler)
+        if self.signal and not self.answered and stands_by():  # what a run that came to its end did not heed is for the program
+            signal.raise_signal(self.signal)
 
     def catch(self, number: int, frame: FrameType | None) -> None:
         """The first signal asks; a second one of its kind ends the process at once, without a half-published save."""
@@ -79,6 +82,7 @@ class StopRequest:
         words, code = self.limit(step, steps_done) if control.rank == 0 else ("rank 0 says so", 0)
         number, code = all_reduce(torch.tensor([self.signal or 0, code]), control, dist.ReduceOp.MAX).tolist()
         if number:
+            self.answered = True
             return f"received {signal.Signals(number).name}", PREEMPTED
         return (words, code) if code else None
 

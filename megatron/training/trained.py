@@ -30,7 +30,7 @@ from megatron.config import Config, ConfigError, Parallel, check_parallel, resol
 from megatron.core import checkpoint as checkpoints
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, all_reduce, build_mesh
-from megatron.data.datasets import SampleSpec, build_datasets
+from megatron.data.datasets import SampleSpec, build_datasets, read_vectors_as
 from megatron.data.pairs import Standard
 from megatron.data.samples import Samples
 from megatron.data.tokenizer import Tokenizer, Vocabulary, build_tokenizer
@@ -98,16 +98,21 @@ class Trained:
         parts = all_reduce(table, self.engine.mesh.pp).cpu().split(rows, 1)  # the last stage's; zeros elsewhere
         return [RowScores(**{n: x.numpy() if n == "loss" else x.long().numpy() for n, x in zip(names, part)}) for part in parts]
 
-    def slice(self, which: str = "valid", rows: int | None = None, num_mc: int | None = None) -> Slice:
-        """One of the run's sets as it was scored by, or with other numbers of rows and draws. Raises ConfigError."""
+    def slice(self, which: str = "valid", rows: int | None = None, num_mc: int | None = None, flag: str = "--rows") -> Slice:
+        """One of the run's sets as it was scored by, or with other numbers of rows and draws. Raises ConfigError.
+
+        `flag`: what gave `rows`.
+        """
         data = build_datasets(self.cfg.data, sample_spec(self.cfg, self.tokenizer))
+        if "standard" in (self.checkpoint.facts.get("noted") or {}):
+            read_vectors_as(data, self.standard)
         chosen = None if which == "train" else data.get(which)
         if chosen is None:
             scored = ", ".join(name for name in data if name != "train" and data[name])
             raise ConfigError([f"--set {which}: expected a set that the run scores: {scored}"])
         if rows and rows > chosen.rows_in_first_epoch:
             raise ConfigError(
-                [f"--rows {rows}: the set {which} has {chosen.rows_in_first_epoch} rows; give fewer, or leave it out"]
+                [f"{flag} {rows}: the set {which} has {chosen.rows_in_first_epoch} rows; give fewer, or leave it out"]
             )
         found = cut_slice(self.cfg, chosen, self.reference, self.tokenizer)
         return replace(found, rows=min(rows or found.rows, chosen.rows_in_first_epoch), num_mc=num_mc or found.num_mc)

@@ -125,7 +125,7 @@ def test_categories_are_chosen_as_in_the_original_and_nested(folder):
         ({"split": "val", "component_uniform": True}, "cs.CV has no window of 8 tokens in split 'val'"),
         (
             {"tokens_per_category": 60},
-            "--tokens-per-category 60: math.ST has 50 tokens, in 1 papers of at least 8; lower it by 10",
+            "math.ST has 50 tokens, in 1 papers of at least 8; 60 of each category are asked for: lower --tokens-per-category",
         ),
         ({"tokens_per_category": 5}, "no window of 8 tokens"),
     ],

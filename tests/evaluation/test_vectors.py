@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_the_loss_falls_by_the_information_in_the_vector(told):
 def test_the_record_says_what_the_likelihood_is_conditional_on(told):
     result = json.loads((told / "result.json").read_text())
     assert result["bound"] == "bound" and result["convention"]["conditioned_on"] == "its vector"
+
+
+def test_vectors_are_read_as_the_network_learnt_to_whatever_is_trained_on_now(told, corpora, tmp_path):
+    write_pairs(replace(SOURCE, noise=2.0), tmp_path / "other", 256, 20)  # vectors of other deviations
+    words = [*FLAGS, "--train-data-path", str(tmp_path / "other"), "--valid-data-path", str(corpora / "valid")]
+    words += ["--load", str(told), "--skip-train", "--run-dir", str(tmp_path / "eval")]
+    words[words.index("--train-iters") : words.index("--train-iters") + 2] = []
+    assert main(parse(words, "mdm")) == 0
+    found = json.loads((tmp_path / "eval" / "evaluation.json").read_text())["valid"]["loss"]
+    assert found == pytest.approx(json.loads((told / "result.json").read_text())["loss"], abs=1e-9)
 
 
 def test_texts_are_written_for_vectors(told, both, tmp_path, capsys):

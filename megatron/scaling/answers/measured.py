@@ -22,7 +22,8 @@ SAME = 0.05  # largest gap in ln U and in ln C of runs of one place
 def measured_crossover(ar: Sequence[dict], mdm: Sequence[dict], num_draws: int = 1000, seed: int = 0) -> dict:
     """As find_crossover has it, over the U and C at which both have runs; `difference` is None where one has none.
 
-    Intervals: losses drawn with the scatter between equal runs. Raises BadData where no U has two such C.
+    Intervals: losses drawn with the scatter between equal runs; none where nothing says what that is. Raises BadData where no U
+    has two such C.
     """
     sides = [[row for row in rows if row["tokens"] > ONCE * row["unique_tokens"]] for rows in (ar, mdm)]
     if not all(sides):
@@ -30,11 +31,12 @@ def measured_crossover(ar: Sequence[dict], mdm: Sequence[dict], num_draws: int =
             "both need runs that repeat their data (tokens above unique_tokens): their crossing is one over unique tokens."
         )
     unique, flops = (_levels(np.log([row[name] for rows in sides for row in rows])) for name in ("unique_tokens", "flops"))
-    random, scatter, basis = np.random.default_rng(seed), *_scatter([*ar, *mdm])
+    random, (scatter, basis) = np.random.default_rng(seed), run_scatter([*ar, *mdm])
+    num_draws = 0 if scatter is None else num_draws
     least, most = [], 0  # of each objective [draws + 1, u, c], the runs themselves first
     for rows in sides:
         place = [(_nearest(unique, row["unique_tokens"]), _nearest(flops, row["flops"])) for row in rows]
-        losses = np.array([row["loss"] for row in rows]) + scatter * random.standard_normal((num_draws + 1, len(rows)))
+        losses = np.array([row["loss"] for row in rows]) + (scatter or 0.0) * random.standard_normal((num_draws + 1, len(rows)))
         losses[0] = [row["loss"] for row in rows]
         best = np.full((num_draws + 1, len(unique), len(flops)), np.inf)
         for number, (u, c) in enumerate(place):
@@ -49,20 +51,17 @@ def measured_crossover(ar: Sequence[dict], mdm: Sequence[dict], num_draws: int =
         "label": f"The best run of each C and U.  AR: {kind_of(ar[0])}, MDM: {kind_of(mdm[0])}.",
         "critical": [point for point in critical if point["searched"]],
         "power_law": None,
-        "num_draws": num_draws if scatter else 0,
+        "num_draws": num_draws,
         "unique_tokens": np.exp(unique).tolist(),
         "flops": np.exp(flops).tolist(),
         "difference": difference[0].tolist(),
         "warnings": [
-            f"intervals rest on a scatter of {scatter:.2g} between equal runs ({basis}); the best of {most} runs is low by up to "
-            f"{-expected_minimum(most) * scatter:.2g}."
+            "no intervals: there are no replicates and no stated errors, so that nothing says how far equal runs differ."
+            if scatter is None
+            else f"intervals rest on a scatter of {scatter:.2g} between equal runs ({basis}); the best of {most} runs is low "
+            f"by up to {-expected_minimum(most) * scatter:.2g}."
         ],
     }
-
-
-def _scatter(rows: Sequence[dict]) -> tuple[float, str]:
-    scatter, basis = run_scatter(rows)
-    return (0.0, "no replicates and no stated errors: no intervals") if scatter is None else (scatter, basis)
 
 
 def _levels(ln_values: np.ndarray) -> np.ndarray:
@@ -84,11 +83,12 @@ def _critical(U: float, ln_flops: np.ndarray, difference: np.ndarray) -> dict:
     ln_flops, difference = ln_flops[known], difference[:, known]
     roots = np.array([_first_root(ln_flops, row) for row in difference])
     searched = np.exp(ln_flops[[0, -1]]).tolist()
-    beyond = float(np.mean(roots[1:] == np.inf)) if len(roots) > 1 else 0.0
-    low, high = percentile_interval(np.exp(roots[1:]))
-    low = searched[1] if beyond > 0.975 else low or None  # beyond the runs, almost for certain
-    high = None if high is None else max(high, searched[0])
-    point |= {"low": low, "high": high, "searched": searched, "share_of_draws": float(np.mean(np.isfinite(roots[1:])))}
+    point |= {"searched": searched, "share_of_draws": None}
+    if len(roots) > 1:
+        low, high = percentile_interval(np.exp(roots[1:]))
+        low = searched[1] if np.mean(roots[1:] == np.inf) > 0.975 else low or None  # beyond the runs, almost for certain
+        high = None if high is None else max(high, searched[0])
+        point |= {"low": low, "high": high, "share_of_draws": float(np.mean(np.isfinite(roots[1:])))}
     if roots[0] == -np.inf:
         return point | {"reason": f"none in range: MDM leads already at {searched[0]:.3g} FLOPs"}
     if roots[0] == np.inf:

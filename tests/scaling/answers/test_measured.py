@@ -22,6 +22,11 @@ def runs(noise=0.0, seed=0, budgets=(1e10, 1e11, 1e12)):
 def test_the_crossing_of_the_best_runs_is_found_and_covered():
     found = measured_crossover(*runs())
     assert [point["flops"] for point in found["critical"]] == pytest.approx(list(CROSSINGS.values()), rel=1e-6)
+    assert found["num_draws"] == 0 or found["critical"][0]["low"] is not None  # noise-free replicates
+    alone = measured_crossover(*([row for row in rows if row["run"] and int(row["run"]) % 2 == 0] for rows in runs()))
+    assert [point["flops"] for point in alone["critical"]] == pytest.approx(list(CROSSINGS.values()), rel=1e-6)
+    assert {(p["low"], p["high"], p["share_of_draws"]) for p in alone["critical"]} == {(None, None, None)}
+    assert "no intervals" in alone["warnings"][0]
     inside = []
     for seed in range(40):
         found = measured_crossover(*runs(noise=0.02, seed=seed), num_draws=200)

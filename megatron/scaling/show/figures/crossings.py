@@ -50,7 +50,8 @@ def draw_crossings(cases: dict[str, dict]) -> Figure:
         log_ticks(axis)
     handles = [Line2D([], [], label=name, **_look(number)) for number, name in enumerate(cases)]
     caption = (
-        "Bars: 95 % intervals; an arrow at an edge: open, or beyond; a cross: AR leads (above) or MDM leads (below) throughout."
+        "Bars: 95 % intervals, none where nothing says how far equal runs differ; an arrow at an edge: open, or beyond; "
+        "a cross: AR leads (above) or MDM leads (below) throughout."
     )
     explain(
         figure, handles, f"{caption}\nThin lines: U = {ends[0]:.3g}; thick: U = {ends[1]:.3g}. {results[0].get('label') or ''}"
@@ -71,6 +72,8 @@ def _draw_points(axes: Axes, result: dict, look: dict, shift: float, low: float,
         if not point.get("flops"):
             edge = low if "MDM leads" in (point.get("reason") or "") else high
             axes.plot(at, edge, marker="x", color=color, markersize=10, markeredgewidth=2, clip_on=False, zorder=5)
+        if not result["num_draws"]:
+            continue
         ends = np.clip([point.get("low") or low, point.get("high") or high], low, high)
         axes.plot([at, at], ends, color=color, linewidth=1.6, clip_on=False)
         for end, edge, arrow in zip(ends, (low, high), "v^"):

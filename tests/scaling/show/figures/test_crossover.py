@@ -20,6 +20,7 @@ RESULT = {
     "unique_tokens": UNIQUE.tolist(),
     "flops": FLOPS.tolist(),
     "difference": (0.1 * np.tanh(np.log(CRITICAL[:, None] / FLOPS))).tolist(),
+    "num_draws": 100,
     "critical": POINTS,
     "power_law": {"k": 5.1, "p": 2.17, "ci": {"k": [2.0, 8.0], "p": [1.9, None]}},
 }
