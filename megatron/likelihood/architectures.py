@@ -20,6 +20,7 @@ from megatron.rundir.names import METRICS
 from megatron.sampling.draws import How
 from megatron.sampling.table import SAMPLERS, default_of
 from megatron.scaling.show.figures.style import INK, explain, frame, log_ticks, new_figure
+from megatron.standard_errors import half_width
 from megatron.training.evaluate import evaluate
 from megatron.training.trained import Trained
 
@@ -130,13 +131,20 @@ def draw(found: dict, folders: Sequence[Path]) -> Figure:
     frame(right, title, "tokens written a second", unit)
     right.axhline(found["real"][key], color=INK, linewidth=1.2, linestyle=":")
     for one, look in zip(found["runs"], looks):
-        right.errorbar(one["tokens_per_second"], one[key], one[f"{key}_se"], capsize=4, **look, markersize=10)
+        right.errorbar(
+            one["tokens_per_second"],
+            one[key],
+            half_width(one[f"{key}_se"], found["num_samples"] - 1),
+            capsize=4,
+            **look,
+            markersize=10,
+        )
     right.set_xscale("log")
     log_ticks(right.xaxis)
     explain(
         figure,
         [handle for handle in handles if handle],
-        f"{found['num_samples']} continuations of a token of {found['set']}; bars: a standard error. Dotted: real text. Nearer "
+        f"{found['num_samples']} continuations of a token of {found['set']}; bars: 95 %. Dotted: real text. Nearer "
         "to it is better: text that repeats itself is likely, and poor",
         3,
     )

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron.scaling.show.figures.style import INK, explain, frame, log_ticks, new_figure
+from megatron.standard_errors import half_width
 
 COLUMNS = (  # key, head, format
     ("passes_per_sample", "passes", "8.1f"),
@@ -62,7 +63,10 @@ def draw(found: dict) -> Figure:
     for one, (key, title, unit) in zip(axes, panels):
         frame(one, title, "places read for a new token", unit)
         one.axhline(real[key], color=INK, linewidth=1.2, linestyle=":")
-        handles = [curve(one, number, name, entries, key) for number, (name, entries) in enumerate(lines.items())]
+        handles = [
+            curve(one, number, name, entries, key, found["num_samples"] - 1)
+            for number, (name, entries) in enumerate(lines.items())
+        ]
         one.set_xscale("log")
         log_ticks(one.xaxis)
     judge = f", judged by {found['judge']}" if found["judge"] else ""
@@ -70,7 +74,7 @@ def draw(found: dict) -> Figure:
         figure,
         handles,
         f"{found['objective']} at step {found['step']}: {found['num_samples']} continuations of {found['prompt_tokens']} tokens "
-        f"by {found['new_tokens']}{judge}; bars: a standard error.\nDotted: the same of real text. Nearer to it is better: text "
+        f"by {found['new_tokens']}{judge}; bars: 95 %.\nDotted: the same of real text. Nearer to it is better: text "
         "that repeats itself is likely, and poor",
         4,
     )
@@ -87,9 +91,9 @@ def by_sampler(entries: list[dict]) -> dict[str, list[dict]]:
     return found
 
 
-def curve(axes: Axes, number: int, name: str, entries: list[dict], key: str):
+def curve(axes: Axes, number: int, name: str, entries: list[dict], key: str, df: int):
     entries = sorted(entries, key=lambda entry: entry["places_per_token"])
     x, y = [entry["places_per_token"] for entry in entries], [entry[key] for entry in entries]
     color, marker = LOOKS[number % len(LOOKS)], MARKERS[(number + number // len(LOOKS)) % len(MARKERS)]
-    errors = [entry[f"{key}_se"] for entry in entries]
+    errors = [half_width(entry[f"{key}_se"], df) for entry in entries]
     return axes.errorbar(x, y, errors, capsize=3, linewidth=1.4, markersize=7, label=name, color=color, marker=marker)
