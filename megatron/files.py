@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from megatron.errors import BadData, CannotWrite, MissingInput
 
@@ -25,6 +26,17 @@ def output_prefix(text: str) -> str:
     if not Path(text).name or text.endswith("/"):
         raise argparse.ArgumentTypeError(f"{text} is a folder: add the start of a file name")
     return text
+
+
+def sha256(file: Path | IO[bytes]) -> str:
+    """Of a file's content, or of what is left of an open one, in hexadecimal digits."""
+    if isinstance(file, Path):
+        with open(file, "rb") as opened:
+            return sha256(opened)
+    found = hashlib.sha256()
+    while block := file.read(1 << 20):
+        found.update(block)
+    return found.hexdigest()
 
 
 def own_folder(folder: Path) -> Path:

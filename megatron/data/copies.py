@@ -6,7 +6,6 @@ ARRIVED, and is not sent again; a folder that is fetched comes into place at onc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 from megatron.data.remote import remote
 from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
+from megatron.files import sha256
 from megatron.locks import is_held
 
 LISTING, ARRIVED = "files.json", "files.arrived.json"
@@ -30,23 +30,10 @@ def listing_of(folder: Path) -> Listing:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts) and str(name) not in (LISTING, ARRIVED):
-            found[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            found[name.as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     if not found:
         raise MissingInput(f"{folder} has no file to copy: give the folder of a run or a corpus")
     return found
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else digest(file)
-
-
-def digest(file: Any) -> str:
-    """For Python 3.10."""
-    found = hashlib.sha256()
-    while block := file.read(1 << 20):
-        found.update(block)
-    return found.hexdigest()
 
 
 def parse_listing(data: bytes | None, where: str) -> Listing | None:
@@ -58,6 +45,8 @@ def parse_listing(data: bytes | None, where: str) -> Listing | None:
         names = {name: (int(stated["bytes"]), str(stated["sha256"])) for name, stated in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadData(f"{where} is damaged, expected a list of files with bytes and sha256: upload the folder anew") from None
+    if not names:
+        raise BadData(f"{where} lists no files: upload the folder anew")
     for name in names:
         if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise Untrusted(f"{where} lists {name!r:.80}, which leads out of the folder")
@@ -73,7 +62,7 @@ def send(folder: Path, url: str, say: Say = print) -> None:
             say(f"{url}: already there")
             return
         before = whole or parse_listing(read(store, f"{path}/{ARRIVED}"), f"{url}/{ARRIVED}") or {}
-        arrived = {name: stated for name, stated in files.items() if before.get(name) == stated}
+        arrived = {name: stated for name, stated in before.items() if files.get(name, stated) == stated}  # also what must go
         store.makedirs(path, exist_ok=True)
         write(store, f"{path}/{ARRIVED}", arrived)
         if whole is not None:
@@ -122,7 +111,7 @@ def receive(url: str, folder: Path, say: Say = print) -> None:
 
 def fetch(store: Any, name: str, target: Path, stated: dict[str, Any], where: str) -> None:
     """One file, unless it is there already. Raises BadData, MissingInput, CannotWrite."""
-    if target.is_file() and target.stat().st_size == stated["bytes"] and sha256_of(target) == stated["sha256"]:
+    if target.is_file() and target.stat().st_size == stated["bytes"] and sha256(target) == stated["sha256"]:
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +120,7 @@ def fetch(store: Any, name: str, target: Path, stated: dict[str, Any], where: st
     if not store.exists(name):
         raise BadData(f"{where} is missing, though {LISTING} lists it: upload the folder anew")
     store.get_file(name, str(target))
-    size, found = target.stat().st_size, sha256_of(target)
+    size, found = target.stat().st_size, sha256(target)
     if (size, found) != (stated["bytes"], stated["sha256"]):
         target.unlink()
         raise BadData(

@@ -49,6 +49,23 @@ def test_a_folder_there_and_back(run, tmp_path, store, capsys):
     assert capsys.readouterr().out.count("already there") == 2
 
 
+def test_what_an_earlier_copy_had_goes_even_after_a_line_that_is_cut(run, store, monkeypatch):
+    send(made(run, {"old.bin": b"old"}), URL)
+    (run / "old.bin").unlink()
+    made(run, {"result.json": b"[1]"})
+    put = type(store).put_file
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "put_file", lambda *_, **__: (_ for _ in ()).throw(OSError("the line is cut")))
+        with pytest.raises(CannotWrite):
+            send(run, URL)
+    assert type(store).put_file is put and store.exists("/bucket/runs/a/old.bin")
+    send(run, URL)
+    assert not store.exists("/bucket/runs/a/old.bin") and store.cat_file("/bucket/runs/a/result.json") == b"[1]"
+    store.pipe_file("/bucket/runs/a/" + LISTING, b'{"files": {}}')
+    with pytest.raises(BadData, match="lists no files"):
+        receive(URL, run.parent / "c")
+
+
 def test_an_interrupted_copy_counts_for_nothing_and_goes_on(run, tmp_path, store, monkeypatch):
     put, sent = type(store).put_file, []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -39,7 +38,7 @@ from megatron.data.tokenizer import Tokenizer, build_tokenizer
 from megatron.data.tokenizer_json import tokenizer_json
 from megatron.data.train_tokenizer import train_byte_level_bpe
 from megatron.errors import BadData, CannotWrite, Mismatch
-from megatron.files import json_if_whole, own_folder, parse_json, replace_file, sync_folder
+from megatron.files import json_if_whole, own_folder, parse_json, replace_file, sha256, sync_folder
 from megatron.locks import Held, held
 from megatron.progress import ProgressLine
 
@@ -421,14 +420,6 @@ def record(made: Made, config: dict[str, Any]) -> None:
         "made_by": f"megatron-scaling {__version__}",
     }
     replace_file(out / LAST, (json.dumps(described, indent=1) + "\n").encode())
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def in_order(folder: Path) -> list[Path]:

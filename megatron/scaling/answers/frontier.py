@@ -99,6 +99,8 @@ def frontier_of(isoflop: IsoFlop) -> dict | None:
     flops = np.array([minimum.flops for minimum in isoflop.interior])
     bend = _curvature(isoflop, flops)
     bent = _with_irreducible(isoflop, flops) if len(flops) > LEAST_MINIMA else None
+    if bent is not None and not np.isfinite(bent[0]).all():  # the minima rise with C: no such law falls through them
+        bent = None
     used = plain if bent is None or bend is None or _within(bend["ci"]) else bent
     values = np.column_stack([*sizes, used])
     values = values[np.isfinite(values).all(axis=1)]
@@ -196,7 +198,7 @@ def gain(reference: dict, other: dict) -> dict | None:
     laws = [FrontierForm().from_values([one["params"][name] for name in NAMES]) for one in (reference, other)]
     flops = np.geomspace(other["range"]["flops"][0], other["range"]["flops"][1], BAND_POINTS)
     value = laws[0].flops_at(laws[1].optimal_loss(flops)) / flops
-    if not np.isfinite(value).all():
+    if not np.isfinite(value).any():
         return None
     pairs = min(len(reference["draws"]), len(other["draws"]))
     found = {"flops": flops.tolist(), "value": value.tolist(), "inside": []}

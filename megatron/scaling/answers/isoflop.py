@@ -158,7 +158,7 @@ def fit_isoflop(
         return _concluded(_without_budgets(seed, warnings, left_out), 0)
     fitted, around, parabolas, misfit = _choose_curves(budgets, curve)
     minima = [_minimum(fitted, number, *budget[:4]) for number, budget in enumerate(budgets)]
-    warnings += _said_of_shape(parabolas, minima, misfit, curve)
+    warnings += _said_of_shape(parabolas, minima, misfit, curve, x)
     *_, (scatter, freedom) = scatters = _scatter(around, budgets)
     warnings += _curved(minima, scatters)
     if ci == "cluster":
@@ -379,13 +379,13 @@ def _precision(curves: Curves, budgets) -> list[np.ndarray]:
     return [np.full((1, len(budget[3])), (least / max(one, 1e-3 * least)) ** 2) for budget, one in zip(budgets, sigma)]
 
 
-def _said_of_shape(parabolas: Curves, minima, misfit: Misfit | None, curve: str) -> list[str]:
+def _said_of_shape(parabolas: Curves, minima, misfit: Misfit | None, curve: str, x: str) -> list[str]:
     """Which minima do not count, and what the test of parabolas means for the others."""
     outside = [f"budget {m.flops:.3g}: {m.reason}; left out of the exponents." for m in minima if m.reason]
-    return outside + _said_of_test(parabolas, minima, misfit, curve)
+    return outside + _said_of_test(parabolas, minima, misfit, curve, x)
 
 
-def _said_of_test(parabolas: Curves, minima, misfit: Misfit | None, curve: str) -> list[str]:
+def _said_of_test(parabolas: Curves, minima, misfit: Misfit | None, curve: str, x: str) -> list[str]:
     if misfit is None:
         if curve == "auto" and any(minimum.num_runs > LEAST_SIZES for minimum in minima):
             return [
@@ -403,9 +403,9 @@ def _said_of_test(parabolas: Curves, minima, misfit: Misfit | None, curve: str) 
     off = [100 * (at / m.params - 1) for at, m in used]
     low, high = min(off), max(off)
     by = f"{low:+.2g} %" if high - low < 1 else f"{low:+.2g} to {high:+.2g} %"
-    alpha, beta = minima[0].shape
+    (alpha, beta), axis = minima[0].shape, "N" if x == "params" else "D"
     return [
-        f"{tested}: minima are of curves of the law's shape, c0 + c1 N^-{alpha:.3g} + c2 N^{beta:.3g}; "
+        f"{tested}: minima are of curves of the law's shape, c0 + c1 {axis}^-{alpha:.3g} + c2 {axis}^{beta:.3g}; "
         f"parabolas would put them {by} off."
     ]
 

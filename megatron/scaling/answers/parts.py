@@ -39,6 +39,7 @@ def differences(reference: Fit, other: Fit) -> list[dict]:
             name,
             [fit.params[name] for fit in (reference, other)],
             [None if fit.draws is None else fit.draws[:, fit.names.index(name)] for fit in (reference, other)],
+            [fit.ci.get(name, (None, None)) for fit in (reference, other)],
         )
         for name in names
     ]
@@ -51,11 +52,16 @@ def differences(reference: Fit, other: Fit) -> list[dict]:
     return [*found, _difference(f"loss at {where}", losses, draws)]
 
 
-def _difference(name: str, values: list[float], draws: list) -> dict:
+def _difference(name: str, values: list[float], draws: list, own: list | None = None) -> dict:
+    """`own`: each one's interval; an end that the data leave open there is a limit of the fit in the draws."""
     ci = None
     if all(one is not None and len(one) for one in draws):
         count = min(map(len, draws))
-        ci = percentile_interval(draws[1][:count] - draws[0][:count])
+        low, high = percentile_interval(draws[1][:count] - draws[0][:count])
+        if own is not None:
+            low = None if own[1][0] is None or own[0][1] is None else low
+            high = None if own[1][1] is None or own[0][0] is None else high
+        ci = [low, high]
     return {"name": name, "values": values, "difference": values[1] - values[0], "ci": ci}
 
 
@@ -99,6 +105,8 @@ def trends(fits: dict[str, Fit], rows: Sequence[dict], flags: Sequence[str]) -> 
         values = [[parts[name][flag] for flag in numeric] for name in known]
         x = np.array([[math.log(value) if log else value for value, log in zip(row, logs)] for row in values])
         for parameter in fits[known[0]].names:
+            if any(None in fits[name].ci.get(parameter, ()) for name in known):
+                continue  # draws of a part stand at the limits of the fit
             line = _trend(x, [fits[name] for name in known], parameter)
             if line is not None:
                 of = [f"ln {spelled(flag)}" if log else spelled(flag) for flag, log in zip(numeric, logs)]

@@ -135,7 +135,8 @@ def _misfit(fit: Fit, law: Form, rows: Rows, residual) -> list[str]:
             f"the residuals (rms {fit.residual_rms:.2g} of ln L) are {fit.residual_rms / floor['rms']:.2g} times the "
             f"scatter of replicates ({floor['rms']:.2g}): the form does not describe these runs."
         )
-    found += _two_levels(residual)
+    if len(law.axes) > 1:  # of a law of N alone, what D does looks like levels
+        found += _two_levels(residual)
     single = ~rows.repeated
     if "R_D" in law.names and single.sum() >= 5 and rows.repeated.any():
         mean, error = residual[single].mean(), residual[single].std(ddof=1) / np.sqrt(single.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -364,7 +365,8 @@ def _resampled(problem, law, rows, ends, first, low, high, clusters, num_resampl
     # scaling supposes a scatter about one optimum
     single = not law.several_optima and np.all((optimum > low) & (optimum < high))
     oversampling = OVERSAMPLING if single else 1
-    weights = resample(clusters, num_resamples, seed, oversampling)
+    data = zlib.crc32(rows.loss.tobytes())  # laws of other runs are paired draw by draw, as independent ones
+    weights = resample(clusters, num_resamples, [seed, data], oversampling)
     lowest, highest = _hold_draws(low, high, chinchilla, rows, num_resamples, seed)
     found = bootstrap(problem, starts, lowest, highest, weights)
     theta = found.theta[found.converged]

@@ -328,7 +328,7 @@ def read_hyper(path: str | Path, setting: str) -> dict[str, HyperLaw]:
             str(objective): HyperLaw(
                 float(part["settings"][setting]["constant"]),
                 {name: float(part["settings"][setting]["exponents"][name]) for name in part["settings"][setting]["exponents"]},
-                part["settings"][setting]["range"],
+                {name: [float(low), float(high)] for name, (low, high) in part["settings"][setting]["range"].items()},
                 part["settings"][setting]["params_convention"],
             )
             for objective, part in held["objectives"].items()

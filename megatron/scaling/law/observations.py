@@ -146,6 +146,9 @@ def held_out(condition, observed: Observations):
     known = {"run": observed.names, "epochs": epochs, **observed.others, **observed.columns}
     if column not in known or isinstance(value, str) and sign not in ("=", "==", "!="):
         raise BadData(f"--holdout {condition}: expected a condition such as flops>=1e21 on one of {', '.join(known)}.")
+    if isinstance(value, float) and sign not in ("=", "==", "!=") and any(isinstance(item, str) for item in known[column]):
+        word = next(item for item in known[column] if isinstance(item, str))
+        raise BadData(f"--holdout {condition}: {column} is {word!r} in some rows, which is no number.")
     chosen = [
         COMPARE[sign](item if isinstance(value, float) else str(item), value) if item is not None else False
         for item in known[column]

@@ -22,7 +22,8 @@ def rungs_of(runs: list[dict], eta: int) -> list[dict]:
         setting = repr(sorted((name, str(value)) for name, value in run["varied"].items() if name != "seed"))
         repeats = not run["budget"] or run["unique_tokens"] < run["tokens"]  # fresh data grow with the length
         key = (run["objective"], run["size"], round(run["tokens"] / run["epochs"]) if repeats else None)
-        found.setdefault(key, {}).setdefault(run["tokens"], {}).setdefault(setting, []).append(run["name"])
+        length = next(iter(run["budget"].values()), None) or round(run["epochs"])  # as asked: tokens are whole batches
+        found.setdefault(key, {}).setdefault(length, {}).setdefault(setting, []).append(run["name"])
     groups = []
     for (objective, size, _), lengths in found.items():
         settings = list(dict.fromkeys(setting for rung in lengths.values() for setting in rung))

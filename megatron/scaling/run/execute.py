@@ -116,7 +116,7 @@ def run_plan(
     say(f"{len(todo)} of {len(chosen)} runs to do, {start.how}")
     with Interruption() as interruption:
         while todo:
-            decided = decide(plan, runs_dir)
+            decided = decide(plan, runs_dir, {run["name"] for run in todo})
             todo = [run for run in todo if run["name"] not in decided.gave_way]
             ready = [run for run in todo if run["name"] not in decided.waiting and not lacking(run, runs_dir)]
             if not ready:

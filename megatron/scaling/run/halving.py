@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +18,11 @@ class Decided:
     waiting: dict[str, str] = field(default_factory=dict)
 
 
-def decide(plan, runs_dir: Path) -> Decided:
-    """At each rung the settings of least loss, a mean over seeds, go on; one with a failed run counts as the worst."""
+def decide(plan, runs_dir: Path, again: Collection[str] = ()) -> Decided:
+    """At each rung the settings of least loss, a mean over seeds, go on; one with a failed run counts as the worst.
+
+    `again`: runs that are about to be started, whatever became of them before.
+    """
     entries, decided = {run["name"]: run for run in plan.runs}, Decided()
     for group in plan.halving:
         alive = list(range(len(group["rungs"][0])))
@@ -28,7 +32,12 @@ def decide(plan, runs_dir: Path) -> Decided:
             if number + 1 == len(group["rungs"]):
                 break
             now = {at: [stand(entries[name], runs_dir / name) for name in rung[at]] for at in alive}
-            unfinished = [one.run for found in now.values() for one in found if one.state != "done" and not _failed(one)]
+            unfinished = [
+                one.run
+                for found in now.values()
+                for one in found
+                if one.state != "done" and (one.run in again or not _failed(one))
+            ]
             if unfinished:
                 said = f"it waits for {unfinished[0]}" + f" and {len(unfinished) - 1} more" * (len(unfinished) > 1)
                 for more in group["rungs"][number + 1 :]:

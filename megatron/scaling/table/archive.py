@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import megatron
 from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
-from megatron.files import staged
+from megatron.files import sha256, staged
 from megatron.rundir.folders import is_run, read_file
 from megatron.rundir.names import CONFIG, FACTS, METRICS, RESULT
 from megatron.scaling.table.runs import read_result
@@ -24,7 +24,6 @@ RUN_RECORDS = (CONFIG, METRICS, RESULT, FACTS)
 MANIFEST = "MANIFEST.sha256"
 MADE = ("README.md", "table.jsonl", MANIFEST)
 TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
-CHUNK = 1 << 20
 
 
 def pack(paths: Iterable[str | Path], archive: str | Path, title: str, author: str) -> list[str]:
@@ -42,7 +41,7 @@ def pack(paths: Iterable[str | Path], archive: str | Path, title: str, author: s
     ]
     made = {"table.jsonl": "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()} if rows else {}
     made["README.md"] = _readme(title, author, files, _code_versions(files)).encode()
-    digests = {name: _digest(path) for name, path in files.items()}
+    digests = {name: sha256(path) for name, path in files.items()}
     digests |= {name: hashlib.sha256(content).hexdigest() for name, content in made.items()}
     made[MANIFEST] = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
     with staged(archive.parent) as stage, zipfile.ZipFile(stage / archive.name, "w") as packed:
@@ -142,21 +141,9 @@ def _readme(title: str, author: str, files: dict[str, Path], codes: list[str]) -
 """
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return _digest_of(file)
-
-
 def _digest_in(packed: zipfile.ZipFile, name: str) -> str:
     with packed.open(name) as file:
-        return _digest_of(file)
-
-
-def _digest_of(file) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
+        return sha256(file)
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

@@ -24,7 +24,8 @@ def check_plausible(rows: Sequence[dict], unit: str = "nats") -> list[str]:
 def _flops_of(rows: Sequence[dict]) -> list[str]:
     """C against 6 N D: a row that is off by far from the others has another unit; all of them, another convention."""
     ratio = np.array([row["flops"] / (6 * row["params"] * row["tokens"]) for row in rows])
-    usual = float(np.median(ratio))
+    order = np.sort(ratio)
+    usual = min(order[(len(order) - 1) // 2], order[len(order) // 2], key=lambda one: abs(np.log(one)))
     off = np.abs(np.log(ratio / usual))
     if off.max() > np.log(MIXED):
         row, value = rows[int(off.argmax())], ratio[off.argmax()]

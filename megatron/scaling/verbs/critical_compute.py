@@ -76,6 +76,9 @@ def command(args: argparse.Namespace) -> Answer:
     from megatron.scaling.show.figures import draw_crossings, draw_crossover, save
 
     others = {name: read_crossover(path) for name, path in args.beside}
+    names = [args.label, *(name for name, _ in args.beside)]
+    if len(set(names)) < len(names):
+        raise ConfigError([f"--beside: {', '.join(names)} are the cases, two of one name: name each apart, this one by --label"])
     unknown = sorted(set(args.allow) - set(LINTS))
     if unknown:
         raise ConfigError([f"--allow {unknown[0]}: expected one of {', '.join(LINTS)}."])

@@ -94,7 +94,7 @@ def command(args: argparse.Namespace) -> Answer:
 def startable(plan: Plan, args: argparse.Namespace, only: list[str] | None) -> list[dict]:
     """The runs that are to do, but for those that a successive halving has not settled yet, which it says."""
     todo, _ = pending(choose(plan, only), args.runs_dir, args.retry_failed)
-    decided = decide(plan, args.runs_dir)
+    decided = decide(plan, args.runs_dir, {run["name"] for run in todo})
     staying = those_that_stay(todo, decided)
     found = [run for run in staying if run["name"] not in decided.waiting]
     if len(found) < len(staying):

@@ -48,6 +48,13 @@ def test_a_straight_loss_stays_a_power_law():
     found = frontier_of(fit_isoflop(flops, params, flops / 6 / params, loss, num_resamples=200))
     assert found["params"]["E"] == 0 and found["params"]["g"] == pytest.approx(0.05, abs=0.002) and not warnings_of(found)
     assert frontier_of(isoflop(budgets=1)) is None
+    rising = {1e18: 3.0, 1e19: 2.9, 1e20: 3.0, 1e21: 3.4, 1e22: 4.1}  # as of data that are short
+    flops = np.repeat(list(rising), 6)
+    size = np.tile(np.geomspace(0.2, 5, 6), 5)
+    params = 0.1 * flops**0.5 * size
+    loss = np.repeat(list(rising.values()), 6) + 0.1 * np.log10(size) ** 2
+    found = frontier_of(fit_isoflop(flops, params, flops / 6 / params, loss, num_resamples=50))
+    assert found["irreducible"] is None and np.isfinite(list(found["params"].values())).all()
 
 
 def test_the_gain_of_one_law_on_another():
@@ -58,6 +65,8 @@ def test_the_gain_of_one_law_on_another():
     assert found["value"] == pytest.approx([0.5] * len(found["value"])) and "low" not in found
     assert found["inside"][-1] and not found["inside"][0]
     assert gain(one | {"params": vars(twice) | {"E": 3.0}}, dear) is None
+    part = gain(one | {"params": vars(twice) | {"E": 1.2}}, dear)
+    assert np.isfinite(part["value"]).any() and not np.isfinite(part["value"]).all()
 
 
 def test_an_isoflop_file_is_a_law_of_the_optimum(tmp_path):

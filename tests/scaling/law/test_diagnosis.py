@@ -82,6 +82,10 @@ def test_two_definitions_of_the_loss_stand_on_two_levels():
         mixed, "two levels", "20 rows 1.4", "nats and bits"
     )
     assert not warned(columns(noise=0.03), "two levels")
+    by_size = {name: np.tile(np.geomspace(1e6, 1e9, 15), 2) if name == "params" else values for name, values in table.items()}
+    lengths = np.repeat([1e9, 1e11], 15)
+    by_size |= {"tokens": lengths, "unique_tokens": lengths, "loss": LAW.loss(by_size["params"], lengths)}
+    assert not warned(by_size, "two levels", form="power-params")
 
 
 def test_repeated_data_are_no_matter_of_a_law_of_fresh_data():

@@ -47,7 +47,7 @@ def test_recovers_a_known_law_without_noise():
 
 def test_intervals_contain_the_truth_and_repeat_with_the_seed():
     columns = sweep(noise=0.004)
-    fit, again = (fit_chinchilla(*columns, seed=3, num_resamples=60) for _ in range(2))
+    fit, again = (fit_chinchilla(*columns, seed=3, num_resamples=300) for _ in range(2))
     assert fit.ci == again.ci and fit.failed_resamples == 0
     assert all(fit.ci[name][0] < getattr(TRUTH, name) < fit.ci[name][1] for name in ("E", "alpha", "beta"))
     assert fit.ci["a"][0] < TRUTH.exponents[0] < fit.ci["a"][1]

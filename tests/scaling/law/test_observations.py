@@ -52,7 +52,7 @@ def test_conditions_hold_rows_out(condition, expected):
     assert list(held_out(condition, observe(ROWS))[0]) == expected
 
 
-@pytest.mark.parametrize("condition", ["nonsense", "width>3", "run>a", "params>0"])
+@pytest.mark.parametrize("condition", ["nonsense", "width>3", "run>a", "params>0", "seed>1"])
 def test_other_conditions_are_refused(condition):
     with pytest.raises(BadData, match="--holdout"):
         held_out(condition, observe(ROWS))

@@ -38,6 +38,12 @@ def test_a_failed_run_is_the_worst_and_an_unfinished_one_holds_the_rung(carry_ou
     assert (code, order) == (1, []) and "d4 cannot start: it waits for c1: successive halving" in said
 
 
+def test_a_failed_run_that_is_tried_again_is_not_the_worst_before_it_has_run(carry_out):  # noqa: F811
+    carry_out(members(b1=("--does", "fail65")), halving=[GROUP])
+    code, order, _ = carry_out(members(), halving=[GROUP], retry_failed=True)
+    assert (code, [name for name, *_ in order]) == (0, ["b1", "b2", "d4"])
+
+
 def test_status_knows_who_gave_way(carry_out, tmp_path, capsys):  # noqa: F811
     plan = {"schema_version": 1, "kind": "chinchilla", "scale": "cpu", "defaults": {}, "runs": members(), "halving": [GROUP]}
     (tmp_path / "plan.json").write_text(json.dumps(plan))

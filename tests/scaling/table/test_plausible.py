@@ -19,6 +19,8 @@ def test_flops_in_another_unit_are_named():
     for change in ({"tokens": 2e3}, {"flops": 1.2e11}):
         with pytest.raises(BadData, match="line 4: C is .* in the other rows 1 times: .*1 such rows of 4"):
             check_plausible([row | (change if i == 2 else {}) for i, row in enumerate(rows())])
+    with pytest.raises(BadData, match="line 2: C is 1e-06 times 6 N D, in the other rows 1 times: .*2 such rows of 4"):
+        check_plausible([row | ({"tokens": 2e15} if i < 2 else {}) for i, row in enumerate(rows())])
 
 
 def test_perplexities_are_no_losses(tmp_path):
