@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+OURS = ("data",)  # sections that Config has too
 SECTIONS = ("noise", "sampling", "loader", "training", "data")
 # Of a key: what it is called here.
 RENAMED = {
@@ -69,8 +70,10 @@ def as_flags(tree: dict[Any, Any], where: str, mistakes: list[str], said: list[s
         elif key in ELSEWHERE:
             found.pop(key, None)
             said.append(f"{where}{key} {value} does not act: {ELSEWHERE[key].format(value=value)}")
+        elif key.partition(".")[0] in OURS:
+            found.setdefault(key.partition(".")[0], {})[name] = value
         elif "." in key:
-            found.setdefault(key.partition(".")[0], {})[name] = value  # of our own section, or unknown
+            mistakes.append(f"{where}{key}: no such key is known; leave it out, or give the flag that does it")
     return found
 
 

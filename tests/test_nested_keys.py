@@ -57,5 +57,5 @@ def test_a_file_with_an_unknown_key_is_refused_with_all_other_mistakes(tmp_path)
     path.write_text("{noise: {kind: x}, diffusion: uniform, loader: {batch_size: 4}}")
     with pytest.raises(ConfigError) as told:
         parse(["--config", str(path)], "mdm", environ={})
-    assert "--noise is not a flag" in str(told.value) and "diffusion uniform cannot be" in str(told.value)
-    assert read_file(str(path), set(), [], []) == [("noise", {"kind": "x"}), ("micro-batch-size", 4)]
+    assert "noise.kind: no such key is known" in str(told.value) and "diffusion uniform cannot be" in str(told.value)
+    assert read_file(str(path), set(), [], []) == [("micro-batch-size", 4)]

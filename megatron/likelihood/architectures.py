@@ -123,7 +123,7 @@ def draw(found: dict, folders: Sequence[Path]) -> Figure:
     looks: list[dict[str, Any]] = [
         {"color": LOOKS[i % len(LOOKS)], "marker": MARKERS[i % len(MARKERS)]} for i in range(len(found["runs"]))
     ]
-    frame(left, "Training loss, of each its own kind", "tokens trained on", "nats/token")
+    frame(left, "Training loss; its kind is that of validation", "tokens trained on", "nats/token")
     handles = [curve(left, one, look, folder) for one, look, folder in zip(found["runs"], looks, folders)]
     key, title, unit = (
         ("judge_nll", "NLL of samples under a judge", "nats/token") if found["judge"] else ("self_bleu", "Likeness", "self-BLEU")

@@ -48,6 +48,8 @@ def _status(folder: Path) -> Status:
     if not (is_run(folder) or (folder / LOCK).exists()):
         return Status(state="waiting")
     line = last_line(folder)
+    if line.startswith("preflight passed"):
+        return Status(state="waiting", reason="its preflight passed")
     if line.startswith("stopped at step"):
         return Status(state="stopped", reason=line)
     return Status(state="failed", reason=f"killed without a word, {last_step(folder)}; its log ends: {line or 'nothing'}")

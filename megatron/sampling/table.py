@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+from megatron.catalogue import OBJECTIVES
 from megatron.errors import Mismatch
 
 
@@ -118,7 +119,11 @@ def default_of(objective: str) -> str:
     """The first sampler that serves an objective.  Raises Mismatch where there is none."""
     found = [name for name, sampler in SAMPLERS.items() if objective in sampler.serves]
     if not found:
-        raise Mismatch(f"no sampler serves the objective {objective}: add it to those of one in megatron/sampling/table.py")
+        raise Mismatch(
+            f"--objective {objective} writes no texts: give --to-vectors"
+            if OBJECTIVES[objective].vectors
+            else f"no sampler serves the objective {objective}: add it to those of one in megatron/sampling/table.py"
+        )
     return found[0]
 
 

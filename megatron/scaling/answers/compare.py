@@ -14,7 +14,8 @@ import numpy as np
 
 from megatron.errors import BadData, Mismatch
 from megatron.scaling.answers.critical import drawn_law
-from megatron.scaling.answers.isoflop import IsoFlop, compute_ratio, equal_loss_ratios, params_ratio
+from megatron.scaling.answers.frontier import compute_ratio, equal_loss_ratios
+from megatron.scaling.answers.isoflop import IsoFlop, params_ratio
 from megatron.scaling.law.fit import Fit, load_fit
 from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.comparable import differences

@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron.errors import BadData
 from megatron.files import read_json
-from megatron.scaling.answers.isoflop import IsoFlop, power_law
+from megatron.scaling.answers.isoflop import SAME_BUDGET, IsoFlop, covers, power_law
 from megatron.scaling.law.fitted import Fit
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.intervals import percentile_interval
@@ -210,6 +210,67 @@ def gain(reference: dict, other: dict) -> dict | None:
         ends = np.quantile(np.where(np.isnan(ratios), np.inf, ratios), [0.025, 0.975], axis=0, method="nearest")
         found |= dict(zip(("low", "high"), ends.tolist()))
     return found
+
+
+def compute_ratio(cheap: IsoFlop, dear: IsoFlop, loss: float) -> dict | None:
+    """Compute of `dear` over that of `cheap` where L*(C) of their minima is this loss; None where one has no law, or never is."""
+    values = [one for one in map(_with_draws, (cheap, dear)) if one is not None]
+    if len(values) < 2:
+        return None
+    pairs = min(map(len, values))
+    places = [_reached(one[:pairs], loss) for one in values]
+    if not all(np.isfinite(place[0]) for place in places):
+        return None
+    with np.errstate(invalid="ignore"):  # draws in which neither has the loss say nothing
+        ratio = places[1] / places[0]
+    return {
+        "loss": loss,
+        "ratio": float(ratio[0]),
+        "ci": percentile_interval(ratio[1:]),
+        "extrapolated": any(not covers(isoflop, place[0]) for isoflop, place in zip((cheap, dear), places)),
+        "flops": [float(place[0]) for place in places],
+    }
+
+
+def equal_loss_ratios(cheap: IsoFlop, dear: IsoFlop) -> list[dict]:
+    """At each common interior budget C of both: C / C', where C' is the compute at which `cheap` has the loss `dear` has at C.
+
+    C' comes from L*(C) through the interior minima of `cheap` (two or more), a power law (Nie et al., arXiv:2410.18514, section
+    4) or one with an irreducible term, as `frontier_of` has it; `extrapolated` where C' lies outside the minima.
+    """
+    values = _with_draws(cheap)
+    if values is None:
+        return []
+    pairs = min(len(values) - 1, len(dear.draws["loss"]))
+    found = []
+    for number, minimum in enumerate(dear.minima):
+        common = min(abs(np.log(other.flops / minimum.flops)) for other in cheap.interior) <= SAME_BUDGET
+        if minimum.reason is not None or not common:
+            continue
+        equal = _reached(values[: pairs + 1], np.array([minimum.loss, *dear.draws["loss"][:pairs, number]]))
+        if np.isfinite(equal[0]):
+            found.append(
+                {
+                    "flops": minimum.flops,
+                    "loss": minimum.loss,
+                    "ratio": float(minimum.flops / equal[0]),
+                    "equal_flops": float(equal[0]),
+                    "ci": percentile_interval(minimum.flops / equal[1:]),
+                    "extrapolated": not covers(cheap, equal[0]),
+                }
+            )
+    return found
+
+
+def _with_draws(isoflop: IsoFlop) -> np.ndarray | None:
+    """Parameters of the law of the optimum, the fitted ones first, [1 + draws, names]."""
+    found = frontier_of(isoflop)
+    return None if found is None else np.array([[found["params"][name] for name in NAMES], *found["draws"]])
+
+
+def _reached(values: np.ndarray, loss) -> np.ndarray:
+    """C at which each law has this loss; infinite where it never has."""
+    return np.nan_to_num(FrontierForm().from_values(values).flops_at(loss), nan=np.inf)
 
 
 def warnings_of(optimum: dict | None) -> list[str]:

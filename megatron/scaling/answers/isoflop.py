@@ -585,24 +585,6 @@ def _with_intervals(minimum, draws, number) -> Minimum:
     return replace(minimum, share_interior=share, **ends)
 
 
-def compute_ratio(cheap: IsoFlop, dear: IsoFlop, loss: float) -> dict | None:
-    """Compute of `dear` over that of `cheap` where the power laws of their minima reach this loss; None without a law."""
-    laws = [law for law in (power_law(cheap, "loss"), power_law(dear, "loss")) if law]
-    if len(laws) < 2:
-        return None
-    pairs = min(len(law.slope) for law in laws)
-    ln_flops = [law.where(np.log(loss))[:pairs] for law in laws]
-    ratio = np.exp(ln_flops[1] - ln_flops[0])
-    outside = any(not _covers(isoflop, np.exp(place[0])) for isoflop, place in zip((cheap, dear), ln_flops))
-    return {
-        "loss": loss,
-        "ratio": float(ratio[0]),
-        "ci": percentile_interval(ratio[1:]),
-        "extrapolated": outside,
-        "flops": [float(np.exp(place[0])) for place in ln_flops],
-    }
-
-
 def params_ratio(one: IsoFlop, other: IsoFlop, flops: float) -> dict | None:
     """Optimal parameters of `one` over those of `other` at this compute, by their power laws; None without a law."""
     laws = [law for law in (power_law(one, "params"), power_law(other, "params")) if law]
@@ -610,7 +592,7 @@ def params_ratio(one: IsoFlop, other: IsoFlop, flops: float) -> dict | None:
         return None
     pairs = min(len(law.slope) for law in laws)
     ratio = np.exp(laws[0].at(flops)[:pairs] - laws[1].at(flops)[:pairs])
-    outside = not (_covers(one, flops) and _covers(other, flops))
+    outside = not (covers(one, flops) and covers(other, flops))
     return {
         "flops": flops,
         "ratio": float(ratio[0]),
@@ -620,40 +602,9 @@ def params_ratio(one: IsoFlop, other: IsoFlop, flops: float) -> dict | None:
     }
 
 
-def _covers(isoflop: IsoFlop, flops: float) -> bool:
+def covers(isoflop: IsoFlop, flops: float) -> bool:
     """Whether the interior budgets reach this compute, to 1 %."""
     return bool(isoflop.interior[0].flops * 0.99 <= flops <= isoflop.interior[-1].flops * 1.01)
-
-
-def equal_loss_ratios(cheap: IsoFlop, dear: IsoFlop) -> list[dict]:
-    """At each common interior budget C of both: C / C', where C' is the compute at which `cheap` has the loss `dear` has at C.
-
-    C' comes from the power law ln L = p + q ln C through the interior minima of `cheap` (two or more; the form of
-    Nie et al., arXiv:2410.18514, section 4); `extrapolated` where C' lies outside them.
-    """
-    law = power_law(cheap, "loss")
-    if law is None:
-        return []
-    pairs = min(len(law.slope) - 1, len(dear.draws["loss"]))
-    lines = Lines(law.centre, law.level[: pairs + 1], law.slope[: pairs + 1])
-    found = []
-    for number, minimum in enumerate(dear.minima):
-        common = min(abs(np.log(other.flops / minimum.flops)) for other in cheap.interior) <= SAME_BUDGET
-        if minimum.reason is None and common:
-            ln_losses = np.log([minimum.loss, *dear.draws["loss"][:pairs, number]])
-            ratios = minimum.flops * np.exp(-lines.where(ln_losses))
-            equal = minimum.flops / float(ratios[0])
-            found.append(
-                {
-                    "flops": minimum.flops,
-                    "loss": minimum.loss,
-                    "ratio": float(ratios[0]),
-                    "equal_flops": equal,
-                    "ci": percentile_interval(ratios[1:]),
-                    "extrapolated": not _covers(cheap, equal),
-                }
-            )
-    return found
 
 
 def as_record(isoflop: IsoFlop, table: Table) -> dict:

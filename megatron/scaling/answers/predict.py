@@ -12,7 +12,7 @@ from megatron.scaling.answers.critical import drawn_law, num_paired_draws
 from megatron.scaling.answers.frontier import Frontier, is_isoflop, load_frontiers
 from megatron.scaling.law.fit import Fit, load_fit
 from megatron.scaling.law.intervals import percentile_interval
-from megatron.scaling.table.labels import NAMES
+from megatron.scaling.table.labels import NAMES, kind_of
 
 NORMAL_975 = 1.959963984540054
 
@@ -65,12 +65,14 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
         draws = _named(drawn, sizes, seen, unique_tokens, flops)
         found |= {f"{name}_ci": percentile_interval(np.broadcast_to(draw, count)) for name, draw in draws.items()}
     low, high = found.get("loss_ci", [found["loss"]] * 2)
-    ln_sd = float(np.hypot(np.log(high / low) / 2 / NORMAL_975, np.nan_to_num(fit.residual_rms)))
-    run_ci = [float(found["loss"] * np.exp(sign * NORMAL_975 * ln_sd)) for sign in (-1, 1)]
+    scatter = float(np.nan_to_num(fit.residual_rms))
+    ln_sd = float(np.hypot(np.log(high / low) / 2 / NORMAL_975, scatter))
+    sides = np.maximum(np.log([found["loss"] / low, high / found["loss"]]), 0)  # of the law, on either side of its loss
+    run_ci = (found["loss"] * np.exp([-1, 1] * np.hypot(sides, NORMAL_975 * scatter))).tolist()
     beyond = fit.extrapolation(found["params"], found["tokens"], unique_tokens, found["flops"])
     unknown = ["the fit states no scatter of its runs: the interval of one run is only that of the law."]
-    scatter = [] if np.isfinite(fit.residual_rms) else unknown
-    said = [f"{label}: {sentence}" for sentence in [*beyond, *scatter, *fit.warnings]]
+    said = [f"{label}: {sentence}" for sentence in [*beyond, *([] if np.isfinite(fit.residual_rms) else unknown), *fit.warnings]]
+    found["kind"] = kind_of(fit.conventions)
     return found | {"run_ci": run_ci, "ln_sd": ln_sd, "warnings": said}
 
 
@@ -112,7 +114,8 @@ def _phrase(one: dict) -> str:
 
     return (
         f"{NAMES.get(one['label'], one['label'])} with {with_ends('params', '.3g')} parameters for "
-        f"{with_ends('epochs', '.3g')} epochs ({with_ends('tokens', '.3g')} tokens), loss {with_ends('loss', '.4f')}"
+        f"{with_ends('epochs', '.3g')} epochs ({with_ends('tokens', '.3g')} tokens), "
+        f"loss {with_ends('loss', '.4f')} ({one['kind']})"
     )
 
 

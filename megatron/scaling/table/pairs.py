@@ -45,7 +45,8 @@ def paired(runs: Sequence[dict], name: str) -> list[dict]:
     rows = [row_of(spelling(field), value, base, losses) for value in found if value != base]
     if not any(row["pairs"] > 1 for row in rows):
         raise BadData(
-            f"{spelling(field)}: no two pairs of finished runs that differ in it and have seed, size and data in common"
+            f"{spelling(field)}: no value of it has two pairs of finished runs "
+            "that differ in it and have seed, size and data in common"
         )
     return rows
 

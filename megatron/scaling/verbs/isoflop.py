@@ -12,8 +12,8 @@ from pathlib import Path
 
 from megatron.errors import BadData
 from megatron.scaling.answers.compare import compare, sides_of_runs
-from megatron.scaling.answers.frontier import frontier_of, warnings_of
-from megatron.scaling.answers.isoflop import IsoFlop, as_record, equal_loss_ratios, fit_table
+from megatron.scaling.answers.frontier import equal_loss_ratios, frontier_of, warnings_of
+from megatron.scaling.answers.isoflop import IsoFlop, as_record, fit_table
 from megatron.scaling.show.screen import interval, say, show, show_pair, show_record
 from megatron.scaling.table.json_record import by_field
 from megatron.scaling.table.table import Table

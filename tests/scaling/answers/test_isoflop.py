@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 
 from megatron.errors import BadData
-from megatron.scaling.answers.isoflop import (
-    compute_ratio,
-    equal_loss_ratios,
-    fit_isoflop,
-    fit_optima,
-    fit_table,
-    group_budgets,
-    params_ratio,
-)
+from megatron.scaling.answers.frontier import compute_ratio, equal_loss_ratios
+from megatron.scaling.answers.isoflop import fit_isoflop, fit_optima, fit_table, group_budgets, params_ratio
 from megatron.scaling.law.forms.chinchilla import Chinchilla
 from megatron.scaling.table.table import Table
 

@@ -32,8 +32,8 @@ def test_pairs_of_a_seed_against_the_flags_default():
 
 def test_what_cannot_be_paired_is_refused():
     for runs, name, said in (
-        ([run("full", 1, 3.0), run(None, 2, 3.0)], "atat", "no two pairs of finished runs that differ in it"),
-        ([], "--atat-tilt", "no two pairs"),
+        ([run("full", 1, 3.0), run(None, 2, 3.0)], "atat", "no value of it has two pairs of finished runs that differ in it"),
+        ([], "--atat-tilt", "no value of it has two pairs"),
         ([run("full", 1, 3.0), run("full", 1, 4.0) | {"path": "again"}], "atat", "differ in another flag or in nothing"),
         ([], "nothing", "--by nothing: no such flag"),
     ):

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from megatron.scaling.answers.frontier import Frontier
 from megatron.scaling.answers.isoflop import WIDEST_BUDGET, Minimum
 from megatron.scaling.answers.predict import NORMAL_975
 from megatron.scaling.show.figures.curves import SMOOTHED_SHARE, loss_ticks, smooth_curve
@@ -160,7 +161,7 @@ def _draw_frontier(axes: Axes, studies: list, ratios: Sequence[dict], unit: str)
 
 
 def _draw_minima(axes: Axes, study, flops: np.ndarray, style: dict) -> None:
-    """Minima with the interval of their loss, the power law through them, and the optimum of L(N, D) as dots."""
+    """Minima with the interval of their loss, the law of the optimum through them, and the optimum of L(N, D) as dots."""
     minima = study.isoflop.interior
     x, y = np.array([m.flops for m in minima]), np.array([m.loss for m in minima])
     errors = [
@@ -168,9 +169,9 @@ def _draw_minima(axes: Axes, study, flops: np.ndarray, style: dict) -> None:
         [(m.loss if m.loss_ci[1] is None else m.loss_ci[1]) - m.loss for m in minima],
     ]
     axes.errorbar(x, y, yerr=np.maximum(errors, 0), capsize=4, elinewidth=1.4, zorder=3, **{**style, "linestyle": "none"})
-    if len(minima) > 1:
-        ln_loss = np.polynomial.Polynomial.fit(np.log(x), np.log(y), 1)
-        axes.plot(flops, np.exp(ln_loss(np.log(flops))), color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
+    if study.frontier:
+        law = Frontier(**study.frontier["params"])
+        axes.plot(flops, law.optimal_loss(flops), color=style["color"], linestyle=style["linestyle"], linewidth=1.6)
     if study.law and study.law.ci and minima:  # a law without intervals says too little
         axes.plot(flops, study.law.law.optimal_loss(flops), color=style["color"], linestyle=":", linewidth=1.6)
 

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from megatron.catalogue import OBJECTIVES
 from megatron.files import staged
-from megatron.scaling.answers.frontier import warnings_of
-from megatron.scaling.answers.isoflop import equal_loss_ratios
+from megatron.scaling.answers.frontier import equal_loss_ratios, warnings_of
 from megatron.scaling.law.fitted import Fit
 from megatron.scaling.law.fitted import as_record as fit_record
 from megatron.scaling.show.figures import (

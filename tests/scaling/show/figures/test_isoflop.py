@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron.scaling.answers.isoflop import equal_loss_ratios
+from megatron.scaling.answers.frontier import equal_loss_ratios
 from megatron.scaling.show.figures import draw_isoflop
 from megatron.scaling.show.report.study import study_runs
 
