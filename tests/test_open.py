@@ -76,7 +76,8 @@ class Difficulty(nn.Module):
         self.embed, self.score = nn.Embedding(VOCAB + 1, 16), nn.Linear(16, 1)
 
     def specs(self):
-        return {"embed.weight": Spec(), "score.weight": Spec(std=0.3), "score.bias": Spec(init="zeros", decay=False)}
+        embed, score = Spec(role="embedding"), Spec(role="head", std=0.3)
+        return {"embed.weight": embed, "score.weight": score, "score.bias": Spec(init="zeros", decay=False)}
 
     def forward(self, ids):
         return self.score(torch.tanh(self.embed(ids)))[..., 0]
@@ -129,7 +130,7 @@ class Candidates(nn.Module):
         self.tp, self.place = tp, nn.Parameter(torch.empty(3, width))
 
     def specs(self):
-        return {"place": Spec(std=0.1, partial=True)}
+        return {"place": Spec(role="embedding", std=0.1, partial=True)}
 
     def forward(self, batch, embed, dtype):
         return embed.mixed(batch.candidates, batch.mix, dtype) + part((batch.mix @ self.place).to(dtype), self.tp)
@@ -349,7 +350,12 @@ class Scalar(nn.Module):
 
 class Mistyped(nn.Linear):
     def specs(self):
-        return {"weight": Spec(), "bias": Spec(), "wieght": Spec()}
+        return {"weight": Spec(role="matrix"), "bias": Spec(), "wieght": Spec()}
+
+
+class Unsaid(nn.Linear):
+    def specs(self):
+        return {"weight": Spec(), "bias": Spec()}
 
 
 @pytest.mark.parametrize(
@@ -359,6 +365,7 @@ class Mistyped(nn.Linear):
         (nn.Dropout(0.1), "blocks.0.more is a Dropout, which draws from torch's global stream"),
         (WithBuffer(), "blocks.0.more has the buffer table, which checkpoints do not keep"),
         (Scalar(), r"temperature of Scalar \(.*test_open.py\) has 0 dimensions, expected 1 or 2"),
+        (Unsaid(4, 4), r"blocks.0.more.weight of Block \(.*has two dimensions and its spec no role: say Spec\(role="),
         (Mistyped(4, 4), "has no parameter blocks.0.more.wieght, of which specs"),
     ],
 )

@@ -37,9 +37,13 @@ class Bilateral(nn.Module):
         self.trust, self.trust_read = (nn.Parameter(torch.empty(1)) for _ in range(2))  # s
 
     def specs(self) -> dict[str, Spec]:
-        drawn, nothing = Spec(std=self.std, partial=True), Spec(init="zeros", partial=True)
+        drawn, nothing = (
+            Spec(role="head", std=self.std, partial=True),
+            Spec(role="embedding", init="zeros", partial=True),
+        )
         found = {name: drawn for name in ("query", "key", "value")} | {name: nothing for name in ("out", "sure")}
-        found |= {"surer": Spec(decay=False, partial=True), "ask": Spec(init="zeros", decay=False, partial=True)}
+        found["surer"] = Spec(role="vector", decay=False, partial=True)
+        found["ask"] = Spec(role="head", init="zeros", decay=False, partial=True)
         return found | {name: Spec(init="ones", decay=False, partial=True) for name in ("trust", "trust_read")}
 
     def forward(self, batch: Batch, embed: VocabEmbedding, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parameters declare themselves: how they begin, decay and are cut stands beside the module that has them, and nowhere else.
+"""Parameters declare themselves: how they begin, decay, scale and are cut stands beside the module that has them, and nowhere else.
 
 A module says it in `specs()`, by the names that its parameters have inside it; a parent may speak for its children, so that a
 plain `nn.Linear` is allowed. `collect` makes one dict of a model, by name and at construction: what hangs on a parameter itself
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -19,10 +19,18 @@ from torch import Tensor, nn
 from megatron.core.mesh import Group
 
 
+# What a parameter is to a rule that scales with the width (Yang et al., arXiv:2203.03466, table 8): a matrix takes the width to
+# the width, an embedding something of fixed size to the width (token and mask vectors, what norms are told), a head the width to
+# something of fixed size, and a vector acts on each coordinate by itself (gains, biases). A table that is embedding and head in
+# one is an embedding: the rules agree for both once logits are scaled, and only what scales them differs.
+Role = Literal["matrix", "embedding", "head", "vector"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """What a parameter is. Of one or two dimensions; the first is its rows."""
 
+    role: Role | None = None  # of one dimension: a vector where nothing is said; of two: must be said
     init: Literal["normal", "table", "zeros", "ones"] = "normal"
     std: float = 1.0  # of the initial normals
     known_rows: int | None = None  # table: rows drawn; the next one is the mask's, at an address of its own; zeros above
@@ -43,8 +51,8 @@ class Declares(Protocol):
 def collect(model: nn.Module) -> dict[str, Spec]:
     """The spec of each parameter, in the order of `named_parameters`. A parent's word counts before its child's.
 
-    Raises TypeError naming what lacks a spec, is spoken of and not there, has no or more than two dimensions, or is
-    something that no layout would keep alike: a buffer, or torch's own dropout.
+    Raises TypeError naming what lacks a spec or a role, is spoken of and not there, has no or more than two dimensions, or
+    is something that no layout would keep alike: a buffer, or torch's own dropout.
     """
     said: dict[str, Spec] = {}
     for name, module in model.named_modules():
@@ -60,6 +68,13 @@ def collect(model: nn.Module) -> dict[str, Spec]:
             )
         if not 1 <= p.dim() <= 2:
             raise TypeError(f"{place(model, name)} has {p.dim()} dimensions, expected 1 or 2: lay it out as a matrix or a vector")
+        if said[name].role is None:
+            if p.dim() == 2:
+                raise TypeError(
+                    f"{place(model, name)} has two dimensions and its spec no role: say Spec(role=...), "
+                    "matrix (width to width), embedding (to the width), head (from the width) or vector"
+                )
+            said[name] = replace(said[name], role="vector")
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # a shared one has several names
     if lost := [name for name in said if name not in known]:
         raise TypeError(f"{type(model).__name__} has no parameter {', '.join(lost)}, of which specs() speaks: correct the name")

@@ -110,7 +110,7 @@ class VectorPlace(nn.Module):
         self.weight = nn.Parameter(torch.empty(hidden, self.told.width))
 
     def specs(self) -> dict[str, Spec]:
-        return {"weight": Spec(std=self.std, partial=True)}
+        return {"weight": Spec(role="embedding", std=self.std, partial=True)}
 
     def forward(self, batch: Batch, embed: VocabEmbedding, dtype: torch.dtype) -> Tensor:
         vector = (self.told(batch).to(dtype) @ self.weight.to(dtype).t())[:, None]  # [b, 1, h]
@@ -125,7 +125,7 @@ class VectorReadout(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, hidden))
 
     def specs(self) -> dict[str, Spec]:
-        return {"weight": Spec(init="zeros")}
+        return {"weight": Spec(role="head", init="zeros")}
 
     def forward(self, x: Tensor) -> Tensor:
         """[m, h] -> [m, d]"""

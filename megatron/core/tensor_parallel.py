@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron.core.mesh import Group, all_gather, all_reduce, reduce_scatter
-from megatron.core.parameters import Spec
+from megatron.core.parameters import Role, Spec
 
 
 def gathered(x: Tensor, tp: Group) -> Tensor:
@@ -114,7 +114,7 @@ class Linear(nn.Module):
         self.tp, self.std, self.weight = tp, std, nn.Parameter(torch.empty(shape))
 
     def specs(self) -> dict[str, Spec]:
-        return {"weight": Spec(std=self.std, cut=self.cut)}
+        return {"weight": Spec(role="matrix", std=self.std, cut=self.cut)}
 
 
 class ColumnLinear(Linear):
@@ -142,14 +142,33 @@ class RowLinear(Linear):
 class VocabEmbedding(Linear):
     """Every rank owns some rows of the table, which the head may share: [b, s] int64 -> [b, s, h]."""
 
-    def __init__(self, vocab: int, hidden: int, tp: Group, std: float, known_rows: int, live_rows: int, shared: bool = False):
+    def __init__(
+        self,
+        vocab: int,
+        hidden: int,
+        tp: Group,
+        std: float,
+        known_rows: int,
+        live_rows: int,
+        shared: bool = False,
+        role: Role = "embedding",
+    ):
         super().__init__(hidden, vocab, tp, std)
-        self.known_rows, self.live_rows, self.shared = known_rows, live_rows, shared
+        self.known_rows, self.live_rows, self.shared, self.role = known_rows, live_rows, shared, role
 
     def specs(self) -> dict[str, Spec]:
         copies: Literal["", "ends"] = "ends" if self.shared else ""
-        known, live = self.known_rows, self.live_rows
-        return {"weight": Spec(init="table", std=self.std, cut=0, copies=copies, known_rows=known, live_rows=live)}
+        return {
+            "weight": Spec(
+                role=self.role,
+                init="table",
+                std=self.std,
+                cut=0,
+                copies=copies,
+                known_rows=self.known_rows,
+                live_rows=self.live_rows,
+            )
+        }
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         if self.tp.size == 1:

@@ -65,7 +65,7 @@ class AdaptiveNorm(RMSNorm):
         self.scale, self.shift, self.gate = (nn.Parameter(torch.empty(width, features)) for _ in range(3))
 
     def specs(self) -> dict[str, Spec]:
-        own = Spec(init="zeros", decay=False, partial=True)
+        own = Spec(role="embedding", init="zeros", decay=False, partial=True)
         return super().specs() | {"scale": own, "shift": own, "gate": own}
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -241,7 +241,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleDict({str(i): Block(cfg, causal, tp, recompute == "selective", features) for i in layers})
         if self.last:
             self.norm = RMSNorm(cfg.hidden_size, cfg.norm_epsilon)
-            self.head = None if tied else table()
+            self.head = None if tied else table(role="head")
         self.readout = slots.readout if self.last else None
         self.declared = collect(self)
         if any(name.startswith("condition.") for name in self.declared):

@@ -43,7 +43,8 @@ class Estimator(nn.Module):
         self.norm, self.score = RMSNorm(width, model.norm_epsilon), nn.Linear(width, 1, bias=False)
 
     def specs(self) -> dict[str, Spec]:
-        return {"embed.weight": Spec(std=self.cfg.initial_std), "score.weight": Spec(init="zeros", decay=False)}
+        embed = Spec(role="embedding", std=self.cfg.initial_std)
+        return {"embed.weight": embed, "score.weight": Spec(role="head", init="zeros", decay=False)}
 
     def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         """int64 [b, s] each -> nats, fp32 [b, s]"""
