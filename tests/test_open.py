@@ -365,7 +365,7 @@ class Unsaid(nn.Linear):
         (nn.Dropout(0.1), "blocks.0.more is a Dropout, which draws from torch's global stream"),
         (WithBuffer(), "blocks.0.more has the buffer table, which checkpoints do not keep"),
         (Scalar(), r"temperature of Scalar \(.*test_open.py\) has 0 dimensions, expected 1 or 2"),
-        (Unsaid(4, 4), r"blocks.0.more.weight of Block \(.*has two dimensions and its spec no role: say Spec\(role="),
+        (Unsaid(4, 4), r"blocks.0.more.weight of Unsaid .*has two dimensions and its spec no role: say Spec\(role="),
         (Mistyped(4, 4), "has no parameter blocks.0.more.wieght, of which specs"),
     ],
 )

@@ -37,10 +37,7 @@ class Bilateral(nn.Module):
         self.trust, self.trust_read = (nn.Parameter(torch.empty(1)) for _ in range(2))  # s
 
     def specs(self) -> dict[str, Spec]:
-        drawn, nothing = (
-            Spec(role="head", std=self.std, partial=True),
-            Spec(role="embedding", init="zeros", partial=True),
-        )
+        drawn, nothing = (Spec(role="head", std=self.std, partial=True), Spec(role="embedding", init="zeros", partial=True))
         found = {name: drawn for name in ("query", "key", "value")} | {name: nothing for name in ("out", "sure")}
         found["surer"] = Spec(role="vector", decay=False, partial=True)
         found["ask"] = Spec(role="head", init="zeros", decay=False, partial=True)

@@ -1,4 +1,4 @@
-"""Parameters declare themselves: how they begin, decay, scale and are cut stands beside the module that has them, and nowhere else.
+"""Parameters declare themselves: how they begin, decay, scale and are cut stands beside the module that has them, and only there.
 
 A module says it in `specs()`, by the names that its parameters have inside it; a parent may speak for its children, so that a
 plain `nn.Linear` is allowed. `collect` makes one dict of a model, by name and at construction: what hangs on a parameter itself
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from megatron.core.mesh import Group
-
 
 # What a parameter is to a rule that scales with the width (Yang et al., arXiv:2203.03466, table 8): a matrix takes the width to
 # the width, an embedding something of fixed size to the width (token and mask vectors, what norms are told), a head the width to
