@@ -81,6 +81,8 @@ AR = Needs("use --objective ar", lambda c: c.objective.objective == "ar")
 AR_ON_STREAM = Needs("use --objective ar and --data-kind packed", lambda c: AR.met(c) and PACKED.met(c))
 RANDMASK = Needs("give --randmask-ratio", lambda c: c.objective.randmask_ratio)
 ORDERS = Needs("give --num-order-list above 1", lambda c: c.objective.num_order_list > 1)
+SCALED = Needs("use --parametrization mup or completep", lambda c: c.model.parametrization != "standard")
+DEPTH_SCALED = Needs("use --parametrization completep", lambda c: c.model.parametrization == "completep")
 ONE_STD = Needs("use --init-method normal", lambda c: c.model.init_method == "normal")
 MDM = Needs("use --objective mdm", lambda c: c.objective.objective == "mdm")
 NOISE_TOLD = Needs("use --objective mdm or sdd", lambda c: c.objective.objective in ("mdm", "sdd"))
@@ -157,6 +159,19 @@ class Model:
     init_method_std: float = flag(
         0.02, "standard deviation of the initial weights, at any width", identity="experiment", needs=ONE_STD
     )
+    parametrization: Literal["standard", "mup", "completep"] = flag(
+        "standard",
+        "how the hyperparameters of a base model become those of a wider one (mup, arXiv:2203.03466) that may be deeper too "
+        "(completep, arXiv:2505.01618): initial weights, rates, decay, epsilon, logits, attention and branches are scaled",
+        identity="experiment",
+    )
+    mup_base_hidden_size: int | None = flag(
+        None, "hidden size at which --lr and all else were found", identity="experiment", needs=SCALED
+    )
+    mup_base_num_layers: int | None = flag(None, "its blocks", identity="experiment", needs=DEPTH_SCALED)
+    mup_base_kv_channels: int | None = flag(
+        None, "its width of a head [kv-channels: wider models have more heads]", identity="experiment", needs=SCALED
+    )
     attention_dropout: float = flag(
         0.1, "dropout after the softmax (Megatron's default; the recipes set 0)", least=0, below=1, identity="noted"
     )
@@ -207,8 +222,24 @@ class Model:
 
     @property
     def initial_std(self) -> float:
-        """Of the initial weights: one for all widths, or SmallInit of Nguyen and Salazar, arXiv:1910.05895."""
-        return math.sqrt(2 / (5 * self.hidden_size)) if self.init_method == "small-init" else self.init_method_std
+        """Of the base model's initial weights: one for all widths, or SmallInit of Nguyen and Salazar, arXiv:1910.05895."""
+        base = self.mup_base_hidden_size or self.hidden_size
+        return math.sqrt(2 / (5 * base)) if self.init_method == "small-init" else self.init_method_std
+
+    @property
+    def width_factor(self) -> float:
+        """How many times as wide as the base model this one is."""
+        return self.hidden_size / (self.mup_base_hidden_size or self.hidden_size)
+
+    @property
+    def depth_factor(self) -> float:
+        """How many times as deep it is, where depth is scaled."""
+        return self.num_layers / (self.mup_base_num_layers or self.num_layers)
+
+    @property
+    def query_factor(self) -> float:
+        """Of the queries: attention is scaled by 1 / d in the width d of a head, and as usual at the base model's d."""
+        return math.sqrt((self.mup_base_kv_channels or self.kv_channels) / self.kv_channels)
 
     def shape(self) -> Shape:
         latent = self.latent_size + LEVEL_FEATURES if self.latent_size else 0
@@ -951,6 +982,7 @@ def resolve_model(cfg: Config, unread: Collection[str], mistakes: list[str]) -> 
     if m.kv_channels is None and m.hidden_size and m.num_attention_heads:
         m = replace(m, kv_channels=head_width(m, mistakes))
     check_groups(m, mistakes)
+    check_parametrization(m, unread, mistakes)
     if m.kv_channels and m.kv_channels % 2:
         mistakes.append(f"--kv-channels {m.kv_channels} must be even: rotary positions turn pairs of channels")
     if m.ffn_hidden_size is None and m.hidden_size:
@@ -983,6 +1015,15 @@ def head_width(m: Model, mistakes: list[str]) -> int | None:
         )
         return None
     return m.hidden_size // m.num_attention_heads
+
+
+def check_parametrization(m: Model, unread: Collection[str], mistakes: list[str]) -> None:
+    needed = {"mup": ["mup_base_hidden_size"], "completep": ["mup_base_hidden_size", "mup_base_num_layers"]}
+    missing = [n for n in needed.get(m.parametrization, []) if getattr(m, n) is None and n not in unread]
+    if missing:
+        mistakes.append(
+            f"--parametrization {m.parametrization} needs {' and '.join(map(spelling, missing))}: of the model at which --lr was found"
+        )
 
 
 def check_groups(m: Model, mistakes: list[str]) -> None:

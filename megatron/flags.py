@@ -93,6 +93,10 @@ ALIASES: dict[str, tuple[str, Any]] = {
     "disable-bias-linear": ("bias_linear", False),
     "no-position-embedding": ("use_rotary_position_embeddings", True),
     "difflm-varilen-prob": ("random_length_prob", None),
+    "use-mup": ("parametrization", "mup"),
+    **dict.fromkeys(["mup-base-width", "scaling-base-hidden-size"], ("mup_base_hidden_size", None)),
+    **dict.fromkeys(["mup-base-layers", "scaling-base-num-layers"], ("mup_base_num_layers", None)),
+    **dict.fromkeys(["mup-base-head-dim", "scaling-base-head-dim"], ("mup_base_kv_channels", None)),
 }
 
 # Flags of work that is not built yet, and what each needs; a star stands for anything.

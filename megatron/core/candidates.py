@@ -26,10 +26,10 @@ class Bilateral(nn.Module):
     position, on what is read here.
     """
 
-    def __init__(self, hidden: int, std: float):
+    def __init__(self, hidden: int, std: float, width_factor: float = 1.0):
         super().__init__()
         r = CANDIDATE_FEATURES
-        self.std = std
+        self.std, self.width_factor = std, width_factor
         self.query, self.key, self.value = (nn.Parameter(torch.empty(r, hidden)) for _ in range(3))
         self.out, self.sure = (nn.Parameter(torch.empty(hidden, r)) for _ in range(2))
         self.surer = nn.Parameter(torch.empty(2, r))  # weight and bias of what is made of log p
@@ -52,8 +52,13 @@ class Bilateral(nn.Module):
         log_p = part(mix, embed.tp).to(wide(dtype)).clamp(min=LEAST).log()  # [b, s, c]
         weight, bias = self.surer.to(log_p.dtype).unbind()
         x = x + F.linear(F.silu(log_p[..., None] * weight + bias).to(dtype), self.sure.to(dtype))
-        q, k, v = (F.linear(x, w.to(dtype)) for w in (self.query, self.key, self.value))  # [b, s, c, r] each
+        seen = self.seen(x)
+        q, k, v = (F.linear(seen, w.to(dtype)) for w in (self.query, self.key, self.value))  # [b, s, c, r] each
         scores = (q @ k.transpose(-1, -2)).to(log_p.dtype) / math.sqrt(q.shape[-1]) + (self.trust * log_p)[..., None, :]
         x = x + F.linear(scores.softmax(-1).to(dtype) @ v, self.out.to(dtype))
-        read = ((x @ self.ask.to(dtype)).to(log_p.dtype) + self.trust_read * log_p).softmax(-1)  # [b, s, c]
+        read = ((self.seen(x) @ self.ask.to(dtype)).to(log_p.dtype) + self.trust_read * log_p).softmax(-1)  # [b, s, c]
         return (read[..., None, :].to(dtype) @ x)[..., 0, :]
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What products with a head read: they stay as large at any width."""
+        return x if self.width_factor == 1 else x / self.width_factor

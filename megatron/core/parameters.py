@@ -8,6 +8,7 @@ does not survive sharding. Optimizer groups, norms, gradient sums, checkpoints a
 from __future__ import annotations
 
 import inspect
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +37,9 @@ class Spec:
     live_rows: int | None = None  # rows that norms count; those above are read by nobody [all]
     cut: int | None = None  # dimension that tensor parallelism cuts
     decay: bool = True  # whether weight decay acts on it
+    lr_factor: float = 1.0  # of the learning rate, and so on: what a wider model than the base changes
+    decay_factor: float = 1.0
+    eps_factor: float = 1.0
     partial: bool = False  # where the sequence is cut, each tensor rank's gradient is a part of a sum over positions
     copies: Literal["", "ends"] = ""  # ends: the first and the last pipeline stage both hold it, and sum its gradients
 
@@ -78,6 +82,23 @@ def collect(model: nn.Module) -> dict[str, Spec]:
     if lost := [name for name in said if name not in known]:
         raise TypeError(f"{type(model).__name__} has no parameter {', '.join(lost)}, of which specs() speaks: correct the name")
     return {name: said[name] for name in parameters}
+
+
+def scaled(specs: Mapping[str, Spec], width: float, depth: float) -> dict[str, Spec]:
+    """The specs of a model `width` times as wide and `depth` times as deep as one of the same specs and hyperparameters.
+
+    muP for Adam (Yang et al., arXiv:2203.03466, table 8, with one scale of logits in place of one of the head's weights) and
+    CompleteP (Dey et al., arXiv:2505.01618, with branches divided by the depth): matrices begin smaller and learn slower, with
+    as much decay a step. Gradients of all fall with the width, those of blocks also with the depth, and epsilon with them.
+    """
+
+    def one(name: str, spec: Spec) -> Spec:
+        eps = 1 / (width * (depth if name.startswith("blocks.") else 1.0))
+        if spec.role != "matrix":
+            return replace(spec, eps_factor=eps)
+        return replace(spec, std=spec.std / math.sqrt(width), lr_factor=1 / width, decay_factor=width, eps_factor=eps)
+
+    return {name: one(name, spec) for name, spec in specs.items()}
 
 
 def refuse_module(name: str, module: nn.Module) -> None:

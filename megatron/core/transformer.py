@@ -23,7 +23,7 @@ from megatron.core.dropout import branch, drop, keep, row_keys
 from megatron.core.fused import attention, gated, rms_norm, rotated_heads
 from megatron.core.head import weighted_nll, whole_logits, wide
 from megatron.core.mesh import ALONE, Group
-from megatron.core.parameters import Spec, collect, initialise
+from megatron.core.parameters import Spec, collect, initialise, scaled
 from megatron.core.slots import Slots
 from megatron.core.tensor_parallel import ColumnLinear, RowLinear, VocabEmbedding, enter, once, part
 
@@ -100,7 +100,7 @@ class Attention(nn.Module):
         width, groups = cfg.num_attention_heads * cfg.kv_channels, cfg.num_query_groups or cfg.num_attention_heads
         self.d, self.causal, self.p = cfg.kv_channels, causal, cfg.attention_dropout
         self.n, self.groups = cfg.num_attention_heads // tp.size, groups // tp.size  # this rank's
-        self.first_head, self.selective = tp.rank * self.n, selective
+        self.first_head, self.selective, self.query_factor = tp.rank * self.n, selective, cfg.query_factor
         self.qkv = ColumnLinear(cfg.hidden_size, width + 2 * cfg.shape().key_width, tp, cfg.initial_std)
         self.out = RowLinear(width, cfg.hidden_size, tp, residual_std(cfg))
 
@@ -119,6 +119,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[b, s, g, n/g + 2, d] -> [b, n, s, d]"""
         q, k, v = rotated_heads(qkv, cos, sin)  # each [b, n, s, d]
+        q = times(q, self.query_factor)
         if join is not None:
             k, v = join(k, v)
             return attention(q, k, v, self.causal and q.shape[2] == k.shape[2], seen)
@@ -172,7 +173,7 @@ class Block(nn.Module):
 
     def __init__(self, cfg: Model, causal: bool, tp: Group, selective: bool, features: int | None = None):
         super().__init__()
-        self.tp = tp
+        self.tp, self.branch_factor = tp, 1 / cfg.depth_factor
         self.norm1, self.attention = branch_norm(cfg, features), Attention(cfg, causal, tp, selective)
         self.norm2, self.mlp = branch_norm(cfg, features), SwiGLU(cfg, tp)
         self.dropout1, self.dropout2 = (Dropout(cfg.hidden_dropout, site) for site in BRANCH_SITES)
@@ -187,8 +188,10 @@ class Block(nn.Module):
         join: Join | None = None,
     ) -> Tensor:
         here = None if keys is None else part(keys, self.tp)
-        x = x + self.norm1.gated(self.dropout1(self.attention(self.norm1(x, c), rope, keys, seen, join), here), c)
-        return x + self.norm2.gated(self.dropout2(self.mlp(self.norm2(x, c)), here), c)
+        y = self.norm1.gated(self.dropout1(self.attention(self.norm1(x, c), rope, keys, seen, join), here), c)
+        x = torch.add(x, y, alpha=self.branch_factor)
+        y = self.norm2.gated(self.dropout2(self.mlp(self.norm2(x, c)), here), c)
+        return torch.add(x, y, alpha=self.branch_factor)
 
 
 def branch_norm(cfg: Model, features: int | None) -> RMSNorm:
@@ -243,7 +246,7 @@ class GPT(nn.Module):
             self.norm = RMSNorm(cfg.hidden_size, cfg.norm_epsilon)
             self.head = None if tied else table(role="head")
         self.readout = slots.readout if self.last else None
-        self.declared = collect(self)
+        self.declared = scaled(collect(self), cfg.width_factor, cfg.depth_factor)
         if any(name.startswith("condition.") for name in self.declared):
             raise TypeError(
                 f"the condition {type(self.condition).__name__} has parameters, which stages of a pipeline cannot share: "
@@ -305,6 +308,7 @@ class GPT(nn.Module):
         asked = batch.asked
         if len(asked) < len(x):
             x = x.index_select(0, asked)  # [n, h]
+        x = times(x, 1 / self.cfg.width_factor)  # what is predicted of it stays as large at any width
         if batch.latent_target is not None:
             return self.vectors(x, batch, loss)
         table = self.embed.weight if self.head is None else self.head.weight
@@ -349,9 +353,13 @@ class GPT(nn.Module):
             block.compile(dynamic=False)
 
 
+def times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
+
+
 def residual_std(cfg: Model) -> float:
-    """Of projections into the residual stream (Megatron's rule)."""
-    return cfg.initial_std / math.sqrt(2 * cfg.num_layers)
+    """Of projections into the residual stream (Megatron's rule), at the base model's depth where depth is scaled."""
+    return cfg.initial_std / math.sqrt(2 * (cfg.mup_base_num_layers or cfg.num_layers))
 
 
 def visible(batch: Batch, causal: bool) -> Tensor | None:

@@ -43,7 +43,7 @@ from megatron.core.norm import squares
 from megatron.core.parameters import Spec, whole_shape
 from megatron.core.transformer import GPT
 from megatron.engine.average import ROOT, Average, root_of_weights
-from megatron.engine.native import MOMENTS, adamw, new_cache, row_scores
+from megatron.engine.native import MOMENTS, adamw, new_cache, row_scores, set_rate
 from megatron.errors import Mismatch, MissingInput, exits
 from megatron.layout import find_place, num_micro_batches
 
@@ -501,7 +501,7 @@ class DeepSpeedEngine:
         norm, value = square**0.5, loss_sum / total
         finite = math.isfinite(norm) and math.isfinite(value)
         self.norm = norm if finite else -1.0
-        self.zero.set_lr(lr)
+        set_rate(self.zero.optimizer, lr)
         if finite:
             self.average.begin()
         self.engine.step()

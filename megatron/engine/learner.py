@@ -19,7 +19,7 @@ from megatron.core.checkpoint import Checkpoint, Piece, whole
 from megatron.core.mesh import ALONE, Mesh, flat_sum
 from megatron.core.norm import global_norm
 from megatron.core.parameters import collect, initialise
-from megatron.engine.native import MOMENTS, adamw
+from megatron.engine.native import MOMENTS, adamw, set_rate
 from megatron.objectives import Objective
 
 ROOT = "companion"  # of the names of its weights, moments and initial normals
@@ -66,8 +66,7 @@ class Learner:
     def update(self, gradients: list[Tensor], norm: float, lr: float) -> None:
         if self.clip and norm > self.clip:
             torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.optimizer.step()
 
     def pieces(self) -> list[Piece]:

@@ -124,8 +124,7 @@ class NativeEngine:
             self.state[share.name].grad = share.gradient()
         if scale < 1.0:
             torch._foreach_mul_([p.grad for p in self.state.values() if p.grad is not None], scale)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.average.begin()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -223,18 +222,26 @@ class NativeEngine:
 
 
 def adamw(state: dict[str, nn.Parameter], specs: dict[str, Spec], optim: Optim) -> torch.optim.AdamW:
-    """Fused AdamW over what this rank updates; what declares no decay has none."""
-    groups = [
-        {"params": [p for name, p in state.items() if specs[name].decay == decay], "weight_decay": optim.weight_decay * decay}
-        for decay in (True, False)
-    ]
+    """Fused AdamW over what this rank updates: a group for all whose specs ask for the same."""
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
+    for name, p in state.items():
+        spec = specs[name]
+        key = optim.weight_decay * spec.decay_factor * spec.decay, spec.lr_factor, optim.adam_eps * spec.eps_factor
+        groups.setdefault(key, []).append(p)
+    named = ("weight_decay", "lr_factor", "eps")
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [dict(zip(named, key)) | {"params": groups[key]} for key in sorted(groups, reverse=True)],
         lr=optim.lr or 0.0,
         betas=(optim.adam_beta1, optim.adam_beta2),
         eps=optim.adam_eps,
         fused=True,
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The rate of the next update, times each group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
 
 
 def new_cache(model: GPT, rows: int, width: int) -> Cache:

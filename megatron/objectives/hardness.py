@@ -35,6 +35,10 @@ class Estimator(nn.Module):
             num_query_groups=None,
             kv_channels=ESTIMATOR_HEAD,
             ffn_hidden_size=swiglu_width(width),
+            parametrization="standard",  # its sizes have no base model
+            mup_base_hidden_size=None,
+            mup_base_num_layers=None,
+            mup_base_kv_channels=None,
             hidden_dropout=0.0,
             attention_dropout=0.0,
         )

@@ -106,7 +106,7 @@ class SparseDistributions(Objective):
         return replace(self, ks=self.ks[-1:], strata=REFERENCE_STRATA, t_weights=(1,), ignore=False)
 
     def slots(self, model: config.Model) -> Slots:
-        reader = Bilateral(model.hidden_size, model.initial_std) if self.bilateral else None
+        reader = Bilateral(model.hidden_size, model.initial_std, model.width_factor) if self.bilateral else None
         return Slots(reader=reader, condition=LevelFeatures() if self.told else None)
 
     def k_at(self, progress: float) -> int:
