@@ -178,6 +178,9 @@ class Model:
     hidden_dropout: float = flag(
         0.1, "dropout after each branch (Megatron's default; the recipes set 0)", least=0, below=1, identity="noted"
     )
+    embedding_dropout: float | None = flag(
+        None, "dropout of what the first block reads [hidden-dropout]", least=0, below=1, identity="noted"
+    )
     use_flash_attn: bool = flag(
         False, "insist on the fused attention kernel, which is taken anyway without --attention-dropout", identity="free"
     )
@@ -666,6 +669,12 @@ class Optim:
     adam_beta2: float = flag(0.999, "decay of the second moment", least=0, below=1, identity="noted")
     adam_eps: float = flag(1e-8, "added to the root of the second moment", identity="noted")
     weight_decay: float = flag(0.01, "decoupled decay of matrices; norm weights have none", least=0, identity="noted")
+    weight_decay_by: str | None = flag(
+        None,
+        "decay by role, such as embedding=0,head=0.1,matrix=0.3: of the table of tokens and all else that leads to the width, of "
+        "heads, of the blocks' matrices [weight-decay]",
+        identity="noted",
+    )
     clip_grad: float = flag(1.0, "largest gradient norm; 0 does not clip", least=0, identity="noted")
     ema: float = flag(
         0.0,
@@ -674,6 +683,9 @@ class Optim:
         below=1,
         identity="noted",
     )
+
+    def decay_of(self, role: str) -> float:
+        return read_decays(self.weight_decay_by or "").get(role, self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -848,6 +860,7 @@ CORPORA: tuple[tuple[str, ...], ...] = tuple(
 EXCLUSIVE = (BUDGETS, ("lr_decay_samples", "lr_decay_iters"), WARMUPS, ("lr_wsd_decay_samples", "lr_wsd_decay_iters"), *CORPORA)
 TOLD: tuple[str, ...] = ("ar", "mdm")  # objectives of texts that may be told a vector
 OF_SIGMA: tuple[str, ...] = ("geometric", "linear-sigma")
+DECAYING: tuple[str, ...] = ("embedding", "head", "matrix")  # roles of parameters that weight decay acts on
 PIPELINE_ENDS = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
 
 # And those of which one settles the other.
@@ -929,6 +942,7 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
     train = resolve_train(cfg.train, model, parallel, unread, mistakes)
     check_parallel(parallel, train, mistakes)
     optim = resolve_optim(cfg.optim, train, unread, mistakes)
+    optim = resolve_decays(optim, model, mistakes)
     check_data(cfg, unread, mistakes)
     check_final_scores(train, model, mistakes)
     return replace(
@@ -1022,7 +1036,8 @@ def check_parametrization(m: Model, unread: Collection[str], mistakes: list[str]
     missing = [n for n in needed.get(m.parametrization, []) if getattr(m, n) is None and n not in unread]
     if missing:
         mistakes.append(
-            f"--parametrization {m.parametrization} needs {' and '.join(map(spelling, missing))}: of the model at which --lr was found"
+            f"--parametrization {m.parametrization} needs {' and '.join(map(spelling, missing))}: "
+            "of the model at which --lr was found"
         )
 
 
@@ -1317,6 +1332,37 @@ def resolve_optim(o: Optim, t: Train, unread: Collection[str], mistakes: list[st
         lr_wsd_decay_samples=wsd,
         lr_wsd_decay_iters=None,
     )
+
+
+def resolve_decays(o: Optim, m: Model, mistakes: list[str]) -> Optim:
+    if o.weight_decay_by is None:
+        return o
+    try:
+        decays = read_decays(o.weight_decay_by)
+    except ValueError as error:
+        mistakes.append(f"--weight-decay-by {error}: expected {', '.join(f'{r}=X' for r in DECAYING)}, each once, X from 0 on")
+        return replace(o, weight_decay_by=None)
+    if "head" in decays and not (m.untie_embeddings_and_output_weights or m.latent_head):
+        mistakes.append(
+            "--weight-decay-by head=...: the table of tokens is the head too: name embedding, "
+            "or give --untie-embeddings-and-output-weights"
+        )
+    return replace(o, weight_decay_by=",".join(f"{role}={decays[role]:g}" for role in DECAYING if role in decays))
+
+
+def read_decays(text: str) -> dict[str, float]:
+    """`embedding=0,matrix=0.3`.  Raises ValueError with the part that is none."""
+    found: dict[str, float] = {}
+    for part in text.split(",") if text else []:
+        role, _, number = part.strip().partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if role not in DECAYING or role in found or not 0 <= value < math.inf:
+            raise ValueError(part)
+        found[role] = value
+    return found
 
 
 def in_samples(samples: int | None, iters: int | None, t: Train) -> int | None:

@@ -336,6 +336,23 @@ def test_a_value_that_cannot_be(words, said):
             "--log-timers-to-tensorboard",
             "--log-timers-to-tensorboard would do nothing here: give --tensorboard-dir or --wandb-project, or leave it out",
         ),
+        (
+            "--mup-base-hidden-size 8",
+            "--mup-base-hidden-size would do nothing here: use --parametrization mup or completep, or leave it out",
+        ),
+        (
+            "--parametrization completep --mup-base-width 8",
+            "--parametrization completep needs --mup-base-num-layers: of the model at which --lr was found",
+        ),
+        (
+            "--weight-decay-by embedding=0,norm=1",
+            "--weight-decay-by norm=1: expected embedding=X, head=X, matrix=X, each once, X from 0 on",
+        ),
+        (
+            "--weight-decay-by head=1",
+            "--weight-decay-by head=...: the table of tokens is the head too: name embedding, "
+            "or give --untie-embeddings-and-output-weights",
+        ),
         ("--num-mc 2", "--num-mc 2 acts on bounds only: the validation loss of AR is exact"),
         ("--skip-train --eval-iters 0 --valid-data-path v", "--skip-train with --eval-iters 0 does nothing: give --eval-iters"),
         ("--skip-train", "--skip-train needs validation data: give --valid-data-path-file FILE or --data-path PREFIX"),

@@ -239,7 +239,8 @@ class GPT(nn.Module):
         if self.first or (self.last and tied):
             self.embed = table(shared=tied)
         self.reader, self.condition = slots.reader if self.first else None, slots.condition
-        self.dropout = Dropout(cfg.hidden_dropout, EMBEDDING_SITE)
+        embedding_dropout = cfg.hidden_dropout if cfg.embedding_dropout is None else cfg.embedding_dropout
+        self.dropout = Dropout(embedding_dropout, EMBEDDING_SITE)
         features = None if self.condition is None else self.condition.width
         self.blocks = nn.ModuleDict({str(i): Block(cfg, causal, tp, recompute == "selective", features) for i in layers})
         if self.last:
@@ -345,7 +346,7 @@ class GPT(nn.Module):
         return len(batch.asked), width
 
     def drops(self) -> bool:
-        return bool(self.cfg.hidden_dropout or self.cfg.attention_dropout)
+        return bool(self.cfg.hidden_dropout or self.cfg.attention_dropout or self.dropout.p)
 
     def compile_blocks(self) -> None:
         """Compile the block, not the model: all layers share one compilation, and the head's chunks stay as they are."""

@@ -226,7 +226,11 @@ def adamw(state: dict[str, nn.Parameter], specs: dict[str, Spec], optim: Optim) 
     groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
     for name, p in state.items():
         spec = specs[name]
-        key = optim.weight_decay * spec.decay_factor * spec.decay, spec.lr_factor, optim.adam_eps * spec.eps_factor
+        key = (
+            optim.decay_of(spec.role or "vector") * spec.decay_factor * spec.decay,
+            spec.lr_factor,
+            optim.adam_eps * spec.eps_factor,
+        )
         groups.setdefault(key, []).append(p)
     named = ("weight_decay", "lr_factor", "eps")
     return torch.optim.AdamW(

@@ -17,7 +17,7 @@ from megatron.engine.average import root_of_weights
 from megatron.errors import BadData, Mismatch
 from megatron.exchange.agreement import Agreement, check_vector, compare, our_model, questions, their_model
 from megatron.exchange.card import card
-from megatron.exchange.llama import TABLES, from_llama, llama_config, model_flags, rows_of, to_llama
+from megatron.exchange.llama import TABLES, folded, from_llama, llama_config, model_flags, rows_of, to_llama
 from megatron.exchange.plain import load_tensors, save_tensors
 from megatron.exchange.tokenizer_files import check_tokenizer, tokenizer_files
 from megatron.exchange.transformers_library import library, open_model
@@ -50,16 +50,16 @@ def write_hugging_face(out: Path, trained: Trained, run: Path, dtype: torch.dtyp
     library()
     root = root_of_weights(trained.checkpoint, weights_only=True)
     names = [name for name in trained.checkpoint.names() if name.startswith(f"{root}/")]
-    tensors = {
-        name.removeprefix(f"{root}/"): t.to(dtype).float() for name, t in trained.checkpoint.tensors(names).items()
-    }  # what is stored, so that what is compared is the copy and not the rounding
+    tensors = {name.removeprefix(f"{root}/"): t for name, t in trained.checkpoint.tensors(names).items()}
+    tensors, model = folded(tensors, cfg.model)
+    tensors = {name: t.to(dtype).float() for name, t in tensors.items()}  # what is compared is the copy and not the rounding
     check_shapes(trained.checkpoint.path, tensors, {"model": cfg.as_dict()["model"]})
-    rows = rows_of(cfg.model, objective.uses_mask)
-    mask = cfg.model.vocab_size if objective.uses_mask else None
-    ours, ids = our_model(tensors, cfg.model, objective.causal), questions(cfg.model, mask)
+    rows = rows_of(model, objective.uses_mask)
+    mask = model.vocab_size if objective.uses_mask else None
+    ours, ids = our_model(tensors, model, objective.causal), questions(model, mask)
     with staged(out) as stage:
-        save_tensors(stage, {name: t.to(dtype) for name, t in to_llama(tensors, cfg.model, rows).items()})
-        config = llama_config(cfg.model, rows, said, trained.tokenizer.eod)
+        save_tensors(stage, {name: t.to(dtype) for name, t in to_llama(tensors, model, rows).items()})
+        config = llama_config(model, rows, said, trained.tokenizer.eod)
         if not objective.causal:
             config = masked_config(config, rows, mask)
             (stage / f"{MODELING}.py").write_bytes(Path(__file__).with_name(f"{MODELING}.py").read_bytes())

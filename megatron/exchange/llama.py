@@ -7,6 +7,7 @@ values by group (q..q|k|v, d) and gate with up (f, gate|up). h width, n heads, g
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,6 +44,27 @@ TYPES = ("llama", "mistral")
 def rows_of(model: Model, uses_mask: bool) -> int:
     """Rows of the tables that mean something: ids of the tokenizer and the mask; all, where the softmax runs over all."""
     return model.padded_vocab_size if model.predict_reserved else model.vocab_size + uses_mask
+
+
+def folded(tensors: dict[str, Tensor], model: Model) -> tuple[dict[str, Tensor], Model]:
+    """The same function without what --parametrization scales in the forward pass: its factors become part of the weights."""
+    if model.parametrization == "standard":
+        return tensors, model
+    factors = {"attention.out.weight": 1 / model.depth_factor, "mlp.down.weight": 1 / model.depth_factor}
+    found = {}
+    for name, tensor in tensors.items():
+        block = BLOCK.fullmatch(name)
+        if name == "norm.weight":
+            tensor = tensor / model.width_factor
+        elif block and block[2] == QKV:
+            heads = tensor.unflatten(0, (groups_of(model), -1, model.kv_channels)).clone()
+            heads[:, :-2] *= model.query_factor
+            tensor = heads.flatten(0, 2)
+        elif block:
+            tensor = tensor * factors.get(block[2], 1.0)
+        found[name] = tensor
+    bases = dict.fromkeys(["mup_base_hidden_size", "mup_base_num_layers", "mup_base_kv_channels"])
+    return found, replace(model, parametrization="standard", **bases)
 
 
 def to_llama(tensors: dict[str, Tensor], model: Model, rows: int) -> dict[str, Tensor]:

@@ -67,6 +67,9 @@ EXPERIMENTS = {
     "untied": "--untie-embeddings-and-output-weights",
     "bf16": "--bf16",
     "atat": "--atat full",
+    "completep": "--parametrization completep --mup-base-hidden-size 16 --mup-base-num-layers 2 --mup-base-kv-channels 8 "
+    "--untie-embeddings-and-output-weights --weight-decay 0.1 --weight-decay-by embedding=0,head=1,matrix=3 "
+    "--embedding-dropout 0.1",
     "gqa": "--group-query-attention --num-query-groups 2",
 }
 LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
@@ -80,6 +83,8 @@ LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
     tp2xpp2+recompute-full+dropout tp1+recompute-selective+dropout pp2xdp3+micro4+dropout
     pp2+untied tp2xpp2xdp2+untied dp2+zero3+untied pp2+zero-bubble+untied
     tp2+sp+gqa tp2xpp2xdp2+gqa dp2+zero3+gqa
+    tp2xpp2xdp2+completep tp2+sp+completep dp2+zero2+completep dp2+zero3+completep pp2+zero-bubble+completep
+    dp2+deepspeed-zero1+completep dp2+deepspeed-zero3+completep
     tp2xpp2xdp2+bf16 tp2+sp+bf16 dp2+zero3+bf16 pp2+zero-bubble+bf16
     dp2+deepspeed-zero0 dp2+deepspeed-zero1 dp2+deepspeed-zero2 dp2+deepspeed-zero3 pp2xdp2+deepspeed-zero1
     tp2xdp2+deepspeed-zero1 tp2xdp2+deepspeed-zero3 dp2+deepspeed-zero1+cpu-optimizer dp2+deepspeed-zero3+dropout

@@ -197,7 +197,8 @@ def dropout(cfg: Config) -> str:
     m, slow = cfg.model, ""
     if m.attention_dropout and not cfg.train.skip_train:
         slow = "; attention dropout writes the probabilities out and costs several times a fused attention"
-    return f"attention {m.attention_dropout:g}, hidden {m.hidden_dropout:g}{slow}"
+    read = "" if m.embedding_dropout is None else f", embedding {m.embedding_dropout:g}"
+    return f"attention {m.attention_dropout:g}, hidden {m.hidden_dropout:g}{read}{slow}"
 
 
 def compiled(where: Where) -> str:
