@@ -5,7 +5,8 @@
     python tools/coordinate_check.py --parametrization completep --depths 4,8,16,32
     python tools/coordinate_check.py --widths 256,512,1024 -- --num-layers 8 --hidden-size 256 ... --data-path PREFIX    your own
 
-Flags of pretrain_*.py behind a -- describe the model; without a corpus among them, random tokens are made. The base model of muP
+Flags of pretrain_*.py behind a -- describe the model; without a corpus among them, one is made, of tokens as
+unlike in frequency as words are. The base model of muP
 is the smallest size, unless --mup-base-... say another. Heads keep their width, and the SwiGLU its share. All sizes train on the
 same samples at a constant --lr, without decay, clip or dropout; then a batch is read with the weights of before and after. Under
 muP the mean |change| of what the first block reads, of what follows the last one, and of the logits is as large at every size:
@@ -28,7 +29,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import tempfile
 
 from megatron.catalogue import OBJECTIVES  # noqa: E402
 from megatron.errors import exits  # noqa: E402
@@ -79,25 +79,22 @@ def read_sizes(text: str, flag: str, mistakes: list[str]) -> list[int]:
 def check(given: argparse.Namespace, words: list[str]) -> list:
     """-> Checks. Raises ConfigError."""
     from megatron.proof import coordinates
-    from megatron.proof.layouts import read_experiment
 
     names = ["standard", given.parametrization]
     names = names[1:] if given.alone or given.parametrization == "standard" else names
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for objective in given.objective or ["ar", "mdm"]:
-            single = read_experiment(words, objective, Path(folder)).single
-            found += coordinates.run(
-                single,
-                words,
-                names,
-                given.axis,
-                given.sizes,
-                given.seeds,
-                given.steps,
-                given.limit,
-                say=lambda line: print(line, file=sys.stderr, flush=True),
-            )
+    for objective in given.objective or ["ar", "mdm"]:
+        found += coordinates.check(
+            words,
+            objective,
+            names,
+            given.axis,
+            given.sizes,
+            given.seeds,
+            given.steps,
+            given.limit,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
     return found
 
 
@@ -105,7 +102,7 @@ def describe(checks: list) -> str:
     lines = [LINE.format("objective", "scaled by", "site", "slope", "95 %", "")]
     for one in checks:
         for site, found in one.slopes().items():
-            ends = f"[{found.low:+.2f}, {found.high:+.2f}]" if abs(found.low) < 1e9 else "two sizes, one seed"
+            ends = "needs more seeds" if found.low is None else f"[{found.low:+.2f}, {found.high:+.2f}]"
             verdict = "flat" if found.passed else "NOT FLAT"
             lines.append(LINE.format(one.objective, one.parametrization, site, f"{found.value:+.2f}", ends, verdict))
     return "\n".join(lines)

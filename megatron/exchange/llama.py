@@ -63,8 +63,9 @@ def folded(tensors: dict[str, Tensor], model: Model) -> tuple[dict[str, Tensor],
         elif block:
             tensor = tensor * factors.get(block[2], 1.0)
         found[name] = tensor
-    bases = dict.fromkeys(["mup_base_hidden_size", "mup_base_num_layers", "mup_base_kv_channels"])
-    return found, replace(model, parametrization="standard", **bases)
+    return found, replace(
+        model, parametrization="standard", mup_base_hidden_size=None, mup_base_num_layers=None, mup_base_kv_channels=None
+    )
 
 
 def to_llama(tensors: dict[str, Tensor], model: Model, rows: int) -> dict[str, Tensor]:

@@ -2,13 +2,17 @@
 
 The coordinate check of Yang et al., arXiv:2203.03466, appendix D.1. Each size trains on the same samples from the flags' own
 initial weights, at a constant rate, without decay, clip or dropout; then one batch is read with the weights of before and after.
+
+The samples must have something in common, as texts have. Of tokens that are all as likely, the first gradients are noise, which
+moves a wider network less, as width^-1/2, whatever the parametrization.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,16 +22,22 @@ from torch import Tensor
 
 from megatron import config
 from megatron.batch import Batch, Progress
-from megatron.config import Model, declared
+from megatron.catalogue import OBJECTIVES
+from megatron.config import CORPORA, Model, declared, spelling
+from megatron.data.indexed import IndexedWriter
 from megatron.engine.native import NativeEngine
 from megatron.flags import ConfigError, find, split_words
+from megatron.proof.layouts import named_in, read_experiment
 from megatron.proof.trial import Record, Trial, set_up
 from megatron.training.loop import Interval, one_step, pose
 
 Axis = Literal["width", "depth"]
 SITES = {"embedding": "what the first block reads", "hidden": "what follows the last block", "logits": "what the softmax is of"}
+OWN = ("parametrization", "mup_base_hidden_size", "mup_base_num_layers", "mup_base_kv_channels")
+LIMIT = 0.3  # the largest |slope| that counts as flat
+KINDS, TOKENS = 128, 40_000  # of the corpus that is made where none is named
 STEADY = """--lr-decay-style constant --lr-warmup-samples 0 --weight-decay 0 --clip-grad 0 --hidden-dropout 0
-    --attention-dropout 0 --embedding-dropout 0 --ema 0 --compile off""".split()
+    --attention-dropout 0 --embedding-dropout 0 --weight-decay-by embedding=0,matrix=0 --ema 0 --compile off""".split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +45,8 @@ class Slope:
     """Of ln(mean |change|) against ln(size), by least squares over sizes and seeds."""
 
     value: float
-    low: float  # 95 %, Student's t
-    high: float
+    low: float | None  # 95 %, Student's t; of two measurements none
+    high: float | None
     limit: float
 
     @property
@@ -81,9 +91,9 @@ def slope(sizes: Sequence[float], values: Sequence[float], limit: float) -> Slop
     value = float(x @ y / (x @ x))
     left = y - y.mean() - value * x
     freedom = len(y) - 2
-    wide = math.inf
-    if freedom > 0:
-        wide = float(student.ppf(0.975, freedom) * np.sqrt(left @ left / freedom / (x @ x)))
+    if freedom < 1:
+        return Slope(value=value, low=None, high=None, limit=limit)
+    wide = float(student.ppf(0.975, freedom) * np.sqrt(left @ left / freedom / (x @ x)))
     return Slope(value=value, low=value - wide, high=value + wide, limit=limit)
 
 
@@ -109,20 +119,47 @@ def sized(model: Model, axis: Axis, size: int) -> list[str]:
     return [str(word) for pair in words.items() for word in pair]
 
 
-def parametrized(words: Sequence[str], name: str, model: Model, axis: Axis, sizes: Sequence[int]) -> list[str]:
-    """The words with this parametrization; the base model is the smallest of the sizes where they name none."""
-    table = declared()
-    own = {"parametrization", "mup_base_hidden_size", "mup_base_num_layers", "mup_base_kv_channels"}
-    given = {find(spelled, table)[0]: (spelled, *values) for spelled, values in split_words(list(words), [])}
-    kept = [word for found, said in given.items() if found not in own for word in said]
-    if name == "standard":
-        return [*kept, "--parametrization", name]
-    smallest = str(min(sizes))
-    base = {"mup_base_hidden_size": smallest if axis == "width" else str(model.hidden_size)}
+def parametrized(given: Mapping[str, str], name: str, model: Model, axis: Axis, sizes: Sequence[int]) -> list[str]:
+    """The flags of this parametrization; its base is the smallest of the sizes where `given` (field -> value) names none."""
+    base: dict[str, str] = {}
+    if name != "standard":
+        base["mup_base_hidden_size"] = str(min(sizes) if axis == "width" else model.hidden_size)
     if name == "completep":
-        base["mup_base_num_layers"] = smallest if axis == "depth" else str(model.num_layers)
-    found = [word for field_ in base for word in given.get(field_, (f"--{field_.replace('_', '-')}", base[field_]))]
-    return [*kept, "--parametrization", name, *found, *given.get("mup_base_kv_channels", ())]
+        base["mup_base_num_layers"] = str(min(sizes) if axis == "depth" else model.num_layers)
+    if base:
+        base |= {field_: given[field_] for field_ in (*base, "mup_base_kv_channels") if field_ in given}
+    return ["--parametrization", name, *(word for field_, value in base.items() for word in (spelling(field_), value))]
+
+
+def refuse_idle(given: Mapping[str, str], name: str) -> None:
+    used = {"standard": (), "mup": ("mup_base_hidden_size", "mup_base_kv_channels"), "completep": OWN[1:]}[name]
+    if idle := [spelling(field_) for field_ in given if field_ not in used]:
+        raise ConfigError(
+            [f"{', '.join(idle)} behind -- would do nothing here: this tool's own --parametrization, before it, is {name}"]
+        )
+
+
+def apart(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Flags without those of a parametrization, and these, field -> value."""
+    rest: list[str] = []
+    found: dict[str, str] = {}
+    for spelled, values in split_words(words, []):
+        name = find(spelled, declared())[0] or ""
+        if name in OWN:
+            found[name] = values[0] if values else ""
+        else:
+            rest += [spelled, *values]
+    return rest, found
+
+
+def corpus(folder: Path) -> list[str]:
+    """Flags of documents of bytes as unlike in frequency as words are (1 / rank), the same on every machine."""
+    shares = 1 / np.arange(1, KINDS + 1)
+    tokens = np.random.default_rng(0).choice(KINDS, TOKENS, p=shares / shares.sum())
+    with IndexedWriter(str(folder / "skewed")) as writer:
+        for document in np.split(tokens, range(500, TOKENS, 500)):
+            writer.add_document(document)
+    return ["--data-path", str(folder / "skewed"), "--split", "80,20,0", "--tokenizer-type", "ByteTokenizer"]
 
 
 def measure(argv: list[str], steps: int) -> dict[str, float]:
@@ -148,26 +185,34 @@ def activations(trial: Trial, batch: Batch) -> dict[str, Tensor]:
     return {site: x.float() for site, x in found.items()}
 
 
-def run(
-    single: list[str],
+def check(
     words: list[str],
+    objective: str,
     parametrizations: Sequence[str],
     axis: Axis,
     sizes: Sequence[int],
-    seeds: int,
-    steps: int,
-    limit: float,
-    say: Callable[[str], None],
+    seeds: int = 1,
+    steps: int = 4,
+    limit: float = LIMIT,
+    say: Callable[[str], None] = print,
 ) -> Iterator[Check]:
-    """`single`: argv of one process at any size; `words`: what of it the user named. Raises ConfigError."""
-    cfg = config.parse(single)
-    for name in parametrizations:
-        check = Check(objective=cfg.objective.objective, parametrization=name, axis=axis, limit=limit)
-        argv = [*single, *STEADY, *parametrized(words, name, cfg.model, axis, sizes)]
-        for size in sizes:
-            for seed in range(cfg.train.seed, cfg.train.seed + seeds):
-                change = measure([*argv, *sized(cfg.model, axis, size), "--seed", str(seed)], steps)
-                check.add(size, seed, change)
-            said = ", ".join(f"{site} {check.change[site][-1]:.3g}" for site in SITES)
-            say(f"{check.objective} {name} {axis} {size}: {said}")
-        yield check
+    """One for each parametrization. `words`: flags of training that the user named. Raises ConfigError."""
+    with tempfile.TemporaryDirectory() as folder:
+        words, given = apart(words)
+        refuse_idle(given, parametrizations[-1])
+        named = named_in(words)
+        texts = not (OBJECTIVES[objective].vectors or named.get("data_kind") == ("pairs",))
+        if texts and not {name for group in CORPORA for name in group} & set(named):
+            words = [*words, *corpus(Path(folder))]
+        single = read_experiment(words, objective, Path(folder)).single
+        cfg = config.parse(single)
+        for name in parametrizations:
+            found = Check(objective=objective, parametrization=name, axis=axis, limit=limit)
+            argv = [*single, *STEADY, *parametrized(given, name, cfg.model, axis, sizes)]
+            for size in sizes:
+                for seed in range(cfg.train.seed, cfg.train.seed + seeds):
+                    change = measure([*argv, *sized(cfg.model, axis, size), "--seed", str(seed)], steps)
+                    found.add(size, seed, change)
+                said = ", ".join(f"{site} {found.change[site][-1]:.3g}" for site in SITES)
+                say(f"{objective} {name}, {axis} {size}: {said}")
+            yield found

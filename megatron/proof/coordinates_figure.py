@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from megatron.proof.coordinates import SITES, Check
 from megatron.scaling.show.figures.style import INK, brackets, explain, frame, log_ticks, new_figure
 
 COLOURS = dict(zip(SITES, ("#86b8a4", "#d97a1f", "#0b2f55")))
-LINES = {"standard": (":", "x"), "mup": ("-", "o"), "completep": ("-", "s")}
+LINES: dict[str, tuple[Literal["-", ":"], str]] = {"standard": (":", "x"), "mup": ("-", "o"), "completep": ("-", "s")}
 
 
 def draw_coordinates(checks: Sequence[Check], steps: int) -> Figure:
@@ -40,7 +41,7 @@ def draw_coordinates(checks: Sequence[Check], steps: int) -> Figure:
     explain(
         figure,
         handles,
-        f"written: the log-log slope and its 95 % interval; hyperparameters carry over where it is within {checks[0].limit:g} of 0",
+        f"written: log-log slope and its 95 % interval; hyperparameters carry over where it is within {checks[0].limit:g} of 0",
         columns=3,
     )
     figure.subplots_adjust(bottom=0.22)
@@ -55,5 +56,5 @@ def draw_check(panel: Axes, check: Check) -> None:
         means = [float(np.exp(np.log(values[np.array(check.size) == size]).mean())) for size in sizes]
         panel.plot(check.size, values, linestyle="none", marker=marker, color=colour, markersize=5, alpha=0.6)
         panel.plot(sizes, means, linestyle=line, color=colour, linewidth=2)
-        said = f"{found.value:+.2f} {brackets((found.low, found.high), '+.2f') if np.isfinite(found.low) else ''}"
+        said = f"{found.value:+.2f} {brackets(None if found.low is None else (found.low, found.high), '+.2f')}"
         panel.annotate(said, (sizes[-1], means[-1]), (8, 0), textcoords="offset points", va="center", fontsize=9.5, color=colour)
