@@ -104,6 +104,7 @@ TASKS = Needs("give --eval-tasks", lambda c: c.train.eval_tasks)
 MDM_TASKS = Needs("give --eval-tasks and --objective mdm", lambda c: c.train.eval_tasks and c.objective.objective == "mdm")
 WARMUP = Needs("give --lr-warmup-samples", lambda c: any(getattr(c.optim, name) for name in WARMUPS))
 EVALUATING = Needs("validate: --eval-iters above 0", lambda c: c.train.eval_iters)
+MUON = Needs("use --optimizer muon", lambda c: c.optim.optimizer == "muon")
 PLATEAU = Needs("give a --lr-plateau-factor below 1", lambda c: c.optim.lr_plateau_factor < 1)
 WSD = Needs("use --lr-decay-style WSD", lambda c: c.optim.lr_decay_style == "WSD")
 TENSORBOARD = Needs("give --tensorboard-dir", lambda c: c.log.tensorboard_dir)
@@ -636,7 +637,21 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    optimizer: Literal["adam"] = flag("adam", "AdamW, fused", only="the optimizer is AdamW", identity="noted")
+    optimizer: Literal["adam", "muon"] = flag(
+        "adam", "adam: AdamW, fused; muon: Muon for the blocks' matrices, AdamW for all else", identity="experiment"
+    )
+    muon_lr: float | None = flag(
+        None, "peak rate of the matrices, which follows the schedule of --lr in proportion [--lr]", identity="noted", needs=MUON
+    )
+    muon_momentum: float = flag(0.95, "decay of Muon's moment (Nesterov)", least=0, below=1, identity="noted", needs=MUON)
+    muon_scale: Literal["match-rms-adamw", "original"] = flag(
+        "match-rms-adamw",
+        "of its update: .2 sqrt(max(rows, columns)), for which AdamW's rate and decay serve (Moonlight); "
+        "or sqrt(max(1, rows / columns)), whose rate is about .02",
+        identity="noted",
+        needs=MUON,
+    )
+    muon_bf16: bool = flag(False, "orthogonalise in bfloat16, as published; else in fp32", identity="noted", needs=MUON)
     lr: float | None = flag(None, "peak learning rate", least=0, identity="noted")
     min_lr: float = flag(0.0, "learning rate at the end of the decay", least=0, identity="noted")
     lr_decay_style: Literal["cosine", "linear", "constant", "inverse-square-root", "WSD"] = flag(
@@ -943,6 +958,11 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
     check_parallel(parallel, train, mistakes)
     optim = resolve_optim(cfg.optim, train, unread, mistakes)
     optim = resolve_decays(optim, model, mistakes)
+    if optim.optimizer == "muon" and parallel.deepspeed and parallel.pipeline_model_parallel_size == 1:
+        mistakes.append(
+            "--optimizer muon with --deepspeed: DeepSpeed cuts moments across matrices, which Muon needs whole; "
+            f"leave --deepspeed out: the native engine has --zero-stage {parallel.zero_stage} too"
+        )
     check_data(cfg, unread, mistakes)
     check_final_scores(train, model, mistakes)
     return replace(
@@ -1309,6 +1329,8 @@ def resolve_optim(o: Optim, t: Train, unread: Collection[str], mistakes: list[st
         mistakes.append(f"--min-lr {o.min_lr:g} is above --lr {o.lr:g}")
     if o.lr is not None and o.lr_warmup_init > o.lr:
         mistakes.append(f"--lr-warmup-init {o.lr_warmup_init:g} is above --lr {o.lr:g}")
+    if o.muon_lr and o.lr == 0:
+        mistakes.append(f"--muon-lr {o.muon_lr:g} follows the schedule of --lr in proportion, and --lr is 0: give --lr above 0")
     if o.adam_eps < 1.2e-38:
         mistakes.append(f"--adam-eps {o.adam_eps:g} underflows in fp32: use at least 1e-30")
     decay = in_samples(o.lr_decay_samples, o.lr_decay_iters, t) or t.train_samples

@@ -71,13 +71,10 @@ def make_shares(stages: Sequence[GPT], mesh: Mesh, zero_stage: int, on_cpu: bool
 def make_share(stage: GPT, name: str, p: nn.Parameter, mesh: Mesh, zero_stage: int, on_cpu: bool) -> Share:
     spec, tp, dp = stage.declared[name], mesh.tp, mesh.dp
     cut = spec.cut
-    first_row, rows = 0, slice(0, p.shape[0])
-    if isinstance(p, DTensor):
-        chunk = -(-p.shape[0] // dp.size)  # as torch.chunk, and with it FSDP2, cuts
-        first_row, rows = min(p.shape[0], dp.rank * chunk), slice(0, local(p).shape[0])
-    elif zero_stage:
-        owned = split_evenly(p.shape[0], dp.size)[dp.rank]
-        first_row, rows = owned.start, slice(owned.start, owned.stop)
+    counts = row_counts(p.shape[0], dp, zero_stage)
+    first_row = sum(counts[: dp.rank]) if zero_stage else 0
+    begin = 0 if isinstance(p, DTensor) else first_row
+    rows = slice(begin, begin + counts[dp.rank])
     offset = tp.rank * p.shape[cut] if cut is not None else 0  # where the tensor-parallel part begins
     start = tuple(first_row * (dim == 0) + offset * (dim == cut) for dim in range(p.dim()))
     data = local(p.detach())[rows]
@@ -95,6 +92,16 @@ def make_share(stage: GPT, name: str, p: nn.Parameter, mesh: Mesh, zero_stage: i
         apart=on_cpu,
         spec=spec,
     )
+
+
+def row_counts(rows: int, dp: Group, zero_stage: int) -> list[int]:
+    """How many rows of a parameter each replica updates."""
+    if zero_stage == 0:
+        return [rows] * dp.size
+    if zero_stage == 1:
+        return [len(part) for part in split_evenly(rows, dp.size)]
+    chunk = -(-rows // dp.size)  # as torch.chunk, and with it FSDP2, cuts
+    return [max(0, min(rows - rank * chunk, chunk)) for rank in range(dp.size)]
 
 
 def data_parallel(stage: GPT, mesh: Mesh, zero_stage: int, offload: bool, overlap: bool) -> nn.Module:

@@ -4,6 +4,7 @@ neighbours first, then data, then pipeline. A group of one has no process group,
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -95,6 +96,20 @@ def all_reduce(x: Tensor, group: Group, op: dist.ReduceOp.RedOpType = dist.Reduc
     if group.size > 1:
         dist.all_reduce(x, op=op, group=group.pg)
     return x
+
+
+def all_to_all(
+    outgoing: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[Sequence[int]]], like: Tensor, group: Group
+) -> list[list[Tensor]]:
+    """To each rank its list of tensors, in one message; from each rank a list of these shapes. All of `like`'s dtype and device."""
+    sent = torch.cat([like.new_empty(0), *(t.flatten() for to_one in outgoing for t in to_one)])
+    lengths = [[math.prod(shape) for shape in from_one] for from_one in shapes]
+    received = sent.new_empty(sum(map(sum, lengths)))
+    dist.all_to_all_single(
+        received, sent, [sum(found) for found in lengths], [sum(t.numel() for t in to_one) for to_one in outgoing], group=group.pg
+    )
+    found = received.split([sum(found) for found in lengths])
+    return [[x.view(*shape) for x, shape in zip(one.split(n), of_one)] for one, n, of_one in zip(found, lengths, shapes)]
 
 
 def gather_json(value: Any, group: Group) -> list[Any]:

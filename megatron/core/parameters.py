@@ -36,6 +36,7 @@ class Spec:
     known_rows: int | None = None  # table: rows drawn; the next one is the mask's, at an address of its own; zeros above
     live_rows: int | None = None  # rows that norms count; those above are read by nobody [all]
     cut: int | None = None  # dimension that tensor parallelism cuts
+    fused: tuple[int, ...] = ()  # several matrices stand in this one: their rows come in turns of so many of each
     decay: bool = True  # whether weight decay acts on it
     lr_factor: float = 1.0  # of the learning rate, and so on: what a wider model than the base changes
     decay_factor: float = 1.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,10 @@ class Attention(nn.Module):
         self.qkv = ColumnLinear(cfg.hidden_size, width + 2 * cfg.shape().key_width, tp, cfg.initial_std)
         self.out = RowLinear(width, cfg.hidden_size, tp, residual_std(cfg))
 
+    def specs(self) -> dict[str, Spec]:
+        queries, keys = self.n // self.groups * self.d, self.d
+        return {"qkv.weight": replace(self.qkv.specs()["weight"], fused=(queries, keys, keys))}
+
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor | None, seen: Tensor | None, join: Join | None = None
     ) -> Tensor:
@@ -141,6 +146,9 @@ class Attention(nn.Module):
 
 class GateUp(ColumnLinear):
     """Gate and up projection: stored as (f, gate|up) for the cut, multiplied as all of gate, then all of up: -> [b, s, 2 f]."""
+
+    def specs(self) -> dict[str, Spec]:
+        return {"weight": replace(super().specs()["weight"], fused=(1, 1))}
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x[..., 0].numel() >= x.shape[-1]:

@@ -1,4 +1,4 @@
-"""The torch-native engine: forward, backward, accurate norm, clip, fused AdamW -- or skip, as one decision of all ranks.
+"""The torch-native engine: forward, backward, accurate norm, clip, AdamW or Muon -- or skip, as one decision of all ranks.
 
 b rows, s positions, n asked positions.
 """
@@ -32,6 +32,8 @@ from megatron.core.parameters import Spec, live
 from megatron.core.pipeline import Pipeline
 from megatron.core.transformer import GPT
 from megatron.engine.average import ROOT, Average, root_of_weights
+from megatron.engine.muon import MOMENTS as OF_MUON
+from megatron.engine.muon import Muon
 from megatron.engine.randomness import untouched
 from megatron.errors import Mismatch
 
@@ -59,7 +61,13 @@ class NativeEngine:
             self.pipeline = Pipeline(stages, plan, mesh, parallel.pipeline_schedule, self.device)
         self.shares = make_shares(stages, mesh, self.zero_stage, parallel.cpu_optimizer)
         self.state = {s.name: s.data if s.data is s.parameter else nn.Parameter(s.data) for s in self.shares}
-        self.optimizer = adamw(self.state, {s.name: s.spec for s in self.shares}, optim)
+        matrices = {s.name: s for s in self.shares if optim.optimizer == "muon" and s.spec.role == "matrix"}
+        rest = {s.name: s.spec for s in self.shares if s.name not in matrices}
+        self.optimizer = adamw({name: self.state[name] for name in rest}, rest, optim)
+        self.muon = None
+        if matrices:
+            parameters = [self.state[name] for name in matrices]
+            self.muon = Muon(list(matrices.values()), parameters, optim, mesh, self.zero_stage, self.device)
         self.average = Average(optim.ema, [s.data for s in self.shares])
 
     def step(self, batches: list[Batch], lr: float) -> Step:
@@ -124,13 +132,24 @@ class NativeEngine:
             self.state[share.name].grad = share.gradient()
         if scale < 1.0:
             torch._foreach_mul_([p.grad for p in self.state.values() if p.grad is not None], scale)
-        set_rate(self.optimizer, lr)
         self.average.begin()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in (self.optimizer, *([self.muon] if self.muon else [])):
+            set_rate(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad()
         if self.average.kept:
             self.average.follow(float(self.updates()))
         spread_update(self.shares, self.mesh, self.zero_stage)
+
+    def moments(self, share: Share) -> dict[str, Tensor]:
+        """What the share's optimizer keeps beside its weights, by name; nothing before the first update."""
+        optimizer, names = self.keeper(share)
+        state = optimizer.state.get(self.state[share.name], {})
+        return {name: state[name] for name in names if name in state}
+
+    def keeper(self, share: Share) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
+        """The optimizer that updates it, and the names of what it keeps."""
+        return (self.muon, OF_MUON) if self.muon and share.spec.role == "matrix" else (self.optimizer, MOMENTS)
 
     def updates(self) -> Tensor:
         """How many there were.  -> [] fp32"""
@@ -173,12 +192,11 @@ class NativeEngine:
         return square**0.5
 
     def pieces(self) -> list[Piece]:
-        """Weights, their average, both moments and the update count, as far as this rank owns them."""
+        """Weights, their average, moments and the update count, as far as this rank owns them."""
         owned = [share for share in self.shares if share.owner]
         out = [piece(f"model/{share.name}", share, share.data.detach()) for share in owned]
         for share in owned:
-            state = self.optimizer.state.get(self.state[share.name], {})
-            out += [piece(f"optimizer/{moment}/{share.name}", share, state[moment]) for moment in MOMENTS if moment in state]
+            out += [piece(f"optimizer/{moment}/{share.name}", share, x) for moment, x in self.moments(share).items()]
         out += [piece(f"{ROOT}/{s.name}", s, kept) for s, kept in zip(self.shares, self.average.kept) if s.owner]
         if self.mesh.chief:
             out.append(Piece(name="optimizer/step", shape=(), start=(), tensor=self.updates().detach().cpu().float()))
@@ -190,26 +208,27 @@ class NativeEngine:
         updates = torch.zeros(())
         if not weights_only and "optimizer/step" in checkpoint.shapes:
             checkpoint.fill([Piece(name="optimizer/step", shape=(), start=(), tensor=updates)])
-        moments = {s.name: {moment: torch.zeros_like(s.data) for moment in MOMENTS} for s in self.shares if updates > 0}
+        moments = {s.name: {name: torch.zeros_like(s.data) for name in self.keeper(s)[1]} for s in self.shares if updates > 0}
         kept = self.average.expect(checkpoint, weights_only)
         checkpoint.fill(
             self.weights(root_of_weights(checkpoint, weights_only))
             + [piece(f"{ROOT}/{share.name}", share, tensor) for share, tensor in zip(self.shares, kept)]
             + [
-                piece(f"optimizer/{moment}/{share.name}", share, moments[share.name][moment])
+                piece(f"optimizer/{moment}/{share.name}", share, tensor)
                 for share in self.shares
                 if moments
-                for moment in MOMENTS
+                for moment, tensor in moments[share.name].items()
             ]
         )
-        self.optimizer.state.clear()
         for share in self.shares:
+            optimizer, _ = self.keeper(share)
+            optimizer.state.pop(self.state[share.name], None)
             if share.apart:
                 share.data.copy_(local(share.parameter)[share.rows])
             if moments:
                 p = self.state[share.name]
                 step = updates.to(p.device, copy=True)
-                self.optimizer.state[p] = {"step": step} | moments[share.name]
+                optimizer.state[p] = {"step": step} | moments[share.name]
 
     def weights(self, root: str) -> list[Piece]:
         """Every weight that this rank's model reads, for a checkpoint to fill."""

@@ -70,6 +70,7 @@ EXPERIMENTS = {
     "completep": "--parametrization completep --mup-base-hidden-size 16 --mup-base-num-layers 2 --mup-base-kv-channels 8 "
     "--untie-embeddings-and-output-weights --weight-decay 0.1 --weight-decay-by embedding=0,head=1,matrix=3 "
     "--embedding-dropout 0.1",
+    "muon": "--optimizer muon",
     "gqa": "--group-query-attention --num-query-groups 2",
 }
 LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
