@@ -14,7 +14,7 @@ from megatron.proof.layouts import Experiment, Layout
 from megatron.proof.pool import JobFailed, Pool
 from megatron.proof.trial import Record, train
 
-COLUMNS = ("loss", "gradient norm", "validation", "samples, t, masks", "initial weights", "checkpoint")
+COLUMNS = ("loss", "gradient norm", "validation", "updates", "samples, t, masks", "initial weights", "checkpoint")
 PATIENCE = 600.0  # seconds for one layout
 PROCESSES = 8  # on a CPU, whatever its cores: the models are small
 
@@ -26,9 +26,13 @@ class Limits:
     loss: float  # absolute
     norm: float  # relative
     validation: float  # absolute
+    updates: float  # relative, of the weight whose change is the furthest off
 
 
-LIMITS = {"fp32": Limits(loss=2e-6, norm=1e-5, validation=2e-6), "bf16": Limits(loss=5e-3, norm=5e-2, validation=2e-3)}
+LIMITS = {
+    "fp32": Limits(loss=2e-6, norm=1e-5, validation=2e-6, updates=1e-3),
+    "bf16": Limits(loss=5e-3, norm=5e-2, validation=2e-3, updates=0.5),
+}
 
 
 def joined(records: list[Record]) -> Record:
@@ -49,6 +53,8 @@ def joined(records: list[Record]) -> Record:
         for ours, theirs in ((whole.begun, record.begun), (whole.ended, record.ended)):
             for name, number in theirs.items():
                 ours[name] = (ours.get(name, 0) + number) % 2**64
+        for name, sums in record.moved.items():
+            whole.moved[name] = [a + b for a, b in zip(whole.moved.get(name, [0.0] * len(sums)), sums)]
     return whole
 
 
@@ -68,10 +74,17 @@ def compare(layout: Record, single: Record, reloaded: Record | None, limits: Lim
         within([a - b for a, b in zip(layout.losses, single.losses, strict=True)], limits.loss),
         within(ratios, limits.norm),
         within([layout.validation - single.validation], limits.validation),
+        within([away(layout.moved[name], moved) for name, moved in single.moved.items()], limits.updates),
         same(layout.samples, single.samples),
         same(layout.begun, single.begun),
         kept,
     ]
+
+
+def away(ours: list[float], theirs: list[float]) -> float:
+    """The length of a difference in lengths of what it is compared with."""
+    length = math.hypot(*theirs)
+    return math.dist(ours, theirs) / length if length else math.inf if any(ours) else 0.0
 
 
 def within(differences: list[float], limit: float) -> Check:

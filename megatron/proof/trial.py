@@ -27,6 +27,9 @@ from megatron.training.loop import Interval, one_step, pose
 from megatron.training.trained import build_objective, cut_slice, meet, open_tokenizer, sample_spec
 
 
+NUM_PROBES = 16  # of a tensor; the norm of a difference is known to about a fifth
+
+
 @dataclass(kw_only=True)
 class Record:
     """What a layout did: on one rank, then on all together."""
@@ -37,6 +40,7 @@ class Record:
     samples: dict[int, str] = field(default_factory=dict)  # number -> hash of what was asked: inputs, targets, 1 / t, masks
     begun: dict[str, int] = field(default_factory=dict)  # tensor -> fingerprint, before the first step
     ended: dict[str, int] = field(default_factory=dict)  # the same after the last, as saved
+    moved: dict[str, list[float]] = field(default_factory=dict)  # weight -> what all steps did to its probes
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         """What the training loop tells a run."""
@@ -92,12 +96,13 @@ def train(argv: list[str], steps: int, save: str | None = None, load: str | None
         for learning in trial.learning:
             learning.load(found)
         at = Progress(step=found.step, samples=found.step * trial.cfg.train.global_batch_size)
-    record.begun = fingerprints(trial.pieces())
+    record.begun, before = fingerprints(trial.pieces()), probes(trial.pieces())
     for step in range(1, steps + 1):
         record.samples |= hashes(pose(trial.objective, trial.train, trial.cfg, at, trial.engine.mesh.dp))
         at, interval = one_step(trial.cfg, trial.engine, trial.objective, trial.train, record, at, interval, trial.learner)
         if step == (steps + 1) // 2:
             record.validation = evaluate(trial.engine, trial.objective.reference(), trial.valid)["loss"]
+    record.moved = {name: (after - before[name]).tolist() for name, after in probes(trial.pieces()).items()}
     if save:
         checkpoint.save(Path(save), at.step, trial.pieces(), {}, group=trial.engine.mesh.control)
         record.ended = fingerprints(trial.pieces())
@@ -124,9 +129,29 @@ def fingerprints(pieces: list[Piece]) -> dict[str, int]:
 
 def fingerprint(piece: Piece) -> int:
     """The sum of a hash of each entry's bits and its place in the whole tensor, modulo 2**64."""
+    tensor = piece.tensor.detach().cpu().contiguous()
+    bits = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]).numpy()
+    return int(hash64(places(piece), bits).sum())
+
+
+def probes(pieces: list[Piece]) -> dict[str, np.ndarray]:
+    """Sums of each weight's entries under NUM_PROBES sets of random signs, as far as these pieces have it.
+
+    Over the ranks they add up however the tensor is cut, and the mean square of those of a difference is its squared norm.
+    """
+    found: dict[str, np.ndarray] = {}
+    for piece in pieces:
+        if piece.name.startswith("model/"):
+            bits = hash64(places(piece), 0)[..., None] >> np.arange(NUM_PROBES, dtype=np.uint64) & np.uint64(1)
+            signed = np.where(bits.astype(bool), 1.0, -1.0).reshape(-1, NUM_PROBES)
+            own = piece.tensor.detach().cpu().double().numpy().ravel() @ signed
+            found[piece.name] = found.get(piece.name, 0.0) + own
+    return found
+
+
+def places(piece: Piece) -> np.ndarray:
+    """The number of each entry in the whole tensor, in the order of memory."""
     place = np.zeros((), np.int64)
     for start, size, extent in zip(piece.start, piece.shape, piece.tensor.shape):
         place = place[..., None] * size + start + np.arange(extent)  # one dimension more
-    tensor = piece.tensor.detach().cpu().contiguous()
-    bits = tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]).numpy()
-    return int(hash64(place, bits).sum())
+    return place
