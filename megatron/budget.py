@@ -165,8 +165,17 @@ class Shape:
 
     def products(self) -> int:
         """Weights of the blocks that a token is multiplied with."""
-        multiplied = (p for name, p in self.block_tensors().items() if name.endswith("weight") and len(p.shape) == 2)
-        return self.num_layers * sum(math.prod(p.shape) for p in multiplied)
+        return self.num_layers * count(self.block_matrices())
+
+    def block_matrices(self) -> dict[str, Parameter]:
+        """Of one block, those that take the width to the width."""
+        return {name: p for name, p in self.block_tensors().items() if name.endswith("weight") and len(p.shape) == 2}
+
+    def orthogonalising_flops(self) -> float:
+        """Of one update by Muon: five rounds of two products s x s x l and one s x s x s, s the smaller side of a matrix."""
+        h, a, f = self.hidden_size, self.attention_width, self.ffn_hidden_size
+        sides = [(a, h), (self.key_width, h), (self.key_width, h), (a, h), (f, h), (f, h), (f, h)]
+        return self.num_layers * sum(5.0 * (4 * min(x) ** 2 * max(x) + 2 * min(x) ** 3) for x in sides)
 
     def row_products(self) -> int:
         """Weights that a row is multiplied with once: of the norms' conditions, and of its vector's reader."""

@@ -842,6 +842,12 @@ class Config:
         beside = self.estimator()
         return beside.estimating_flops_per_token(self.model.seq_length) if beside else 0.0
 
+    def orthogonalising_flops(self) -> float:
+        """A token, of Muon's updates: executed, and no part of what fits call training FLOPs."""
+        if self.optim.optimizer != "muon":
+            return 0.0
+        return self.model.shape().orthogonalising_flops() / (self.train.global_batch_size * self.model.seq_length)
+
     @property
     def num_micro_batches(self) -> int:
         """Of one step, on each data-parallel process."""

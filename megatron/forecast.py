@@ -1,6 +1,6 @@
 """What each process of a layout holds and sends, by arithmetic alone: no device, no process group, no torch.
 
-Weights, gradients and both moments are fp32 and counted exactly, as the native engine shards them (core/distributed.py).
+Weights, gradients and moments are fp32 and counted exactly, as the native engine shards them (core/distributed.py).
 Activations are what autograd keeps of core/transformer.py and core/head.py on a GPU, uncompiled. T tokens of a micro-batch,
 h hidden, a attention width, f SwiGLU width, V table rows, c bytes of the compute dtype, t tensor-parallel size.
 """
@@ -99,13 +99,40 @@ def state_bytes(found: Shapes, cfg: Config, replica: int = 0) -> tuple[int, int,
     """
     p, average = cfg.parallel, bool(cfg.optim.ema)
     whole = 4 * sum(map(math.prod, found.values()))
-    own = 4 * sum(share(shape[0], cfg, replica) * math.prod(shape[1:]) for shape in found.values())
+    own = owned_bytes(found, cfg, replica)
+    moments = 2 * own - owned_bytes(matrices(found, cfg), cfg, replica)
     held = own if zero_stage(cfg) >= 2 else whole
     if p.cpu_params and zero_stage(cfg) == 3:
-        return 0, 0, 0, ((6 if p.cpu_optimizer else 4) + average) * own
+        return 0, 0, 0, ((4 if p.cpu_optimizer else 2) + average) * own + moments
     if p.cpu_optimizer:
-        return held, held, 0, (4 + average) * own  # the update has copies of weights and gradients
-    return held, held, (2 + average) * own, 0
+        return held, held, 0, (2 + average) * own + moments  # the update has copies of weights and gradients
+    return held, held, average * own + moments, 0
+
+
+def owned_bytes(found: Shapes, cfg: Config, replica: int) -> int:
+    """Of what a data-parallel rank updates, in fp32."""
+    return 4 * sum(share(shape[0], cfg, replica) * math.prod(shape[1:]) for shape in found.values())
+
+
+def matrices(found: Shapes, cfg: Config) -> Shapes:
+    """What Muon updates, with one moment instead of two."""
+    inside = cfg.model.shape().block_matrices() if cfg.optim.optimizer == "muon" else {}
+    return {
+        name: shape for name, shape in found.items() if name.partition(".")[0] == "blocks" and name.split(".", 2)[2] in inside
+    }
+
+
+def orthogonalising_bytes(found: Shapes, cfg: Config) -> int:
+    """The largest matrix whole, four times, and two products on its smaller side; as many parts of others as it has."""
+    whole = cfg.model.shape().block_matrices() if matrices(found, cfg) else {}
+    return max((4 * (5 * math.prod(p.shape) + 2 * min(p.shape) ** 2) for p in whole.values()), default=0)
+
+
+def exchanged_bytes(found: Shapes, cfg: Config) -> tuple[int, int]:
+    """What one process sends over the tensor and the data group so that matrices are whole somewhere, and back."""
+    t, replicas = cfg.parallel.tensor_model_parallel_size, cfg.parallel.data_parallel_size if zero_stage(cfg) else 1
+    own = 4 * sum(map(math.prod, matrices(found, cfg).values())) // replicas
+    return 2 * own * (t - 1) // t, 2 * own * (replicas - 1) // replicas
 
 
 def beside_parameters(cfg: Config) -> int:
@@ -126,7 +153,8 @@ def weigh(cfg: Config, plan: Stages, rank: int) -> Load:
     # Gradients that do not exist before the first backward pass, and the table's two at its end.
     table = max((math.prod(shape) * 4 for name, shape in found.items() if name == "embed.weight"), default=0)
     late = gradients if m == 1 and cfg.parallel.data_parallel_size == 1 else 0
-    peak = weights + gradients + moments + buffers + max(activations + work - late, 2 * table)
+    peak = weights + gradients + moments + buffers
+    peak += max(activations + work - late, 2 * table, orthogonalising_bytes(found, cfg))
     context = 0 if cfg.train.device == "cpu" else CONTEXT_BYTES
     return Load(
         rank=rank,
@@ -264,9 +292,10 @@ def sent_bytes(cfg: Config, plan: Stages, rank: int, found: Shapes) -> dict[str,
     else:  # sums, of two rounds each
         rounds = 2 * ((5 if again else 4) * layers + sum(ends))
     hops = sum((n > 0 and plan.home(n - 1) != rank) + (n < last and plan.home(n + 1) != rank) for n in numbers)
+    over_tensor, over_data = exchanged_bytes(found, cfg)
     sent = {
-        "tensor": m * rounds * state * (x.t - 1) // x.t,
-        "data": replica_bytes(found, cfg),
+        "tensor": m * rounds * state * (x.t - 1) // x.t + over_tensor,
+        "data": replica_bytes(found, cfg) + over_data,
         "pipeline": m * hops * x.local * cfg.model.hidden_size * x.c,
     }
     tied = not cfg.model.untie_embeddings_and_output_weights

@@ -13,7 +13,7 @@ from megatron.core import fused, transformer
 from megatron.core.distributed import local
 from megatron.core.mesh import build_mesh
 from megatron.core.transformer import GPT
-from megatron.engine.native import MOMENTS, NativeEngine
+from megatron.engine.native import NativeEngine
 from megatron.forecast import CONTEXT_BYTES, forecast, in_flight, stage_shapes, state_bytes
 from megatron.layout import make_stages
 
@@ -60,7 +60,7 @@ def held(words: str, world: int):
     engine.update = update
     engine.step(batches(cfg), 1e-3)
     weights = sum(local(q).nbytes for q in parameters)
-    moments = sum(state[moment].nbytes for state in engine.optimizer.state.values() for moment in MOMENTS)
+    moments = sum(moment.nbytes for share in engine.shares for moment in engine.moments(share).values())
     moments += sum(kept.nbytes for kept in engine.average.kept)
     copies = sum(share.data.nbytes for share in engine.shares)
     return state_bytes(stage_shapes(cfg, plan, mesh.pp.rank), cfg, mesh.dp.rank), (weights, *gradients, moments, copies)
@@ -78,6 +78,7 @@ def held(words: str, world: int):
         (2, "--tensor-model-parallel-size 2 --group-query-attention --num-query-groups 2"),
         (3, "--zero-stage 1 --ema 0.9"),
         (3, "--zero-stage 2"),
+        (4, "--tensor-model-parallel-size 2 --zero-stage 1 --optimizer muon --ema 0.9"),
         (8, "--zero-stage 3"),
     ],
 )

@@ -56,6 +56,10 @@ def test_layout_does_what_one_process_does(verifiers, objective, name):
     agrees(verifiers[objective], name)
 
 
+def test_muon_orthogonalises_whole_matrices_at_any_layout(verifiers):
+    agrees(verifiers["mdm"], "tp2xdp2+zero1+muon")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in CI])

@@ -10,9 +10,9 @@ joined by x, and what else it does behind a +.
 
 Each layout trains a few steps with an evaluation half way and must agree with one process. Bit for bit: sample numbers,
 inputs with their masks, noise levels, initial weights and, with --checkpoints, every tensor of a checkpoint that this layout
-saves and one process loads. Within rounding: losses, gradient norms, the
-validation loss, and what all steps did to each weight (gradients may agree where updates do not). On GPUs (--device cuda) the ranks
-need one each and use NCCL. Leaves with 1 on a difference or a failure, with 2 when the flags or a named layout cannot be.
+saves and one process loads. Within rounding: losses, gradient norms, the validation
+loss, and what all steps did to each weight, as gradients may agree where updates do not. On GPUs (--device cuda) the ranks need
+one each and use NCCL. Leaves with 1 on a difference or a failure, with 2 when the flags or a named layout cannot be.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from megatron.proof.layouts import choose, read_experiment, served
 
 LINE = "{:9} {:38} {:5} " + "{:18} " * len(COLUMNS) + "{:>6}"
 LEGEND = "; ".join(
-    f"{kind}: loss {limits.loss:g}, gradient norm {limits.norm:g} (relative), validation {limits.validation:g}, updates {limits.updates:g} (relative)"
+    f"{kind}: loss {limits.loss:g}, gradient norm {limits.norm:g} (relative), validation {limits.validation:g}, "
+    f"updates {limits.updates:g} (relative)"
     for kind, limits in LIMITS.items()
 )
 

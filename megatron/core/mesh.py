@@ -101,7 +101,7 @@ def all_reduce(x: Tensor, group: Group, op: dist.ReduceOp.RedOpType = dist.Reduc
 def all_to_all(
     outgoing: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[Sequence[int]]], like: Tensor, group: Group
 ) -> list[list[Tensor]]:
-    """To each rank its list of tensors, in one message; from each rank a list of these shapes. All of `like`'s dtype and device."""
+    """To each rank its list of tensors, in one message; from each rank a list of these shapes. All are as `like` is."""
     sent = torch.cat([like.new_empty(0), *(t.flatten() for to_one in outgoing for t in to_one)])
     lengths = [[math.prod(shape) for shape in from_one] for from_one in shapes]
     received = sent.new_empty(sum(map(sum, lengths)))

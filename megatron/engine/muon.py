@@ -41,13 +41,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        shares: list[Share],
-        parameters: list[nn.Parameter],
-        optim: Optim,
-        mesh: Mesh,
-        zero_stage: int,
-        device: torch.device,
+        self, shares: list[Share], parameters: list[nn.Parameter], optim: Optim, mesh: Mesh, zero_stage: int, device: torch.device
     ):
         rate = optim.muon_lr / optim.lr if optim.muon_lr and optim.lr else 1.0
         super().__init__(parameters, {"lr": optim.lr or 0.0, "lr_factor": rate})
@@ -128,7 +122,8 @@ def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
     `dtype`, returns fp32.
     """
     a, b, c = COEFFICIENTS
-    y = (x / squares(x).sqrt().to(x.dtype).clamp(min=EPSILON)).to(dtype)
+    y = x.to(dtype)
+    y = y / squares(y).sqrt().clamp(min=EPSILON)
     tall = y.shape[0] > y.shape[1]
     y = y.t() if tall else y
     for _ in range(ROUNDS):

@@ -90,7 +90,10 @@ LAYOUTS = """tp2 tp4 pp2 pp4 dp2 dp3 tp2xpp2 tp2xdp2 pp2xdp2 tp2xpp2xdp2
     dp2+deepspeed-zero0 dp2+deepspeed-zero1 dp2+deepspeed-zero2 dp2+deepspeed-zero3 pp2xdp2+deepspeed-zero1
     tp2xdp2+deepspeed-zero1 tp2xdp2+deepspeed-zero3 dp2+deepspeed-zero1+cpu-optimizer dp2+deepspeed-zero3+dropout
     tp2xpp2xdp2+atat tp2+sp+atat dp2+zero3+atat pp2+interleaved+atat pp2xdp2+zero-bubble+zero1+atat dp2+deepspeed-zero1+atat
-    dp2+deepspeed-zero2+untied dp2+deepspeed-zero2+bf16""".split()
+    dp2+deepspeed-zero2+untied dp2+deepspeed-zero2+bf16
+    tp2+muon tp2xdp2+sp+zero1+muon tp2xdp3+zero2+micro4+muon dp2+zero3+muon tp2xpp2xdp2+zero1+gqa+muon pp2+zero-bubble+muon
+    pp2+interleaved+muon tp2xdp2+zero1+cpu-optimizer+muon dp2+zero3+cpu-params+muon dp2+zero3+bf16+muon
+    tp2xdp2+zero1+atat+muon""".split()
 
 
 def place_of(rank: int, world_size: int) -> dict[str, str]:

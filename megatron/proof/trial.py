@@ -26,7 +26,6 @@ from megatron.training.evaluate import Slice, evaluate
 from megatron.training.loop import Interval, one_step, pose
 from megatron.training.trained import build_objective, cut_slice, meet, open_tokenizer, sample_spec
 
-
 NUM_PROBES = 16  # of a tensor; the norm of a difference is known to about a fifth
 
 

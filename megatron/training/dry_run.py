@@ -112,6 +112,8 @@ def notes(cfg: Config, found: Forecast) -> Iterator[str]:
         yield f"pipeline bubble: {near}"
     yield "weights, gradients and moments are exact (fp32); activations and buffers are estimates for a GPU without compile"
     yield "peak: all of these, and 1 GiB for CUDA and its communicators"
+    if share := cfg.orthogonalising_flops() / cfg.flops_per_token():
+        yield f"orthogonalising: {100 * share:.2g} % of the model's FLOPs besides, which executed TFLOPs count"
     if p.deepspeed and p.pipeline_model_parallel_size == 1:
         yield "counted as the native engine shards; DeepSpeed has buffers of its own besides"
 

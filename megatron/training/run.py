@@ -93,7 +93,7 @@ class Run:
         causal, recompute = self.reference.causal, cfg.train.recompute_granularity
         read = cfg.objective.reads, cfg.objective.candidates(cfg.train)
         executed = self.shape.executed_flops_per_token(length, asked, causal, recompute, *read)
-        return cfg.flops_per_token(), executed + cfg.estimating_flops()
+        return cfg.flops_per_token(), executed + cfg.estimating_flops() + cfg.orthogonalising_flops()
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         loss, accuracy = interval.mean(done)
