@@ -130,7 +130,7 @@ LATER = {
     **dict.fromkeys(["start-weight-decay", "end-weight-decay", "weight-decay-incr-style"], "a weight decay that changes"),
     **dict.fromkeys(["rampup-batch-size", "decrease-batch-size-if-needed"], "a batch size that grows"),
     **dict.fromkeys(["decoupled-lr", "decoupled-min-lr"], "a rate of its own for embedding and head"),
-    **dict.fromkeys(["sgd-momentum", "muon-*", "dist-muon*"], "another optimizer than AdamW"),
+    **dict.fromkeys(["sgd-momentum", "dist-muon*"], "another optimizer than AdamW and Muon"),
     **dict.fromkeys(
         ["num-experts", "expert-*parallel-size", "expert-interval", "moe-*", "create-moe-*", "topk", "use-tutel"],
         "mixtures of experts",
@@ -177,6 +177,13 @@ DEAD = {
     ),
     "upload-results-to-s3": "give --upload-to s3://bucket/runs",
     **dict.fromkeys(["lr-decay-tokens", "lr-warmup-tokens"], "give --lr-decay-samples and --lr-warmup-samples"),
+    "muon-tp-mode": "matrices are orthogonalised whole at every layout, by ranks that share them out",
+    **dict.fromkeys(["muon-split-qkv", "muon-no-split-qkv"], "queries, keys and values are orthogonalised apart"),
+    **dict.fromkeys(["muon-scale-mode", "muon-extra-scale-factor"], "give --muon-scale"),
+    **dict.fromkeys(
+        ["muon-num-ns-steps", "muon-coefficient-type", "muon-use-nesterov"], "Muon is as published: Nesterov, 5 rounds"
+    ),
+    "muon-fp32-matmul-prec": "Muon computes in fp32, or give --muon-bf16",
     "mock-data": "tools/make_entropy_corpus.py makes corpora, of known entropy",
     "num-workers": "batches are read from the memory map; no worker is needed",
     "dataloader-type": "every sample is addressed by its number; there is one loader",

@@ -57,7 +57,7 @@ def written(tmp_path: Path, content, name: str = "flags.yaml") -> str:
 
 ACTS = """
     wandb-group num-mc train-data-path-file valid-data-path-file test-data-path-file
-    adam-beta1 adam-beta2 adam-eps lr min-lr lr-decay-style lr-decay-samples lr-warmup-samples clip-grad weight-decay
+    optimizer adam-beta1 adam-beta2 adam-eps lr min-lr lr-decay-style lr-decay-samples lr-warmup-samples clip-grad weight-decay
     num-layers hidden-size num-attention-heads kv-channels seq-length max-position-embeddings micro-batch-size global-batch-size
     train-samples vocab-file merge-file kill-switch-file bf16
     log-interval save-interval eval-interval eval-iters tensorboard-dir tensorboard-queue-size log-timers-to-tensorboard
@@ -71,7 +71,7 @@ ACTS = """
     num-layers-per-virtual-pipeline-stage recompute-granularity dry-run unique-tokens epoch-order data-cache-path data-kind
     categories num-categories tokens-per-category save-at low-noise-start low-noise-iter low-noise-ratio ar-ratio
     randmask-ratio num-order-list use-predefined-order block-size""".split()
-ONE_VALUE = """optimizer normalization swiglu use-rotary-position-embeddings data-impl bias-linear position-embedding-type
+ONE_VALUE = """normalization swiglu use-rotary-position-embeddings data-impl bias-linear position-embedding-type
     exit-signal-handler overlap-grad-reduce recompute-method recompute-num-layers""".split()
 ANOTHER_NAME = """max-steps log-dir output-dir wandb-run-name resume-from gradient-checkpointing token-budget
     checkpoint-interval-steps max-step-checkpoints learning-rate eval-every max-seq-len force-cpu disable-bias-linear target-flops

@@ -25,7 +25,7 @@ def test_layout_with_another_seed_is_found_out(capsys, monkeypatch):
     monkeypatch.setitem(layouts.MODIFIERS, "micro1", "--seed 99")
     code, out, err = run(capsys, "--layouts", "tp1+micro1", "--objective", "ar", "--steps", 2)
     assert code == 1 and "ar tp1+micro1: differs from one process" in err
-    assert "32 of 32 differ" in out and out.count(" > ") == 3 and "0 of 1 layouts" in out
+    assert "32 of 32 differ" in out and out.count(" > ") == 4 and "0 of 1 layouts" in out
 
 
 def test_layout_that_fails_is_named_with_its_cause(capsys, monkeypatch, tmp_path):
