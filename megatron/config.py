@@ -964,11 +964,8 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
     check_parallel(parallel, train, mistakes)
     optim = resolve_optim(cfg.optim, train, unread, mistakes)
     optim = resolve_decays(optim, model, mistakes)
-    if optim.optimizer == "muon" and parallel.deepspeed and parallel.pipeline_model_parallel_size == 1:
-        mistakes.append(
-            "--optimizer muon with --deepspeed: DeepSpeed cuts moments across matrices, which Muon needs whole; "
-            f"leave --deepspeed out: the native engine has --zero-stage {parallel.zero_stage} too"
-        )
+    if optim.optimizer == "muon":
+        check_muon(optim, parallel, model, mistakes)
     check_data(cfg, unread, mistakes)
     check_final_scores(train, model, mistakes)
     return replace(
@@ -1335,8 +1332,6 @@ def resolve_optim(o: Optim, t: Train, unread: Collection[str], mistakes: list[st
         mistakes.append(f"--min-lr {o.min_lr:g} is above --lr {o.lr:g}")
     if o.lr is not None and o.lr_warmup_init > o.lr:
         mistakes.append(f"--lr-warmup-init {o.lr_warmup_init:g} is above --lr {o.lr:g}")
-    if o.muon_lr and o.lr == 0:
-        mistakes.append(f"--muon-lr {o.muon_lr:g} follows the schedule of --lr in proportion, and --lr is 0: give --lr above 0")
     if o.adam_eps < 1.2e-38:
         mistakes.append(f"--adam-eps {o.adam_eps:g} underflows in fp32: use at least 1e-30")
     decay = in_samples(o.lr_decay_samples, o.lr_decay_iters, t) or t.train_samples
@@ -1391,6 +1386,21 @@ def read_decays(text: str) -> dict[str, float]:
             raise ValueError(part)
         found[role] = value
     return found
+
+
+def check_muon(o: Optim, p: Parallel, m: Model, mistakes: list[str]) -> None:
+    if p.deepspeed and p.pipeline_model_parallel_size == 1:
+        mistakes.append(
+            "--optimizer muon with --deepspeed: DeepSpeed cuts moments across matrices, which Muon needs whole; "
+            f"leave --deepspeed out: the native engine has --zero-stage {p.zero_stage} too"
+        )
+    if m.parametrization != "standard" and o.muon_scale != "original":
+        mistakes.append(
+            f"--parametrization {m.parametrization} with --muon-scale {o.muon_scale}, whose updates grow with the width: "
+            "give --muon-scale original, whose rate carries over (and --muon-lr)"
+        )
+    if o.muon_lr and o.lr == 0:
+        mistakes.append(f"--muon-lr {o.muon_lr:g} follows the schedule of --lr in proportion, and --lr is 0: give --lr above 0")
 
 
 def in_samples(samples: int | None, iters: int | None, t: Train) -> int | None:

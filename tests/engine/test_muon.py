@@ -111,5 +111,10 @@ def test_flags_that_cannot_be():
         parse([*words, "--lr", "1e-3", "--deepspeed"])
     with pytest.raises(ConfigError, match="--muon-lr 0.02 follows the schedule of --lr in proportion, and --lr is 0"):
         parse([*words, "--lr", "0", "--muon-lr", "0.02"])
+    scaled = "--lr 1e-3 --parametrization mup --mup-base-hidden-size 16 --mup-base-kv-channels 16".split()
+    with pytest.raises(
+        ConfigError, match="--muon-scale match-rms-adamw, whose updates grow with the width: give --muon-scale orig"
+    ):
+        parse([*words, *scaled])
     with pytest.raises(ConfigError, match="--muon-momentum would do nothing here: use --optimizer muon"):
         parse([*words, "--lr", "1e-3", "--optimizer", "adam", "--muon-momentum", "0.9"])
