@@ -108,6 +108,7 @@ def overview(trained: Any, wanted: list[str], num_samples: int) -> dict:
     objective, known = trained.reference, trained.cfg.objective.objective
     names = {ours: theirs for theirs, ours in ARCHITECTURES.items()}
     found: dict = {"architecture": names[known], "checkpoint": str(trained.checkpoint.path), "step": trained.checkpoint.step}
+    found |= trained.averaged
     scores = evaluate(trained.engine, objective, trained.slice()) if {"perplexity", "accuracy"} & set(wanted) else {}
     if scores:
         wanted_scores = ("loss", "loss_se_noise", "loss_se_data", "bits_per_byte", "rows", "convention")

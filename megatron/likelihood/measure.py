@@ -115,6 +115,7 @@ def described(one: Read, which: str, last: int | None) -> dict:
         "objective": trained.cfg.objective.objective,
         "checkpoint": str(trained.checkpoint.path),
         "step": trained.checkpoint.step,
+        **trained.averaged,
         "set": which,
         "last": last,
         "convention": data.convention(trained.reference) | ({"scored_tokens": f"the last {last} of each row"} if last else {}),

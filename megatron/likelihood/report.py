@@ -40,9 +40,16 @@ def heading(found: dict) -> str:
     said = found["convention"]
     given = f"given {said['conditioned_on']}" + (" and what is before them" if found["last"] else "")
     return (
-        f"{found['objective']} at step {found['step']}, {found['rows']} rows of {found['set']}: {found['tokens']} tokens "
+        f"{found['objective']} at step {found['step']}{mean_of(found)}, {found['rows']} rows of {found['set']}: "
+        f"{found['tokens']} tokens "
         f"({said['scored_tokens']}), {given}"
     )
+
+
+def mean_of(found: dict) -> str:
+    """Of which steps the weights are the mean, where tools/average_checkpoints.py made them."""
+    steps = found.get("averaged", {}).get("steps")
+    return f" (the mean of {', '.join(map(str, steps))})" if steps else ""
 
 
 def line_of(entry: dict) -> str:
@@ -130,7 +137,8 @@ def draw(found: dict) -> Figure:
     explain(
         figure,
         handles,
-        f"{found['objective']} at step {found['step']}, {found['rows']} rows of {found['set']}, {found['tokens']} tokens; "
+        f"{found['objective']} at step {found['step']}{mean_of(found)}, {found['rows']} rows of {found['set']}, "
+        f"{found['tokens']} tokens; "
         "bars: 95 %",
     )
     return figure

@@ -99,7 +99,7 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
                 world, rest = (exam, where, stop, watch, log), (begun, noted, objective.besides())
                 run = Run(cfg, engine, learner, reference, slices, *world, fingerprints, epoch, at, *rest)
                 if cfg.train.skip_train:
-                    return run.evaluate_only(at)
+                    return run.evaluate_only(at, (loaded.facts if loaded else {}).get("averaged"))
                 run.identify()
                 assert data["train"] is not None  # flags without training data are refused
                 stop.begin()

@@ -64,12 +64,14 @@ def check_agreement(
     imported = "imported_from" in loaded.facts  # by tools/convert_checkpoint.py: what is not known differs from nothing
     if imported and not cfg.train.finetune:
         raise Mismatch(f"--load {loaded.path}: it holds imported weights and no place in a run: add --finetune")
+    only_weights = cfg.train.finetune or cfg.train.skip_train
+    if "averaged" in loaded.facts and not only_weights:
+        raise Mismatch(f"--load {loaded.path}: it holds an average of checkpoints and no place in a run: add --finetune")
     if "progress" not in loaded.facts and not imported:
         raise Mismatch(
             f"--load {loaded.path}: this is no training checkpoint (a dumped batch is for tools/replay.py); "
             "give a folder of --save"
         )
-    only_weights = cfg.train.finetune or cfg.train.skip_train
     fatal: list[str] = []
     noted: list[str] = []
     saved, prints = loaded.facts["config"], loaded.facts["fingerprints"]

@@ -281,12 +281,13 @@ class Run:
             self.watch.record(code, reason, at.step)
         return code
 
-    def evaluate_only(self, at: Progress) -> int:
-        """--skip-train: score the slices and leave evaluation.json."""
+    def evaluate_only(self, at: Progress, averaged: dict | None = None) -> int:
+        """--skip-train: score the slices and leave evaluation.json, which says what the weights are `averaged` from."""
+        of = {"averaged": averaged} if averaged else {}
         found = {split: self.score(split, at) for split in self.slices}
         found |= {f"task-{name}": one for name, one in self.score_tasks(at).items()}
         if self.mesh.chief:
-            write_json(self.dir / EVALUATION, {"objective": self.cfg.objective.objective, **self.where_at(at), **found})
+            write_json(self.dir / EVALUATION, {"objective": self.cfg.objective.objective, **self.where_at(at), **of, **found})
         return self.end(at, 0, "evaluated")
 
     def result(self, at: Progress) -> dict:

@@ -66,6 +66,11 @@ class Trained:
         return Standard.read(self.checkpoint.facts["noted"]["standard"])
 
     @property
+    def averaged(self) -> dict:
+        """For records: what the weights are the mean of, under the key `averaged`; {} of a checkpoint as a run saved it."""
+        return {"averaged": self.checkpoint.facts["averaged"]} if "averaged" in self.checkpoint.facts else {}
+
+    @property
     def reference(self) -> Objective:
         """What the run's validation poses."""
         return self.objective.reference()
