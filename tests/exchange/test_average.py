@@ -1,6 +1,5 @@
 """Averages of checkpoints, beside the one that torch makes, and as whoever evaluates or goes on meets them."""
 
-import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
