@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron.batch import Noise
+from megatron.batch import Batch, Noise
 from megatron.core.mesh import all_reduce
 from megatron.flags import ConfigError
 from megatron.likelihood.orders import chain, draw_order, hidden_sets, k_order, mixture, tangent
@@ -224,12 +224,16 @@ class Estimators:
 def posed_nll(model: Model, objective: Objective, rows: Rows, noise: Noise) -> Tensor:
     """Each place's weighted NLL as the objective poses it.  -> float64 [b, s] nats"""
     batch = rows.borders.apply(objective.pose(rows.clean, noise, 1.0), rows.clean)
+    nll = torch.zeros(batch.weights.numel(), dtype=torch.float64)
+    nll[batch.asked] = -target_log_p(model, batch) * batch.weights.flatten()[batch.asked]
+    return nll.view(batch.weights.shape)
+
+
+def target_log_p(model: Model, batch: Batch) -> Tensor:
+    """Of each asked position's target.  -> float64 [n]"""
     (logits,) = model.logits([batch])
     targets = batch.targets.flatten()[batch.asked]
-    log_p = logits.cpu().double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    nll = torch.zeros(batch.weights.numel(), dtype=torch.float64)
-    nll[batch.asked] = -log_p * batch.weights.flatten()[batch.asked]
-    return nll.view(batch.weights.shape)
+    return logits.cpu().double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
 def drawn(score: Score, enough: Callable[[list[Draw]], bool]) -> list[Draw]:
