@@ -22,7 +22,7 @@ class Answers(Protocol):
     def logits(self, batches: list[Batch]) -> list[Tensor]: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Members:
     """A network whose prediction at each place is the mean of its members' probabilities, of one and the same input.
 
@@ -31,10 +31,7 @@ class Members:
     """
 
     of: Sequence[Answers]
-
-    @property
-    def mesh(self) -> Mesh:
-        return self.of[0].mesh
+    mesh: Mesh
 
     def logits(self, batches: list[Batch]) -> list[Tensor]:
         """Log-probabilities, which are logits of themselves.  -> float64 [n, v] each, on the CPU"""

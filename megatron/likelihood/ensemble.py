@@ -66,7 +66,8 @@ def measure(
     if first.plain == "exact" and num_mc is not None:
         raise ConfigError([f"--num-mc {num_mc} acts on draws, and exact has none: leave it out"])
     random, subsets = first.plain != "exact", chosen_subsets(len(members))
-    nll = together([one.estimators.model for one in found], first, subsets, draws if random else 1)
+    models = [one.estimators.model for one in found]
+    nll = together(models, first, subsets, draws if random else 1)
     distributions = [distribution(TOKENS, nll, subsets, first, random)]
     if not random:
         distributions.append(distribution(SEQUENCES, of_sequences(nll[..., : len(members)], subsets), subsets, first, random))
@@ -78,7 +79,7 @@ def measure(
         "distributions": distributions,
     }
     if names:
-        whole = replace(first.estimators, model=Members([one.estimators.model for one in found]), orders={}, blocks={})
+        whole = replace(first.estimators, model=Members(models, models[0].mesh), orders={}, blocks={})
         refuse_idle_draws([whole.score(name) for name in names], num_mc, None)
         result["of_all"] = compare(whole, list(names), first.scored, draws, None, first.bits)
     return result
@@ -254,8 +255,8 @@ def fit_law(by_size: np.ndarray, without: np.ndarray, scored: np.ndarray, random
     """
     count, part = by_size.shape[-1], without.shape[1]
     whole, less = solve(count), solve(part) if part > 1 else None  # [2, K], [2, K - 1]
-    names, found = ("L_inf", "a"), {}
-    for row, name in enumerate(names):
+    found: dict = {"form": "L_inf + a / members"}
+    for row, name in enumerate(("L_inf", "a")):
         again = None if less is None else without @ less[row]
         found[name] = interval(estimate(by_size @ whole[row], scored, random, again))
     value = by_size.mean(0).sum(0) / scored.sum()
@@ -265,7 +266,7 @@ def fit_law(by_size: np.ndarray, without: np.ndarray, scored: np.ndarray, random
         exponents = np.array([free_exponent(row) for row in without]) if part >= 3 else None
         se, df = jackknife(exponents)
         found["exponent_if_free"] = interval({"nats_per_token": free_exponent(value), "se": se, "se_df": df})
-    return {"form": "L_inf + a / members"} | found
+    return found
 
 
 def solve(count: int, exponent: float = 1.0) -> np.ndarray:

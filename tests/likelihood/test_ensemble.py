@@ -17,7 +17,7 @@ BOUND = MaskedDiffusion(mask_id=MASK, eps=0.0, count=True, strata=16)
 def test_the_mean_of_denoisers_is_a_denoiser(rows):
     """Its chain rules and its mixture over orders sum to one over all texts, and its loss stays above that mixture's NLL."""
     tables = [Table(3, seed) for seed in range(3)]
-    whole = Members(tables)
+    whole = Members(tables, tables[0].mesh)
     for order in ((1, 2, 3), (3, 1, 2)):
         found = chain(whole, rows, torch.tensor([*order, 0]).expand(27, -1), MASK).sum(1)
         assert found.neg().exp().sum() == pytest.approx(1, abs=1e-12)
