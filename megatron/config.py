@@ -182,6 +182,14 @@ class Model:
     embedding_dropout: float | None = flag(
         None, "dropout of what the first block reads [hidden-dropout]", least=0, below=1, identity="noted"
     )
+    parameter_dropout: float = flag(
+        0.0,
+        "share of the numbers in the blocks' matrices that an update's passes read as 0 (DropConnect), the rest as x / (1 - X); "
+        "takes a copy of them",
+        least=0,
+        below=1,
+        identity="noted",
+    )
     use_flash_attn: bool = flag(
         False, "insist on the fused attention kernel, which is taken anyway without --attention-dropout", identity="free"
     )

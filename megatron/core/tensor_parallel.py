@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron.core.dropout import drop, keep, mix
 from megatron.core.mesh import Group, all_gather, all_reduce, reduce_scatter
 from megatron.core.parameters import Role, Spec
 
@@ -104,6 +105,7 @@ class Linear(nn.Module):
     """One weight [out, in] without bias, of which each rank holds a part along dimension `cut`."""
 
     cut = 0
+    p, key = 0.0, None  # of the weight's dropout in training, and its address, [] int32
 
     def __init__(self, width_in: int, width_out: int, tp: Group, std: float):
         super().__init__()
@@ -116,6 +118,14 @@ class Linear(nn.Module):
     def specs(self) -> dict[str, Spec]:
         return {"weight": Spec(role="matrix", std=self.std, cut=self.cut)}
 
+    def thinned(self) -> Tensor:
+        """The weight, in training without what `key` drops: of the whole weight, whoever holds it (Wan et al., ICML 2013)."""
+        if self.key is None or not self.training:
+            return self.weight
+        first = [self.tp.rank * n * (dim == self.cut) for dim, n in enumerate(self.weight.shape)]
+        rows, columns = (torch.arange(at, at + n, device=self.key.device) for at, n in zip(first, self.weight.shape))
+        return drop(self.weight, keep(mix(self.key ^ mix(rows.int())), 0, columns, self.p), self.p)
+
 
 class ColumnLinear(Linear):
     """Every rank reads all inputs and owns some outputs: [..., in] -> [..., out/tp]."""
@@ -127,7 +137,7 @@ class ColumnLinear(Linear):
         return _GatheredLinear.apply(x, weight, self.tp) if self.tp.sequence else F.linear(enter(x, self.tp), weight)
 
     def laid_out(self, dtype: torch.dtype) -> Tensor:
-        return self.weight.to(dtype)
+        return self.thinned().to(dtype)
 
 
 class RowLinear(Linear):
@@ -136,7 +146,7 @@ class RowLinear(Linear):
     cut = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return leave(F.linear(x, self.weight.to(x.dtype)), self.tp)
+        return leave(F.linear(x, self.thinned().to(x.dtype)), self.tp)
 
 
 class VocabEmbedding(Linear):

@@ -9,6 +9,7 @@ this tensor-parallel rank's share. Fused projections put the axis that the cut t
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,13 +27,13 @@ from megatron.core.head import weighted_nll, whole_logits, wide
 from megatron.core.mesh import ALONE, Group
 from megatron.core.parameters import Spec, collect, initialise, scaled
 from megatron.core.slots import Slots
-from megatron.core.tensor_parallel import ColumnLinear, RowLinear, VocabEmbedding, enter, once, part
+from megatron.core.tensor_parallel import ColumnLinear, Linear, RowLinear, VocabEmbedding, enter, once, part
 
 if TYPE_CHECKING:
     from megatron.config import Model
 
 
-ATTENTION_SITE, *BRANCH_SITES, EMBEDDING_SITE = range(4)  # where dropout acts, within a layer
+ATTENTION_SITE, *BRANCH_SITES, EMBEDDING_SITE, WEIGHT_SITE = range(5)  # where dropout acts, within a layer
 PLAIN = Slots()
 Join = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # one layer of a cache: own keys and values for all that may be seen
 
@@ -157,7 +158,7 @@ class GateUp(ColumnLinear):
         return y.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
 
     def laid_out(self, dtype: torch.dtype) -> Tensor:
-        halves = self.weight.unflatten(0, (-1, 2)).transpose(0, 1)  # [2, f, h]
+        halves = self.thinned().unflatten(0, (-1, 2)).transpose(0, 1)  # [2, f, h]
         return halves.to(dtype, memory_format=torch.contiguous_format).flatten(0, 1)
 
 
@@ -355,6 +356,14 @@ class GPT(nn.Module):
 
     def drops(self) -> bool:
         return bool(self.cfg.hidden_dropout or self.cfg.attention_dropout or self.dropout.p)
+
+    def thin(self, update: int) -> None:
+        """Drop other weights from now on: an address is (seed, the number of updates before, the weight's name)."""
+        for name, module in self.blocks.named_modules():
+            if isinstance(module, Linear):
+                place = torch.tensor([[zlib.crc32(name.encode()) & 0x7FFFFFFF]], device=module.weight.device)
+                keys = row_keys(self.seed, torch.tensor([update], device=place.device), place)
+                module.p, module.key = self.cfg.parameter_dropout, branch(keys, WEIGHT_SITE)[0, 0]
 
     def compile_blocks(self) -> None:
         """Compile the block, not the model: all layers share one compilation, and the head's chunks stay as they are."""

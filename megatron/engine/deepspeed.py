@@ -483,6 +483,8 @@ class DeepSpeedEngine:
     def step(self, batches: list[Batch], lr: float) -> Step:
         """One optimizer step over this replica's micro-batches of a global batch, or none when anything is not finite."""
         self.engine.train()
+        if self.model.cfg.parameter_dropout:
+            self.model.thin(int(self.updates()))
         scored, asked = sum(int(b.scored.sum()) for b in batches), sum(b.tokens_asked for b in batches)
         total, asked = all_reduce(torch.tensor([scored, asked], device=self.device), self.mesh.dp).tolist()
         loss = torch.zeros((), dtype=torch.float64, device=self.device)

@@ -74,6 +74,9 @@ class NativeEngine:
         """One optimizer step over this replica's micro-batches of a global batch."""
         for model in self.models:
             model.train()
+        if self.stages[0].cfg.parameter_dropout:
+            for stage in self.stages:
+                stage.thin(int(self.updates()))
         scored, asked = sum(int(b.scored.sum()) for b in batches), sum(b.tokens_asked for b in batches)
         counts = torch.tensor([scored, asked], device=self.device)
         total, asked = all_reduce(counts, self.mesh.dp).tolist()  # known before the first forward

@@ -41,6 +41,7 @@ class Estimator(nn.Module):
             mup_base_kv_channels=None,
             hidden_dropout=0.0,
             attention_dropout=0.0,
+            parameter_dropout=0.0,
         )
         self.embed = nn.Embedding(model.vocab_size, width)
         self.blocks = nn.ModuleList(Block(self.cfg, False, ALONE, False) for _ in range(layers))

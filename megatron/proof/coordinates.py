@@ -36,8 +36,8 @@ SITES = {"embedding": "what the first block reads", "hidden": "what follows the 
 OWN = ("parametrization", "mup_base_hidden_size", "mup_base_num_layers", "mup_base_kv_channels")
 LIMIT = 0.3  # the largest |slope| that counts as flat
 KINDS, TOKENS = 128, 40_000  # of the corpus that is made where none is named
-STEADY = """--lr-decay-style constant --lr-warmup-samples 0 --weight-decay 0 --clip-grad 0 --hidden-dropout 0
-    --attention-dropout 0 --embedding-dropout 0 --weight-decay-by embedding=0,matrix=0 --ema 0 --compile off""".split()
+STEADY = """--lr-decay-style constant --lr-warmup-samples 0 --clip-grad 0 --weight-decay 0 --weight-decay-by embedding=0,matrix=0
+    --hidden-dropout 0 --attention-dropout 0 --embedding-dropout 0 --parameter-dropout 0 --ema 0 --compile off""".split()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ MODIFIERS = {
     "recompute-selective": "--recompute-granularity selective",
 }
 EXPERIMENTS = {
-    "dropout": "--hidden-dropout 0.1 --attention-dropout 0.1",
+    "dropout": "--hidden-dropout 0.1 --attention-dropout 0.1 --parameter-dropout 0.1",
     "untied": "--untie-embeddings-and-output-weights",
     "bf16": "--bf16",
     "atat": "--atat full",

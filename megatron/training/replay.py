@@ -44,7 +44,7 @@ class Replayed:
 
 @dataclass(frozen=True, kw_only=True)
 class Dump:
-    """A step that was not finite, with its weights in a model in training mode: dropout follows from seed, sample, position."""
+    """A step that was not finite, with its weights in a model in training mode: dropout follows from addresses."""
 
     cfg: Config
     checkpoint: Checkpoint
@@ -64,6 +64,8 @@ def open_dump(path: Path, device: str = "auto") -> Dump:
     engine = restore(cfg, build_objective(cfg), found, where, Mesh())
     assert isinstance(engine, NativeEngine)  # at_layout chose it
     model = engine.stages[0].train()
+    if cfg.model.parameter_dropout:
+        model.thin(int(found.tensors(["optimizer/step"])["optimizer/step"]))
     return Dump(cfg=cfg, checkpoint=found, model=model, batches=read_batches(found), device=where.device.type)
 
 

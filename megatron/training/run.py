@@ -226,7 +226,8 @@ class Run:
             self.log.say(f"its batch is not kept: {self.dumps} are in {self.dir / BAD_BATCHES} already")
             return
         self.dumps += 1
-        pieces = [piece for piece in self.engine.pieces() if piece.name.startswith("model/")] + self.batch_pieces(batches)
+        kept = [p for p in self.engine.pieces() if p.name.startswith("model/") or p.name == "optimizer/step"]
+        pieces = kept + self.batch_pieces(batches)
         said = {
             "config": self.cfg.as_dict(),
             "samples": at.samples,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from megatron.core.dropout import row_keys
 from megatron.core.head import weighted_nll
 from megatron.core.mesh import Group, build_mesh
 from megatron.core.tensor_parallel import ColumnLinear, RowLinear, VocabEmbedding, enter, part
@@ -99,3 +100,26 @@ def test_head_over_a_cut_vocabulary(pool, columns, asked, scale):
 def test_a_width_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="a width of 10 does not divide by the tensor-parallel size 4"):
         ColumnLinear(8, 10, Group(ranks=(0, 1, 2, 3)), 1.0)
+
+
+def test_dropped_weights_are_the_same_whoever_holds_them():
+    """A function of the address and of the place in the whole weight: dropped in training alone, the rest scaled."""
+    whole = {0: numbers(64, 24), 1: numbers(24, 64)}
+    for kind in (ColumnLinear, RowLinear):
+        dropped = {}
+        for update in (7, 8):
+            key = row_keys(1, torch.tensor([update]), torch.tensor([[3]]))[0, 0]
+            layers = [cut(kind(*whole[kind.cut].shape[::-1], tp, 1.0), whole[kind.cut], tp) for tp in (ALONE, *parts(4))]
+            for layer in layers:
+                layer.p, layer.key = 0.25, key
+            dropped[update], *of_ranks = (layer.thinned().detach() for layer in layers)
+            assert torch.equal(torch.cat(of_ranks, kind.cut), dropped[update])
+            assert torch.equal(layers[0].eval().thinned(), layers[0].weight)
+        kept = dropped[7] != 0
+        assert abs(float(kept.float().mean()) - 0.75) < 0.04
+        assert torch.equal(dropped[7][kept], whole[kind.cut][kept] / 0.75)
+        assert 0.5 < float((kept == (dropped[8] != 0)).float().mean()) < 0.75  # .625 of independent draws agree
+
+
+def parts(size):
+    return [Group(ranks=tuple(range(size)), rank=rank) for rank in range(size)]

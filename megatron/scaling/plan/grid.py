@@ -162,6 +162,9 @@ def wrong_together(r: Settled) -> Iterator[str]:
         yield f"-- {', '.join(map(spelling, sorted(places)))}: where runs live is for `run` to say: leave it out"
     if "unique_tokens" in flags.fields_of(r.flags) and (r.unique_tokens or r.epochs):
         yield "-- --unique-tokens: plan has a flag of this name, which its numbers follow: give it before the --"
+    scaled = "parametrization" in flags.fields_of(r.flags) and "standard" not in r.flags
+    if (scaled or any(axis.name == "parametrization" for axis in r.vary)) and r.lr.removeprefix("rule:") in LEARNING_RATES:
+        yield f"--lr {r.lr} and --parametrization both lower the rate with the size: give --lr fixed:X, that of the base model"
     for flag, text, table in chosen_by(r):
         try:
             choices = read_choices(text, flag, table)

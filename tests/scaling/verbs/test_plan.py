@@ -145,6 +145,7 @@ def test_stated_speeds(tmp_path):
         (["--flops", "1e18", "--tokenizer-type", "HFTokenizer"], 2, "needs --vocab-size"),
         (["--flops", "1e18", "--unique-tokens", "x"], 2, "x"),
         (["--flops", "1e18", "--vary", "weight-decai=1,2"], 2, "did you mean --weight-decay"),
+        (["--flops", "1e18", "--sizes", "57M", "--lr", "rule:width", "--", "--use-mup"], 2, "both lower the rate with the size"),
         (["--flops", "1e18", "--optimum", "none.json"], 66, "none.json"),
         (["--flops", "1e18", "--sizes", "57M", "--", "--eval-itres", "4"], 2, "did you mean --eval-iters?"),
     ],
