@@ -105,7 +105,8 @@ class Linear(nn.Module):
     """One weight [out, in] without bias, of which each rank holds a part along dimension `cut`."""
 
     cut = 0
-    p, key = 0.0, None  # of the weight's dropout in training, and its address, [] int32
+    p: float = 0.0  # of the weight's dropout in training
+    key: Tensor | None = None  # its address, [] int32
 
     def __init__(self, width_in: int, width_out: int, tp: Group, std: float):
         super().__init__()
