@@ -28,13 +28,13 @@ def draw_coordinates(checks: Sequence[Check], steps: int) -> Figure:
         frame(panel, OBJECTIVES[objective].label, what, f"mean |change| of an activation over {steps} steps")
         panel.set_xscale("log")
         panel.set_yscale("log")
-        for check in own:
-            draw_check(panel, check)
+        labels = [label for check in own for label in draw_check(panel, check)]
         log_ticks(panel.yaxis)
         sizes = sorted(set(own[0].size))
         panel.set_xticks(sizes, [str(size) for size in sizes])
         panel.set_xticks([], minor=True)
         panel.set_xlim(sizes[0] / 1.15, sizes[-1] * 2.4)  # room for what is written at the lines' ends
+        write_labels(panel, sizes[-1], labels)
     names = list(dict.fromkeys(check.parametrization for check in checks))
     handles = [Line2D([], [], color=COLOURS[site], linewidth=3, label=f"{site}: {what}") for site, what in SITES.items()]
     handles += [Line2D([], [], color=INK, linestyle=LINES[n][0], marker=LINES[n][1], label=n) for n in names]
@@ -48,13 +48,25 @@ def draw_coordinates(checks: Sequence[Check], steps: int) -> Figure:
     return figure
 
 
-def draw_check(panel: Axes, check: Check) -> None:
+def draw_check(panel: Axes, check: Check) -> list[tuple[float, str, str]]:
+    """-> (height, text, colour) of what is to be written at each line's end"""
     line, marker = LINES[check.parametrization]
-    sizes = sorted(set(check.size))
+    sizes, labels = sorted(set(check.size)), []
     for site, found in check.slopes().items():
         colour, values = COLOURS[site], np.array(check.change[site])
         means = [float(np.exp(np.log(values[np.array(check.size) == size]).mean())) for size in sizes]
         panel.plot(check.size, values, linestyle="none", marker=marker, color=colour, markersize=5, alpha=0.6)
         panel.plot(sizes, means, linestyle=line, color=colour, linewidth=2)
         said = f"{found.value:+.2f} {brackets(None if found.low is None else (found.low, found.high), '+.2f')}"
-        panel.annotate(said, (sizes[-1], means[-1]), (8, 0), textcoords="offset points", va="center", fontsize=9.5, color=colour)
+        labels.append((means[-1], said, colour))
+    return labels
+
+
+def write_labels(panel: Axes, right: float, labels: list[tuple[float, str, str]]) -> None:
+    """At the right ends of lines, from below, each at least a line's height above the one before."""
+    low, high = np.log(panel.get_ylim())
+    least = -np.inf
+    for height, said, colour in sorted(labels):
+        least = max(np.log(height), least + 0.028 * (high - low))
+        place = (right, float(np.exp(least)))
+        panel.annotate(said, place, (8, 0), textcoords="offset points", va="center", fontsize=9.5, color=colour)
