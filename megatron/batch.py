@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,17 @@ class Clean:
     scored: Tensor  # [b, s+1] bool    to be predicted; what comes before is given, what comes behind follows from the last
     index: Tensor  # [b] int64        global sample number: names the noise, survives resume
     vectors: Tensor | None = None  # [b, d] fp32      standardised, where rows are texts with vectors
+
+
+class Redrawn(NamedTuple):
+    """Asked positions of which the input may be any id: what the loss must know of them besides the token. n positions."""
+
+    seen: Tensor  # [n] int64     what stands there
+    kept: Tensor  # [n]           chance that it is the token
+    each: Tensor  # [n]           chance of each id in place of it
+
+    def take(self, rows: slice) -> "Redrawn":
+        return Redrawn(*(x[rows] for x in self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,9 @@ class Batch:
     mix: Tensor | None = None  # [b, s, k] fp32    their weights
     segments: Tensor | None = None  # [b, s] int64   a position sees those of its own number only
     attend: Tensor | None = None  # [s, s] or [b, s, s] bool    who (row) sees whom (column), in place of the model's causality
+    uniform: Tensor | None = (
+        None  # [b, 2] fp32     chance that a token was kept, and of each id in place of it: nll is core/head.py's
+    )
     draws: Tensor | None = None  # [b, s] fp32    uniforms for `refine`; None: there is nothing to refine
     row_notes: Tensor | None = None  # [b, k] float64    what an objective notes of each row, for its `refine` and `measure`
     place_notes: Tensor | None = None  # [b, s] fp32    and of each position
@@ -57,6 +71,12 @@ class Batch:
         if self.latent_target is None:
             return torch.zeros_like(self.asked, dtype=torch.bool)
         return self.asked % self.inputs.shape[1] == 0
+
+    def redrawn(self) -> Redrawn | None:
+        """Of the asked positions; None where inputs are tokens or the mask."""
+        if self.uniform is None:
+            return None
+        return Redrawn(self.inputs.flatten()[self.asked], *self.uniform[self.asked // self.inputs.shape[1]].unbind(1))
 
     @property
     def tokens_asked(self) -> int:
@@ -91,7 +111,7 @@ class Purpose:
 
     MASK, RATE, RATE_ORDER, DATA_ORDER, HIDDEN_DROPOUT, ATTENTION_DROPOUT, SAMPLED_TOKEN, REVEAL_TIME = range(8)
     ROW_KIND, ROW_LENGTH, HIDDEN_EDGES, ROW_ORDER, ORDER, ANSWER, REMASK = range(8, 15)
-    CANDIDATES, CANDIDATES_AGAIN = range(20, 22)
+    CANDIDATES, CANDIDATES_AGAIN, UNIFORM_TOKEN = range(20, 23)
     VECTOR_DROPPED, VECTOR_TIME, VECTOR_NOISE, TURN, SAMPLED_VECTOR = range(30, 35)
 
 

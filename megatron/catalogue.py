@@ -41,6 +41,15 @@ OBJECTIVES = {
         uses_mask=True,
         exact=False,
     ),
+    "udm": Known(
+        label="UDM",
+        title="uniform-state diffusion, or a mixture of it and masked diffusion",
+        built_by="megatron.objectives.uniform:UniformDiffusion",
+        entry_point="pretrain_diff_gpt.py",
+        causal=False,
+        uses_mask=True,
+        exact=False,
+    ),
     "sdd": Known(
         label="SDD",
         title="sparse distribution diffusion",
@@ -86,6 +95,15 @@ def need_likelihood(objective: str, what: str) -> None:
         raise Mismatch(
             f"{what} needs a likelihood, and --objective {objective} has none: its loss is one of denoising, which bounds "
             "no NLL; tools/evaluate.py --checkpoint measures what it has"
+        )
+
+
+def need_mask(objective: str, what: str) -> None:
+    """Raises Mismatch for an objective whose network does not read a row as its tokens and the mask."""
+    if objective == "udm":
+        raise Mismatch(
+            f"{what} reads each place as its token or the mask, and a run of --objective udm reads random ids too: score it with "
+            "tools/evaluate.py likelihood, write with tools/generate.py, or train with --objective mdm"
         )
 
 

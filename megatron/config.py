@@ -85,7 +85,9 @@ SCALED = Needs("use --parametrization mup or completep", lambda c: c.model.param
 DEPTH_SCALED = Needs("use --parametrization completep", lambda c: c.model.parametrization == "completep")
 ONE_STD = Needs("use --init-method normal", lambda c: c.model.init_method == "normal")
 MDM = Needs("use --objective mdm", lambda c: c.objective.objective == "mdm")
-NOISE_TOLD = Needs("use --objective mdm or sdd", lambda c: c.objective.objective in ("mdm", "sdd"))
+UDM = Needs("use --objective udm", lambda c: c.objective.objective == "udm")
+NOISED = Needs("use --objective mdm or udm", lambda c: c.objective.objective in ("mdm", "udm"))
+NOISE_TOLD = Needs("use --objective mdm, udm or sdd", lambda c: c.objective.objective in ("mdm", "udm", "sdd"))
 SDD = Needs("use --objective sdd", lambda c: c.objective.objective == "sdd")
 SDD_GROWING = Needs("use --objective sdd, with several --sdd-k", lambda c: SDD.met(c) and len(c.objective.sdd_k or SDD_K) > 1)
 SDD_ON_DOCUMENTS = Needs(
@@ -196,8 +198,8 @@ class Model:
 
     time_conditioning: bool = flag(
         False,
-        "the network is told how large a share of the tokens is hidden (mdm), or the time (sdd), through norms that scale, shift "
-        "and gate (adaLN-zero)",
+        "the network is told how large a share of the tokens is hidden (mdm) or noise (udm), or the time (sdd), through norms "
+        "that scale, shift and gate (adaLN-zero)",
         identity="experiment",
         needs=NOISE_TOLD,
     )
@@ -454,7 +456,7 @@ class Objective:
         "stratified",
         "noise levels: one in each stratum of the global batch, independent, or opposite in two neighbours",
         identity="experiment",
-        needs=MDM,
+        needs=NOISED,
     )
     mdm_eps: float = flag(
         1e-3,
@@ -462,7 +464,7 @@ class Objective:
         least=0,
         below=1,
         identity="experiment",
-        needs=MDM,
+        needs=NOISED,
     )
     noise_schedule: Literal[
         "linear", "log-linear", "cosine", "cosine-squared", "polynomial", "linear-sigma", "geometric", "importance"
@@ -470,7 +472,7 @@ class Objective:
         "linear",
         "probability m(t) of masking in training, weighted by m'(t) / m(t); importance: log m is uniform, all weights are alike",
         identity="experiment",
-        needs=MDM,
+        needs=NOISED,
     )
     noise_power: float = flag(2.0, "polynomial: m = (1 - eps) t^X", below=16, identity="experiment", needs=POLYNOMIAL)
     noise_sigma_min: float = flag(1e-4, "geometric: sigma at t = 0", identity="experiment", needs=GEOMETRIC)
@@ -523,7 +525,7 @@ class Objective:
         None, "width of ATAT's network, a multiple of 16 [about a quarter of hidden-size]", identity="experiment", needs=ESTIMATED
     )
     atat_layers: int = flag(1, "its blocks", identity="experiment", needs=ESTIMATED)
-    low_noise_start: bool = flag(False, "begin with less noise: t x --low-noise-ratio", identity="experiment", needs=MDM)
+    low_noise_start: bool = flag(False, "begin with less noise: t x --low-noise-ratio", identity="experiment", needs=NOISED)
     low_noise_iter: int = flag(1000, "steps of it", identity="experiment", needs=LOW_NOISE)
     low_noise_ratio: float = flag(0.5, "factor of t in these", below=1, identity="experiment", needs=LOW_NOISE)
     ar_ratio: float = flag(
@@ -563,6 +565,14 @@ class Objective:
         "these orders are disturbed the more the higher their number; else they are random",
         identity="experiment",
         needs=ORDERS,
+    )
+    uniform_share: float = flag(
+        1.0,
+        "share of the noise that puts a random id in place of a token; the rest hides it, and 0 is masked diffusion",
+        least=0,
+        most=1,
+        identity="experiment",
+        needs=UDM,
     )
     sdd_k: list[int] | None = flag(
         None,
@@ -1443,6 +1453,8 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
         mistakes += [
             f"{spelling(name)} needs a likelihood, and --objective {o.objective} has none: leave it out" for name in given
         ]
+    if o.objective == "udm":
+        check_uniform(cfg, mistakes)
     if o.objective == "sdd":
         o = replace(o, sdd_k=o.sdd_k or list(SDD_K))
         check_candidates(o, cfg.train, mistakes)
@@ -1452,6 +1464,18 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
     if o.estimates and cfg.model.hidden_size:
         width = width or max(1, cfg.model.hidden_size // (4 * ESTIMATOR_HEAD)) * ESTIMATOR_HEAD
     return replace(o, num_mc=o.num_mc or (1 if known.exact else 2), atat_width=width)
+
+
+def check_uniform(cfg: Config, mistakes: list[str]) -> None:
+    """Noise that is any id: its loss compares distributions over the ids that there are, and hides no end of a document."""
+    if cfg.model.predict_reserved:
+        mistakes.append("--predict-reserved predicts ids that the noise of --objective udm never draws: leave it out")
+    if cfg.data.eod_mask_loss:
+        mistakes.append("--eod-mask-loss shows the ends of documents, which --objective udm would noise: leave it out")
+    if cfg.train.eval_tasks:
+        mistakes.append("--eval-tasks hides tokens, and --objective udm reads random ids too: leave it out")
+    if others := [name for name in cfg.train.final_scores or [] if name not in ("nelbo", "nelbo:independent")]:
+        mistakes.append(f"--final-scores {others[0]}: of --objective udm the bound alone is computed; give nelbo")
 
 
 def check_candidates(o: Objective, t: Train, mistakes: list[str]) -> None:

@@ -295,14 +295,14 @@ def test_a_value_that_cannot_be(words, said):
             "--tokenizer-model x",
             "--tokenizer-model would do nothing here: use a --tokenizer-type that reads one, or leave it out",
         ),
-        ("--mdm-eps 0", "--mdm-eps would do nothing here: use --objective mdm, or leave it out"),
+        ("--mdm-eps 0", "--mdm-eps would do nothing here: use --objective mdm or udm, or leave it out"),
         ("--ar-ratio 1.5 --objective mdm", "--ar-ratio must be at most 1, not 1.5"),
         (
             "--use-predefined-order",
             "--use-predefined-order would do nothing here: give --num-order-list above 1, or leave it out",
         ),
         ("--low-noise-iter 5", "--low-noise-iter would do nothing here: give --low-noise-start, or leave it out"),
-        ("--time-conditioning", "--time-conditioning would do nothing here: use --objective mdm or sdd, or leave it out"),
+        ("--time-conditioning", "--time-conditioning would do nothing here: use --objective mdm, udm or sdd, or leave it out"),
         ("--block-size 8", "--block-size would do nothing here: use --objective mdm and --data-kind packed, or leave it out"),
         ("--objective mdm --block-size 3 --seq-length 8", "--block-size 3 does not divide --seq-length 8; try 1, 2, 4, 8"),
         (

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron.batch import Redrawn
 from megatron.core.mesh import ALONE, Group, all_gather, all_reduce
 from megatron.core.tensor_parallel import own
 
@@ -24,23 +25,23 @@ GROUP_BYTES = 64 << 20  # logits made at once; their gradient replaces them, for
 
 
 def weighted_nll(
-    x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int, tp: Group = ALONE
+    x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int, tp: Group = ALONE, redrawn: Redrawn | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sum(weights * nll), each row's nll, and how far its most likely id is the target: 1 / the number of ids that share the top.
 
     So much a choice among them at random would hit. Ties are common in bf16, and a model that says nothing ties all ids.
 
     Ids from `columns` on (mask and padding) cannot be predicted. With tensor parallelism `table` is this rank's rows, and
-    x's gradient its share of a sum that the caller makes (`enter`).
+    x's gradient its share of a sum that the caller makes (`enter`). With `redrawn`, `chunk_divergence` stands for the nll.
     x [n, h], table [V/tp, h] fp32, targets [n] int64, weights [n] fp32 -> loss [] fp32, nll [n] fp32, hit [n] fp32; all
     are float64 where x is
     """
     if torch.is_grad_enabled() and (x.requires_grad or table.requires_grad):
-        return _WeightedNLL.apply(x, table, targets, weights, columns, tp)
+        return _WeightedNLL.apply(x, table, targets, weights, columns, tp, redrawn)
     head = head_rows(table, columns, tp).to(x.dtype)
     nll, hit = x.new_empty(2, len(x), dtype=wide(x.dtype))
     for rows in pieces(len(x), CHUNK_BYTES // (4 * len(head))):
-        nll[rows], hit[rows], _ = chunk_nll(F.linear(x[rows], head), targets[rows], columns, tp)
+        nll[rows], hit[rows], _ = chunk_loss(F.linear(x[rows], head), rows, targets, columns, tp, redrawn)
     return (weights * nll).sum(), nll, hit
 
 
@@ -68,6 +69,50 @@ def pieces(n: int, size: int) -> list[slice]:
     """0..n in slices of at most `size`, of near-equal length."""
     count = max(1, -(-n // max(1, size)))
     return [slice(i * n // count, (i + 1) * n // count) for i in range(count)]
+
+
+def chunk_loss(
+    logits: Tensor, here: slice, targets: Tensor, columns: int, tp: Group, redrawn: Redrawn | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`chunk_nll`, or `chunk_divergence`, of the rows `here`.  logits [c, v]"""
+    if redrawn is None:
+        return chunk_nll(logits, targets[here], columns, tp)
+    return chunk_divergence(logits, targets[here], redrawn.take(here), columns, tp)
+
+
+def chunk_divergence(
+    logits: Tensor, targets: Tensor, redrawn: Redrawn, columns: int, tp: Group = ALONE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How far what the network predicts of a position, under its noise, is from what the token would be under it.
+
+    With q_v = kept [v = target] + each and p_v = kept softmax(logits)_v + each, and z what is seen: KL(q | p) + q_z / p_z -
+    log(q_z / p_z) - 1, the loss of a reversed jump process (von Ruette et al., arXiv:2503.04482). Where z is no id, its
+    q and p are alike. All is written in y = kept softmax / each, so that nothing cancels where there is much noise or little.
+    As `chunk_nll`: -> divergence [c], hit [c], d divergence / d logits [c, v]
+    """
+    nll, hit, probs = chunk_nll(logits, targets, columns, tp)
+    (at, owned), (near, mine) = (own(ids, logits.shape[1], tp) for ids in (targets, redrawn.seen))
+    kept, each = (x.to(probs.dtype) for x in redrawn[1:])
+    ratio, p_target = kept / each, nll.neg().exp()
+    probs.scatter_(1, at[:, None], p_target.where(owned, probs.gather(1, at[:, None])[:, 0])[:, None])
+    is_id = redrawn.seen < columns
+    p_seen = probs.gather(1, near[:, None])[:, 0].where(mine & is_id, 0.0)
+    y = probs * ratio[:, None]
+    share = y / (1 + y)  # of p_v, that is not noise
+    log_sum, share_sum, p_seen = all_reduce(torch.stack((y.log1p().sum(-1), share.sum(-1), p_seen)), tp)
+    y_target, y_seen = p_target * ratio, p_seen * ratio
+    log_target, share_target, share_seen = y_target.log1p(), y_target / (1 + y_target), y_seen / (1 + y_seen)
+    surprise = ratio.log1p() - log_target  # log(q / p) of the token
+    same = redrawn.seen == targets
+    other = is_id & ~same
+    jump = torch.where(same, surprise.expm1() - surprise, torch.where(other, y_seen.log1p() - share_seen, 0.0))
+    found = (kept + each) * surprise - each * (log_sum - log_target) + jump
+    to_target = -share_target * (kept + surprise.expm1().where(same, 0.0))
+    to_seen = share_seen.square().where(other, 0.0)
+    total = to_target + to_seen - each * share_sum
+    slope = share.mul_(-each[:, None]).addcmul_(probs, total[:, None], value=-1)
+    slope.scatter_add_(1, at[:, None], to_target.where(owned, 0.0)[:, None])
+    return found, hit, slope.scatter_add_(1, near[:, None], to_seen.where(mine, 0.0)[:, None])
 
 
 def chunk_nll(logits: Tensor, targets: Tensor, columns: int, tp: Group) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,7 +176,7 @@ def accumulate(total: Tensor, d_logits: Tensor, x: Tensor, first: bool) -> None:
 
 class _WeightedNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, table, targets, weights, columns, tp):
+    def forward(ctx, x, table, targets, weights, columns, tp, redrawn):
         rows_with_logits = head_rows(table, columns, tp)
         head, width = rows_with_logits.to(x.dtype), len(rows_with_logits)
         n = len(x)
@@ -143,7 +188,7 @@ class _WeightedNLL(torch.autograd.Function):
             for rows in pieces(len(logits), CHUNK_BYTES // (4 * width)):
                 here = slice(group.start + rows.start, group.start + rows.stop)
                 # The row's weight is applied to the two thin factors instead.
-                nll[here], hit[here], logits[rows] = chunk_nll(logits[rows], targets[here], columns, tp)
+                nll[here], hit[here], logits[rows] = chunk_loss(logits[rows], here, targets, columns, tp, redrawn)
             scale = weights[group, None].to(x.dtype)
             torch.mm(logits, head, out=d_x[group]).mul_(scale)
             accumulate(d_table[:width], logits, x[group] * scale, first=number == 0)
@@ -156,4 +201,4 @@ class _WeightedNLL(torch.autograd.Function):
         if not ctx.scaled:  # a zero-bubble schedule asks for the two gradients one after the other
             ctx.d_table.mul_(d_loss)
             ctx.scaled = True
-        return ctx.d_x * d_loss.to(ctx.d_x.dtype), ctx.d_table, None, None, None, None
+        return ctx.d_x * d_loss.to(ctx.d_x.dtype), ctx.d_table, None, None, None, None, None

@@ -22,10 +22,11 @@ from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.flags import ConfigError
 
 METRICS = ("perplexity", "accuracy", "generation", "speed")
-ARCHITECTURES = {"ar": "ar", "diffusion": "mdm", "sdd": "sdd"}  # by their names there, our objectives
+ARCHITECTURES = {"ar": "ar", "diffusion": "mdm", "sdd": "sdd", "udm": "udm"}  # by their names there, our objectives
 ACCURACY = {
     "ar": "of the next token",
     "diffusion": "at hidden places, as many as the bound hides",
+    "udm": "at every place and noise level, of what all others say: a place that kept its token is not to be copied",
     "sdd": "at every place and noise level, where little noise hides little",
 }
 PROMPT, NEW_TOKENS = 8, 64

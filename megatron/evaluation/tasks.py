@@ -17,7 +17,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from megatron.catalogue import need_likelihood
+from megatron.catalogue import need_likelihood, need_mask
 from megatron.flags import ConfigError
 from megatron.rundir.names import CHECKPOINT
 
@@ -103,6 +103,7 @@ def command(given: argparse.Namespace) -> None:
         pipeline_model_parallel_size=given.pipeline_model_parallel_size,
     )
     need_likelihood(trained.cfg.objective.objective, "a task")
+    need_mask(trained.cfg.objective.objective, "a task")
     subject = subject_of(trained, given)
     found = {
         name: measure(subject.engine, subject.source, encoded(name, some, subject.source), subject.method)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron.budget import padded_vocab
-from megatron.catalogue import need_likelihood
+from megatron.catalogue import need_likelihood, need_mask
 from megatron.config import Model
 from megatron.core.parameters import table
 from megatron.data.tokenizer import build_tokenizer
@@ -47,6 +47,7 @@ def write_hugging_face(out: Path, trained: Trained, run: Path, dtype: torch.dtyp
     if cfg.model.time_conditioning:
         raise Mismatch(f"{run} was trained with --time-conditioning, and Llama's norms are told nothing: export a run without it")
     need_likelihood(cfg.objective.objective, "an export, which is compared by the NLL,")
+    need_mask(cfg.objective.objective, "an export")
     library()
     root = root_of_weights(trained.checkpoint, weights_only=True)
     names = [name for name in trained.checkpoint.names() if name.startswith(f"{root}/")]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from megatron.batch import Batch, Noise
-from megatron.core.mesh import all_reduce
+from megatron.core.head import chunk_loss
+from megatron.core.mesh import ALONE, all_reduce
 from megatron.flags import ConfigError
 from megatron.likelihood.orders import chain, draw_order, hidden_sets, k_order, mixture, tangent
 from megatron.likelihood.rows import Model, Rows, over_rows
@@ -21,6 +22,7 @@ from megatron.likelihood.rules import by_rule, num_steps
 from megatron.objectives import REFERENCE_STRATA, Objective
 from megatron.objectives.block import BlockDiffusion
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.objectives.uniform import UniformDiffusion
 from megatron.score_names import MOST_PLACES, ScoreName, read_score
 from megatron.training.evaluate import noise_error
 
@@ -70,6 +72,12 @@ class Estimators:
             if said.kind != "exact":
                 raise ConfigError([f"--score {name}: an autoregressive model has one order, and its NLL is exact; give exact"])
             return Score(name=said, random=False, draw=partial(self.posed, self.objective))
+        if isinstance(self.objective, UniformDiffusion):
+            if said.kind not in ("nelbo", "nelbo:independent"):
+                raise ConfigError([f"--score {name}: of --objective udm the bound alone is computed; give nelbo"])
+            known, plain = self.objective, replace(self.objective.plain, strata=None)
+            known = known if said.kind == "nelbo" else replace(known, plain=plain)
+            return Score(name=said, random=True, draw=partial(self.posed, known))
         if not isinstance(self.objective, MaskedDiffusion) or said.kind == "exact":
             raise ConfigError(
                 [f"--score {name}: of a masked-diffusion model give nelbo, korder:K, rule:NAME or another; it has no exact"]
@@ -230,10 +238,11 @@ def posed_nll(model: Model, objective: Objective, rows: Rows, noise: Noise) -> T
 
 
 def target_log_p(model: Model, batch: Batch) -> Tensor:
-    """Of each asked position's target.  -> float64 [n]"""
+    """Of each asked position's target; of inputs that are noise, minus their loss.  -> float64 [n]"""
     (logits,) = model.logits([batch])
     targets = batch.targets.flatten()[batch.asked]
-    return logits.cpu().double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    loss, _, _ = chunk_loss(logits.cpu().double(), slice(0, len(targets)), targets, logits.shape[1], ALONE, batch.redrawn())
+    return -loss
 
 
 def drawn(score: Score, enough: Callable[[list[Draw]], bool]) -> list[Draw]:

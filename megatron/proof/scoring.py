@@ -15,16 +15,19 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megatron.batch import Batch, Clean, Noise, Purpose, RowScores, asked_positions
+from megatron.core.head import chunk_loss
+from megatron.core.mesh import ALONE
 from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.objectives import Objective
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.objectives.uniform import UniformDiffusion
 from megatron.objectives.vectors import led
 from megatron.proof.sources import Model, Rows
 
@@ -33,6 +36,7 @@ LONGEST_DRAWN = 5  # places whose orders and levels are gone through
 WHOLE = (0.0, 1.0)  # where a noise level lies
 AT_ONCE = 1 << 16  # rows under draws
 NETWORK_ROWS = 1024  # rows of one pass of a network
+NODES = 20  # of t where tokens are replaced by ids: its cube root is integrated, since the loss has t log t
 GIVEN = ("tokens", "scored", "vocab", "predict", "t", "uniform")  # what a rule may ask for, by the names of its parameters
 
 
@@ -105,14 +109,37 @@ def cases(rows: Rows, times: Times) -> Iterator[tuple[Rows, Tensor, Tensor, Tens
         yield replace(rows, tokens=rows.tokens[number], scored=rows.scored[number]), number, chance[case], t[case], uniforms[case]
 
 
-class Fixed(Noise):
-    """Noise that is told what each row draws, t [b] and uniforms [b, n]; the given token's uniform is one half."""
+def replacements(rows: Rows, known: UniformDiffusion) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """What `cases` yields where a place keeps its token, hides it or has any id instead; and the uniforms of ids [b, n]."""
+    r, n = rows.tokens.shape
+    v, share = rows.vocab, known.share
+    ways = torch.tensor(list(itertools.product(range(-2 if share < 1 else -1, v), repeat=n)))  # [w, n]: hidden, kept, or an id
+    chances, below = torch.empty(2, v + 2, dtype=torch.float64)  # of ids, then of hiding and of keeping, counted from behind
+    ids = (ways + 0.5) / v
+    for x, w in zip(*np.polynomial.legendre.leggauss(NODES)):
+        t = torch.tensor([((x + 1) / 2) ** 3], dtype=torch.float64)
+        m = float(known.plain.schedule.rates(t, known.plain.eps)[0])
+        chances[:v], chances[-2], chances[-1] = m * share / v, m * (1 - share), 1 - m
+        below[:v], below[-2], below[-1] = m * share / 2, m * (1 + share) / 2, (1 + m) / 2
+        chance, uniforms = chances[ways].prod(1), below[ways]
+        for part in torch.arange(len(ways)).split(max(1, AT_ONCE // r)):
+            number, case = torch.arange(r).repeat(len(part)), part.repeat_interleave(r)
+            drawn = replace(rows, tokens=rows.tokens[number], scored=rows.scored[number])
+            weight = chance[case] * w / 2 * 3 * ((x + 1) / 2) ** 2
+            yield drawn, number, weight, t.expand(len(case)), uniforms[case], ids[case]
 
-    def __init__(self, t: Tensor, uniforms: Tensor):
+
+class Fixed(Noise):
+    """Noise that is told what each row draws, t [b] and uniforms [b, n], of ids too; the given token's uniform is one half."""
+
+    def __init__(self, t: Tensor, uniforms: Tensor, ids: Tensor | None = None):
         super().__init__(0, torch.arange(len(t)))
         self.t, self.rows = t, torch.nn.functional.pad(uniforms.float(), (1, 0), value=0.5)
+        self.ids = None if ids is None else torch.nn.functional.pad(ids.float(), (1, 0))
 
     def uniform(self, purpose: int, *shape: int) -> Tensor:
+        if purpose == Purpose.UNIFORM_TOKEN and self.ids is not None:
+            return torch.stack((self.ids, torch.zeros_like(self.ids)), -1)
         if purpose != Purpose.MASK or shape != self.rows.shape[1:]:
             raise Mismatch(
                 f"the objective draws {list(shape)} uniforms a row for purpose {purpose}, expected one a position for the mask: "
@@ -161,13 +188,26 @@ class Posed:
 
     def problem(self, rows: Rows) -> Batch:
         """One batch; the losses of a row's problems, which have its number, add up to its mean over the noise."""
-        parts = [self.distinct(*case) for case in (cases(rows, self.times) if self.noisy else [undrawn(rows)])]
+        parts = [self.distinct(*case) for case in self.cases(rows)]
         return merged([batch for batch, _ in parts], torch.cat([weights for _, weights in parts]))
 
-    def distinct(self, rows: Rows, number: Tensor, chance: Tensor, t: Tensor, uniforms: Tensor) -> tuple[Batch, Tensor]:
+    def cases(self, rows: Rows) -> Iterator[tuple[Any, ...]]:
+        """Every row under every draw: what `distinct` is called with."""
+        if isinstance(self.objective, UniformDiffusion):
+            return replacements(rows, self.objective)
+        return cases(rows, self.times) if self.noisy else iter([undrawn(rows)])
+
+    def num_draws(self, vocab: int, length: int) -> int:
+        if isinstance(self.objective, UniformDiffusion):
+            return NODES * (vocab + 1 + (self.objective.share < 1)) ** length
+        return len(draws(length, Times())[0]) if self.noisy else 1
+
+    def distinct(
+        self, rows: Rows, number: Tensor, chance: Tensor, t: Tensor, uniforms: Tensor, ids: Tensor | None = None
+    ) -> tuple[Batch, Tensor]:
         tokens, scored = (torch.nn.functional.pad(x, (1, 1)) for x in (rows.tokens, rows.scored))
         clean = Clean(tokens=tokens, scored=scored, index=number)
-        batch = self.objective.pose(clean, Fixed(t, uniforms), 1.0)
+        batch = self.objective.pose(clean, Fixed(t, uniforms, ids), 1.0)
         found = merged([batch], chance[:, None] * batch.weights)
         return found, found.weights
 
@@ -180,6 +220,13 @@ class Posed:
         """Of every position. A causal model sees what stands before the place that it predicts.  -> [b, s]"""
         targets, found = batch.targets[..., None], torch.zeros(batch.inputs.shape, dtype=torch.float64)
         seen = batch.inputs[:, 1:]
+        if batch.uniform is not None:
+            whole = replace(batch, inputs=seen, asked=torch.arange(seen.numel()))
+            log_p, every = model.predict(seen).flatten(0, 1).clone(), slice(0, seen.numel())
+            found[:, 1:] = chunk_loss(log_p, every, batch.targets[:, 1:].flatten(), vocab, ALONE, whole.redrawn())[0].view(
+                seen.shape
+            )
+            return found
         if not self.objective.causal:
             found[:, 1:] = -model.predict(seen).gather(2, targets[:, 1:])[..., 0]
             return found

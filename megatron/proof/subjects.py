@@ -25,9 +25,10 @@ from megatron.files import read_json
 from megatron.objectives import Objective
 from megatron.objectives.autoregressive import NextToken
 from megatron.objectives.masked import MaskedDiffusion
+from megatron.objectives.uniform import UniformDiffusion
 from megatron.objectives.vectors import TextGivenVector
 from megatron.proof.audit import SIZES, Audit, audit, network_sum
-from megatron.proof.scoring import LONGEST_DRAWN, Posed, Times, draws
+from megatron.proof.scoring import LONGEST_DRAWN, Posed
 from megatron.proof.sources import Rows, packed
 from megatron.training import device, floor
 from megatron.training.trained import open_run
@@ -35,6 +36,7 @@ from megatron.training.trained import open_run
 TINY = """--num-layers 1 --hidden-size 16 --num-attention-heads 2 --ffn-hidden-size 32 --seq-length 32 --hidden-dropout 0
     --attention-dropout 0 --init-method-std 0.5 --train-iters 1 --micro-batch-size 1 --global-batch-size 1 --lr 1e-3 --device cpu
     --train-data-path none --tokenizer-type ByteTokenizer"""
+REDRAWN_SIZES = (3, 3)  # tokens and places, where a place may hold any id
 LEAK = 1e-3  # of logits, in float32
 MOST = 1 << 17  # rows under draws that a trained network is asked about
 
@@ -150,8 +152,8 @@ def reference(
             f"--training: --atat {cfg.objective.atat} hides by what it learned of the training data, which an audit has not: "
             "leave --training out"
         )
-    exact = objectives.build(cfg, cfg.model.vocab_size).reference().exact
-    sizes = SIZES[not exact]
+    known = objectives.build(cfg, cfg.model.vocab_size).reference()
+    sizes = REDRAWN_SIZES if isinstance(known, UniformDiffusion) else SIZES[not known.exact]
     tokens, places = vocab or sizes[0], length or sizes[1]
     found = objectives.build(with_vocab(cfg, tokens), tokens)
     return posed_text(name, found if training else found.reference()), (tokens, places)
@@ -173,7 +175,7 @@ def longest(posed: Posed, vocab: int) -> Rows | None:
     """All rows of as many places as MOST allows; None where one place is too many."""
     found = None
     for n in range(1, LONGEST_DRAWN + 1):
-        if vocab**n * (len(draws(n, Times())[0]) if posed.noisy else 1) > MOST:
+        if vocab**n * posed.num_draws(vocab, n) > MOST:
             break
         found = packed(vocab, n)
     return found

@@ -54,6 +54,7 @@ class Rows:
     mask: int | None = None  # what guidance reads in place of what is given
     states: States | None = None  # what places between clean and noise are, where they are no ids
     candidates: int = 0  # of such a place
+    uniform_share: float = 0.0  # of the noise that is a random id; the rest is the mask
     latent: Tensor | None = None  # [b, d] fp32   each row's vector, standardised, of which the first place is
 
 
@@ -114,9 +115,14 @@ def drawn_together(logits: Tensor, rows: Rows, how: How, step: int) -> Tensor:
     log_p = logits[:, : rows.vocab_size].double().cpu().log_softmax(-1)
     if how.temperature == 0:
         return likeliest(log_p)
+    return chosen_together(cut(log_p, how).exp(), rows, step)
+
+
+def chosen_together(p: Tensor, rows: Rows, step: int) -> Tensor:
+    """A draw for each open place from p [n, k], up to a factor, with the noise of a row's step at one address.  -> [n] int64"""
     width = rows.ids.shape[1]
-    noise = [exponentials(rows.seed, i, 0, width * log_p.shape[1], step).reshape(width, -1) for i in rows.numbers]
-    return (cut(log_p, how).exp() / torch.from_numpy(np.stack(noise))[rows.open]).argmax(-1)
+    noise = [exponentials(rows.seed, i, 0, width * p.shape[1], step).reshape(width, -1) for i in rows.numbers]
+    return (p / torch.from_numpy(np.stack(noise))[rows.open]).argmax(-1)
 
 
 def likeliest(log_p: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class Source:
     rows_end: bool  # behind a row's end token there is nothing
     states: States | None = None  # what places between clean and noise are, where they are no ids
     candidates: int = 0  # of such a place
+    uniform_share: float = 0.0  # of the noise that is a random id; the rest is the mask
     latent_size: int = 0  # numbers in a row's vector, whose place comes before the text; 0: rows have none
 
     @classmethod
@@ -63,6 +64,7 @@ class Source:
             mask=mask if OBJECTIVES[cfg.objective.objective].uses_mask else None,
             rows_end=cfg.data.data_kind in ROWS_THAT_END,
             **noisy_states(cfg),
+            uniform_share=cfg.objective.uniform_share if cfg.objective.objective == "udm" else 0.0,
             latent_size=cfg.model.latent_size or 0,
         )
 
@@ -278,6 +280,7 @@ def rows_of(source: Source, templates: Sequence[Template], numbers: list[int], s
         mask=source.mask,
         states=source.states,
         candidates=source.candidates,
+        uniform_share=source.uniform_share,
     )
 
 

@@ -77,6 +77,13 @@ SAMPLERS = {
         serves=HIDING,
         reads=("entropy_bound", *READ_BY_MASKED),
     ),
+    "udm-ancestral": Sampler(
+        title="the reverse process of noise that is random ids: every place is drawn again at each step",
+        run_by="megatron.sampling.uniform:ancestral",
+        serves=("udm",),
+        reads=("steps",),
+        any_steps=True,
+    ),
     "sdd-renoise": Sampler(
         title="predict every place, draw it, and noise it again to the next level, as training does",
         run_by="megatron.sampling.sparse:renoised",

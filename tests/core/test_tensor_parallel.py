@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from megatron.batch import Redrawn
 from megatron.core.dropout import row_keys
 from megatron.core.head import weighted_nll
 from megatron.core.mesh import Group, build_mesh
@@ -64,15 +65,18 @@ def test_embedding_is_bit_equal_wherever_its_rows_are(pool, sequence):
     torch.testing.assert_close(torch.cat([f[1] for f in found]), grad)
 
 
-def scored(tp, columns, asked=9, scale=1.0):
+def scored(tp, columns, asked=9, scale=1.0, kept=None):
     table = numbers(16, 8).chunk(tp.size)[tp.rank].clone().requires_grad_()
     x = (scale * numbers(asked, 8, seed=1)).requires_grad_()
     targets = torch.randint(0, columns, (asked,), generator=torch.Generator().manual_seed(2))
     weights = torch.rand(asked, generator=torch.Generator().manual_seed(3))
-    loss, nll, hit = weighted_nll(enter(x, tp), table, targets, weights, columns, tp)
+    redrawn = None
+    if kept is not None:
+        redrawn = Redrawn(torch.arange(asked) % (columns + 1), torch.full((asked,), kept), (1 + weights) * (1 - kept) / columns)
+    loss, nll, hit = weighted_nll(enter(x, tp), table, targets, weights, columns, tp, redrawn)
     (loss / 7).backward()
     with torch.no_grad():
-        again = weighted_nll(x, table, targets, weights, columns, tp)
+        again = weighted_nll(x, table, targets, weights, columns, tp, redrawn)
     assert torch.equal(again[1], nll) and torch.equal(again[2], hit)
     return loss.detach(), nll, hit, x.grad, table.grad
 
@@ -82,12 +86,15 @@ def scored_on(size, *args):
 
 
 @pytest.mark.parametrize(
-    "columns, asked, scale", [(16, 9, 1.0), (13, 9, 1.0), (7, 9, 1.0), (13, 0, 1.0), (13, 9, 300.0), (13, 9, 0.0)]
+    "columns, asked, scale, kept",
+    [(16, 9, 1.0, None), (13, 9, 1.0, None), (7, 9, 1.0, None), (13, 0, 1.0, None), (13, 9, 300.0, None), (13, 9, 0.0, None)]
+    + [(13, 9, 1.0, 0.6), (7, 9, 3.0, 0.2)],
 )
-def test_head_over_a_cut_vocabulary(pool, columns, asked, scale):
-    """Also where a rank has nothing but padding (7 of 16 columns), where nothing is asked, exp would overflow, or all ids tie."""
-    loss, nll, hit, d_x, d_table = scored(ALONE, columns, asked, scale)
-    found = pool.run(4, scored_on, 4, columns, asked, scale)
+def test_head_over_a_cut_vocabulary(pool, columns, asked, scale, kept):
+    """Also where a rank has nothing but padding (7 of 16 columns), nothing is asked, exp would overflow, all ids tie, or inputs
+    are noise."""
+    loss, nll, hit, d_x, d_table = scored(ALONE, columns, asked, scale, kept)
+    found = pool.run(4, scored_on, 4, columns, asked, scale, kept)
     for one in found:
         torch.testing.assert_close(one[0], loss, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(one[1], nll, rtol=1e-5, atol=1e-6)

@@ -22,7 +22,7 @@ RECIPES = sorted(
 EXPERIMENTS = [
     r
     for r in RECIPES
-    if re.search("_(dropout|masking|orders|left_to_right|low_noise|schedules|blocks|lr|fair_crossover).sh|atat/", r)
+    if re.search("_(dropout|masking|orders|left_to_right|low_noise|schedules|blocks|uniform|lr|fair_crossover).sh|atat/", r)
 ]  # slow to plan
 OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 KEEP = ("PATH", "HOME", "LANG", "TMPDIR")
@@ -64,7 +64,7 @@ def test_every_recipe_prints_commands_that_parse(recipe, scale, tmp_path):
         if "latent" in name:  # vectors of 8 are read, with 32 waves of how much of them is noise, and predicted
             shape = replace(shape, latent_features=40, latent_readout=8 * ("joint" in name))
         assert cfg.model.shape() == shape, name
-        known = [o for o in ("mdm", "sdd", "joint") if o in name.replace("diffusion", "mdm")]
+        known = [o for o in ("mdm", "udm", "sdd", "joint") if o in name.replace("diffusion", "mdm")]
         assert cfg.objective.objective == (known or ["ar"])[0]
         short = 18 if "latent" in name else 128
         assert (cfg.model.seq_length, cfg.train.bf16) == ((short, False) if "CPU" in size else (2048, True))
