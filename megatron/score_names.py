@@ -43,6 +43,7 @@ class ScoreName:
     rule: str | None = None
     tokens: int = 1  # that the rule reveals a step
     block: int | None = None  # places that are filled before those to their right; None: all
+    process: str | None = None  # whose NLL it is, where it is of no orders
 
     @property
     def value(self) -> str:
@@ -53,6 +54,8 @@ class ScoreName:
     def of(self) -> str:
         """The distribution whose NLL it is, or bounds."""
         blocks = "" if self.block is None else f", blocks of {self.block} from left to right"
+        if self.process:
+            return self.process
         if self.kind == "exact":
             return "model, left to right"
         if self.kind == "rule":

@@ -77,7 +77,7 @@ class Estimators:
                 raise ConfigError([f"--score {name}: of --objective udm the bound alone is computed; give nelbo"])
             known, plain = self.objective, replace(self.objective.plain, strata=None)
             known = known if said.kind == "nelbo" else replace(known, plain=plain)
-            return Score(name=said, random=True, draw=partial(self.posed, known))
+            return Score(name=replace(said, process="reverse process"), random=True, draw=partial(self.posed, known))
         if not isinstance(self.objective, MaskedDiffusion) or said.kind == "exact":
             raise ConfigError(
                 [f"--score {name}: of a masked-diffusion model give nelbo, korder:K, rule:NAME or another; it has no exact"]

@@ -200,8 +200,12 @@ def test_a_score_is_what_validation_measures():
     rows = Rows(clean=data, steps=5)
     nll = posed_nll(network, objective, rows, Noise(2, data.index))
     assert nll.sum(1).numpy() == pytest.approx(found.loss, rel=1e-4)
+    scores = Estimators(network, objective, rows, 2, 16)
+    assert scores.score("nelbo").name.of == "reverse process" and scores.score("nelbo").draw(0).nll == pytest.approx(
+        found.loss, rel=1e-4
+    )
     with pytest.raises(ConfigError, match="the bound alone"):
-        Estimators(network, objective, rows, 2, 16).score("chain")
+        scores.score("chain")
 
 
 @pytest.mark.slow
