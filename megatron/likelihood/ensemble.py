@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from megatron.batch import Noise
+from megatron.catalogue import need_mask
 from megatron.config import experiment
 from megatron.engine.members import Answers, Members
 from megatron.errors import Mismatch
@@ -104,6 +105,7 @@ def refuse_others(members: Sequence[Trained]) -> None:
     if len(members) < 2:
         raise ConfigError(["an ensemble has two members or more: give several runs"])
     first = members[0]
+    need_mask(first.cfg.objective.objective, "an ensemble")
     for one in members[1:]:
         refuse_other_tokenizer(first, one)
         kinds = [x.cfg.objective.objective for x in (first, one)]
