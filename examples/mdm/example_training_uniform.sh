@@ -9,7 +9,7 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
-# Noise of random ids, of the mask and of both, over seeds: a line for each run, and the mean difference from masked diffusion.
+# Noise of random ids, of the mask and of both, over seeds: a line for each run, and mean differences within pairs of a seed.
 #   bash examples/mdm/example_training_uniform.sh          SHARES=0,1 SEEDS=1,2,3
 here=$(dirname "$0")
 [[ -f $here/../common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples/mdm   # sbatch runs a copy: submit it from the project
