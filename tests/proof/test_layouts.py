@@ -8,4 +8,4 @@ def test_layout_is_read_from_its_name():
         "--tensor-model-parallel-size 1 --pipeline-model-parallel-size 2 --pipeline-schedule "
         "interleaved --num-layers-per-virtual-pipeline-stage 2 --zero-stage 1"
     )
-    assert " ".join(layout.experiment) == "--hidden-dropout 0.1 --attention-dropout 0.1"
+    assert " ".join(layout.experiment) == "--hidden-dropout 0.1 --attention-dropout 0.1 --parameter-dropout 0.1"
