@@ -185,6 +185,7 @@ class Step:
     skipped: bool  # not finite: weights and moments untouched
     scored: int  # the denominator: scored positions of the global batch
     asked: int  # positions of the global batch that the head read
+    spread: tuple[float, float] | None = None  # of gradients: the noise of a sample, the signal (engine/noise_scale.py)
     extra: dict[str, float] = field(default_factory=dict)  # what the objective measures besides, by the names of its records
 
 
@@ -210,3 +211,5 @@ class Progress:
     best_step: int | None = None
     worse_in_row: int = 0  # validations since the last new best, or since the rate was lowered
     lr_scale: float = 1.0  # what plateaus have left of the rate
+    gradient_noise: float = 0.0  # averages of what steps say of their gradients' spread
+    gradient_signal: float = 0.0

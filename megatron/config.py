@@ -805,6 +805,9 @@ class Log:
     )
     tensorboard_dir: str | None = flag(None, "write TensorBoard events here", identity="free")
     tensorboard_queue_size: int = flag(1000, "events kept before a flush", identity="free", needs=TENSORBOARD)
+    log_gradient_noise_scale: bool = flag(
+        False, "also the batch, in samples, at which a gradient is as much noise as signal, from micro-batches", identity="free"
+    )
     log_timers_to_tensorboard: bool = flag(False, "also step time and throughput", identity="free", needs=VIEWS)
     log_batch_size_to_tensorboard: bool = flag(False, "also the batch size", identity="free", needs=VIEWS)
     log_validation_ppl_to_tensorboard: bool = flag(False, "also the validation perplexity", identity="free", needs=VIEWS)
@@ -984,6 +987,8 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
     optim = resolve_decays(optim, model, mistakes)
     if optim.optimizer == "muon":
         check_muon(optim, parallel, model, mistakes)
+    if cfg.log.log_gradient_noise_scale:
+        check_noise_scale(parallel, train, mistakes)
     check_data(cfg, unread, mistakes)
     check_final_scores(train, model, mistakes)
     return replace(
@@ -1419,6 +1424,20 @@ def check_muon(o: Optim, p: Parallel, m: Model, mistakes: list[str]) -> None:
         )
     if o.muon_lr and o.lr == 0:
         mistakes.append(f"--muon-lr {o.muon_lr:g} follows the schedule of --lr in proportion, and --lr is 0: give --lr above 0")
+
+
+def check_noise_scale(p: Parallel, t: Train, mistakes: list[str]) -> None:
+    replicas = p.data_parallel_size
+    if p.deepspeed or p.pipeline_model_parallel_size > 1 or (p.zero_stage > 1 and replicas > 1):
+        mistakes.append(
+            "--log-gradient-noise-scale sees each micro-batch's gradient whole, which a pipeline, --zero-stage 2 and 3 and "
+            "--deepspeed do not leave: use --zero-stage 0 or 1 without them, or leave it out"
+        )
+    elif num_micro_batches(t.global_batch_size, replicas, t.micro_batch_size) * replicas < 2:
+        mistakes.append(
+            f"--log-gradient-noise-scale compares micro-batches, and a step of {t.global_batch_size} samples is one: "
+            "give a smaller --micro-batch-size"
+        )
 
 
 def in_samples(samples: int | None, iters: int | None, t: Train) -> int | None:

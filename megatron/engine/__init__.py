@@ -80,4 +80,4 @@ def build(cfg: Config, objective: Objective, where, mesh: Mesh, say: Callable[[s
         say(f"--deepspeed: with a pipeline the native engine runs, at the same ZeRO stage {parallel.zero_stage}")
     from megatron.engine.native import NativeEngine
 
-    return NativeEngine(stages, cfg.optim, parallel, mesh)
+    return NativeEngine(stages, cfg.optim, parallel, mesh, cfg.log.log_gradient_noise_scale)

@@ -34,6 +34,7 @@ from megatron.core.transformer import GPT
 from megatron.engine.average import ROOT, Average, root_of_weights
 from megatron.engine.muon import MOMENTS as OF_MUON
 from megatron.engine.muon import Muon
+from megatron.engine.noise_scale import Scatter, estimate
 from megatron.engine.randomness import untouched
 from megatron.errors import Mismatch
 
@@ -44,7 +45,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class NativeEngine:
     """This rank's stages at any layout. Weights and moments are fp32; the model computes in its own dtype."""
 
-    def __init__(self, stages: list[GPT], optim: Optim, parallel: Parallel = NO_PARALLEL, mesh: Mesh = ONE_PROCESS):
+    def __init__(
+        self,
+        stages: list[GPT],
+        optim: Optim,
+        parallel: Parallel = NO_PARALLEL,
+        mesh: Mesh = ONE_PROCESS,
+        noise_scale: bool = False,
+    ):
         self.stages, self.mesh, self.clip, self.watched = stages, mesh, optim.clip_grad, False
         self.nlls: list[Tensor] = []
         self.hits: list[Tensor] = []
@@ -69,6 +77,7 @@ class NativeEngine:
             parameters = [self.state[name] for name in matrices]
             self.muon = Muon(list(matrices.values()), parameters, optim, mesh, self.zero_stage, self.device)
         self.average = Average(optim.ema, [s.data for s in self.shares])
+        self.scatter = Scatter(self.shares, mesh, self.device) if noise_scale else None
 
     def step(self, batches: list[Batch], lr: float) -> Step:
         """One optimizer step over this replica's micro-batches of a global batch."""
@@ -87,7 +96,9 @@ class NativeEngine:
         loss = torch.stack([zero, *(micro.double() for micro, _, _ in said)]).sum()
         hits = torch.stack([zero, *(hit.double().sum() for _, _, hit in said)]).sum()
         finish_gradients(self.shares, self.mesh, self.stages, over_dp=self.pipeline is not None and self.zero_stage < 2)
-        square, loss_sum, num_hits = self.over_world(self.squares(share.gradient() for share in self.shares), loss, hits)
+        beside = self.scatter.sums(batches, total) if self.scatter else []
+        own = self.squares(share.gradient() for share in self.shares)
+        square, loss_sum, num_hits, *beside = self.over_world(own, loss, hits, *beside)
         norm, value = square**0.5, loss_sum / total
         finite = np.isfinite(norm) and np.isfinite(value)
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
@@ -103,6 +114,7 @@ class NativeEngine:
             skipped=not finite,
             scored=total,
             asked=asked,
+            spread=estimate(*beside, square) if beside and finite else None,
         )
 
     def forward_backward(self, batches: list[Batch], total: int) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -110,17 +122,21 @@ class NativeEngine:
         if self.pipeline:
             return self.pipeline.run(batches, total)
         (model,), said = self.models, []
+        if self.scatter:
+            self.scatter.begin()
         for i, batch in enumerate(batches):
             with accumulating(model, i == len(batches) - 1, self.zero_stage):
                 micro, nll, hit = model(batch)
                 (micro / total).backward()
+            if self.scatter:
+                self.scatter.close()
             said.append((micro.detach(), nll, hit))
         return said
 
-    def over_world(self, square: Tensor, loss: Tensor, hits: Tensor) -> list[float]:
+    def over_world(self, square: Tensor, loss: Tensor, hits: Tensor, *beside: Tensor) -> list[float]:
         """Sums over the world; the loss and the hits that tensor ranks have in common count once."""
         once = float(self.mesh.tp.rank == 0)
-        sums = torch.stack((square.to(self.device), loss * once, hits * once))
+        sums = torch.stack((square.to(self.device), loss * once, hits * once, *beside))
         return all_reduce(sums, self.mesh.world).tolist()
 
     def squares(self, tensors: Iterator[Tensor]) -> Tensor:

@@ -63,6 +63,11 @@ RECORD: Fields = {
     "lr": (NUMBER, "", "learning rate of the step"),
     "grad_norm": (NUMBER, "", "norm of the gradient before clipping"),
     "clipped_norm": (NUMBER, "", "norm of the gradient after clipping"),
+    "gradient_noise_scale": (
+        NUMBER,
+        "samples",
+        "batch at which a gradient is as much noise as signal; averages of some 100 steps",
+    ),
     "params_norm": (NUMBER, "", "norm of all parameters"),
     "batch_size": (COUNT, "samples", "global batch"),
     "seq_length": (COUNT, "tokens", "of a sample"),

@@ -82,6 +82,7 @@ COLUMNS = (
     "answer_bpb_se",
     "k",
     "ignore_acc",
+    "gradient_noise_scale",
     *PARTS,
 )
 
@@ -311,7 +312,7 @@ def train_line(r: dict, total_steps: int) -> str:
         f"executed TFLOPs: {r.get('executed_tflops', math.nan):.2f}",
         *(f"{name}: {value:.4g}" for name, value in r.items() if name not in COLUMNS),
     ]
-    fields += [f"{name.replace('_', ' ')}: {r[name]:.6E}" for name in PARTS if name in r]
+    fields += [f"{name.replace('_', ' ')}: {r[name]:.6E}" for name in (*PARTS, "gradient_noise_scale") if name in r]
     return " " + " | ".join(fields) + " |"
 
 

@@ -16,6 +16,7 @@ from megatron.data.loader import replica_batches
 from megatron.data.samples import Samples
 from megatron.engine import Engine
 from megatron.engine.learner import Learner
+from megatron.engine.noise_scale import noise_scale, smoothed
 from megatron.errors import TooManyBadSteps
 from megatron.objectives import Objective
 from megatron.training.schedule import learning_rate
@@ -122,9 +123,13 @@ def one_step(
     if done.skipped:
         run.dump(at, done, batches)
     at = after(at, done, cfg.train.global_batch_size)
+    if done.spread:
+        noise, signal = smoothed((at.gradient_noise, at.gradient_signal), done.spread)
+        at = replace(at, gradient_noise=noise, gradient_signal=signal)
     interval.add(done, time.monotonic() - start, split(objective, batches, engine))
     if due(at, cfg.log.log_interval) or done.skipped or not left(cfg, at):
-        done = replace(done, extra=done.extra | interval.means() | measured(objective, batches, engine, done.scored))
+        found = done.extra | interval.means() | measured(objective, batches, engine, done.scored)
+        done = replace(done, extra=found | noise_scale(at.gradient_noise, at.gradient_signal))
         run.log_train(at, done, interval, lr)
         interval = Interval()
     if at.skipped_in_row >= cfg.train.max_skipped_steps:
