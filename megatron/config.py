@@ -1436,7 +1436,7 @@ def check_noise_scale(p: Parallel, t: Train, mistakes: list[str]) -> None:
     elif num_micro_batches(t.global_batch_size, replicas, t.micro_batch_size) * replicas < 2:
         mistakes.append(
             f"--log-gradient-noise-scale compares micro-batches, and a step of {t.global_batch_size} samples is one: "
-            "give a smaller --micro-batch-size"
+            "give a smaller --micro-batch-size, or a larger --global-batch-size"
         )
 
 
