@@ -96,9 +96,9 @@ class NativeEngine:
         loss = torch.stack([zero, *(micro.double() for micro, _, _ in said)]).sum()
         hits = torch.stack([zero, *(hit.double().sum() for _, _, hit in said)]).sum()
         finish_gradients(self.shares, self.mesh, self.stages, over_dp=self.pipeline is not None and self.zero_stage < 2)
-        beside = self.scatter.sums(batches, total) if self.scatter else []
+        sums = self.scatter.sums(batches, total) if self.scatter else []
         own = self.squares(share.gradient() for share in self.shares)
-        square, loss_sum, num_hits, *beside = self.over_world(own, loss, hits, *beside)
+        square, loss_sum, num_hits, *scatter = self.over_world(own, loss, hits, *sums)
         norm, value = square**0.5, loss_sum / total
         finite = np.isfinite(norm) and np.isfinite(value)
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
@@ -114,7 +114,7 @@ class NativeEngine:
             skipped=not finite,
             scored=total,
             asked=asked,
-            spread=estimate(*beside, square) if beside and finite else None,
+            spread=estimate(scatter, square) if scatter and finite else None,
         )
 
     def forward_backward(self, batches: list[Batch], total: int) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -64,13 +64,14 @@ class Scatter:
         return [weighted, self.zero + once * sum(share > 0 for share in shares), self.zero + once * rows]
 
 
-def estimate(weighted: float, count: float, rows: float, square: float) -> tuple[float, float] | None:
+def estimate(scatter: Sequence[float], square: float) -> tuple[float, float] | None:
     """Trace of the covariance of one sample's gradient, and squared norm of the true gradient, both unbiased.
 
     g = sum of w_k g_k, w_k the share of micro-batch k of `count` in the step's scored positions, as n_k = w_k rows samples:
     E |g_k|^2 = |G|^2 + tr / n_k and E |g|^2 = |G|^2 + tr / rows, so that tr = (sum of w_k |g_k|^2 - |g|^2) rows / (count - 1).
-    `weighted` is that sum, `square` |g|^2. None where there are not two.
+    `scatter` is that sum, count and rows, `square` |g|^2. None where there are not two.
     """
+    weighted, count, rows = scatter
     if count < 2:
         return None
     noise = (weighted - square) * rows / (count - 1)

@@ -25,14 +25,14 @@ def test_ragged_micro_batches_find_the_known_noise_and_signal():
         each = [true + deviation / n**0.5 * torch.randn(20, generator=rng) for n in sizes]
         whole = sum(g * n / 16 for g, n in zip(each, sizes))
         weighted = sum(float(g @ g) * n / 16 for g, n in zip(each, sizes))
-        found.append(estimate(weighted, 4, 16, float(whole @ whole)))
+        found.append(estimate([weighted, 4, 16], float(whole @ whole)))
         kept = smoothed(kept, found[-1])
         ratios.append(found[-1][0] / found[-1][1])
     noise, signal = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
     assert noise == pytest.approx(80, rel=0.02) and signal == pytest.approx(5, rel=0.02)
     assert noise_scale(*kept)["gradient_noise_scale"] == pytest.approx(16, rel=0.15)
     assert noise_scale(*smoothed((0.0, 0.0), (3.0, 2.0))) == {"gradient_noise_scale": pytest.approx(1.5)}
-    assert estimate(1.0, 1, 4, 1.0) is None and noise_scale(1.0, -1.0) == {}
+    assert estimate([1.0, 1, 4], 1.0) is None and noise_scale(1.0, -1.0) == {}
 
 
 def ragged() -> list[Batch]:
