@@ -76,7 +76,7 @@ class Stream:
         if count and count - each * len(held) < 1:
             share, unit = f"1/{self.period}", "prompt" if self.by_prompt else "document"
             raise BadData(
-                f"{count} {unit}{'s' * (count > 1)} are too few: {' and '.join(held)} of {share} each would take "
+                f"{count} {unit}{'s are' if count > 1 else ' is'} too few: {' and '.join(held)} of {share} each would take "
                 f"{each * len(held)} and leave {self.split} none; give more {unit}s, a smaller --held-out, or --held-out 0"
             )
         return [self.split] * (count - each * len(held)) + [name for name in held for _ in range(each)]

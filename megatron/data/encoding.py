@@ -215,8 +215,8 @@ def parsed(text: str) -> object:
     except RecursionError as error:
         raise BadLine("bad JSON", "nested too deeply") from error
     except json.JSONDecodeError as error:
-        cut = text.lstrip()[:1] in ("{", "[") and text.rstrip().endswith(("{", "[", ","))
-        hint = "; an object over several lines is written on one by jq -c . FILE" if cut else ""
+        spread = text.strip() in ("{", "[") or text.lstrip()[:1] in ("{", "[") and text.rstrip().endswith(",")
+        hint = "; an object over several lines is written on one by jq -c . FILE" if spread else ""
         raise BadLine("bad JSON", f"{error.msg} at column {error.pos + 1}{hint}") from error
     except ValueError as error:
         raise BadLine("bad JSON", str(error)) from error

@@ -94,7 +94,7 @@ def parse_range(marks: str, prefix: str, where: str) -> tuple[float | int, float
 def read_path_file(path: str | Path) -> list[Source]:
     """Entries of a file: one a line with # comments, or the reference's single line `"1.0 a" "0.5 b"`.
 
-    Raises MissingInput or BadData.
+    A prefix with spaces stands in single quotes. Raises MissingInput or BadData.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -102,7 +102,8 @@ def read_path_file(path: str | Path) -> list[Source]:
         raise MissingInput(f"{path}: {error.strerror}; it should list the corpora, `weight [start:end] prefix` a line") from None
     except UnicodeDecodeError:
         raise BadData(f"{path}: is not text, expected `weight [start:end] prefix` a line") from None
-    return parse_paths([word for line in lines for word in re.sub(r"(^|\s)#.*", "", line).replace('"', " ").split()], str(path))
+    entries = " ".join(re.sub(r"(^|\s)#.*", "", line).replace('"', " ") for line in lines)
+    return parse_paths([quoted or word for quoted, word in re.findall(r"'([^']+)'|(\S+)", entries)], str(path))
 
 
 def token_range(source: Source, num_tokens: int) -> tuple[int, int]:

@@ -141,13 +141,13 @@ def refuse_unread(
         "--vocab-file": (vocab_file, ("GPT2BPETokenizer",)),
         "--merge-file": (merge_file, ("GPT2BPETokenizer",)),
         "--tokenizer-model": (tokenizer_model, ("TikTokenizer", "SentencePieceTokenizer", "HFTokenizer")),
-        "--bpe-backend": (bpe_backend not in (None, "auto") and bpe_backend, ("GPT2BPETokenizer", "HFTokenizer")),
+        "--bpe-backend": (None if bpe_backend == "auto" else bpe_backend, ("GPT2BPETokenizer", "HFTokenizer")),
     }
     unread = [
-        f"{flag} {value} is not read by --tokenizer-type {tokenizer_type}, but by {' or '.join(types)}: name that type, or leave "
-        "the flag out"
+        f"{flag} {value or repr(value)} is not read by --tokenizer-type {tokenizer_type}, but by {' or '.join(types)}: "
+        "name that type, or leave the flag out"
         for flag, (value, types) in given.items()
-        if value and tokenizer_type not in types
+        if value is not None and tokenizer_type not in types
     ]
     if unread:
         raise ConfigError(unread)

@@ -55,6 +55,8 @@ def test_mistakes_are_named(words, said):
 )
 def test_files_of_both_kinds(tmp_path, text):
     (tmp_path / "paths.txt").write_text(text)
+    (tmp_path / "spaces.txt").write_text("0.3 'a b/c'\n0.7 b")
+    assert read_path_file(tmp_path / "spaces.txt")[0].prefix == "a b/c"
     assert read_path_file(tmp_path / "paths.txt") == [Source(0.3, 0, 1.0, "a"), Source(0.7, 0, 1.0, "b")]
 
 

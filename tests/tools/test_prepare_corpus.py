@@ -123,16 +123,23 @@ def test_a_full_disk_is_one_sentence(tmp_path, source, monkeypatch, capsys):
     assert "No space left on device; make room" in capsys.readouterr().err
 
 
-def test_own_splits_are_kept_and_a_missing_test_is_half_of_validation(tmp_path):
+def test_own_splits_are_kept_and_a_missing_test_is_half_of_validation(tmp_path, capsys):
     for split, start in (("train", 0), ("validation", 200)):
         jsonl(tmp_path / "in" / f"c4-{split}.00000.json", [{"text": text} for text in TEXTS[start : start + 200]])
     assert run("c4", tmp_path / "o", "--from", tmp_path / "in") == 0
     assert texts(tmp_path / "o", "train") == TEXTS[:200]
     held = texts(tmp_path / "o", "valid"), texts(tmp_path / "o", "test")
     assert sorted(held[0] + held[1]) == sorted(TEXTS[200:]) and len(held[0]) == len(held[1]) == 15
-    one = tmp_path / "in" / "c4-validation.00000.json"
-    assert run("c4", tmp_path / "o2", "--from", f"train={one}", f"valid={one}", f"test={one}", "--held-out", 0) == 0
-    assert texts(tmp_path / "o2", "train") == texts(tmp_path / "o2", "test") == TEXTS[200:]
+    one, other = (tmp_path / "in" / f"c4-{split}.00000.json" for split in ("validation", "train"))
+    third = jsonl(tmp_path / "third.jsonl", [{"text": "only this"}])
+    assert run("c4", tmp_path / "o2", "--from", f"train={one}", f"valid={third}", f"test={other}", "--held-out", 0) == 0
+    assert texts(tmp_path / "o2", "train") == TEXTS[200:] and texts(tmp_path / "o2", "test") == TEXTS[:200]
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(one.read_bytes())
+    for twice in (one, copy):
+        capsys.readouterr()
+        assert run("c4", tmp_path / "o3", "--from", f"train={one}", f"valid={twice}") == 78
+        assert "the same text is" in capsys.readouterr().err and not (tmp_path / "o3" / "corpus.json").exists()
 
 
 def test_the_published_subsets_are_prefixes_of_published_lengths(tmp_path, source, capsys):

@@ -26,6 +26,7 @@ from megatron.data.corpora import (
 from megatron.data.corpus_text import Document, Stream, count_documents
 from megatron.data.text_files import identity
 from megatron.errors import Mismatch, MissingInput
+from megatron.files import sha256
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT = 0.01  # of the documents, for each split that a corpus lacks
@@ -73,6 +74,7 @@ def from_files(corpus: Corpus, places: Sequence[str], manner: Manner, folder: Pa
         if remote.is_url(url)
     }
     files = named(places, [file for place in places for file in listed(place, fetched)])
+    refuse_twice(files)
     of = {split: [file for file in files if file.split == split] for split in SPLITS}
     documents = {
         split: functools.partial(file_documents, corpus, [file.path for file in part], manner=manner)
@@ -115,6 +117,18 @@ def named(places: Sequence[str], files: list[File]) -> list[File]:
     if nameless:
         raise MissingInput(f"--from {nameless}: its name says no split while others do; write train={nameless}, or leave it out")
     return files
+
+
+def refuse_twice(files: list[File]) -> None:
+    """No text is in two splits, or twice in one, by the same file or by a copy of it.  Raises Mismatch."""
+    found: dict[Any, File] = {}
+    for file in files:
+        same = [one for one in files if one.num_bytes == file.num_bytes] if os.path.isfile(file.path) and file.num_bytes else []
+        key = sha256(Path(file.path)) if len(same) > 1 else os.path.realpath(file.path)
+        if key in found:
+            places = f"{found[key].path} for {found[key].split} and {file.path} for {file.split}"
+            raise Mismatch(f"--from: the same text is {places}: name each text once, and hold out validation by --held-out")
+        found[key] = file
 
 
 def split_and_path(place: str) -> tuple[str | None, str]:
