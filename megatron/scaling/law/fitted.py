@@ -76,7 +76,7 @@ class Fit:
     draws: np.ndarray | None = field(default=None, repr=False)  # [resamples, len(names)], columns `names`
     num_resamples: int = 0
     failed_resamples: int = 0
-    noise_floor: dict | None = None  # rms of ln L among replicates
+    noise_floor: dict | None = None  # rms of ln L and of L among replicates
     holdout: dict | None = None  # error on rows that were not fitted
     held: dict[str, float] = field(default_factory=dict)  # parameters that were given, not fitted
     range: dict[str, list] = field(default_factory=dict)  # least and largest value of each axis
@@ -306,8 +306,7 @@ def setting_lines(fit: Fit) -> list[tuple[str, str]]:
         ("condition number", f"{fit.condition:.4g}"),
         ("intervals", f"95 %, {fit.ci_method}, {fit.num_resamples} resamples ({fit.failed_resamples} failed), seed {fit.seed}"),
     ]
-    if fit.noise_floor:
-        lines.append(("replicate scatter of ln L", f"{fit.noise_floor['rms']:.4g} ({fit.noise_floor['groups']} groups)"))
+    lines.append(("scatter between runs", _scatter(fit)))
     if fit.holdout:
         lines.append(
             (
@@ -320,6 +319,19 @@ def setting_lines(fit: Fit) -> list[tuple[str, str]]:
         inside = ", ".join(f"{name} {value:.5g}" for name, value in basin["params"].items())
         lines.append(("other optimum", f"{basin['objective']:.9g} from {basin['starts']} starts: {inside}"))
     return lines
+
+
+def _scatter(fit: Fit) -> str:
+    """How far runs of one configuration lie apart; without any, what stands for it."""
+    floor = fit.noise_floor
+    if not floor:
+        return "no two runs have one configuration: the residuals hold it and the law's lack of fit together"
+    unit = fit.choices.get("unit") or "nats"
+    groups = f"{floor['groups']} groups" if floor["groups"] > 1 else "1 group"
+    return (
+        f"runs of one configuration scatter by {floor['rms_loss']:.3g} {unit}, {floor['rms']:.3g} of ln L ({groups}, "
+        f"degrees of freedom: {floor['degrees_of_freedom']})"
+    )
 
 
 def _weighed(fit: Fit) -> str:

@@ -148,9 +148,8 @@ def delta_method(values, slopes, covariance, dof: int, logarithmic) -> tuple[np.
 
 
 def replicate_scatter(ln_loss, cluster, *axes) -> dict | None:
-    """Scatter of ln loss among clusters with rows that agree in all `axes` [n] to 1e-6: what no law can explain.
-
-    None without such rows.
+    """Scatter among clusters with rows that agree in all `axes` [n] to 1e-6, what no law can explain: `rms` of ln loss and
+    `rms_loss` of the loss itself. None without such rows.
     """
     key = np.round(np.stack(axes, axis=1), 6)
     rows, member = np.unique(np.column_stack([key, cluster]), axis=0, return_inverse=True)
@@ -159,6 +158,6 @@ def replicate_scatter(ln_loss, cluster, *axes) -> dict | None:
     dof = int(np.sum(counts - 1))
     if not dof:
         return None
-    means = np.bincount(group.ravel(), level) / counts
-    rms = np.sqrt(np.sum((level - means[group.ravel()]) ** 2) / dof)
-    return {"rms": float(rms), "groups": int(np.sum(counts > 1)), "degrees_of_freedom": dof}
+    means = (np.bincount(group.ravel(), level) / counts)[group.ravel()]
+    rms, rms_loss = (float(np.sqrt(np.sum(off**2) / dof)) for off in (level - means, np.exp(level) - np.exp(means)))
+    return {"rms": rms, "rms_loss": rms_loss, "groups": int(np.sum(counts > 1)), "degrees_of_freedom": dof}

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,16 @@ def test_needs_no_more_than_a_table(table, tmp_path, capsys):
     assert found["sources"][0]["path"] == table and len((tmp_path / "out" / "residuals.csv").read_text().splitlines()) == 31
     shown = capsys.readouterr().out
     assert "30 used in 30 clusters" in shown and "alpha" in shown and "condition number" in shown
+    assert "no two runs have one configuration" in shown
+
+
+def test_scatter_of_seeds_is_printed_in_the_unit_of_the_loss(table, tmp_path, capsys):
+    lines = Path(table).read_text().splitlines()
+    size, tokens, loss, odd = lines[7].split(",")
+    path = tmp_path / "seeds.csv"
+    path.write_text("\n".join([*lines, f"{size},{tokens},{float(loss) + 0.02!r},{odd}"]) + "\n")
+    assert main(["fit", str(path), "--form", "chinchilla", "--bootstrap", "0"]) == 0
+    assert "runs of one configuration scatter by 0.0141 nats" in capsys.readouterr().out  # 0.02 / sqrt 2
 
 
 def test_rows_are_dropped_only_by_a_flag_and_listed(table, tmp_path, capsys):

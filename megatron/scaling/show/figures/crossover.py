@@ -25,7 +25,7 @@ def draw_crossover(result: dict) -> Figure:
     _draw_contours(figure, left, result)
     frame(right, "Critical compute: MDM passes AR", "unique tokens U", "critical compute (FLOPs)")
     _draw_critical(right, result)
-    for axis in (axis for axes in (left, right) if axes.get_xscale() == "log" for axis in (axes.xaxis, axes.yaxis)):
+    for axis in (axis for axes in (left, right) for axis in (axes.xaxis, axes.yaxis) if axis.get_scale() == "log"):
         log_ticks(axis)
     explain(figure, _legend(result), result.get("label") or "Both losses at the best size N for each C and U.", columns=5)
     return figure
@@ -35,6 +35,10 @@ def _draw_contours(figure: Figure, axes: Axes, result: dict) -> None:
     """Filled contours in a map whose luminance only rises; hatched where MDM is lower; the line of equal loss."""
     unique, flops = (np.asarray(result[name], np.float64) for name in ("unique_tokens", "flops"))
     difference = np.ma.masked_invalid(np.array(result["difference"], np.float64).T)
+    if difference.count() and len(unique) == 1 < len(flops):
+        figure.subplots_adjust(left=0.065)  # numbers with a sign and three decimals
+        _draw_difference(axes, flops, difference[:, 0], f"loss difference ({UNITS[result.get('unit') or 'nats']})", unique[0])
+        return
     if min(difference.shape) < 2 or difference.count() == 0:
         write_in(axes, "contours need two budgets and two amounts of unique tokens")
         return
@@ -50,6 +54,14 @@ def _draw_contours(figure: Figure, axes: Axes, result: dict) -> None:
     bar.set_label(f"loss difference ({UNITS[result.get('unit') or 'nats']})", fontsize=11)
     bar.ax.tick_params(labelsize=10)
     _draw_points(axes, result)
+
+
+def _draw_difference(axes: Axes, flops, difference, words: str, unique: float) -> None:
+    """Of one U there are no contours: its difference [c] over compute, the line of equal loss at 0."""
+    frame(axes, f"Loss of MDM minus loss of AR, U = {unique:.3g}", "training compute C (FLOPs)", words)
+    axes.set_xscale("log")
+    axes.axhline(0, color=INK, linewidth=1.0)
+    axes.plot(flops, difference, color=INK, marker="o", linewidth=1.6)
 
 
 def _draw_critical(axes: Axes, result: dict) -> None:

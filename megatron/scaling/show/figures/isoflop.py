@@ -26,14 +26,13 @@ def draw_isoflop(studies: list, ratios: Sequence[dict] = (), unit: str = "nats")
     _draw_curves(left, studies, unit)
     _draw_parabolas(middle, studies, unit)
     _draw_frontier(right, studies, ratios, unit)
-    explain(figure, _legend(studies, ratios), _caption(studies, ratios))
+    explain(figure, _legend(studies, ratios), _caption(studies, ratios, unit))
     return figure
 
 
 def _draw_curves(axes: Axes, studies: list, unit: str) -> None:
-    frame(
-        axes, "Loss against training compute", "training compute (FLOPs)", f"validation loss ({UNITS[unit]}); thin: training loss"
-    )
+    thin = "; thin: training loss" if _have_curves(studies, unit) else ""
+    frame(axes, "Loss against training compute", "training compute (FLOPs)", f"validation loss ({UNITS[unit]}){thin}")
     axes.set_xscale("log")
     axes.set_yscale("log")
     lowest, highest = [], []
@@ -48,6 +47,11 @@ def _draw_curves(axes: Axes, studies: list, unit: str) -> None:
     axes.set_ylim(min(lowest) * 0.96, max(highest) * 1.04)
     loss_ticks(axes)
     log_ticks(axes.xaxis)
+
+
+def _have_curves(studies: list, unit: str) -> bool:
+    """Whether any run came with the loss of its training; rows of a table do not."""
+    return any(len(smooth_curve(run, unit)[0]) for study in studies for run in study.runs)
 
 
 def _draw_parabolas(axes: Axes, studies: list, unit: str) -> None:
@@ -244,10 +248,11 @@ def _legend(studies: list, ratios: Sequence[dict]) -> list[Line2D]:
     return handles
 
 
-def _caption(studies: list, ratios: Sequence[dict]) -> str:
+def _caption(studies: list, ratios: Sequence[dict], unit: str) -> str:
     first = studies[0].runs[0]
+    thin = f"Thin lines: training loss, mean over {100 * SMOOTHED_SHARE:.0f} % of a run's records."
     parts = [
-        f"Thin lines: training loss, mean over {100 * SMOOTHED_SHARE:.0f} % of a run's records.",
+        *[thin] * _have_curves(studies, unit),
         "Bars: 95 % intervals, on runs of the noise they state.",
         "Darker: larger C.",
         f"C: {first.get('flops_convention') or 'as given'}.  N: {first.get('params_convention') or 'as given'}.",

@@ -50,6 +50,13 @@ def test_it_says_the_power_law_with_its_interval_and_exact_or_bound(legible):
     assert "p = 2.17 [1.9, open]" in texts and "MDM: upper bound" in texts and "nats/token" in texts
 
 
+def test_of_one_amount_of_unique_tokens_the_difference_is_drawn_over_compute(legible):
+    figure = draw_crossover(RESULT | {"unique_tokens": [1e8], "difference": RESULT["difference"][4:5]})
+    drawn = figure.axes[0].lines[1]
+    assert np.array_equal(drawn.get_xdata(), FLOPS) and np.allclose(drawn.get_ydata(), RESULT["difference"][4])
+    assert "contours need" not in legible(figure)
+
+
 def test_the_line_of_equal_loss_passes_through_the_critical_compute():
     figure = draw_crossover(RESULT)
     lines = [

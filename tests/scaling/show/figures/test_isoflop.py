@@ -37,6 +37,10 @@ def test_objectives_that_are_alike_stay_legible(shift, sweep, legible):
     legible(draw(replace(table, rows=[*table.rows, *twins]))[1])
 
 
+def test_a_table_without_training_curves_claims_none(sweep, legible):
+    assert "training loss" not in legible(draw(sweep(objectives=("ar",)))[1])
+
+
 def test_it_says_exact_and_bound_and_has_units(sweep, legible):
     texts = legible(draw(sweep())[1])
     for expected in (
