@@ -16,7 +16,7 @@ NUM_PLACES, NUM_LEVELS, MOST_LINES = 80, 14, 6
 def draw_contours(studies: list, unit: str = "nats") -> Figure:
     """A panel for each `Study` of one to three objectives; unit: of the losses (UNITS)."""
     shown = studies[:3]
-    figure, panels = new_figure(len(shown), width=18 if len(shown) > 1 else 11)
+    figure, panels = new_figure(len(shown), width=18 if len(shown) > 1 else 13)
     for axes, study in zip(panels, shown):
         frame(axes, f"L(N, D) of {study.label}", "parameters N", "training tokens D")
         if study.law is None:

@@ -36,7 +36,7 @@ def _draw_contours(figure: Figure, axes: Axes, result: dict) -> None:
     unique, flops = (np.asarray(result[name], np.float64) for name in ("unique_tokens", "flops"))
     difference = np.ma.masked_invalid(np.array(result["difference"], np.float64).T)
     if difference.count() and len(unique) == 1 < len(flops):
-        figure.subplots_adjust(left=0.065)  # numbers with a sign and three decimals
+        figure.subplots_adjust(left=0.065, wspace=0.18)  # numbers with a sign and three decimals
         _draw_difference(axes, flops, difference[:, 0], f"loss difference ({UNITS[result.get('unit') or 'nats']})", unique[0])
         return
     if min(difference.shape) < 2 or difference.count() == 0:
