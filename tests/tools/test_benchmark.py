@@ -116,6 +116,7 @@ def test_summed_tokens_of_two_replicas(monkeypatch):
     assert row.ratio == pytest.approx(2 / 3) and (row.ours, row.verdict()) == ("32 tok/s", "FAILED")
 
 
+@pytest.mark.slow
 def test_two_replicas_run():
     assert measured(benchmark_layouts.dp(1, TOY, 2))
 
@@ -169,6 +170,7 @@ def test_the_plain_step_learns(monkeypatch):
     assert 6.0 < first < 6.5 and last < first - 1e-3
 
 
+@pytest.mark.slow
 def test_a_step_section_runs():
     row = benchmark_step.compare("step", 1, TOY, "bfloat16", "plain", 1.2)
     assert measured([row]) and row.what.endswith(("pure bf16", "autocast"))
