@@ -25,6 +25,7 @@ if __name__ == "__main__":
 import argparse
 import json
 
+from megatron.config import declared
 from megatron.errors import MissingInput, exits
 from megatron.flags import ConfigError
 from megatron.rundir.folders import read_file
@@ -85,12 +86,15 @@ def has(run: Path, name: str, value: str) -> bool:
         if isinstance(section, dict)
         for flag, setting in section.items()
     }
-    if name not in flags:
-        raise ConfigError([f"--where {name}={value}: no flag of {run}; see docs/flags.md"])
+    if name not in declared():
+        raise ConfigError([f"--where {name}={value}: no such flag; see docs/flags.md"])
+    setting = flags.get(name, declared()[name][1].default)  # of a run older than the flag
+    if isinstance(setting, list):
+        return ",".join(map(str, setting)) == value
     try:
-        return float(flags[name]) == float(value)
+        return float(setting) == float(value)
     except (TypeError, ValueError):
-        return str(flags[name]).lower() == value.lower()
+        return str(setting).lower() == value.lower()
 
 
 @exits

@@ -118,7 +118,8 @@ def overview(trained: Any, wanted: list[str], num_samples: int) -> dict:
         value = math.exp(min(700.0, scores["loss"]))
         found |= {"perplexity": value if objective.exact else None, "perplexity_upper_bound": None if objective.exact else value}
     if "accuracy" in wanted:
-        found |= {"accuracy": scores["accuracy"], "accuracy_is": ACCURACY[names[known]]}
+        hides = known == "udm" and trained.cfg.objective.uniform_share == 0  # masked diffusion by another name
+        found |= {"accuracy": scores["accuracy"], "accuracy_is": ACCURACY["diffusion" if hides else names[known]]}
         found |= {name: value for name, value in scores.items() if name.startswith(("accuracy_t", "loss_t"))}
     if {"generation", "speed"} & set(wanted):
         made = written(trained, num_samples)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from megatron.config import declared
 from megatron.core import checkpoint
 from megatron.core.checkpoint import Checkpoint, whole
 from megatron.engine.average import root_of_weights
@@ -94,8 +95,8 @@ def refuse_others(found: Sequence[Checkpoint]) -> None:
     for one in found:
         refuse_untrained(one.path, one.facts)
         for section, what in ALIKE.items():
-            a, b = first.facts["config"][section], one.facts["config"][section]
-            if other := [f"{name} {a.get(name)} and {b.get(name)}" for name in a.keys() | b.keys() if a.get(name) != b.get(name)]:
+            a, b = (settled(x.facts["config"], section) for x in (first, one))
+            if other := [f"{name} {a[name]} and {b[name]}" for name in a if a[name] != b[name]]:
                 raise Mismatch(
                     f"{first.path} and {one.path} differ in {what} ({'; '.join(sorted(other)[:4])}): average checkpoints of one"
                 )
@@ -104,6 +105,12 @@ def refuse_others(found: Sequence[Checkpoint]) -> None:
             raise Mismatch(
                 f"{first.path} has the tokenizer {prints[0]} and {one.path} {prints[1]}: their weights are of other tokens"
             )
+
+
+def settled(saved: dict, section: str) -> dict:
+    """A section's flags that make an experiment; one that the version which saved it did not have has its default."""
+    flags = {name: f for name, (of, f, _) in declared().items() if of == section and f.metadata["identity"] == "experiment"}
+    return {name: saved.get(section, {}).get(name, f.default) for name, f in flags.items()}
 
 
 def mean(found: Sequence[Checkpoint], shares: Sequence[float]) -> dict[str, Tensor]:

@@ -69,9 +69,12 @@ def measure(
     random, subsets = first.plain != "exact", chosen_subsets(len(members))
     models = [one.estimators.model for one in found]
     nll = together(models, first, subsets, draws if random else 1)
-    distributions = [distribution(TOKENS, nll, subsets, first, random)]
+    params = float(np.mean([one.cfg.model.shape().total() for one in members]))  # of subsets of a size, the mean
+    distributions = [distribution(TOKENS, nll, subsets, first, random, params)]
     if not random:
-        distributions.append(distribution(SEQUENCES, of_sequences(nll[..., : len(members)], subsets), subsets, first, random))
+        distributions.append(
+            distribution(SEQUENCES, of_sequences(nll[..., : len(members)], subsets), subsets, first, random, params)
+        )
     result = described(first, which, last) | {
         "members": [about(one) for one in found],
         "rows": len(first.scored),
@@ -131,7 +134,15 @@ def repeats(a: Trained, b: Trained) -> bool:
     """Whether two runs are one experiment at one step: they have the same weights whatever their layouts round."""
     if a.averaged != b.averaged or a.checkpoint.step != b.checkpoint.step:
         return False
-    return experiment(a.checkpoint.facts["config"]) == experiment(b.checkpoint.facts["config"])
+    return origin(a) == origin(b)
+
+
+def origin(trained: Trained) -> tuple:
+    """What settles a run's weights but for its layout: flags, training data, and the weights that it began with."""
+    facts = trained.checkpoint.facts
+    train = facts["config"].get("train", {})
+    began = train.get("load") if train.get("finetune") else None
+    return experiment(facts["config"]), facts["fingerprints"].get("train"), began
 
 
 # Subsets
@@ -188,7 +199,7 @@ def of_sequences(nll: np.ndarray, subsets: list[tuple[int, ...]]) -> np.ndarray:
 # By the number of members
 
 
-def distribution(name: str, nll: np.ndarray, subsets: list[tuple[int, ...]], first: Read, random: bool) -> dict:
+def distribution(name: str, nll: np.ndarray, subsets: list[tuple[int, ...]], first: Read, random: bool, params: float) -> dict:
     """One distribution's curve over the number of members and, of tokens, its law.  nll [draws, rows, subsets]"""
     scored, bits = first.scored, first.bits
     sizes = range(1, len(subsets[-1]) + 1)
@@ -201,7 +212,7 @@ def distribution(name: str, nll: np.ndarray, subsets: list[tuple[int, ...]], fir
             "members": size,
             "subsets": sum(len(subset) == size for subset in subsets),
             **estimate(here, scored, random, without[:, place] if place < without.shape[1] else None),
-            "params": size * first.trained.cfg.model.shape().total(),
+            "params": round(size * params),
         }
         point["bits_per_byte"] = None if bits is None else point["nats_per_token"] * bits
         if size > 1:

@@ -47,7 +47,7 @@ def law_line(law: dict) -> str:
 
 def said(one: dict, form: str = ".4f") -> str:
     limits = one["interval"]
-    return format(one["value"], form) + (f" [{limits[0]:{form}}, {limits[1]:{form}}]" if limits else " (no interval: 2 members)")
+    return format(one["value"], form) + (f" [{limits[0]:{form}}, {limits[1]:{form}}]" if limits else "")
 
 
 def as_table(found: dict) -> str:
@@ -97,7 +97,8 @@ def draw(found: dict) -> Figure:
     for axes in (left, right):
         axes.set_xticks(range(1, count + 1))
         axes.set_xlim(0.6, count + 0.6)
-    explain(figure, handles, f"{heading(found)}; bars: 95 %, of rows, noise and members; of all members rows and noise alone")
+    of_members = " and members; of all members rows and noise alone" if count > 2 else ""
+    explain(figure, handles, f"{heading(found)}; bars: 95 %, of rows{',' if of_members else ' and'} noise{of_members}")
     return figure
 
 

@@ -1,6 +1,7 @@
 """The reverse process of uniform-state diffusion: a posterior by Bayes' rule, and exact where the network is."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,6 +57,16 @@ def test_given_places_stay_and_a_sample_does_not_depend_on_its_batch():
     assert (together[:, 0] == 2).all() and torch.equal(together[2], alone[0]) and int(together.max()) < V
 
 
+def test_rows_of_other_lengths_beside_it_change_no_sample_and_what_was_revealed_stays():
+    p = np.random.default_rng(2).dirichlet(np.ones(V), LENGTH)
+    short = rows([7, 8], 0.5)
+    short.open[0, 1:], short.ids[0, 1:] = False, 1
+    alone = replace(short, ids=short.ids[:1], open=short.open[:1], numbers=[7])
+    assert torch.equal(drawn(Fixed(p), short)[0], drawn(Fixed(p), alone)[0])
+    greedy = drawn(Fixed(p), rows(list(range(50)), 0.0), temperature=0.0)
+    assert torch.equal(greedy, torch.tensor(p.argmax(-1)).expand(50, -1))
+
+
 def test_a_step_back_is_bayes_rule():
     noise = torch.tensor([0.1] * V + [0.5], dtype=torch.float64)
     p = torch.rand(1, V, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -67,6 +78,6 @@ def test_a_step_back_is_bayes_rule():
         second = kept / then * (middle == now) + (1 - kept / then) * noise[now]
         joint[middle, now] += p[0, x] * first * second
     for z in range(V + 1):
-        found = posterior(torch.tensor([z]), p, noise, kept, then)[0]
+        found = posterior(torch.tensor([z]), p, noise, *torch.tensor([[kept], [then]], dtype=torch.float64))[0]
         torch.testing.assert_close(found / found.sum(), joint[:, z] / joint[:, z].sum())
     assert sampler_for("udm-ancestral", "udm").reads == ("steps",)

@@ -44,7 +44,7 @@ def test_members_alone_and_together(tmp_path, corpus, capsys, objective):
         ([runs[0]], 2, "two members or more"),
         ([runs[0], "--where", "lr=1"], 2, "--where acts on --runs-dir"),
         (["--runs-dir", str(tmp_path / "runs"), "--where", "seed=9"], 66, "0 of 3 finished runs have seed=9"),
-        (["--runs-dir", str(tmp_path / "runs"), "--where", "seeds=9"], 2, "no flag of"),
+        (["--runs-dir", str(tmp_path / "runs"), "--where", "seeds=9"], 2, "no such flag"),
     ):
         assert ensemble.main(words) == code
         assert sentence in capsys.readouterr().err

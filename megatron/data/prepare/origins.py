@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,15 +121,15 @@ def named(places: Sequence[str], files: list[File]) -> list[File]:
 
 
 def refuse_twice(files: list[File]) -> None:
-    """No text is in two splits, or twice in one, by the same file or by a copy of it.  Raises Mismatch."""
-    found: dict[Any, File] = {}
+    """No file is read twice, and no text is in two splits by a file or a copy of it.  Raises Mismatch."""
+    sizes, found = Counter(file.num_bytes for file in files), dict[str, File]()
     for file in files:
-        same = [one for one in files if one.num_bytes == file.num_bytes] if os.path.isfile(file.path) and file.num_bytes else []
-        key = sha256(Path(file.path)) if len(same) > 1 else os.path.realpath(file.path)
-        if key in found:
-            places = f"{found[key].path} for {found[key].split} and {file.path} for {file.split}"
+        alike = os.path.isfile(file.path) and file.num_bytes and sizes[file.num_bytes] > 1
+        before = found.setdefault(sha256(Path(file.path)) if alike else os.path.realpath(file.path), file)
+        again = before is not file and os.path.realpath(before.path) == os.path.realpath(file.path)
+        if again or before.split != file.split:
+            places = f"{before.path} for {before.split} and {file.path} for {file.split}"
             raise Mismatch(f"--from: the same text is {places}: name each text once, and hold out validation by --held-out")
-        found[key] = file
 
 
 def split_and_path(place: str) -> tuple[str | None, str]:

@@ -158,6 +158,10 @@ def replicate_scatter(ln_loss, cluster, *axes) -> dict | None:
     dof = int(np.sum(counts - 1))
     if not dof:
         return None
-    means = (np.bincount(group.ravel(), level) / counts)[group.ravel()]
-    rms, rms_loss = (float(np.sqrt(np.sum(off**2) / dof)) for off in (level - means, np.exp(level) - np.exp(means)))
-    return {"rms": rms, "rms_loss": rms_loss, "groups": int(np.sum(counts > 1)), "degrees_of_freedom": dof}
+
+    def rms(x):
+        means = np.bincount(group.ravel(), x) / counts
+        return float(np.sqrt(np.sum((x - means[group.ravel()]) ** 2) / dof))
+
+    alike = int(np.sum(counts > 1))
+    return {"rms": rms(level), "rms_loss": rms(np.exp(level)), "groups": alike, "degrees_of_freedom": dof}

@@ -86,6 +86,6 @@ def test_scatter_of_replicates():
     size, tokens = np.repeat([1.0, 2.0, 3.0], 3), np.repeat(5.0, 9)
     noise = 0.01 * np.tile([-1.0, 0.0, 1.0], 3)
     found = replicate_scatter(size + noise, np.arange(9), size, tokens)
-    rms_loss = np.sqrt(np.sum((np.exp(size + noise) - np.exp(size)) ** 2) / 6)
+    rms_loss = np.sqrt(np.mean(np.var(np.exp(size + noise).reshape(3, 3), axis=1, ddof=1)))
     assert found == pytest.approx({"rms": 0.01, "rms_loss": rms_loss, "groups": 3, "degrees_of_freedom": 6})
     assert replicate_scatter(size + noise, np.repeat([0, 1, 2], 3), size, tokens) is None  # checkpoints of one run

@@ -121,9 +121,10 @@ def _draw_points(axes: Axes, result: dict) -> None:
 
 
 def _legend(result: dict) -> list:
+    hatched = [Patch(facecolor="white", edgecolor="black", hatch=LOWER_HATCH, label="MDM lower")]
     handles = [
         Line2D([], [], color="black", linewidth=1.8, label="equal loss"),
-        Patch(facecolor="white", edgecolor="black", hatch=LOWER_HATCH, label="MDM lower"),
+        *(hatched if len(result["unique_tokens"]) > 1 else []),
         Line2D(
             [],
             [],
