@@ -867,7 +867,9 @@ class Config:
         """A token, of Muon's updates: executed, and no part of what fits call training FLOPs."""
         if self.optim.optimizer != "muon":
             return 0.0
-        return self.model.shape().orthogonalising_flops() / (self.train.global_batch_size * self.model.seq_length)
+        p = self.parallel
+        times = 1 if p.zero_stage else p.data_parallel_size  # replicas that share nothing out each do all of it
+        return times * self.model.shape().orthogonalising_flops() / (self.train.global_batch_size * self.model.seq_length)
 
     @property
     def num_micro_batches(self) -> int:

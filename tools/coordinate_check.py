@@ -5,9 +5,9 @@
     python tools/coordinate_check.py --parametrization completep --depths 4,8,16,32
     python tools/coordinate_check.py --widths 256,512,1024 -- --num-layers 8 --hidden-size 256 ... --data-path PREFIX    your own
 
-Flags of pretrain_*.py behind a -- describe the model; without a corpus among them, one is made, of tokens as
-unlike in frequency as words are. The base model of muP
-is the smallest size, unless --mup-base-... say another. Heads keep their width, and the SwiGLU its share. All sizes train on the
+Flags of pretrain_*.py behind a -- describe the model: all of it, --lr and --global-batch-size too, once --num-layers is among
+them. Without a corpus among them one is made, of tokens as unlike in frequency as words are. The base model of muP is the
+smallest size, unless --mup-base-... say another. Heads keep their width, and the SwiGLU its share. All sizes train on the
 same samples at a constant --lr, without decay, clip or dropout; then a batch is read with the weights of before and after. Under
 muP the mean |change| of what the first block reads, of what follows the last one, and of the logits is as large at every size:
 its log-log slope is within --limit of 0 (Yang et al., arXiv:2203.03466, appendix D.1). Standard parametrization grows.

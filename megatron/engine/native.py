@@ -246,8 +246,8 @@ class NativeEngine:
                 share.data.copy_(local(share.parameter)[share.rows])
             if moments:
                 p = self.state[share.name]
-                step = updates.to(p.device, copy=True)
-                optimizer.state[p] = {"step": step} | moments[share.name]
+                step = {} if optimizer is self.muon else {"step": updates.to(p.device, copy=True)}
+                optimizer.state[p] = step | moments[share.name]
 
     def weights(self, root: str) -> list[Piece]:
         """Every weight that this rank's model reads, for a checkpoint to fill."""

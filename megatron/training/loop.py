@@ -129,7 +129,8 @@ def one_step(
     interval.add(done, time.monotonic() - start, split(objective, batches, engine))
     if due(at, cfg.log.log_interval) or done.skipped or not left(cfg, at):
         found = done.extra | interval.means() | measured(objective, batches, engine, done.scored)
-        done = replace(done, extra=found | noise_scale(at.gradient_noise, at.gradient_signal))
+        spread = noise_scale(at.gradient_noise, at.gradient_signal) if cfg.log.log_gradient_noise_scale else {}
+        done = replace(done, extra=found | spread)
         run.log_train(at, done, interval, lr)
         interval = Interval()
     if at.skipped_in_row >= cfg.train.max_skipped_steps:

@@ -198,7 +198,8 @@ def dropout(cfg: Config) -> str:
     if m.attention_dropout and not cfg.train.skip_train:
         slow = "; attention dropout writes the probabilities out and costs several times a fused attention"
     read = "" if m.embedding_dropout is None else f", embedding {m.embedding_dropout:g}"
-    return f"attention {m.attention_dropout:g}, hidden {m.hidden_dropout:g}{read}{slow}"
+    weights = f", parameters {m.parameter_dropout:g}" if m.parameter_dropout else ""
+    return f"attention {m.attention_dropout:g}, hidden {m.hidden_dropout:g}{read}{weights}{slow}"
 
 
 def compiled(where: Where) -> str:
