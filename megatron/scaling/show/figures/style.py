@@ -101,11 +101,17 @@ def log_ticks(axis) -> None:
     if high < 1.5 * low:
         low, high = low / 2, high * 2
         (axis.axes.set_xlim if axis is axis.axes.xaxis else axis.axes.set_ylim)(low, high)
-    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+
+    def within(steps) -> list[float]:
+        decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        return [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+
     for steps in ((1, 2, 3, 4, 6), (1, 2, 5), (1, 3), (1,)):
-        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        ticks = within(steps)
         if len(ticks) <= (6 if len(steps) == 5 else 8):
             break
+    if len(ticks) < 2:
+        ticks = within((1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))  # at least one of them between any x and 1.5 x
     ticks = ticks[:: -(-len(ticks) // 8)]  # more than 8 decades
     axis.set_ticks(ticks, [power(tick) for tick in ticks])
     axis.set_ticks([], minor=True)

@@ -37,7 +37,7 @@ def test_words():
     assert (brackets([1.25, None]), brackets(None)) == ("[1.25, open]", "")
 
 
-@pytest.mark.parametrize("ends", [(1, 2), (3e3, 4e5), (1e9, 3e9), (1, 1e30)])
+@pytest.mark.parametrize("ends", [(1, 2), (3e3, 4e5), (1e9, 3e9), (1, 1e30), (6.2, 9.4), (1.1, 1.66)])
 def test_logarithmic_ticks_are_few_round_and_inside(ends):
     _, [axes] = new_figure(1)
     axes.set_xscale("log")
