@@ -33,6 +33,17 @@ class Redrawn(NamedTuple):
         return Redrawn(*(x[rows] for x in self))
 
 
+class Taught(NamedTuple):
+    """What a teacher says of the asked positions, and how much it counts. n positions, v ids."""
+
+    probabilities: Tensor  # [n, v] fp32     at the temperature
+    alpha: Tensor  # []              its share of the loss
+    temperature: Tensor  # []
+
+    def take(self, rows: slice) -> "Taught":
+        return self._replace(probabilities=self.probabilities[rows])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """What the model is asked. Loss = sum(weights * nll) / sum(scored), for every objective."""
@@ -55,9 +66,10 @@ class Batch:
     mix: Tensor | None = None  # [b, s, k] fp32    their weights
     segments: Tensor | None = None  # [b, s] int64   a position sees those of its own number only
     attend: Tensor | None = None  # [s, s] or [b, s, s] bool    who (row) sees whom (column), in place of the model's causality
-    uniform: Tensor | None = (
-        None  # [b, 2] fp32     chance that a token was kept, and of each id in place of it: nll is core/head.py's
-    )
+    # [b, 2] fp32: the chance that a token was kept, and that of each id in place of it; nll is core/head.py's divergence
+    uniform: Tensor | None = None
+    taught: Tensor | None = None  # [n, v] fp32    a teacher's probabilities at the asked positions, at a temperature
+    teaching: Tensor | None = None  # [2] fp32    their share of the loss, and the temperature
     draws: Tensor | None = None  # [b, s] fp32    uniforms for `refine`; None: there is nothing to refine
     row_notes: Tensor | None = None  # [b, k] float64    what an objective notes of each row, for its `refine` and `measure`
     place_notes: Tensor | None = None  # [b, s] fp32    and of each position
@@ -72,8 +84,10 @@ class Batch:
             return torch.zeros_like(self.asked, dtype=torch.bool)
         return self.asked % self.inputs.shape[1] == 0
 
-    def redrawn(self) -> Redrawn | None:
-        """Of the asked positions; None where inputs are tokens or the mask."""
+    def known(self) -> Redrawn | Taught | None:
+        """Of the asked positions, what the loss must know besides the token."""
+        if self.taught is not None and self.teaching is not None:
+            return Taught(self.taught, *self.teaching)
         if self.uniform is None:
             return None
         return Redrawn(self.inputs.flatten()[self.asked], *self.uniform[self.asked // self.inputs.shape[1]].unbind(1))

@@ -88,6 +88,8 @@ MDM = Needs("use --objective mdm", lambda c: c.objective.objective == "mdm")
 UDM = Needs("use --objective udm", lambda c: c.objective.objective == "udm")
 NOISED = Needs("use --objective mdm or udm", lambda c: c.objective.objective in ("mdm", "udm"))
 NOISE_TOLD = Needs("use --objective mdm, udm or sdd", lambda c: c.objective.objective in ("mdm", "udm", "sdd"))
+AR_OR_MDM = Needs("use --objective ar or mdm", lambda c: c.objective.objective in ("ar", "mdm"))
+DISTILLED = Needs("give --distill", lambda c: c.objective.distill)
 SDD = Needs("use --objective sdd", lambda c: c.objective.objective == "sdd")
 SDD_GROWING = Needs("use --objective sdd, with several --sdd-k", lambda c: SDD.met(c) and len(c.objective.sdd_k or SDD_K) > 1)
 SDD_ON_DOCUMENTS = Needs(
@@ -620,6 +622,16 @@ class Objective:
         needs=TURNS,
     )
     latent_weight: float = flag(1.0, "factor of the vectors' part of the loss", identity="experiment", needs=JOINT)
+    distill: list[str] | None = flag(
+        None,
+        "also learn from these finished runs (or checkpoints), the mean of their probabilities, besides the text",
+        identity="experiment",
+        needs=AR_OR_MDM,
+    )
+    distill_weight: float = flag(0.5, "share of the teacher in the loss", least=0, most=1, identity="experiment", needs=DISTILLED)
+    distill_temperature: float = flag(
+        1.0, "both sides' logits are divided by it in the teacher's part", identity="experiment", needs=DISTILLED
+    )
     num_mc: int = flag(None, "noise draws a validation row [ar 1, others 2; 2 or more give a standard error]", identity="free")
     score_first_token: bool = flag(False, "parity: validation scores token 0 too (mdm), and the last one (ar)", identity="free")
 
@@ -1446,6 +1458,31 @@ def in_samples(samples: int | None, iters: int | None, t: Train) -> int | None:
     return iters * t.global_batch_size if samples is None and iters is not None else samples
 
 
+def check_distilled(cfg: Config, mistakes: list[str]) -> None:
+    """A teacher stands whole on every process, and answers at whole rows of text."""
+    o, p = cfg.objective, cfg.parallel
+    cut = (
+        ("tensor_model_parallel_size", p.tensor_model_parallel_size),
+        ("pipeline_model_parallel_size", p.pipeline_model_parallel_size),
+    )
+    mistakes += [
+        f"--distill with {spelling(name)} {size}: the teacher stands whole on every process and its answers are not cut; "
+        "use data parallelism and ZeRO alone"
+        for name, size in cut
+        if (size or 1) > 1
+    ]
+    others = (("atat", o.atat), ("block_size", o.block_size), ("latent_size", cfg.model.latent_size))
+    mistakes += [
+        f"--distill and {spelling(name)}: a teacher is not asked what that poses; leave one out"
+        for name, given in others
+        if given
+    ]
+    if o.distill_temperature <= 0:
+        mistakes.append(f"--distill-temperature {o.distill_temperature:g}: expected more than 0")
+    if len(set(o.distill or ())) < len(o.distill or ()):
+        mistakes.append("--distill names a run twice: give each once")
+
+
 def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
     o, eps = cfg.objective, declared()["mdm_eps"][1].default
     known = OBJECTIVES[o.objective]
@@ -1467,6 +1504,8 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
         mistakes.append("--num-order-list mixes documents, whose borders --reset-... and --eod-mask-loss keep: give one")
     if o.random_length_prob and cfg.data.reset_attention_mask:
         mistakes.append("--random-length-prob and --reset-attention-mask both say who is seen: give one")
+    if o.distill:
+        check_distilled(cfg, mistakes)
     if known.exact and (o.num_mc or 1) != 1:
         mistakes.append(f"--num-mc {o.num_mc} acts on bounds only: the validation loss of {known.label} is exact")
     if not known.likelihood:

@@ -15,9 +15,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron.batch import Redrawn
+from megatron.batch import Redrawn, Taught
 from megatron.core.mesh import ALONE, Group, all_gather, all_reduce
 from megatron.core.tensor_parallel import own
+
+Known = Redrawn | Taught | None  # what the loss is of, besides the tokens
 
 CHUNK_BYTES = 26 << 20  # fp32 probabilities of one chunk: stays in cache, and below malloc's mmap threshold
 PRODUCT_BYTES = 8 << 20  # one piece of the table's gradient before it is added in fp32
@@ -25,24 +27,25 @@ GROUP_BYTES = 64 << 20  # logits made at once; their gradient replaces them, for
 
 
 def weighted_nll(
-    x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int, tp: Group = ALONE, redrawn: Redrawn | None = None
+    x: Tensor, table: Tensor, targets: Tensor, weights: Tensor, columns: int, tp: Group = ALONE, known: Known = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sum(weights * nll), each row's nll, and how far its most likely id is the target: 1 / the number of ids that share the top.
 
     So much a choice among them at random would hit. Ties are common in bf16, and a model that says nothing ties all ids.
 
     Ids from `columns` on (mask and padding) cannot be predicted. With tensor parallelism `table` is this rank's rows, and
-    x's gradient its share of a sum that the caller makes (`enter`). With `redrawn`, `chunk_divergence` stands for the nll.
+    x's gradient its share of a sum that the caller makes (`enter`). With Redrawn, `chunk_divergence` stands for the nll; with
+    Taught, the sum is of `mixed_with` and the rows' nll stays plain, and the table is whole.
     x [n, h], table [V/tp, h] fp32, targets [n] int64, weights [n] fp32 -> loss [] fp32, nll [n] fp32, hit [n] fp32; all
     are float64 where x is
     """
     if torch.is_grad_enabled() and (x.requires_grad or table.requires_grad):
-        return _WeightedNLL.apply(x, table, targets, weights, columns, tp, redrawn)
+        return _WeightedNLL.apply(x, table, targets, weights, columns, tp, known)
     head = head_rows(table, columns, tp).to(x.dtype)
-    nll, hit = x.new_empty(2, len(x), dtype=wide(x.dtype))
+    loss, nll, hit = x.new_empty(3, len(x), dtype=wide(x.dtype))
     for rows in pieces(len(x), CHUNK_BYTES // (4 * len(head))):
-        nll[rows], hit[rows], _ = chunk_loss(F.linear(x[rows], head), rows, targets, columns, tp, redrawn)
-    return (weights * nll).sum(), nll, hit
+        loss[rows], nll[rows], hit[rows], _ = chunk_loss(F.linear(x[rows], head), rows, targets, columns, tp, known)
+    return (weights * loss).sum(), nll, hit
 
 
 def whole_logits(x: Tensor, table: Tensor, columns: int, tp: Group = ALONE) -> Tensor:
@@ -72,12 +75,27 @@ def pieces(n: int, size: int) -> list[slice]:
 
 
 def chunk_loss(
-    logits: Tensor, here: slice, targets: Tensor, columns: int, tp: Group, redrawn: Redrawn | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`chunk_nll`, or `chunk_divergence`, of the rows `here`.  logits [c, v]"""
-    if redrawn is None:
-        return chunk_nll(logits, targets[here], columns, tp)
-    return chunk_divergence(logits, targets[here], redrawn.take(here), columns, tp)
+    logits: Tensor, here: slice, targets: Tensor, columns: int, tp: Group, known: Known
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the rows `here`: the loss, what is said of each as nll, hit, and the loss' slope.  logits [c, v] -> [c] x 3, [c, v]"""
+    if isinstance(known, Redrawn):
+        nll, hit, slope = chunk_divergence(logits, targets[here], known.take(here), columns, tp)
+        return nll, nll, hit, slope
+    nll, hit, slope = chunk_nll(logits, targets[here], columns, tp)
+    loss, slope = (nll, slope) if known is None else mixed_with(known.take(here), logits, nll, slope)
+    return loss, nll, hit, slope
+
+
+def mixed_with(taught: Taught, logits: Tensor, nll: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """(1 - alpha) nll + alpha tau^2 KL(teacher || model), both at tau (Hinton et al., arXiv:1503.02531), and its slope.
+
+    logits [c, v], nll [c], slope [c, v] of the nll -> [c], [c, v]
+    """
+    teacher, alpha, tau = (x.to(slope.dtype) for x in taught)
+    model = (logits.to(slope.dtype) / tau).log_softmax(-1)
+    apart = (torch.xlogy(teacher, teacher) - teacher * model).sum(-1)
+    loss = (1 - alpha) * nll + alpha * tau * tau * apart
+    return loss, slope.mul_(1 - alpha).add_((model.exp() - teacher) * (alpha * tau))
 
 
 def chunk_divergence(
@@ -176,11 +194,11 @@ def accumulate(total: Tensor, d_logits: Tensor, x: Tensor, first: bool) -> None:
 
 class _WeightedNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, table, targets, weights, columns, tp, redrawn):
+    def forward(ctx, x, table, targets, weights, columns, tp, known):
         rows_with_logits = head_rows(table, columns, tp)
         head, width = rows_with_logits.to(x.dtype), len(rows_with_logits)
         n = len(x)
-        nll, hit = x.new_empty(2, n, dtype=wide(x.dtype))
+        loss, nll, hit = x.new_empty(3, n, dtype=wide(x.dtype))
         d_x, d_table = torch.empty_like(x), torch.empty_like(table)
         d_table[width:] = 0
         for number, group in enumerate(pieces(n, GROUP_BYTES // (x.element_size() * width))):
@@ -188,13 +206,13 @@ class _WeightedNLL(torch.autograd.Function):
             for rows in pieces(len(logits), CHUNK_BYTES // (4 * width)):
                 here = slice(group.start + rows.start, group.start + rows.stop)
                 # The row's weight is applied to the two thin factors instead.
-                nll[here], hit[here], logits[rows] = chunk_loss(logits[rows], here, targets, columns, tp, redrawn)
+                loss[here], nll[here], hit[here], logits[rows] = chunk_loss(logits[rows], here, targets, columns, tp, known)
             scale = weights[group, None].to(x.dtype)
             torch.mm(logits, head, out=d_x[group]).mul_(scale)
             accumulate(d_table[:width], logits, x[group] * scale, first=number == 0)
         ctx.d_x, ctx.d_table, ctx.scaled = d_x, d_table, False
         ctx.mark_non_differentiable(nll, hit)
-        return (weights * nll).sum(), nll, hit
+        return (weights * loss).sum(), nll, hit
 
     @staticmethod
     def backward(ctx, d_loss, _nll, _hit):

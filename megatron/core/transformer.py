@@ -325,7 +325,7 @@ class GPT(nn.Module):
         if not loss:
             return whole_logits(x, table, self.columns, self.tp)
         total, nll, hit = weighted_nll(
-            x, table, batch.targets.flatten()[asked], batch.weights.flatten()[asked], self.columns, self.tp, batch.redrawn()
+            x, table, batch.targets.flatten()[asked], batch.weights.flatten()[asked], self.columns, self.tp, batch.known()
         )
         if self.readout is not None:  # which every step of every replica must give a gradient
             total = total + (0 * self.readout.weight).sum()

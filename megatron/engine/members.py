@@ -34,9 +34,9 @@ class Members:
     mesh: Mesh
 
     def logits(self, batches: list[Batch]) -> list[Tensor]:
-        """Log-probabilities, which are logits of themselves.  -> float64 [n, v] each, on the CPU"""
+        """Log-probabilities, which are logits of themselves.  -> [n, v] each, in the members' own precision"""
         total: list[Tensor] = []
         for member in self.of:
-            own = [logits.cpu().double().log_softmax(-1) for logits in member.logits(batches)]
+            own = [logits.log_softmax(-1) for logits in member.logits(batches)]
             total = [torch.logaddexp(a, b) for a, b in zip(total, own)] if total else own
         return [x - math.log(len(self.of)) for x in total]

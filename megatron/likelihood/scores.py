@@ -241,7 +241,7 @@ def target_log_p(model: Model, batch: Batch) -> Tensor:
     """Of each asked position's target; of inputs that are noise, minus their loss.  -> float64 [n]"""
     (logits,) = model.logits([batch])
     targets = batch.targets.flatten()[batch.asked]
-    loss, _, _ = chunk_loss(logits.cpu().double(), slice(0, len(targets)), targets, logits.shape[1], ALONE, batch.redrawn())
+    loss, *_ = chunk_loss(logits.cpu().double(), slice(0, len(targets)), targets, logits.shape[1], ALONE, batch.known())
     return -loss
 
 

@@ -43,6 +43,10 @@ class Objective(Protocol):
         With `draws` in the batch, `refine` finishes the problem before the first forward pass.
         """
 
+    def finished(self, batch: Batch) -> Batch:
+        """What `pose` made, once the dataset has said who sees whom, with whatever is to be added then. It draws nothing."""
+        return batch
+
     @abstractmethod
     def reference(self) -> Objective:
         """The plain problem that validation poses whatever training does: an exact NLL, or a bound on it. Its own reference."""

@@ -223,7 +223,7 @@ class Posed:
         if batch.uniform is not None:
             whole = replace(batch, inputs=seen, asked=torch.arange(seen.numel()))
             log_p, every = model.predict(seen).flatten(0, 1).clone(), slice(0, seen.numel())
-            found[:, 1:] = chunk_loss(log_p, every, batch.targets[:, 1:].flatten(), vocab, ALONE, whole.redrawn())[0].view(
+            found[:, 1:] = chunk_loss(log_p, every, batch.targets[:, 1:].flatten(), vocab, ALONE, whole.known())[0].view(
                 seen.shape
             )
             return found

@@ -24,6 +24,7 @@ from megatron.objectives import Objective
 from megatron.training import device
 from megatron.training.evaluate import Slice, evaluate
 from megatron.training.loop import Interval, one_step, pose
+from megatron.training.teacher import with_teacher
 from megatron.training.trained import build_objective, cut_slice, meet, open_tokenizer, sample_spec
 
 NUM_PROBES = 16  # of a tensor; the norm of a difference is known to about a fifth
@@ -76,7 +77,9 @@ def set_up(argv: list[str]) -> Trial:
     data = build_datasets(cfg.data, sample_spec(cfg, tokenizer))
     train = data["train"]
     assert train is not None  # a run that trains is refused without training data
-    objective, where, mesh = build_objective(cfg).studied(train), device.setup(cfg), meet(cfg)
+    where, mesh = device.setup(cfg), meet(cfg)
+    posed = build_objective(cfg).studied(train)
+    objective = with_teacher(cfg, posed, tokenizer.fingerprint(), mesh, lambda line: None).objective
     return Trial(
         cfg=cfg,
         engine=engine.build(cfg, objective, where, mesh, lambda line: None),

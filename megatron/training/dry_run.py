@@ -114,6 +114,8 @@ def notes(cfg: Config, found: Forecast) -> Iterator[str]:
     yield "peak: all of these, and 1 GiB for CUDA and its communicators"
     if share := cfg.orthogonalising_flops() / cfg.flops_per_token():
         yield f"orthogonalising: {100 * share:.2g} % of the model's FLOPs besides, which executed TFLOPs count"
+    if cfg.objective.distill:
+        yield f"--distill: weights and forward passes of {len(cfg.objective.distill)} teachers come on top, whole on each process"
     if p.deepspeed and p.pipeline_model_parallel_size == 1:
         yield "counted as the native engine shards; DeepSpeed has buffers of its own besides"
 

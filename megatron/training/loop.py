@@ -150,7 +150,8 @@ def pose(objective: Objective, data: Samples, cfg: Config, at: Progress, dp: Gro
     """This replica's micro-batches of the step that begins at `at`: a pure function of config, progress and its place."""
     cleans = replica_batches(data, at.samples, cfg.train.global_batch_size, cfg.train.micro_batch_size, dp.rank, dp.size)
     progress = at.samples / cfg.train.num_samples
-    return [data.borders.apply(objective.pose(c, Noise(cfg.train.seed, c.index), progress), c) for c in cleans]
+    posed = (data.borders.apply(objective.pose(c, Noise(cfg.train.seed, c.index), progress), c) for c in cleans)
+    return [objective.finished(batch) for batch in posed]
 
 
 def split(objective: Objective, batches: list[Batch], engine: Engine) -> dict[str, list[float]]:

@@ -30,6 +30,7 @@ from megatron.training.loop import train
 from megatron.training.resume import check_agreement, differences, open_checkpoint, standing
 from megatron.training.run import Run
 from megatron.training.signals import StopRequest
+from megatron.training.teacher import with_teacher
 from megatron.training.trained import build_objective, cut_slice, open_tokenizer, sample_spec
 from megatron.training.watch import Watch
 
@@ -61,7 +62,8 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
         objective = build_objective(cfg)
         if data["train"] and not cfg.train.skip_train:
             objective = objective.studied(data["train"])
-        reference = objective.reference()
+        lesson = with_teacher(cfg, objective, tokenizer.fingerprint(), mesh, print if mesh.chief else lambda line: None)
+        objective, reference = lesson.objective, objective.reference()
         source = Source.of(cfg, tokenizer)
         tasks = read_tasks(cfg.train.eval_tasks or (), source)
         slices = {
@@ -71,6 +73,7 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
         }
         fingerprints = {
             "tokenizer": tokenizer.fingerprint(),
+            **({"teacher": lesson.fingerprint} if lesson.fingerprint else {}),
             **{split: found.fingerprint() if found else None for split, found in data.items()},
         }
         with claimed(cfg, mesh, watch):
@@ -97,7 +100,7 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
                 epoch, noted = (data["train"].tokens_per_epoch, data["train"].noted()) if data["train"] else (None, {})
                 exam = Exam.of(cfg, engine, source, tasks)
                 world, rest = (exam, where, stop, watch, log), (begun, noted, objective.besides())
-                run = Run(cfg, engine, learner, reference, slices, *world, fingerprints, epoch, at, *rest)
+                run = Run(cfg, engine, learner, reference, slices, *world, fingerprints, epoch, at, *rest, lesson.flops)
                 if cfg.train.skip_train:
                     return run.evaluate_only(at, (loaded.facts if loaded else {}).get("averaged"))
                 run.identify()

@@ -17,6 +17,8 @@ from megatron.rundir.names import step_of
 from megatron.training import branch
 from megatron.training.loop import Interval
 
+KINDS = {"tokenizer": "", "teacher": " (its weights)"}  # of fingerprints that are not of data
+
 
 def differences(saved: dict[str, dict], cfg: Config) -> list[tuple[str, str, str]]:
     """(section, name, sentence) of every flag that differs from a saved config and is not free to."""
@@ -87,8 +89,8 @@ def check_agreement(
     for what, value in fingerprints.items():
         old = prints.get(what, value if imported else None)
         if value not in (None, old):
-            harmless = what.partition(":")[0] in ("valid", "test") or (what == "train" and only_weights)
-            (noted if harmless else fatal).append(f"the {what}{'' if what == 'tokenizer' else ' data'} was {old}, is {value}")
+            harmless = what.partition(":")[0] in ("valid", "test") or (what in ("train", "teacher") and only_weights)
+            (noted if harmless else fatal).append(f"the {what}{KINDS.get(what, ' data')} was {old}, is {value}")
     if fatal:
         raise Mismatch(
             f"{loaded.path} was made by another experiment: {'; '.join(fatal)}. Give the same flags, "

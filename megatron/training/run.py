@@ -61,12 +61,13 @@ class Run:
         begun: Start,
         noted: dict,
         besides: dict[str, Objective],
+        teaching_flops: float = 0.0,
     ):
         self.cfg, self.engine, self.learner, self.reference, self.slices = cfg, engine, learner, reference, slices
         self.exam, self.where, self.stop, self.watch, self.log, self.mesh = exam, where, stop, watch, log, engine.mesh
         self.fingerprints, self.tokens_per_epoch, self.begun = fingerprints, tokens_per_epoch, begun
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
-        self.noted, self.besides = noted, besides
+        self.noted, self.besides, self.teaching_flops = noted, besides, teaching_flops
         self.owed_at: int | None = None
         self.patience = 1
         self.shape, self.dumps = cfg.model.shape(), 0
@@ -93,7 +94,8 @@ class Run:
         causal, recompute = self.reference.causal, cfg.train.recompute_granularity
         read = cfg.objective.reads, cfg.objective.candidates(cfg.train)
         executed = self.shape.executed_flops_per_token(length, asked, causal, recompute, *read)
-        return cfg.flops_per_token(), executed + cfg.estimating_flops() + cfg.orthogonalising_flops()
+        besides = cfg.estimating_flops() + cfg.orthogonalising_flops() + self.teaching_flops
+        return cfg.flops_per_token(), executed + besides
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         loss, accuracy = interval.mean(done)
