@@ -8,7 +8,7 @@ All read the same rows with the same draws. Two distributions are made: of token
 probabilities: an exact NLL left to right, a bound of masked diffusion) and, of autoregressive runs, of sequences (the mean of
 whole rows' probabilities). K' of the K members are averaged over their subsets, which gives L(K') with errors from rows, noise
 and the choice of members, and L_inf + a / K. Runs of another objective, tokenizer or other rows are refused, and a network twice.
---out FOLDER has ensemble.json, ensemble.png and ensemble.csv, whose column `members` is for `tools/scaling_laws.py fit --form`.
+--out FOLDER has ensemble.json, ensemble.png and ensemble.csv: loss, members, N, D and C of the first one.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def said(one: dict, form: str = ".4f") -> str:
 
 
 def as_table(found: dict) -> str:
-    """The first distribution's losses as CSV, for `tools/scaling_laws.py fit --form`: N, D and C are of one member."""
+    """The first distribution's losses as CSV: N, D and C are of the first member."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
