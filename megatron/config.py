@@ -1407,7 +1407,8 @@ def resolve_decays(o: Optim, m: Model, mistakes: list[str]) -> Optim:
             "--weight-decay-by head=...: the table of tokens is the head too: name embedding, "
             "or give --untie-embeddings-and-output-weights"
         )
-    return replace(o, weight_decay_by=",".join(f"{role}={decays[role]:g}" for role in DECAYING if role in decays))
+    said = {role: repr(decays[role]).removesuffix(".0") for role in DECAYING if role in decays}
+    return replace(o, weight_decay_by=",".join(f"{role}={decay}" for role, decay in said.items()))
 
 
 def read_decays(text: str) -> dict[str, float]:
