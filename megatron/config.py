@@ -1412,7 +1412,7 @@ def resolve_decays(o: Optim, m: Model, mistakes: list[str]) -> Optim:
 
 
 def read_decays(text: str) -> dict[str, float]:
-    """`embedding=0,matrix=0.3`.  Raises ValueError with the part that is none."""
+    """`embedding=0,matrix=0.3`.  Raises ValueError with the text."""
     found: dict[str, float] = {}
     for part in text.split(",") if text else []:
         role, _, number = part.strip().partition("=")
@@ -1421,7 +1421,7 @@ def read_decays(text: str) -> dict[str, float]:
         except ValueError:
             value = -1.0
         if role not in DECAYING or role in found or not 0 <= value < math.inf:
-            raise ValueError(part)
+            raise ValueError(text)
         found[role] = value
     return found
 

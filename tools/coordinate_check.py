@@ -60,7 +60,7 @@ def read_words(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         mistakes.append(f"--limit {given.limit:g}: expected a number above 0 and below 10")
     if given.widths and given.depths:
         mistakes.append("--widths and --depths exclude each other: give one")
-    if given.depths and given.parametrization == "mup":
+    elif given.depths and given.parametrization == "mup":
         mistakes.append("--depths: muP scales with the width alone; give --parametrization completep or standard")
     given.axis = "depth" if given.depths else "width"
     given.sizes = read_sizes(given.depths or given.widths or "64,128,256,512", f"--{given.axis}s", mistakes)
@@ -103,7 +103,7 @@ def describe(checks: list) -> str:
     for one in checks:
         for site, found in one.slopes().items():
             ends = "needs more seeds" if found.low is None else f"[{found.low:+.2f}, {found.high:+.2f}]"
-            verdict = "flat" if found.passed else "NOT FLAT"
+            verdict = ("flat" if found.passed else "NOT FLAT") + ("" if found.decided else ", but for its interval")
             lines.append(LINE.format(one.objective, one.parametrization, site, f"{found.value:+.2f}", ends, verdict))
     return "\n".join(lines)
 
@@ -137,6 +137,8 @@ def main(argv: list[str] | None = None) -> int:
         if wrong
         else f"{given.parametrization}: all slopes within {given.limit:g} of flat: hyperparameters carry over"
     )
+    if any(not found.decided for one in asked for found in one.slopes().values()):
+        said += " (intervals reach across the limit: more --seeds or sizes would tell)"
     print(f"{describe(checks)}\n{said}; {given.output}/coordinates.png", file=sys.stderr if given.json else sys.stdout)
     return int(bool(wrong))
 

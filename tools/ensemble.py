@@ -68,8 +68,11 @@ def members_of(given: argparse.Namespace) -> list[Path]:
     if not given.runs_dir.is_dir():
         raise MissingInput(f"--runs-dir {given.runs_dir} is no folder: give one that holds runs")
     wanted = [word.lstrip("-").split("=", 1) for word in given.where]
-    finished = sorted(folder for folder in given.runs_dir.iterdir() if (folder / RESULT).exists())
-    found = [run for run in finished if all(has(run, name.replace("-", "_"), value) for name, value in wanted)]
+    finished = sorted(path.parent for path in given.runs_dir.glob(f"*/{RESULT}"))
+    kept = [run for run in finished if read_file(run, CONFIG).get("train", {}).get("save")]
+    if len(kept) < len(finished):
+        print(f"left out: {', '.join(str(run) for run in finished if run not in kept)}, trained without --save", file=sys.stderr)
+    found = [run for run in kept if all(has(run, name.replace("-", "_"), value) for name, value in wanted)]
     if len(found) < 2:
         raise MissingInput(
             f"--runs-dir {given.runs_dir}: {len(found)} of {len(finished)} finished runs "

@@ -88,7 +88,7 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 
 def signed(difference: dict) -> str:
-    return f"{difference['nats_per_token']:+.4f} +- {number(difference['se'])}"
+    return f"{round(difference['nats_per_token'], 4) + 0.0:+.4f} +- {number(difference['se'])}"  # no -0.0000
 
 
 def describe_pair(found: dict) -> str:

@@ -53,6 +53,14 @@ class Slope:
     def passed(self) -> bool:
         return abs(self.value) < self.limit
 
+    @property
+    def decided(self) -> bool:
+        """Whether the whole interval is on one side of the limit."""
+        if self.low is None or self.high is None:
+            return False
+        nearest = 0.0 if self.low < 0 < self.high else min(abs(self.low), abs(self.high))
+        return max(abs(self.low), abs(self.high)) < self.limit or nearest > self.limit
+
 
 @dataclass(kw_only=True)
 class Check:
@@ -201,17 +209,21 @@ def check(
         words, given = apart(words)
         refuse_idle(given, parametrizations[-1])
         named = named_in(words)
+        fixed = [spelling(name) for name in named if name and name in named_in(STEADY)]
+        if fixed:
+            raise ConfigError([f"{', '.join(fixed)} behind -- would do nothing: all sizes train at a constant --lr, without it"])
         texts = not (OBJECTIVES[objective].vectors or named.get("data_kind") == ("pairs",))
         if texts and not {name for group in CORPORA for name in group} & set(named):
             words = [*words, *corpus(Path(folder))]
         single = read_experiment(words, objective, Path(folder)).single
         cfg = config.parse(single)
+        at_size = {size: sized(cfg.model, axis, size) for size in sizes}
         for name in parametrizations:
             found = Check(objective=objective, parametrization=name, axis=axis, limit=limit)
             argv = [*single, *STEADY, *parametrized(given, name, cfg.model, axis, sizes)]
             for size in sizes:
                 for seed in range(cfg.train.seed, cfg.train.seed + seeds):
-                    change = measure([*argv, *sized(cfg.model, axis, size), "--seed", str(seed)], steps)
+                    change = measure([*argv, *at_size[size], "--seed", str(seed)], steps)
                     found.add(size, seed, change)
                 said = ", ".join(f"{site} {found.change[site][-1]:.3g}" for site in SITES)
                 say(f"{objective} {name}, {axis} {size}: {said}")

@@ -75,6 +75,7 @@ def check_agreement(
             "give a folder of --save"
         )
     fatal: list[str] = []
+    architecture = False
     noted: list[str] = []
     saved, prints = loaded.facts["config"], loaded.facts["fingerprints"]
     for section, name, line in differences(saved, cfg):
@@ -86,6 +87,7 @@ def check_agreement(
             or (cfg.train.skip_train and section in ("train", "data"))
         )
         (noted if harmless else fatal).append(line)
+        architecture |= not harmless and section == "model"
     for what, value in fingerprints.items():
         old = prints.get(what, value if imported else None)
         if value not in (None, old):
@@ -93,8 +95,8 @@ def check_agreement(
             (noted if harmless else fatal).append(f"the {what}{KINDS.get(what, ' data')} was {old}, is {value}")
     if fatal:
         raise Mismatch(
-            f"{loaded.path} was made by another experiment: {'; '.join(fatal)}. Give the same flags, "
-            "or --finetune to take only the weights"
+            f"{loaded.path} was made by another experiment: {'; '.join(fatal)}. Give the same flags"
+            + ("" if architecture or cfg.train.finetune else ", or --finetune to take only the weights")
         )
     for line in noted:
         say(f"changed since {loaded.path.name}: {line}")

@@ -87,6 +87,7 @@ def test_another_experiment_is_refused_with_every_difference(trainer, half, caps
     assert trainer.run(half, load=half, **flags) == 78
     said = capsys.readouterr().err
     assert all(sentence in said for sentence in sentences) and f"{half / 'step-00000004'} was made by another experiment" in said
+    assert ("or --finetune" in said) == (what not in ("architecture", "length"))  # which it would not help
     # the record and config.json too; exit.json tells of the refusal
     assert {p.name: p.read_bytes() for p in half.iterdir() if p.is_file() and p.name != "exit.json"} == before
 

@@ -270,7 +270,8 @@ def _with_draws(isoflop: IsoFlop) -> np.ndarray | None:
 
 def _reached(values: np.ndarray, loss) -> np.ndarray:
     """C at which each law has this loss; infinite where it never has."""
-    return np.nan_to_num(FrontierForm().from_values(values).flops_at(loss), nan=np.inf)
+    flops = FrontierForm().from_values(values).flops_at(loss)
+    return np.where(np.isnan(flops), np.inf, flops)
 
 
 def warnings_of(optimum: dict | None) -> list[str]:

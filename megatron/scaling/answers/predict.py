@@ -65,13 +65,14 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
         draws = _named(drawn, sizes, seen, unique_tokens, flops)
         found |= {f"{name}_ci": percentile_interval(np.broadcast_to(draw, count)) for name, draw in draws.items()}
     low, high = found.get("loss_ci", [found["loss"]] * 2)
-    scatter = float(np.nan_to_num(fit.residual_rms))
+    known = np.isfinite(fit.residual_rms)
+    scatter = float(fit.residual_rms) if known else 0.0
     ln_sd = float(np.hypot(np.log(high / low) / 2 / NORMAL_975, scatter))
     sides = np.maximum(np.log([found["loss"] / low, high / found["loss"]]), 0)  # of the law, on either side of its loss
     run_ci = (found["loss"] * np.exp([-1, 1] * np.hypot(sides, NORMAL_975 * scatter))).tolist()
     beyond = fit.extrapolation(found["params"], found["tokens"], unique_tokens, found["flops"])
     unknown = ["the fit states no scatter of its runs: the interval of one run is only that of the law."]
-    said = [f"{label}: {sentence}" for sentence in [*beyond, *([] if np.isfinite(fit.residual_rms) else unknown), *fit.warnings]]
+    said = [f"{label}: {sentence}" for sentence in [*beyond, *([] if known else unknown), *fit.warnings]]
     found["kind"] = kind_of(fit.conventions)
     return found | {"run_ci": run_ci, "ln_sd": ln_sd, "warnings": said}
 
