@@ -232,6 +232,11 @@ class Model:
     )
 
     @property
+    def predicted_ids(self) -> int:
+        """Columns of the softmax."""
+        return self.padded_vocab_size if self.predict_reserved else self.vocab_size
+
+    @property
     def text_length(self) -> int:
         """Places of a row that hold text: all, but one where the row's vector has a place."""
         return self.seq_length - bool(self.latent_size)
@@ -1412,7 +1417,7 @@ def resolve_decays(o: Optim, m: Model, mistakes: list[str]) -> Optim:
 
 
 def read_decays(text: str) -> dict[str, float]:
-    """`embedding=0,matrix=0.3`.  Raises ValueError with the text."""
+    """`embedding=0,matrix=0.3`.  Raises ValueError with the part that is none."""
     found: dict[str, float] = {}
     for part in text.split(",") if text else []:
         role, _, number = part.strip().partition("=")
@@ -1421,7 +1426,7 @@ def read_decays(text: str) -> dict[str, float]:
         except ValueError:
             value = -1.0
         if role not in DECAYING or role in found or not 0 <= value < math.inf:
-            raise ValueError(text)
+            raise ValueError(part.strip() or text)
         found[role] = value
     return found
 
@@ -1472,14 +1477,17 @@ def check_distilled(cfg: Config, mistakes: list[str]) -> None:
         for name, size in cut
         if (size or 1) > 1
     ]
-    others = (("atat", o.atat), ("block_size", o.block_size), ("latent_size", cfg.model.latent_size))
+    others = (
+        ("atat", o.atat),
+        ("block_size", o.block_size),
+        ("latent_size", cfg.model.latent_size),
+        ("num_order_list", o.num_order_list > 1),  # orders are the student's own
+    )
     mistakes += [
         f"--distill and {spelling(name)}: a teacher is not asked what that poses; leave one out"
         for name, given in others
         if given
     ]
-    if o.distill_temperature <= 0:
-        mistakes.append(f"--distill-temperature {o.distill_temperature:g}: expected more than 0")
     if len(set(o.distill or ())) < len(o.distill or ()):
         mistakes.append("--distill names a run twice: give each once")
 

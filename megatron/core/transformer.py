@@ -234,7 +234,7 @@ class GPT(nn.Module):
         layers = range(cfg.num_layers) if layers is None else layers
         self.cfg, self.seed, self.dtype, self.recompute, self.tp, self.causal = cfg, seed, dtype, recompute, tp, causal
         self.first, self.last, self.sharded = layers.start == 0, layers.stop == cfg.num_layers, False
-        self.columns = cfg.padded_vocab_size if cfg.predict_reserved else cfg.vocab_size
+        self.columns = cfg.predicted_ids
         tied = not cfg.untie_embeddings_and_output_weights
         table = partial(
             VocabEmbedding,

@@ -74,7 +74,7 @@ class Distilled(Objective):
         return replace(batch, taught=taught, teaching=torch.tensor([self.weight, self.temperature]))
 
     def split(self, batch: Batch, nll: Tensor) -> Tensor:
-        """The text's own loss; what is left of the whole is the teacher's part."""
+        """The text's own loss, over an interval a mean of positions; the whole is 1 - alpha of it and the teacher's part."""
         weights = batch.weights.flatten()[batch.asked].double().cpu()
         return torch.stack([(weights * nll.double()).sum(), batch.scored.sum().double().cpu()])[None]
 

@@ -111,12 +111,16 @@ def train(argv: list[str], steps: int, save: str | None = None, load: str | None
     return record
 
 
+# What a teacher says is of asked positions, and is compared through losses and updates.
+NOT_OF_A_ROW = ("index", "asked", "attend", "taught", "teaching")
+
+
 def hashes(batches: list[Batch]) -> dict[int, str]:
     """Sample number -> what its row asks of the model; rows that only fill up a batch are none."""
     found = {}
     for batch in batches:
         for row in batch.scored.any(1).nonzero()[:, 0].tolist():
-            asked = [x[row] for name, x in batch.tensors().items() if name not in ("index", "asked", "attend")]
+            asked = [x[row] for name, x in batch.tensors().items() if name not in NOT_OF_A_ROW]
             found[int(batch.index[row])] = hashlib.sha256(b"".join(x.numpy().tobytes() for x in asked)).hexdigest()
     return found
 

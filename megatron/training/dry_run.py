@@ -115,7 +115,9 @@ def notes(cfg: Config, found: Forecast) -> Iterator[str]:
     if share := cfg.orthogonalising_flops() / cfg.flops_per_token():
         yield f"orthogonalising: {100 * share:.2g} % of the model's FLOPs besides, which executed TFLOPs count"
     if cfg.objective.distill:
+        told = cfg.num_micro_batches * cfg.train.micro_batch_size * cfg.model.seq_length * cfg.model.predicted_ids * 4
         yield f"--distill: weights and forward passes of {len(cfg.objective.distill)} teachers come on top, whole on each process"
+        yield f"--distill: and what they say of a step's asked positions, up to {told / 2**30:.2f} GiB whatever the micro-batch"
     if p.deepspeed and p.pipeline_model_parallel_size == 1:
         yield "counted as the native engine shards; DeepSpeed has buffers of its own besides"
 

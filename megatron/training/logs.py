@@ -44,7 +44,7 @@ SETTINGS = (
     "questions",
     "passes",
 )  # recorded, but no curves
-PARTS = ("text_loss", "vector_loss")  # of a loss that is a sum
+PARTS = ("text_loss", "vector_loss", "loss_of_text")  # of a loss that is a sum
 COLUMNS = (
     "kind",
     *AXES,

@@ -6,6 +6,7 @@ import math
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 import megatron
 from megatron.batch import Batch, Progress, Step
+from megatron.budget import Shape
 from megatron.config import Config
 from megatron.core import checkpoint
 from megatron.core.checkpoint import Piece, whole
@@ -61,13 +63,13 @@ class Run:
         begun: Start,
         noted: dict,
         besides: dict[str, Objective],
-        teaching_flops: float = 0.0,
+        teachers: Sequence[Shape] = (),
     ):
         self.cfg, self.engine, self.learner, self.reference, self.slices = cfg, engine, learner, reference, slices
         self.exam, self.where, self.stop, self.watch, self.log, self.mesh = exam, where, stop, watch, log, engine.mesh
         self.fingerprints, self.tokens_per_epoch, self.begun = fingerprints, tokens_per_epoch, begun
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
-        self.noted, self.besides, self.teaching_flops = noted, besides, teaching_flops
+        self.noted, self.besides, self.teachers = noted, besides, teachers
         self.owed_at: int | None = None
         self.patience = 1
         self.shape, self.dumps = cfg.model.shape(), 0
@@ -94,22 +96,23 @@ class Run:
         causal, recompute = self.reference.causal, cfg.train.recompute_granularity
         read = cfg.objective.reads, cfg.objective.candidates(cfg.train)
         executed = self.shape.executed_flops_per_token(length, asked, causal, recompute, *read)
-        besides = cfg.estimating_flops() + cfg.orthogonalising_flops() + self.teaching_flops
-        return cfg.flops_per_token(), executed + besides
+        taught = sum(one.executed_flops_per_token(length, asked, causal) / 3 for one in self.teachers)  # forward alone
+        return cfg.flops_per_token(), executed + cfg.estimating_flops() + cfg.orthogonalising_flops() + taught
 
     def log_train(self, at: Progress, done: Step, interval: Interval, lr: float) -> None:
         loss, accuracy = interval.mean(done)
         seconds, gpus = interval.seconds / (interval.steps + interval.skipped), self.mesh.world.size
         rate = self.cfg.train.global_batch_size * self.cfg.model.seq_length / seconds
         speed, executed = (rate / gpus * flops for flops in self.flops_per_token(done))
-        self.last["train"] = loss
+        text = done.extra.get("loss_of_text", loss)  # of a student the NLL alone, without its teachers' part
+        self.last["train"] = text
         self.log.record(
             {
                 "kind": "train",
                 **self.where_at(at),
                 "loss": loss,
                 "accuracy": accuracy,
-                **({"perplexity": math.exp(min(700.0, loss))} if self.reference.likelihood and not self.besides else {}),
+                **({"perplexity": math.exp(min(700.0, text))} if self.reference.likelihood and not self.besides else {}),
                 "lr": lr,
                 "grad_norm": done.grad_norm,
                 "clipped_norm": done.clipped_norm,

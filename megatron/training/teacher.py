@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron.budget import Shape
 from megatron.config import Config
 from megatron.core.mesh import Mesh
 from megatron.engine.members import Members
@@ -22,7 +23,7 @@ class Lesson:
 
     objective: Objective
     fingerprint: str | None  # of the teachers' weights
-    flops: float  # of the teachers' forward passes, a token
+    shapes: tuple[Shape, ...] = ()  # of the teachers that are asked
 
 
 def with_teacher(cfg: Config, objective: Objective, tokenizer: str, mesh: Mesh, say: Callable[[str], None]) -> Lesson:
@@ -31,17 +32,17 @@ def with_teacher(cfg: Config, objective: Objective, tokenizer: str, mesh: Mesh, 
     Raises MissingInput and what opening a run does, Mismatch for a teacher that the student cannot learn from.
     """
     if not cfg.objective.distill or cfg.train.skip_train:
-        return Lesson(objective=objective, fingerprint=None, flops=0.0)
+        return Lesson(objective=objective, fingerprint=None)
     dtype = "bf16" if cfg.train.bf16 else "fp32"
     found = [open_run(Path(run), device=cfg.train.device, dtype=dtype, say=say) for run in cfg.objective.distill]
     for teacher in found:
         refuse_other(cfg, objective, tokenizer, teacher)
     hashes = [entry["sha256"] for one in found for entry in one.checkpoint.entries if not entry["name"].startswith("optimizer/")]
-    passes = sum(one.cfg.flops_per_token() / 3 for one in found) if cfg.objective.distill_weight else 0.0
+    shapes = tuple(one.cfg.model.shape() for one in found) if cfg.objective.distill_weight else ()
     whole = Distilled.around(
         objective, Members([one.engine for one in found], mesh), cfg.objective.distill_weight, cfg.objective.distill_temperature
     )
-    return Lesson(objective=whole, fingerprint=hashlib.sha256("".join(hashes).encode()).hexdigest()[:16], flops=passes)
+    return Lesson(objective=whole, fingerprint=hashlib.sha256("".join(hashes).encode()).hexdigest()[:16], shapes=shapes)
 
 
 def refuse_other(cfg: Config, objective: Objective, tokenizer: str, teacher: Trained) -> None:
@@ -49,6 +50,12 @@ def refuse_other(cfg: Config, objective: Objective, tokenizer: str, teacher: Tra
     path, said = teacher.checkpoint.path, teacher.tokenizer.fingerprint()
     if said != tokenizer:
         raise Mismatch(f"--distill {path}: its tokenizer is {said}, the student's {tokenizer}: give a teacher of the same tokens")
+    ours, theirs = cfg.model.predicted_ids, teacher.cfg.model.predicted_ids
+    if ours != theirs:
+        raise Mismatch(
+            f"--distill {path} predicts {theirs} ids and the student {ours}: "
+            "give a teacher of the same --predict-reserved and padding"
+        )
     if teacher.cfg.objective.objective != cfg.objective.objective:
         raise Mismatch(
             f"--distill {path} is {teacher.cfg.objective.objective} and the student {cfg.objective.objective}: what they predict "

@@ -1,6 +1,7 @@
 """A student beside its teacher: the loss by torch's own, a teacher that is learnt, and runs that begin with none."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -99,6 +100,9 @@ def test_runs_with_teachers(tmp_path, corpus, capsys, objective):
     records = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     trained = [one for one in records if one["kind"] == "train"]
     assert all(one["loss_of_text"] > 0 and one["loss"] != one["loss_of_text"] for one in trained)
+    assert all(one["perplexity"] == pytest.approx(math.exp(one["loss_of_text"])) for one in trained)
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert result["train_loss"] == trained[-1]["loss_of_text"]
     # a weight of 0 is plain training in every bit
     assert run(tmp_path / "none", corpus, "--distill", *teachers, "--distill-weight", "0", objective=objective) == 0
     assert run(tmp_path / "plain", corpus, objective=objective) == 0
@@ -119,6 +123,7 @@ def test_what_cannot_teach_is_refused(tmp_path, corpus):
     for more, sentence in (
         (["--tensor-model-parallel-size", "2", "--dry-run"], "the teacher stands whole on every process"),
         (["--block-size", "4"], "a teacher is not asked what that poses"),
+        (["--distill-temperature", "0"], "--distill-temperature must be above 0"),
         (["--distill-weight", "1.5"], "1.5"),
     ):
         with pytest.raises(Refusal, match=sentence):
@@ -131,3 +136,5 @@ def test_a_teacher_of_another_objective_is_refused(tmp_path, corpus, capsys):
     assert run(tmp_path / "ar", corpus, objective="ar") == 0
     assert run(tmp_path / "mdm", corpus, "--distill", str(tmp_path / "ar")) == 78
     assert "is ar and the student mdm" in capsys.readouterr().err
+    assert run(tmp_path / "wide", corpus, "--distill", str(tmp_path / "ar"), "--predict-reserved", objective="ar") == 78
+    assert "and the student" in capsys.readouterr().err

@@ -231,7 +231,7 @@ def test_table_has_fixed_columns_and_blank_cells(tmp_path):
     assert (train["kind"], float(train["loss"]), train["loss_se_noise"], train["utilization"]) == ("train", 3.25, "", "")
     assert (val["kind"], val["bound"], float(val["loss_se_noise"]), val["lr"]) == ("val", "bound", 0.0125, "")
     assert (scored["kind"], scored["answer_bpb"], scored["loss"]) == ("task-quiz", "0.5", "")
-    other = {"k", "ignore_acc", "text_loss", "vector_loss", "gradient_noise_scale"}  # of an objective, or where asked for
+    other = {"k", "ignore_acc", "text_loss", "vector_loss", "loss_of_text", "gradient_noise_scale"}  # where there are such
     assert set(train_record(1)) | set(val_record(1)) - {"convention"} | set(scores) | other == set(train)
     assert simple_tags(task) == {f"task-quiz/{name}": 0.5 for name in scores} and megatron_tags(task, None) == {}
 

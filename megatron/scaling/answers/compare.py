@@ -6,7 +6,7 @@ laws, both with intervals that pair independent draws.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,9 +112,10 @@ def _covariates_between(sides: list[Side]) -> list[str]:
     return found
 
 
-def compare(reference: Side, other: Side, at_loss: Iterable[float] = (), at_flops: Iterable[float] = ()) -> dict:
+def compare(reference: Side, other: Side, at_loss: Sequence[float] = (), at_flops: Iterable[float] = ()) -> dict:
     """Compute of `other` over that of `reference` at equal loss, and optimal parameters of `reference` over those of `other`
-    at equal compute, each with its 95 % interval: {"compute": [...], "params": [...]}. Raises Mismatch for a fit and runs."""
+    at equal compute, each with its 95 % interval: {"compute": [...], "params": [...]}; `unreached`: losses of `at_loss` that a
+    side never has, or has no law for. Raises Mismatch for a fit and runs."""
     if (reference.fit is None) != (other.fit is None):
         raise Mismatch(f"{reference.name} and {other.name}: one is a fit and one is a set of runs; fit the runs first.")
     if reference.fit is not None and other.fit is not None:
@@ -123,14 +124,16 @@ def compare(reference: Side, other: Side, at_loss: Iterable[float] = (), at_flop
         compute, params = _compare_runs(reference.isoflop, other.isoflop, list(at_loss), list(at_flops))
     else:
         raise Mismatch(f"{reference.name} and {other.name}: neither fits nor minima of runs; fit them first.")
-    return {"reference": reference.label, "other": other.label, "compute": compute, "params": params}
+    unreached = [loss for loss, row in zip(at_loss, compute) if row is None]
+    compute, params = ([row for row in rows if row] for rows in (compute, params))
+    return {"reference": reference.label, "other": other.label, "compute": compute, "params": params, "unreached": unreached}
 
 
 def _compare_runs(one: IsoFlop, two: IsoFlop, at_loss, at_flops):
     common = equal_loss_ratios(one, two)
     compute = common if not at_loss else [compute_ratio(one, two, loss) for loss in at_loss]
     params = [params_ratio(one, two, flops) for flops in (at_flops or [row["flops"] for row in common])]
-    return [row for row in compute if row], [row for row in params if row]
+    return compute, params
 
 
 def _compare_fits(reference: Fit, other: Fit, at_loss, at_flops):
@@ -147,7 +150,7 @@ def _compare_fits(reference: Fit, other: Fit, at_loss, at_flops):
     pairs = min(len(curve) for curve in curves)
     losses = at_loss or [float(np.interp(np.log(c), ln_grid, curves[1][0])) for c in flops]
     compute = [_equal_loss([curve[:pairs] for curve in curves], ln_grid, loss, ranges) for loss in losses]
-    return [row for row in compute if row], [_params(reference, other, c, ranges, pairs) for c in flops]
+    return compute, [_params(reference, other, c, ranges, pairs) for c in flops]
 
 
 def _optimal_losses(fit, ln_flops) -> np.ndarray:

@@ -269,9 +269,9 @@ def _with_draws(isoflop: IsoFlop) -> np.ndarray | None:
 
 
 def _reached(values: np.ndarray, loss) -> np.ndarray:
-    """C at which each law has this loss; infinite where it never has."""
+    """C at which each law has this loss; infinite where it never has, NaN where the loss is unknown."""
     flops = FrontierForm().from_values(values).flops_at(loss)
-    return np.where(np.isnan(flops), np.inf, flops)
+    return np.where(np.isnan(flops) & ~np.isnan(loss), np.inf, flops)
 
 
 def warnings_of(optimum: dict | None) -> list[str]:

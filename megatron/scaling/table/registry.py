@@ -73,7 +73,7 @@ def _so_far(directory: Path, config: dict, facts: dict) -> dict:
             "steps": last["step"],
             "tokens": last.get("tokens"),
             "flops": last["flops"],
-            "train_loss": last["loss"],
+            "train_loss": last.get("loss_of_text", last["loss"]),
             "skipped": last.get("skipped"),
         }
     if scored:

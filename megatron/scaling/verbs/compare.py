@@ -45,6 +45,9 @@ def command(args: argparse.Namespace) -> Answer:
     found = [compare(sides[0], other, args.at_loss, args.at_flops) for other in sides[1:]]
     for pair in found:
         show_pair(pair)
+        if pair["unreached"]:
+            lost = ", ".join(f"{loss:g}" for loss in pair["unreached"])
+            said.append(f"--at-loss {lost}: {pair['reference']} or {pair['other']} never has it, or has no law of L*(C).")
     for line in said:
         say(f"note: {line}")
     record = {"sides": [side.label for side in sides], "pairs": found, "warnings": said}

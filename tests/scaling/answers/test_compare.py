@@ -47,7 +47,8 @@ def test_fits_at_equal_loss_and_equal_compute():
     low, high = found["compute"][0]["ci"]
     assert low == pytest.approx(2, rel=1e-3) == high  # the same draws on both sides cancel
     assert len(compare(fit("ar"), fit("mdm", 2.0))["compute"]) == 5
-    assert compare(fit("ar"), fit("mdm"), at_loss=[1e-12])["compute"] == []
+    nowhere = compare(fit("ar"), fit("mdm"), at_loss=[1e-12])
+    assert (nowhere["compute"], nowhere["unreached"]) == ([], [1e-12])
 
 
 def test_a_fit_and_runs_are_not_compared():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -153,6 +154,9 @@ def test_equal_loss_ratio_has_an_interval_and_needs_two_minima():
     ar, mdm = fit_isoflop(*sweep(0.002, 1), seed=1), fit_isoflop(*sweep(0.002, 2, level=3.13), seed=2)
     assert all(ratio["ci"][0] < ratio["ratio"] < ratio["ci"][1] for ratio in equal_loss_ratios(ar, mdm))
     assert equal_loss_ratios(fit_isoflop(*(column[:5] for column in sweep())), mdm) == []
+    unknown = {**mdm.draws, "loss": np.where(np.arange(len(mdm.draws["loss"]))[:, None] % 10 == 0, np.nan, mdm.draws["loss"])}
+    for ratio, same in zip(equal_loss_ratios(ar, replace(mdm, draws=unknown)), equal_loss_ratios(ar, mdm)):
+        assert ratio["ci"] == pytest.approx(same["ci"], rel=0.05)  # a draw without a minimum says nothing, and not infinity
 
 
 def test_parabolas_over_tokens_are_those_over_params_where_compute_is_their_product():
