@@ -18,7 +18,7 @@ from megatron.engine.average import root_of_weights
 from megatron.errors import Mismatch, MissingInput
 from megatron.flags import ConfigError
 from megatron.rundir.names import CHECKPOINT, step_and_attempt
-from megatron.training.trained import find_checkpoint, refuse_untrained
+from megatron.training.trained import find_checkpoint, intact, refuse_untrained
 
 ALIKE = {"model": "the architecture", "objective": "the objective"}  # sections of the config that must agree
 
@@ -65,7 +65,7 @@ def chosen(sources: Sequence[Path], last: int | None, steps: Sequence[int] | Non
     else:
         assert last is not None
         newest = find_checkpoint(sources[0], None)
-        paths = [path for path in checkpoint.find(newest.parent) if checkpoint.is_complete(path)]
+        paths = intact(checkpoint.find(newest.parent), sources[0])
         one_a_step = {step_and_attempt(path.name)[0]: path for path in reversed(paths)}
         if last > len(one_a_step):
             raise MissingInput(

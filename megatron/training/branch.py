@@ -51,14 +51,19 @@ def read_ledger(cfg: Config, folder: Path) -> dict:
     """
     own = is_own(cfg, folder)
     home = Path(cfg.log.run_dir) if own else folder
-    try:
-        known = read_file(home, FACTS)
-    except BadData:
-        known = {}
+    known = known_of(home)
     recorded = None
-    if known and own and not (cfg.train.finetune or cfg.train.skip_train):
+    if own and (known or (home / METRICS).exists()) and not (cfg.train.finetune or cfg.train.skip_train):
         recorded = records.last_train_step(home / METRICS)
     return {"starts": starts_of(known), "recorded": recorded}
+
+
+def known_of(run: Path) -> dict:
+    """What run.json says; {} where it cannot be read."""
+    try:
+        return read_file(run, FACTS)
+    except BadData:
+        return {}
 
 
 def starts_of(known: dict) -> Starts:

@@ -38,9 +38,10 @@ from megatron.engine import Engine
 from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.objectives import Objective
 from megatron.rundir.folders import read_file
-from megatron.rundir.names import CHECKPOINT, CONFIG, MANIFEST, step_and_attempt
+from megatron.rundir.names import CONFIG, MANIFEST, step_and_attempt, step_of
 from megatron.training import device as devices
 from megatron.training import launch
+from megatron.training.branch import known_of, on_branch, starts_of
 from megatron.training.device import Where
 from megatron.training.evaluate import Slice, bytes_per_token
 from megatron.training.loop import left
@@ -226,21 +227,21 @@ def meet(cfg: Config) -> Mesh:
 
 def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
     """Raises MissingInput, BadData, and what the newest manifest is refused for where no checkpoint is whole."""
-    if which is None and CHECKPOINT.fullmatch(run.name) and (run / MANIFEST).exists():
+    if which is None and step_of(run.name) is not None and (run / MANIFEST).exists():
         return run
     if not run.is_dir():
         state = "is no folder" if run.exists() else "is not there"
         raise MissingInput(f"{run} {state}: give the folder of a run, or one of its checkpoints")
     folder = run if which is None or not Path(str(which)).is_dir() else Path(str(which))
-    if CHECKPOINT.fullmatch(folder.name):
+    if step_of(folder.name) is not None:  # also one that was set aside
         return folder
     found = checkpoints.find(folder) or checkpoints.find(saved_elsewhere(folder))
-    complete = [path for path in found if checkpoints.is_complete(path)]
+    complete = intact(found, folder)
     if not found:
         raise MissingInput(f"{run} holds no checkpoint: train with --save, or wait until the run has saved one")
     if not complete:
         checkpoints.read_manifest(found[0])
-        raise BadData(f"none of the {len(found)} checkpoints of {run} is intact: restore one")
+        raise BadData(f"none of the {len(found)} checkpoints of {run} is intact and of the run's last start: restore one, or name it")
     if which in (None, "newest") or folder != run:
         return complete[0]
     step = best_step(complete[0]) if which == "best" else int(str(which)) if str(which).isdecimal() else None
@@ -250,6 +251,16 @@ def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
         what = f"best (step {step})" if which == "best" else which
         raise MissingInput(f"{run} has no checkpoint {what}: expected newest, best, a path, or a step of {steps}")
     return named[0]
+
+
+def intact(found: list[Path], run: Path) -> list[Path]:
+    """Of a run's checkpoints those that are whole, without what its last start left behind."""
+    starts = starts_of(known_of(run))
+    whole = [path for path in found if checkpoints.is_complete(path)]
+    if not starts:
+        return whole
+    branches = {path: checkpoints.read_manifest(path)["facts"].get("branch") for path in whole}
+    return [path for path in whole if on_branch(starts, branches[path], step_and_attempt(path.name)[0])]
 
 
 def saved_elsewhere(run: Path) -> Path:

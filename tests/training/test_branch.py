@@ -7,8 +7,10 @@ import pytest
 
 from megatron.core import checkpoint
 from megatron.errors import BadData, Untrusted
+from megatron.exchange.average import chosen
 from megatron.rundir.names import step_of
 from megatron.training.branch import on_branch
+from megatron.training.trained import find_checkpoint
 
 
 @pytest.fixture
@@ -29,6 +31,11 @@ def test_a_run_that_was_rolled_back_goes_on_from_its_new_branch(tmp_path, traine
     said = capsys.readouterr().out
     assert "step-00000012 is of an earlier start: set aside as aside-step-00000012" in said
     assert names(run) == ["aside-step-00000012", "step-00000004", "step-00000008", "step-00000009"]
+    # nor does who opens the run take what was left behind, as when the start was killed before it set anything aside
+    (run / "aside-step-00000012").rename(run / "step-00000012")
+    assert find_checkpoint(run, "newest").name == chosen([run], 2, None)[-1].name == "step-00000009"
+    (run / "step-00000012").rename(run / "aside-step-00000012")
+    assert find_checkpoint(run / "aside-step-00000012", None).name == "aside-step-00000012"
     assert trainer.run(run, load=run, lr=2e-3) == 0
     resumes = json.loads((run / "run.json").read_text())["resumes"]
     assert [one["step"] for one in resumes] == [8, 9]
@@ -64,6 +71,11 @@ def test_a_checkpoint_that_is_newer_than_the_record_is_refused(tmp_path, trainer
     capsys.readouterr()
     assert trainer.run(run, load=run / "step-00000012") == 78
     assert "newer than the record" in capsys.readouterr().err
+    facts = (run / "run.json").read_bytes()
+    (run / "run.json").unlink()
+    assert trainer.run(run, load=run / "step-00000012") == 78
+    assert "newer than the record" in capsys.readouterr().err
+    (run / "run.json").write_bytes(facts)
     assert trainer.run(run, load=run) == 0
     assert "checkpoint step-00000012 is refused: " in capsys.readouterr().out and records(run) == whole
     assert trainer.run(tmp_path / "new", load=run / "step-00000012", skip_train=True) == 0
