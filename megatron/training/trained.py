@@ -241,7 +241,9 @@ def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
         raise MissingInput(f"{run} holds no checkpoint: train with --save, or wait until the run has saved one")
     if not complete:
         checkpoints.read_manifest(found[0])
-        raise BadData(f"none of the {len(found)} checkpoints of {run} is intact and of the run's last start: restore one, or name it")
+        raise BadData(
+            f"none of the {len(found)} checkpoints of {run} is intact and of the run's last start: restore one, or name it"
+        )
     if which in (None, "newest") or folder != run:
         return complete[0]
     step = best_step(complete[0]) if which == "best" else int(str(which)) if str(which).isdecimal() else None

@@ -30,7 +30,8 @@ def pack(paths: Iterable[str | Path], archive: str | Path, title: str, author: s
     """Write the archive of these run directories, folders and files; gives the names in it.
 
     Of a run directory its records are taken, of another folder the tables, texts and figures below it. Raises MissingInput
-    for a path that holds nothing, CannotWrite where the archive exists or two paths would take one name.
+    for a path that holds nothing, CannotWrite where the archive exists or two paths would take one name, Untrusted for a link
+    that leads out of the folder.
     """
     archive = Path(archive)
     if archive.exists():
@@ -82,7 +83,7 @@ def _collect(paths: Iterable[Path]) -> dict[str, Path]:
     for path in paths:
         if not path.exists():
             raise MissingInput(f"{path}: no such file or folder; give run directories, report folders or tables.")
-        taken = {path.name: path} if path.is_file() else _collect_folder(path)
+        taken = {path.name: path} if path.is_file() else _collect_folder(path, path.resolve())
         if not taken:
             raise MissingInput(f"{path}: nothing to archive in it (records of runs, {', '.join(sorted(SUFFIXES))}).")
         for name, file in taken.items():
@@ -92,18 +93,30 @@ def _collect(paths: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def _collect_folder(folder: Path) -> dict[str, Path]:
+def _collect_folder(folder: Path, given: Path) -> dict[str, Path]:
     root = folder.resolve()
     found: dict[str, Path] = {}
     if is_run(root):
-        return {f"runs/{root.name}/{name}": root / name for name in RUN_RECORDS if (root / name).is_file()}
+        records = [root / name for name in RUN_RECORDS if (root / name).is_file()]
+        return {f"runs/{root.name}/{path.name}": path for path in records if not _stands_elsewhere(path, given)}
     for path in sorted(root.iterdir()):
+        if _stands_elsewhere(path, given):
+            continue
         if path.is_dir() and not path.name.startswith("."):
-            below = _collect_folder(path)
+            below = _collect_folder(path, given)
             found |= {name if name.startswith("runs/") else f"{root.name}/{name}": file for name, file in below.items()}
         elif path.is_file() and path.suffix in SUFFIXES and not path.name.startswith("."):
             found[f"{root.name}/{path.name}"] = path
     return found
+
+
+def _stands_elsewhere(path: Path, given: Path) -> bool:
+    """Whether it is a link to what is taken at its own place. Raises Untrusted for one that leads out of the folder given."""
+    if path.is_symlink() and not path.resolve().is_relative_to(given):
+        raise Untrusted(
+            f"{path} is a link to {path.resolve()}, outside of what is archived; name that path, or put a copy there."
+        )
+    return path.is_symlink()
 
 
 def _code_versions(files: dict[str, Path]) -> list[str]:

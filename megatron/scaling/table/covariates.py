@@ -1,8 +1,8 @@
 """Flags of training in which runs differ beside the axes of a fit: kept as columns, never pooled in silence.
 
 Runs may differ in size, length and seed. What a rule sets from these (the rate, the batch, the schedule's lengths) may follow
-them, so that only runs of the same N, D and U can differ in it; every other flag that makes the experiment is a difference
-wherever it varies.
+them, so that only runs of the same N, D and U can differ in it, and so may the corpus; every other flag that makes the
+experiment is a difference wherever it varies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ FOLLOWING = {
     "init_method_std",
     "num_query_groups",
 }
-FLAGS = tuple(name for name in (*experiment({}), "batch_size") if name not in AXES)  # batch_size: as result.json spells it
+# What a run was trained on and began from: no flag of the experiment, whose data are known by their content.
+DATA = ("train_data_path", "data_kind", "num_categories", "tokens_per_category", "component_uniform", "shuffle_categories")
+FLAGS = (*(name for name in (*experiment({}), "batch_size") if name not in AXES), *DATA, "finetune")  # batch_size: of result.json
 SAME = 0.01  # largest gap in ln N, ln D and ln U of runs that stand for one place
 UNSET = "none"  # the value of a flag that a run left open
 MOST_NAMED = 3
@@ -56,16 +58,33 @@ class Places:
         return [np.flatnonzero(self.number == place).tolist() for place in np.unique(self.number)]
 
 
-def read_covariates(config: dict) -> dict:
-    """Flag -> value of a run's config.json, for every flag of FLAGS; {} where there is none."""
-    stated = experiment(config) if config else {}
+def read_covariates(config: dict, facts: dict) -> dict:
+    """Flag -> value of a run's config.json and run.json, for every flag of FLAGS; {} where there is no config."""
+    if not config:
+        return {}
+    of_data = config.get("data", {})
+    stated = experiment(config) | {name: of_data.get(name) for name in DATA} | {"finetune": took_weights(facts)}
+    stated["train_data_path"] = corpora_of(of_data)
     return {name: in_a_table(stated[name]) for name in FLAGS if name in stated}
 
 
+def took_weights(facts: dict) -> bool:
+    """Whether a run began at step 0 with the weights of another (--finetune)."""
+    return any(one.get("from") and one.get("step") == 0 for one in facts.get("resumes", []))
+
+
+def corpora_of(data: dict) -> str | None:
+    """The training corpora and their weights as they were given, by the last two parts of their paths: folders move."""
+    words = data.get("train_data_path") or data.get("data_path") or data.get("train_data_path_file")
+    return " ".join("/".join(str(word).split("/")[-2:]) for word in ([words] if isinstance(words, str) else words or [])) or None
+
+
 def in_a_table(value):
-    """The value of a flag as every table spells it: a number, a truth, a word, `none`."""
+    """The value of a flag as every table spells it: a number, a truth, a word, `none`; several values as one word."""
     if value is None or str(value).lower() == UNSET:
         return UNSET
+    if isinstance(value, list):
+        return ",".join(map(str, value))
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -103,7 +122,7 @@ def covariate_differences(rows: Sequence[dict]) -> dict[str, str]:
     groups = [[several[i] for i in members] for members in Places.of(several).members()] if several else []
     objectives = [[row for row in rows if row["objective"] == one] for one in dict.fromkeys(row["objective"] for row in rows)]
     for name in varied:
-        of_one_place = name in FOLLOWING
+        of_one_place = name in FOLLOWING or name in DATA
         differing = next((group for group in (groups if of_one_place else objectives) if _differ(group, name)), None)
         if differing is not None:
             found[spelled(name)] = _sentence(differing, name, of_one_place)

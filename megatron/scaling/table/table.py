@@ -22,7 +22,7 @@ from megatron.errors import BadData, MissingInput
 from megatron.flags import parse_count
 from megatron.progress import ProgressLine
 from megatron.rundir.folders import read_file
-from megatron.rundir.names import CONFIG
+from megatron.rundir.names import CONFIG, FACTS
 from megatron.scaling.table.comparable import check_comparable
 from megatron.scaling.table.covariates import choose_best, column_of, read_covariates, spelled, split_by, spread
 from megatron.scaling.table.plausible import check_plausible
@@ -252,7 +252,8 @@ def _read_run(directory: Path, mapping, loss, score):
         result |= by_score(directory, result, score)
     row = _typed(result, mapping, str(directory / "result.json"))
     where = {"line": None, "run": directory.name, "path": str(directory), "group": str(directory.resolve().parent)}
-    return [row | where | {"covariates": read_covariates(read_file(directory, CONFIG))}], []
+    covariates = read_covariates(read_file(directory, CONFIG), read_file(directory, FACTS))
+    return [row | where | {"covariates": covariates}], []
 
 
 def _from_curve(directory: Path, result: dict, loss: str) -> dict:

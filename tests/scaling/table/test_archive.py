@@ -66,6 +66,20 @@ def test_an_archive_is_never_replaced(folders, tmp_path):
     assert (tmp_path / "a.zip").read_text() == "mine"
 
 
+def test_links_are_not_followed_out_of_what_is_archived(folders, tmp_path):
+    report = folders[1]
+    (report / "loop").symlink_to(".")
+    (report / "again.json").symlink_to("fit.json")
+    assert "report/fit.json" in (names := make(folders, tmp_path / "a.zip")) and not any(
+        "again" in n or "loop" in n for n in names
+    )
+    (tmp_path / "secret.txt").write_text("mine")
+    (report / "b.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(Untrusted, match="b.txt is a link to .*secret.txt, outside"):
+        make(folders, tmp_path / "b.zip")
+    assert not (tmp_path / "b.zip").exists()
+
+
 def test_two_files_of_one_name_are_refused(folders, tmp_path):
     (tmp_path / "other" / "report").mkdir(parents=True)
     (tmp_path / "other" / "report" / "fit.json").write_text("[]")

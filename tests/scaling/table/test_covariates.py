@@ -45,6 +45,8 @@ def folders(tmp_path):
         ("lr", (1e-3, 2e-3)),
         ("global_batch_size", (64, 256)),
         ("mdm_t_sampling", ("stratified", "uniform")),
+        ("sdd_k", ([1, 2, 4], [1, 8])),
+        ("train_data_path", (["data/c4_text"], ["data/wiki_text"])),
     ],
 )
 def test_runs_that_differ_beside_the_axes_are_not_pooled(folders, name, values):
@@ -54,6 +56,7 @@ def test_runs_that_differ_beside_the_axes_are_not_pooled(folders, name, values):
     with pytest.raises(Mismatch, match=f"differ in {flag}: .* in r0.*; .* in r1.*--by {flag}.*--best-of {flag}.*--allow {flag}"):
         read_table(paths)
     table = read_table(paths, allow=[flag])
+    values = [",".join(map(str, value)) if isinstance(value, list) else value for value in values]
     assert table.choices["varied"] == {flag.replace("-", "_"): list(values)}
     assert {row[flag.replace("-", "_")] for row in table.rows} == set(values)
     apart = read_table(paths, by=[flag])
@@ -73,8 +76,17 @@ def test_seed_layout_and_what_follows_size_are_no_differences(folders):
 def test_every_flag_of_an_experiment_counts_and_an_old_config_has_the_default():
     assert {"weight_decay", "hidden_dropout", "bf16", "seq_length", "optimizer"} <= set(FLAGS) and FOLLOWING <= set(FLAGS)
     assert not {"seed", "objective", "num_layers", "train_tokens", "micro_batch_size", "save"} & set(FLAGS)
-    assert read_covariates({}) == {}
-    assert read_covariates({"optim": {"lr": 0.5}})["weight_decay"] == declared()["weight_decay"][1].default
+    assert read_covariates({}, {}) == {}
+    assert read_covariates({"optim": {"lr": 0.5}}, {})["weight_decay"] == declared()["weight_decay"][1].default
+
+
+def test_a_corpus_may_follow_the_axes_wherever_it_lies_and_weights_taken_over_are_a_difference(folders, tmp_path):
+    paths = folders([{"params": size, "train_data_path": [f"/{size:g}/c4_{size:g}/text"]} for size in (1e6, 4e6)])
+    assert read_table(paths).choices["varied"] == {"train_data_path": ["c4_1e+06/text", "c4_4e+06/text"]}
+    facts = {"resumes": [{"step": 0, "from": "base/step-00000100"}, {"step": 7, "from": "r1/step-00000007"}]}
+    (tmp_path / "runs" / "r1" / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(Mismatch, match="differ in finetune: False in r0; True in r1"):
+        read_table(paths)
 
 
 def test_columns_of_a_table_count_too_and_empty_ones_say_nothing(tmp_path):

@@ -99,4 +99,4 @@ def _facts(directory: Path) -> dict:
         found |= read_result(directory)
     facts = {name: found[name] for name in FACTS if found.get(name) is not None}
     ending = {"last_step": result.get("steps"), "lr_decayed_at_end": result.get("lr_decayed")} if result else {}
-    return facts | {"tokens_per_epoch": known.get("tokens_per_epoch"), "covariates": read_covariates(config)} | ending
+    return facts | {"tokens_per_epoch": known.get("tokens_per_epoch"), "covariates": read_covariates(config, known)} | ending
