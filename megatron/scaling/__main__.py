@@ -23,6 +23,7 @@ VERBS = {
     "runs": "the registry of run directories: ls, show, diff",
     "ingest": "metrics, TensorBoard, W&B, CSV and logs -> one table",
     "fit": "L(N, D) and its relatives on a table or on runs, with intervals and warnings",
+    "rank": "forms of law by how well they predict runs that were left out",
     "isoflop": "a parabola per budget, its minimum, and how the minima grow with compute",
     "envelope": "the least loss of any training curve at each compute, and its power law",
     "data-value": "what a repeated token is worth, by epoch",

@@ -71,6 +71,10 @@ def weigh_evidence(fit) -> Knowledge:
     if not fit.residuals:
         raise BadData("the fit does not list its rows, so that its information is not known; fit again (residuals.csv).")
     form = fit.law_form
+    if form.columns:
+        raise BadData(
+            f"next chooses runs by N, D and U, and the law {form.name} is one of {', '.join(form.columns.values())} too."
+        )
     used = [row for row in fit.residuals if not row.get("held_out")]
     columns = (np.array([float(row[name]) for row in used]) for name in ("params", "tokens", "unique_tokens", "loss"))
     params, tokens, unique, loss = columns

@@ -45,8 +45,9 @@ def _source(file: Path) -> dict:
     return {"path": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
-def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, unique_tokens=None) -> dict:
-    """N, D, epochs and loss of one run with 95 % intervals; `flops` alone leaves the split to the law's optimum.
+def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, unique_tokens=None, then=None) -> dict:
+    """N, D, epochs and loss of one run with 95 % intervals; `flops` alone leaves the split to the law's optimum. `then`: label ->
+    Fit of a law of the loss, each asked at the loss that is predicted (`follow`).
 
     `loss_ci` is where the law lies; `run_ci` is where a run's loss lies, with the scatter of the runs around the law, and
     `ln_sd` its standard deviation in ln loss.
@@ -59,6 +60,7 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
         "unique_tokens": unique_tokens,
         **_named(fit.law, N, D, unique_tokens, flops),
     }
+    draws = {}
     if count := num_paired_draws({label: fit}):
         drawn = drawn_law(fit, count, 0)
         sizes, seen = _split(drawn, flops, params, tokens, unique_tokens)
@@ -74,7 +76,42 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     unknown = ["the fit states no scatter of its runs: the interval of one run is only that of the law."]
     said = [f"{label}: {sentence}" for sentence in [*beyond, *([] if known else unknown), *fit.warnings]]
     found["kind"] = kind_of(fit.conventions)
-    return found | {"run_ci": run_ci, "ln_sd": ln_sd, "warnings": said}
+    found |= {"run_ci": run_ci, "ln_sd": ln_sd, "warnings": said}
+    followed = [follow(then[name], name, found, draws.get("loss")) for name in then or {}]
+    return found | {"accuracy": _accuracy(fit, found), "then": followed}
+
+
+def follow(law: Fit, label: str, found: dict, losses=None) -> dict:
+    """What a law of the loss says of a predicted run (`found`, of `predict_run`): its accuracy, or its loss on other data, with
+    an interval of both laws: `losses` [draws] are the first one's, and independent of this one's. Raises BadData."""
+    form = law.law_form
+    unknown = [column for symbol, column in form.columns.items() if symbol not in form.at]
+    if len(unknown) != 1:
+        of = ", ".join(form.columns.values()) or "N, D and U"
+        raise BadData(
+            f"--then {label}: the law {form.name} is one of {of}; expected a law of one column that is a loss, as the forms "
+            "accuracy and loss-to-loss are, and --at for any others."
+        )
+    place = found["params"], found["tokens"], found["unique_tokens"]
+    asked = law.given({unknown[0]: found["loss"]})
+    answer = {"label": label, "form": law.form, "of": unknown[0], "value": float(asked.predict(*place)), "ci": None}
+    count = 0 if losses is None else min(np.size(losses), num_paired_draws({label: law}))
+    if count:
+        drawn = drawn_law(law.given({unknown[0]: np.broadcast_to(losses, np.size(losses))[:count]}), count, 0)
+        answer["ci"] = percentile_interval(np.broadcast_to(drawn.loss(*place), count))
+    return answer | {"warnings": [f"{label}: {sentence}" for sentence in asked.extrapolation()]}
+
+
+def _accuracy(fit: Fit, found: dict) -> dict | None:
+    """The accuracy that a predicted -ln of its share above chance stands for, with the interval of the law."""
+    chosen = fit.choices.get("accuracy")
+    if not chosen:
+        return None
+    value, *ends = (
+        end if end is None else chosen["chance"] + (1 - chosen["chance"]) * float(np.exp(-end))
+        for end in (found["loss"], *found.get("loss_ci", [None, None])[::-1])
+    )
+    return {"of": chosen["column"], "chance": chosen["chance"], "value": value, "ci": ends}
 
 
 def compare_at_budget(fits: dict[str, Fit], flops: float, unique_tokens=None) -> dict:

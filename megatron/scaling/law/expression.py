@@ -1,17 +1,20 @@
-"""A form of a law from its formula as text: `E + A/N^alpha + B/D^beta + P*R^phi; phi in 0.1:3`.
+"""A form of a law from its formula as text: `E + A/N^alpha + B/D^beta + P*R^phi/W^psi; phi in 0.1:3; W = weight-decay`.
 
-Names other than the variables N, D, U (unique tokens) and R = D/U - 1 are parameters. Those in which the loss is linear, all at
-once, are positive terms and are eliminated from the search; E is the irreducible loss. The others are searched in LIMITS, or in
-the limits that stand behind a semicolon; limits a thousandfold apart are of a scale, which is searched in logarithms.
+Names other than the variables N, D, U (unique tokens) and R = D/U - 1, and other than those of columns of the table (`W = COLUMN`
+behind a semicolon), are parameters. Those in which the loss is linear, all at once, are positive terms and are eliminated from
+the search; E is the irreducible loss. The others are searched in LIMITS, or in the limits that stand behind a semicolon; limits
+a thousandfold apart are of a scale, which is searched in logarithms, and min(X) or max(X) is an end of the column X.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib.util
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,17 @@ import numpy as np
 
 from megatron.errors import BadData, MissingInput
 from megatron.scaling.law.form import Form
-from megatron.scaling.law.formula import Formula
+from megatron.scaling.law.formula import TINY, End, Formula
+from megatron.scaling.table.covariates import spelled
 
 VARIABLES = ("N", "D", "U", "R")
 FUNCTIONS = {"exp": np.exp, "log": np.log, "sqrt": np.sqrt, "expm1": np.expm1, "log1p": np.log1p}
 OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 LIMITS = (1e-2, 3.0)
 PLACES = {"N": np.array([3.0, 9.0, 4.0]), "D": np.array([80.0, 20.0, 90.0]), "U": np.array([10.0, 20.0, 30.0])}  # to try it at
+ANY_PLACES = tuple(x.ravel() for x in np.meshgrid([2.0, 3.0, 5.0, 9.0], [20.0, 35.0, 70.0, 90.0], [4.0, 7.0, 13.0, 19.0]))
+REDUNDANT = 1e-9  # of the largest singular value: what is less is rounding
+DATA_END = re.compile(r"(min|max)\(\s*(\w+)\s*\)")
 ALIKE = 1e-6  # relative: two values that differ by rounding
 
 
@@ -56,7 +63,22 @@ def _from_file(path: Path) -> Form:
     form = getattr(module, "FORM", None)
     if not isinstance(form, Form):
         raise BadData(f"--form {path}: FORM is {type(form).__name__}, expected a Formula, as in docs/extending.md.")
+    form.origin = {"path": str(path.resolve()), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return form
+
+
+def form_of_file(origin: Mapping[str, str], where: str) -> Form:
+    """The form of the Python file that a fit was made with. Raises MissingInput, and BadData where the file is another now."""
+    path = Path(origin["path"])
+    if not path.is_file():
+        raise MissingInput(f"{where}: the form is one of {path}, which is not there; put that file back, or fit again.")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != origin["sha256"]:
+        raise BadData(
+            f"{where}: the form is one of {path} with sha256 {origin['sha256'][:12]}.., and the file has {found[:12]}..; "
+            "put that file back, or fit again."
+        )
+    return _from_file(path)
 
 
 def is_formula(text: str) -> bool:
@@ -64,30 +86,38 @@ def is_formula(text: str) -> bool:
     return any(sign in text for sign in "+/*^=(; ")
 
 
-def parse_form(text: str) -> Formula:
-    """The form of a formula. Raises BadData in one sentence for what does not parse, or has a parameter without effect."""
-    body, *bounds = (part.strip() for part in text.split(";"))
+def parse_form(text: str, name: str | None = None) -> Formula:
+    """The form of a formula, called `name` (default: its text). Raises BadData in one sentence for what does not parse, or has a
+    parameter without effect, or parameters of which the data see only a combination."""
+    body, *clauses = (part.strip() for part in text.split(";"))
     body = body.removeprefix("L").strip().removeprefix("=").strip() if body.replace(" ", "").startswith("L=") else body
     tree = _tree(body, text)
     found = sorted((node for node in ast.walk(tree) if isinstance(node, ast.Name)), key=lambda node: node.col_offset)
     names = list(dict.fromkeys(node.id for node in found))
-    parameters = [name for name in names if name not in (*VARIABLES, *FUNCTIONS)]
-    limits = dict(_limits(part, parameters, text) for part in bounds if part)
+    columns = dict(_column(part, names, text) for part in clauses if " in " not in part and part)
+    parameters = [one for one in names if one not in (*VARIABLES, *FUNCTIONS, *columns)]
+    limits = dict(_limits(part, parameters, columns, text) for part in clauses if " in " in part)
 
     def loss(p: Mapping[str, Any], N, D, U):
         return _value(tree, {**p, "N": N, "D": D, "U": U, "R": D / U - 1})
 
-    _check(parameters, loss, names, text)
-    terms = _linear(parameters, loss, limits)
-    searched = {name: limits.get(name, LIMITS) for name in parameters if name not in terms}
+    def at_places(p: Mapping[str, Any], N, D, U):
+        apart = {symbol: 2 + 3 * ((0.6180 * (number + 1) * np.arange(len(N))) % 1) for number, symbol in enumerate(columns)}
+        return loss({**apart, **p}, N, D, U)
+
+    _check(parameters, at_places, {"N", "D", "U", "R", *columns} & set(names), text)
+    terms = _linear(parameters, at_places, limits)
+    searched: dict[str, tuple[End, End]] = {one: limits.get(one, LIMITS) for one in parameters if one not in terms}
     return Formula(
-        text,
-        f"L = {body}",
+        name or text,
+        f"L = {body}" + "".join(f", {symbol} {spelled(column)}" for symbol, column in columns.items()),
         loss,
-        terms={name: _exponent_of(name, tree, searched) for name in terms if name != "E"},
+        terms={one: _exponent_of(one, tree, searched) for one in terms if one != "E"},
         exponents=searched,
         repeats=bool({"U", "R"} & set(names)),
         irreducible="E" in terms,
+        columns=columns,
+        axes=tuple(axis for axis, symbols in (("params", "N"), ("tokens", "DUR")) if set(symbols) & set(names)),
     )
 
 
@@ -109,16 +139,36 @@ def _tree(body: str, text: str) -> ast.expr:
     return tree
 
 
-def _limits(part: str, parameters, text: str) -> tuple[str, tuple[float, float]]:
+def _column(part: str, names, text: str) -> tuple[str, str]:
+    """(name in the formula, column of the table) of `W = weight-decay`."""
+    name, sign, column = (word.strip() for word in part.partition("="))
+    if not sign or not column or not name.isidentifier():
+        raise BadData(f"--form {text!r}: {part!r} is no limit, expected NAME in LOW:HIGH, and no column, expected NAME = COLUMN.")
+    if name in (*VARIABLES, *FUNCTIONS) or name not in names:
+        raise BadData(f"--form {text!r}: {part!r} names no free name of the formula ({', '.join(names)}).")
+    return name, column.lstrip("-").replace("-", "_")
+
+
+def _limits(part: str, parameters, columns, text: str) -> tuple[str, tuple[End, End]]:
     """(name, (low, high)) of `name in low:high`."""
     try:
         name, ends = (word.strip() for word in part.split(" in "))
-        low, high = map(float, ends.split(":"))
+        low, high = (_end(end, columns) for end in ends.split(":"))
     except ValueError:
         raise BadData(f"--form {text!r}: {part!r} is no limit, expected NAME in LOW:HIGH.") from None
-    if name not in parameters or not -math.inf < low < high < math.inf:
+    numbers = [end for end in (low, high) if not isinstance(end, str)]
+    if name not in parameters or not all(map(math.isfinite, numbers)) or len(numbers) == 2 and not numbers[0] < numbers[1]:
         raise BadData(f"--form {text!r}: {part!r} limits no parameter ({', '.join(parameters)}), or not from low to high.")
     return name, (low, high)
+
+
+def _end(text: str, columns) -> End:
+    found = DATA_END.fullmatch(text.strip())
+    if found is None:
+        return float(text)
+    if found[2] not in columns:
+        raise ValueError
+    return f"{found[1]}({found[2]})"
 
 
 def _value(node, at: Mapping[str, Any]):
@@ -150,10 +200,12 @@ def _power(base, exponent):
     return np.where(nothing, 0, np.where(nothing, 1, base) ** exponent)
 
 
-def _check(parameters, loss, names, text: str) -> None:
-    """Raises BadData where the formula has no variable, or a parameter without effect."""
-    if not {"N", "D"} & set(names):
-        raise BadData(f"--form {text!r}: no N and no D; a law is of {', '.join(VARIABLES)}.")
+def _check(parameters, loss, variables, text: str) -> None:
+    """Raises BadData where the formula has no variable, a parameter without effect, or more parameters than the loss shows."""
+    if not variables:
+        raise BadData(
+            f"--form {text!r}: no {', '.join(VARIABLES)} and no column of the table (NAME = COLUMN): a law is of these."
+        )
     at = {name: 0.3 + 0.1 * number for number, name in enumerate(parameters)}
     before = _tried(loss, at)
     if not np.isfinite(before).all():
@@ -161,6 +213,30 @@ def _check(parameters, loss, names, text: str) -> None:
     for name in parameters:
         if np.allclose(before, _tried(loss, at | {name: 1.7 * at[name]}), rtol=1e-13, atol=0):
             raise BadData(f"--form {text!r}: the parameter {name} changes nothing; leave it out.")
+    _check_redundant(parameters, loss, text)
+
+
+def _check_redundant(parameters, loss, text: str) -> None:
+    """Raises BadData where, at many places and two sets of values, parameters move the loss in fewer directions than they are."""
+    random = np.random.default_rng(0)
+    for _ in range(2):
+        at = {name: 0.3 + 0.5 * random.random() for name in parameters}
+        slopes = np.stack([_slope(loss, at, name) for name in parameters])
+        if not np.isfinite(slopes).all():
+            return  # at ordinary values it is a number, here not: the fit will say so
+        size = np.linalg.norm(slopes, axis=1, keepdims=True)
+        values, directions = np.linalg.svd((slopes / np.maximum(size, 1e-300)).T, full_matrices=True)[1:]
+        if len(values) == len(parameters) and values[-1] >= REDUNDANT * values[0]:
+            return
+    together = [name for name, share in zip(parameters, directions[-1]) if abs(share) > 0.05]
+    raise BadData(f"--form {text!r}: of the parameters {', '.join(together)} only a combination changes the loss; leave one out.")
+
+
+def _slope(loss, at, name: str) -> np.ndarray:
+    """The derivative of the loss by one parameter, at every combination of ANY_PLACES, exact by a complex step."""
+    moved = {**at, name: at[name] + 1j * TINY}
+    with np.errstate(all="ignore"):
+        return np.broadcast_to(np.imag(loss(moved, *ANY_PLACES)) / TINY, ANY_PLACES[0].shape).ravel()
 
 
 def _tried(loss, at) -> np.ndarray:

@@ -57,7 +57,8 @@ def fit_law(
     `residual`: mse-log its square, mse and mae the square and the size of L - loss. `weights`: equal; se, by the errors that rows
     state (`_stated_weights`); or [n].
 
-    form: the name of one of FORMS, a formula such as "E + A/N^alpha", or a form of your own. table: a Table, rows as dicts, or
+    form: the name of one of FORMS, a formula such as "E + A/N^alpha", or a form of your own; columns that it names are of the
+    table. table: a Table, rows as dicts, or
     columns {params, tokens, loss, unique_tokens?, flops?, run?, cluster?} of [n]; `cluster` [n] overrides its column. `starts`:
     "default", "grid" (as published), how many to draw, or theta [m, p] with terms at N = D = 1. `reduction` mean reports the same
     optimum: the solver does not depend on it. `holdout`: a condition such as "flops>=1e21", whose rows are predicted instead of
@@ -68,7 +69,7 @@ def fit_law(
     """
     law, observed = _form(form), observe(table, cluster)
     left_out, condition = held_out(holdout, observed)
-    rows, clusters = observed.rows(~left_out), relabelled(observed.cluster[~left_out])
+    rows, clusters = observed.rows(~left_out, law), relabelled(observed.cluster[~left_out])
     _check(law, rows, ci, reduction, observed.record["sources"])
     problem = _problem(law, rows, residual, delta)
     first = _starts(law, rows, starts, seed)
@@ -86,7 +87,7 @@ def fit_law(
     found = {
         **_optimum(problem, law, rows, ends, len(first), low < high, OBJECTIVES[residual].scale(problem.delta)),
         "residual_rms": float(np.sqrt(np.mean(off**2))),
-        "residuals": _residual_table(observed, law.predict(fitted, observed.columns), left_out),
+        "residuals": _residual_table(observed, law.predict(fitted, observed.of(law)), left_out, law),
         **_intervals(problem, law, rows, ends, first[0], low, high, clusters, num_resamples, ci, seed, chinchilla),
     }
     asked = {"form": law.name, "law_form": law, "delta": problem.delta, "reduction": reduction, "seed": seed}
@@ -115,7 +116,7 @@ def _record(asked: dict, found: dict, rows: Rows, clusters, observed: Observatio
         num_runs=int(clusters.max()) + 1,
         noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique),
         holdout=_holdout_error(found["residuals"], condition),
-        range=observed.range(~left_out),
+        range=observed.range(~left_out, asked["law_form"]),
         **observed.record,
     )
 
@@ -407,13 +408,13 @@ def _outside(law: Form, theta, low, high) -> np.ndarray:
 # ---- what else is reported
 
 
-def _residual_table(observed: Observations, predicted, left_out) -> list[dict]:
-    columns = observed.columns
+def _residual_table(observed: Observations, predicted, left_out, law: Form) -> list[dict]:
+    columns = observed.of(law)
     return [
         {
             "run": name,
             "cluster": str(observed.cluster[i]),
-            **{axis: float(columns[axis][i]) for axis in AXES},
+            **{axis: float(columns[axis][i]) for axis in (*AXES, *law.columns.values())},
             "predicted": float(predicted[i]),
             "residual": float(np.log(columns["loss"][i] / predicted[i])),
             "held_out": bool(left_out[i]),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
@@ -14,7 +15,7 @@ import scipy
 from megatron.errors import BadData
 from megatron.files import read_json, staged
 from megatron.rundir import fields
-from megatron.scaling.law.expression import is_formula, parse_form
+from megatron.scaling.law.expression import form_of_file, is_formula, parse_form
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.table.comparable import SAME_FOR_ALL
@@ -22,6 +23,7 @@ from megatron.scaling.table.json_record import json_text, versions
 
 SCHEMA_VERSION = 2
 KINDS: fields.Fields = {
+    "form_file": (fields.OBJECT, "", ""),
     **{name: (fields.TEXT, "", "") for name in ("form", "reduction", "ci_method", "residual_kind", "weights")},
     **{name: (fields.COUNT, "", "") for name in ("rows_used", "num_runs", "num_starts", "num_resamples", "failed_resamples")},
     **{name: (fields.NUMBER, "", "") for name in ("objective", "delta", "share_at_optimum", "condition", "residual_rms")},
@@ -31,6 +33,7 @@ KINDS: fields.Fields = {
 }
 LABELS = ("objective", "bound", *SAME_FOR_ALL)
 FAR = 10.0  # times beyond the data: a prediction there says so
+AXES = ("params", "tokens", "unique_tokens", "flops")  # of positive numbers
 RESIDUALS = ("run", "cluster", "params", "tokens", "unique_tokens", "flops", "loss", "predicted", "residual", "held_out")
 
 
@@ -97,6 +100,10 @@ class Fit:
         """The published parameters, in the order of the columns of `draws`."""
         return self.law_form.names
 
+    def given(self, values: Mapping[str, Any]) -> Fit:
+        """The fit whose law is asked at these values of the form's columns. Raises BadData for a column that it has not."""
+        return replace(self, law_form=self.law_form.given(values))
+
     @property
     def law(self):
         """The law with these parameters."""
@@ -129,6 +136,11 @@ class Fit:
         """A sentence for each quantity, numbers or arrays, that lies more than 10x beyond what was fitted."""
         asked = {"params": params, "tokens": tokens, "unique_tokens": unique, "flops": flops}
         found = []
+        for symbol, value in self.law_form.at.items():
+            column = self.law_form.columns[symbol]
+            low, high = self.range.get(column, [-np.inf, np.inf])
+            if not (np.min(value) >= low and np.max(value) <= high):
+                found.append(f"{column} lies outside of the {low:.3g} to {high:.3g} of the data: extrapolated.")
         for name, (low, high) in self.range.items():
             beyond = 1.0 if asked.get(name) is None else max(np.max(asked[name]) / high, low / np.min(asked[name]))
             if beyond > FAR:
@@ -142,6 +154,7 @@ def as_record(fit: Fit) -> dict:
         "schema_version": SCHEMA_VERSION,
         **vars(fit),
         "equation": fit.law_form.equation,
+        "form_file": fit.law_form.origin,
         "names": list(fit.names),
         "num_parameters": len(fit.law_form.solved) - len(fit.held),
         "residual": "ln loss - ln L",
@@ -158,7 +171,7 @@ def save_fit(fit: Fit, folder: str | Path) -> None:
         (stage / "fit.json").write_text(json_text(as_record(fit)) + "\n")
         (stage / "table.txt").write_text(as_text(fit))
         with open(stage / "residuals.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, RESIDUALS)
+            writer = csv.DictWriter(file, [*RESIDUALS, *fit.law_form.columns.values()])
             writer.writeheader()
             writer.writerows(fit.residuals)
 
@@ -174,8 +187,11 @@ def load_fit(path: str | Path, forms: Mapping[str, Form] = FORMS) -> Fit:
     params = _params(record, path)
     _check_shape(record, path)
     stated = record.get("form")
-    if stated is not None and stated not in forms and is_formula(stated):
-        forms = {**forms, stated: parse_form(stated)}
+    if stated is not None and stated not in forms:
+        if record.get("form_file"):
+            forms = {**forms, stated: form_of_file(record["form_file"], str(path))}
+        elif is_formula(stated):
+            forms = {**forms, stated: parse_form(stated)}
     if stated is not None and stated not in forms:
         raise BadData(f"{path}: the form {stated} is none of {', '.join(forms)}; fit again, or load it with that form.")
     form = forms[stated] if stated else _form_of(params, forms, path)
@@ -202,7 +218,7 @@ def _check_shape(record: dict, path: Path) -> None:
         for of, ends in _items(record, name):
             if not (isinstance(ends, list) and len(ends) == 2 and all(_is_number(end) or end is None for end in ends)):
                 faults.append(f"{name}.{of} is {fields.spell(ends)}")
-            elif name == "range" and not all(end is not None and end > 0 for end in ends):
+            elif name == "range" and of in AXES and not all(end is not None and end > 0 for end in ends):
                 faults.append(f"{name}.{of} is {ends}")
     stated = record.get("conventions") or {}
     faults += [

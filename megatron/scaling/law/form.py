@@ -7,8 +7,9 @@ depend on the exponents (corr(ln A, alpha) = 0.9993 uncentred): optima are reach
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,7 +52,8 @@ class Law(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Logarithms of params, tokens, unique tokens (<= tokens), FLOPs and loss, [n] each, and the centre of the data."""
+    """Logarithms of params, tokens, unique tokens (<= tokens), FLOPs and loss, [n] each, the centre of the data, and covariates
+    [n] as they are, under the names that the form gives them."""
 
     params: np.ndarray
     tokens: np.ndarray
@@ -59,10 +61,11 @@ class Rows:
     flops: np.ndarray
     loss: np.ndarray
     centre: dict[str, float]
+    covariates: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, params, tokens, unique, flops, loss) -> Rows:
-        """From positive numbers [n]; the centre is that of these rows."""
+    def of(cls, params, tokens, unique, flops, loss, covariates: Mapping[str, np.ndarray] | None = None) -> Rows:
+        """From positive numbers [n], covariates any; the centre is that of these rows."""
         params, tokens, unique, flops, loss = (np.log(np.float64(column)) for column in (params, tokens, unique, flops, loss))
         unique = np.minimum(unique, tokens)
         passes = np.expm1(tokens - unique)[tokens - unique > np.log(SINGLE)]
@@ -73,7 +76,8 @@ class Rows:
             "repeats": np.log(passes).mean() if len(passes) else 0.0,
             "ratio": (params - unique).mean(),
         }
-        return cls(params, tokens, unique, flops, loss, {name: float(value) for name, value in centre.items()})
+        centre = {name: float(value) for name, value in centre.items()}
+        return cls(params, tokens, unique, flops, loss, centre, dict(covariates or {}))
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -83,7 +87,9 @@ class Rows:
         params, tokens, unique, flops, loss = (
             column[chosen] for column in (self.params, self.tokens, self.unique, self.flops, self.loss)
         )
-        return Rows(params, tokens, unique, flops, loss, self.centre)
+        return Rows(
+            params, tokens, unique, flops, loss, self.centre, {name: column[chosen] for name, column in self.covariates.items()}
+        )
 
     @property
     def repeated(self) -> np.ndarray:
@@ -115,6 +121,9 @@ class Form:
     axes: tuple[str, ...] = ("params", "tokens")
     several_optima = False  # resamples scatter about more than one
     simpler: Form | None = None  # the form that this one extends: theta begins with its own
+    columns: Mapping[str, str] = {}  # names in the formula of columns of the table, other than N, D and U
+    at: Mapping[str, Any] = {}  # the values of these that its laws are asked at
+    origin: dict | None = None  # {"path", "sha256"} of the file that defines it
 
     @property
     def solved(self) -> tuple[str, ...]:
@@ -125,6 +134,17 @@ class Form:
     def repeats(self) -> bool:
         """Whether the loss depends on the unique tokens."""
         return "R_D" in self.names
+
+    def given(self, values: Mapping[str, Any]) -> Form:
+        """The form whose laws are asked at these values of its columns, by the name of either. Raises BadData."""
+        by_name = {name: symbol for symbol, column in self.columns.items() for name in (symbol, column)}
+        for name in values:
+            if name not in by_name:
+                known = f"takes {', '.join(self.columns.values())}" if self.columns else "is one of N, D and U alone"
+                raise BadData(f"--at {name}: the law {self.name} {known}.")
+        bound = copy(self)
+        bound.at = {**self.at, **{by_name[name]: value for name, value in values.items()}}
+        return bound
 
     def doubts(self, rows: Rows) -> list[str]:
         """What makes this form doubtful on such rows, a sentence each."""
@@ -182,7 +202,7 @@ class Form:
         return self.law_of({name: value for name, value in named.items() if name not in ("a", "b")})
 
     def predict(self, law: Law, columns: dict[str, np.ndarray]) -> np.ndarray:
-        """The loss [n] of rows with these columns [n] of params, tokens, unique_tokens and flops."""
+        """The loss [n] of rows with these columns [n] of params, tokens, unique_tokens, flops and those of the form."""
         return law.loss(*(columns[name] for name in ("params", "tokens", "unique_tokens")))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,14 @@ from scipy.optimize import nnls
 
 from megatron.errors import BadData
 from megatron.scaling.law.form import Form, Parameter, Rows, search_split
+from megatron.scaling.table.covariates import spelled
 
 TINY = 1e-30  # the complex step: its square is nothing to float64, so that the derivative is exact
 WIDEST = 300.0  # of the logarithm of a term's size at N = D = 1
 SCALE = 1e3  # ratio of limits from which a parameter is a scale
+INSIDE = 1e-3  # of the data's range: how near a parameter comes to the least or largest value of a column
 LEAST_TERM = 1e-3  # of the smallest loss, that every term has in a start
+End = float | str  # of limits
 Loss = Callable[[Mapping[str, Any], Any, Any, Any], Any]  # arrays, real or complex
 
 
@@ -26,17 +29,25 @@ class FormulaLaw:
 
     formula: Loss
     fields: dict
+    columns: Mapping[str, str] = field(default_factory=dict)
+    at: Mapping[str, Any] = field(default_factory=dict)
 
     exponents = None
 
     def loss(self, params, tokens, unique=None):
-        """L(N, D, U); without U no token is seen twice."""
+        """L(N, D, U) at the values `at` of the form's columns; without U no token is seen twice. Raises BadData."""
+        missing = [spelled(column) for symbol, column in self.columns.items() if symbol not in self.at]
+        if missing:
+            raise BadData(
+                f"this law is also one of {', '.join(missing)}: predict --at {missing[0]}=VALUE says where it is asked."
+            )
         unique = np.minimum(np.float64(tokens if unique is None else unique), tokens)
-        return self.formula(self.fields, np.float64(params), np.float64(tokens), unique)
+        return self.formula({**self.fields, **self.at}, np.float64(params), np.float64(tokens), unique)
 
     def optimum(self, flops, unique=None):
         """(N*, D*) of least loss under 6 N D = C, by search."""
-        shape = np.broadcast_shapes(*map(np.shape, (flops, *([] if unique is None else [unique]), *self.fields.values())))
+        values = [*self.fields.values(), *self.at.values()]
+        shape = np.broadcast_shapes(*map(np.shape, (flops, *([] if unique is None else [unique]), *values)))
         return search_split(lambda params, tokens: self.loss(params, tokens, unique), flops, shape)
 
     def optimal_loss(self, flops, unique=None):
@@ -49,9 +60,11 @@ class Formula(Form):
     """A form L = `loss(p, N, D, U)` of parameters p[name], parameters N, tokens seen D and unique tokens U <= D, arrays that
     broadcast. `loss` uses what complex numbers know (+ - * / **, exp, log, expm1): no minimum, no absolute value.
 
-    `exponents`: name -> (low, high) that each lies in, a scale in logarithms where these are a thousandfold apart. `terms`: name
-    -> the exponent that the term follows (None: none); the loss is linear in every term and in E, which is the irreducible loss
-    (`irreducible`: whether the law has one). `steps`: exponents that a fit starts from.
+    `exponents`: name -> (low, high) that each lies in, a scale in logarithms where these are a thousandfold apart; an end
+    "min(X)" or "max(X)" is the least or largest value of the column X in the data. `terms`: name -> the exponent that the term
+    follows (None: none); the loss is linear in every term and in E, which is the irreducible loss (`irreducible`: whether the law
+    has one). `steps`: exponents that a fit starts from. `columns`: name -> the column of the table that p[name] is, as
+    {"W": "weight_decay"}. `axes`: of params and tokens, those that it is a law of.
     """
 
     def __init__(
@@ -60,15 +73,22 @@ class Formula(Form):
         equation: str,
         loss: Loss,
         terms: Mapping[str, str | None],
-        exponents: Mapping[str, tuple[float, float]],
+        exponents: Mapping[str, tuple[End, End]],
         steps: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0),
         repeats: bool = False,
         irreducible: bool = True,
+        columns: Mapping[str, str] | None = None,
+        axes: tuple[str, ...] = Form.axes,
     ):
         self.name, self.equation, self.formula, self.steps, self.of_unique = name, equation, loss, steps, repeats
         self.irreducible = irreducible
         self.limits = dict(exponents)
-        self.scales = {name for name, (low, high) in exponents.items() if low > 0 and high > SCALE * low}
+        self.columns, self.axes = dict(columns or {}), axes
+        self.scales = {
+            name
+            for name, (low, high) in exponents.items()
+            if not isinstance(low, str) and not isinstance(high, str) and low > 0 and high > SCALE * low
+        }
         self.parameters = (
             *(Parameter(term, exponent=exponent) for term, exponent in terms.items()),
             *([Parameter("E", linear=True)] if irreducible else []),
@@ -92,18 +112,31 @@ class Formula(Form):
         low, high = rows.term_bounds
         terms = [(low - WIDEST, high + WIDEST)] * (self.num_linear - self.irreducible)
         rest = [rows.irreducible_bounds] if self.irreducible else []
-        searched = [np.log(ends) if name in self.scales else ends for name, ends in self.limits.items()]
+        searched = [np.log(ends) if name in self.scales else ends for name, ends in self._limits(rows).items()]
         return np.array([*terms, *rest, *searched])
+
+    def _limits(self, rows: Rows) -> dict[str, tuple[float, float]]:
+        """Where each searched parameter may lie on these rows."""
+        return {name: (self._end(low, rows), self._end(high, rows)) for name, (low, high) in self.limits.items()}
+
+    def _end(self, end: End, rows: Rows) -> float:
+        if not isinstance(end, str):
+            return end
+        column = rows.covariates[end[4:-1]]
+        inside = INSIDE * float(np.ptp(column))
+        return float(column.min()) - inside if end.startswith("min") else float(column.max()) + inside
 
     def starts(self, rows: Rows) -> np.ndarray:
         """For every combination of exponents E and the terms by non-negative least squares of the relative error (VPNLS)."""
-        choices = [self._choices(name, *ends) for name, ends in self.limits.items()]
+        choices = [self._choices(name, *ends) for name, ends in self._limits(rows).items()]
         return np.array([[*self._project(rows, at), *self._solved(at)] for at in itertools.product(*choices)])
 
     def _choices(self, name: str, low: float, high: float) -> list[float]:
         """Where a searched parameter starts."""
         if name in self.scales:
             return np.geomspace(low, high, len(self.steps) + 2)[1:-1].tolist()
+        if any(isinstance(end, str) for end in self.limits[name]):
+            return (low + (high - low) * np.array([0.1, 0.5, 0.9])).tolist()
         return [x for x in self.steps if low <= x <= high] or [(low + high) / 2]
 
     def _solved(self, at) -> list[float]:
@@ -113,7 +146,11 @@ class Formula(Form):
         return self.law_of(self._fields(np.moveaxis(theta, -1, 0)))
 
     def law_of(self, fields) -> FormulaLaw:
-        return FormulaLaw(self.formula, dict(fields))
+        return FormulaLaw(self.formula, dict(fields), self.columns, self.at)
+
+    def predict(self, law: FormulaLaw, columns) -> np.ndarray:  # type: ignore[override]
+        at = {symbol: columns[column] for symbol, column in self.columns.items()}
+        return replace(law, at=at).loss(*(columns[name] for name in ("params", "tokens", "unique_tokens")))
 
     def values(self, theta, rows: Rows) -> np.ndarray:
         return np.stack(list(self._fields(np.moveaxis(theta, -1, 0)).values()), axis=-1)
@@ -136,7 +173,7 @@ class Formula(Form):
     def _at(self, theta, rows: Rows):
         """The loss [..., n] at theta [..., p], real or complex."""
         fields = self._fields(np.moveaxis(theta, -1, 0)[..., None])
-        return self.formula(fields, *(np.exp(axis) for axis in (rows.params, rows.tokens, rows.unique)))
+        return self.formula({**fields, **rows.covariates}, *(np.exp(axis) for axis in (rows.params, rows.tokens, rows.unique)))
 
     def _project(self, rows: Rows, exponents) -> list[float]:
         """ln of the terms, and E, of least squared relative error at these exponents. Raises BadData where L is not linear."""
@@ -146,7 +183,7 @@ class Formula(Form):
         axes = [np.exp(axis) for axis in (rows.params, rows.tokens, rows.unique)]
 
         def at(sizes):
-            return self.formula(dict(zip(self.solved, [*sizes, *exponents])), *axes) * np.ones_like(loss)
+            return self.formula({**dict(zip(self.solved, [*sizes, *exponents])), **rows.covariates}, *axes) * np.ones_like(loss)
 
         unit = np.eye(self.num_linear)
         rest = at(np.zeros(self.num_linear))  # what no such term multiplies

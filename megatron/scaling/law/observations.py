@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron.errors import BadData
-from megatron.scaling.law.form import Rows
+from megatron.scaling.law.form import Form, Rows
 from megatron.scaling.table.comparable import SAME_FOR_ALL
 from megatron.scaling.table.covariates import FLAGS, is_stated
 from megatron.scaling.table.table import COMPARE, parse_condition
@@ -28,15 +28,33 @@ class Observations:
     others: dict  # any further columns, for --holdout
     record: dict  # rows_dropped, sources, choices, conventions of a Fit
 
-    def rows(self, chosen) -> Rows:
-        """The chosen rows (a mask) as logarithms."""
-        return Rows.of(*(self.columns[name][chosen] for name in AXES))
+    def rows(self, chosen, form: Form) -> Rows:
+        """The chosen rows (a mask) as logarithms, with the form's columns. Raises BadData."""
+        columns = self.of(form)
+        covariates = {symbol: columns[column][chosen] for symbol, column in form.columns.items()}
+        params, tokens, unique, flops, loss = (columns[name][chosen] for name in AXES)
+        return Rows.of(params, tokens, unique, flops, loss, covariates)
 
-    def range(self, chosen) -> dict[str, list[float]]:
-        """Least and largest value of each axis among the chosen rows."""
+    def of(self, form: Form) -> dict[str, np.ndarray]:
+        """The axes and the columns [n] that this form is a law of. Raises BadData for a column without numbers."""
+        return self.columns | {column: self.numbers(column, f" for the form {form.name!r}") for column in form.columns.values()}
+
+    def numbers(self, column: str, what_for: str = "") -> np.ndarray:
+        """An axis, or any other column of numbers, [n]. Raises BadData."""
+        if column in self.columns:
+            return self.columns[column]
+        if column not in self.others:
+            raise BadData(f"no column {column}{what_for}; name yours with --map {column}=COLUMN.")
+        for name, value in zip(self.names, self.others[column]):
+            if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not np.isfinite(value):
+                raise BadData(f"column {column}, run {name}: found {value!r}, expected a number{what_for}.")
+        return np.asarray(self.others[column], np.float64)
+
+    def range(self, chosen, form: Form) -> dict[str, list[float]]:
+        """Least and largest value of each axis, and column of the form, among the chosen rows."""
         return {
             name: [float(column[chosen].min()), float(column[chosen].max())]
-            for name, column in self.columns.items()
+            for name, column in self.of(form).items()
             if name != "loss"
         }
 

@@ -49,7 +49,7 @@ class Places:
 
     @classmethod
     def of(cls, rows: Sequence[dict]) -> Places:
-        axes = [_levels(np.log([row[name] for row in rows])) for name in ("params", "tokens", "unique_tokens")]
+        axes = [levels(np.log([row[name] for row in rows])) for name in ("params", "tokens", "unique_tokens")]
         objective = np.unique([row["objective"] for row in rows], return_inverse=True)[1]
         return cls(np.unique(np.stack([objective.ravel(), *axes]), axis=1, return_inverse=True)[1].ravel())
 
@@ -169,9 +169,10 @@ def column_of(flag: str, rows: Sequence[dict]) -> str:
     if len(values) > 1 or name not in FLAGS and values != {"None"}:
         return name
     if name in (*declared(), "batch_size"):
-        raise BadData(f"--by, --best-of or --of {flag}: the runs do not differ in it; leave it out.")
+        raise BadData(f"--by, --best-of, --of or --form with {flag}: the runs do not differ in it; leave it out.")
     varied = [spelled(one) for one in FLAGS if len(_values(rows, one)) > 1]
-    raise BadData(f"--by, --best-of or --of {flag}: no such flag or column; the runs differ in {', '.join(varied) or 'no flag'}.")
+    differ = ", ".join(varied) or "no flag"
+    raise BadData(f"--by, --best-of, --of or --form with {flag}: no such flag or column; the runs differ in {differ}.")
 
 
 def split_by(rows: Sequence[dict], flags: Sequence[str]) -> None:
@@ -259,7 +260,7 @@ def _scatter(rows: list[dict], setting: Callable) -> tuple[float | None, str]:
     return float(np.sqrt(np.mean(np.square(stated)))), "stated errors of the evaluation alone"
 
 
-def _levels(ln_values: np.ndarray) -> np.ndarray:
+def levels(ln_values: np.ndarray) -> np.ndarray:
     """Numbers of groups of values [n] without a gap above SAME."""
     order = np.argsort(ln_values, kind="stable")
     level = np.zeros(len(order), int)

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from megatron.catalogue import OBJECTIVES
 
 NAMES = {name: known.label for name, known in OBJECTIVES.items()}
-BOUNDS = {"exact": "exact NLL", "bound": "upper bound", "lower bound": "lower bound", "denoising": "denoising loss"}
+BOUNDS = {
+    "exact": "exact NLL",
+    "bound": "upper bound",
+    "lower bound": "lower bound",
+    "denoising": "denoising loss",
+    "accuracy": "-ln of accuracy above chance",
+}
 
 
 def kind_of(row: Mapping) -> str:

@@ -25,6 +25,7 @@ from megatron.rundir.folders import read_file
 from megatron.rundir.names import CONFIG, FACTS
 from megatron.scaling.table.comparable import check_comparable
 from megatron.scaling.table.covariates import choose_best, column_of, read_covariates, spelled, split_by, spread
+from megatron.scaling.table.downstream import by_accuracy
 from megatron.scaling.table.plausible import check_plausible
 from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
 from megatron.scaling.table.scores import by_score, score_of
@@ -136,6 +137,9 @@ def read_table(
     group_by: str = "run",
     by: Sequence[str] = (),
     best_of: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    accuracy: str | None = None,
+    chance: float = 0.0,
 ) -> Table:
     """Read tables, run directories and folders of them into one Table.
 
@@ -146,7 +150,8 @@ def read_table(
     stands), total, non-embedding, with-head, published or a column. `flops`: column (6ND where there is none), 6nd, exact,
     exact-skipped-head or a column. `group_by`: the column whose equal values are one cluster. `by`: flags of training whose
     every combination of values becomes an objective of its own. `best_of`: flags of which only the best setting stays at each
-    objective, N, D and U. `allow`: differences to fit across, of LINTS or flags of training.
+    objective, N, D and U. `columns`: those that the form is a law of, so that runs may differ in them. `accuracy`: the loss is
+    -ln of this column's share above `chance` (`by_accuracy`). `allow`: differences to fit across, of LINTS or flags of training.
 
     Raises MissingInput for paths that hold nothing, BadData with file and line for what no law can have (a loss of 0, NaN
     or nothing, unless `drop` or `drop_unfinished` leaves it out), Mismatch for rows that may not be compared (`lint`).
@@ -154,6 +159,9 @@ def read_table(
     if score and loss != "final":
         raise BadData(f"--score {score} --loss {loss}: a score is of the run's last step; leave out --loss")
     rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss, score and read_score(score).text)
+    if accuracy is not None:
+        rows, left_out = by_accuracy(rows, accuracy, chance)
+        dropped += left_out
     varied = spread(rows)
     if dropped and not rows:
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
@@ -166,7 +174,7 @@ def read_table(
             f"{sources[0]['path'] if sources else 'the table'}: no row is left of {len(dropped) + len(left_out)} "
             f"({_reasons(dropped + left_out)}); wait for the runs to end, or drop less."
         )
-    told = {spelled(column_of(flag, rows)) for flag in (*by, *best_of)}
+    told = {spelled(column_of(flag, rows)) for flag in (*by, *best_of, *columns)}
     split_by(rows, by)
     if best_of:
         rows, gave_way, on_error = choose_best(rows, best_of)
@@ -178,7 +186,8 @@ def read_table(
     choices: dict = {"loss": loss, "score": score, "unit": unit, "params": params, "flops": flops}
     choices |= {"map": dict(mapping or {}), "drop": list(drop)}
     choices |= {"drop_unfinished": drop_unfinished, "allow": list(allow), "group_by": group_by}
-    choices |= {"by": list(by), "best_of": list(best_of), "varied": varied}
+    choices |= {"accuracy": None if accuracy is None else {"column": accuracy, "chance": chance}}
+    choices |= {"by": list(by), "best_of": list(best_of), "columns": list(columns), "varied": varied}
     return Table(rows, dropped + left_out, sources, choices, warnings + said)
 
 

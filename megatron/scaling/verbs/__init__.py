@@ -93,6 +93,14 @@ def table_arguments(parser: argparse.ArgumentParser, paths: bool = True, score: 
             metavar="NAME",
             help="the loss is this score of tools/evaluate.py likelihood, as korder:16 or rule:confidence; of AR runs exact",
         )
+    group.add_argument(
+        "--accuracy",
+        metavar="COLUMN",
+        help="the loss is -ln of this accuracy's share above --chance, as task-NAME/accuracy (arXiv:2512.08894)",
+    )
+    group.add_argument(
+        "--chance", type=_share, default=0.0, metavar="G", help="of --accuracy: that of guessing, as 0.25 (default: 0)"
+    )
     group.add_argument("--unit", choices=("nats", "bits-per-byte"), default="nats", help="of the loss")
     group.add_argument(
         "--params",
@@ -132,8 +140,8 @@ def pooling_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def load_table(args: argparse.Namespace, paths: Iterable[str | Path] | None = None, lint: bool = True) -> Table:
-    """The Table that the flags of `table_arguments` describe. Raises as `read_table`."""
+def load_table(args: argparse.Namespace, paths: Iterable[str | Path] | None = None, lint: bool = True, columns=()) -> Table:
+    """The Table that the flags of `table_arguments` describe; `columns` are those of a form. Raises as `read_table`."""
     mapping = {new: old for item in args.map for new, old in item.items()}
     allow = [name for item in args.allow for name in item]
     return read_table(
@@ -151,6 +159,9 @@ def load_table(args: argparse.Namespace, paths: Iterable[str | Path] | None = No
         group_by=args.group_by,
         by=args.by,
         best_of=args.best_of,
+        columns=columns,
+        accuracy=args.accuracy,
+        chance=args.chance,
     )
 
 
@@ -171,6 +182,17 @@ def _lints(text: str) -> list[str]:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _share(text: str) -> float:
+    """A flag's value from 0 to below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an accuracy from 0 to below 1")
+    return value
 
 
 def positive(text: str) -> float:

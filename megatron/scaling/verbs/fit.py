@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from megatron.errors import Refusal
@@ -18,6 +19,7 @@ from megatron.scaling.law.fitted import OBJECTIVES, as_record, parameter_lines, 
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.show.screen import interval, say, show, show_pair, show_record
+from megatron.scaling.table.downstream import OTHER, beside
 from megatron.scaling.table.labels import file_name
 from megatron.scaling.verbs import Answer, json_argument, load_table, positive, table_arguments
 
@@ -28,6 +30,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
     table_arguments(parser)
     fit_arguments(parser)
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        metavar="TABLE",
+        help="runs whose loss at the same N, D and U is the column other_loss, as --form loss-to-loss takes it",
+    )
     parser.add_argument("--out", metavar="DIR", help="folder for fit.json, residuals.csv and table.txt")
     json_argument(parser)
 
@@ -37,22 +45,13 @@ def fit_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the fit")
     group.add_argument(
         "--form",
-        type=_form,
+        type=read_form_argument,
         default="chinchilla",
         metavar="FORM",
         help=f"{', '.join(FORMS)}; a formula of N, D, U and R = D/U - 1, as 'E + A/N^alpha + B/D^beta; alpha in 0.1:1'; "
         "or a Python file that defines FORM",
     )
-    group.add_argument("--delta", type=positive, default=1e-3, help="of the Huber loss, in units of ln L")
-    group.add_argument(
-        "--residual",
-        choices=OBJECTIVES,
-        default="huber-log",
-        help="what is summed: Huber of ln L, its square, or square or size of L itself",
-    )
-    group.add_argument(
-        "--weights", choices=WEIGHTS, default="equal", help="se: rows count by the error they state (loss_se, loss_se_noise)"
-    )
+    objective_arguments(group)
     group.add_argument("--reduction", choices=("sum", "mean"), default="sum", help="on record; the optimum is the same")
     group.add_argument(
         "--starts",
@@ -71,6 +70,20 @@ def fit_arguments(parser: argparse.ArgumentParser) -> None:
         help="two stages: hold this part of a data-constrained form (default: fit everything jointly)",
     )
     group.add_argument("--seed", type=int, default=0)
+
+
+def objective_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add the flags that say what a fit minimises."""
+    group.add_argument("--delta", type=positive, default=1e-3, help="of the Huber loss, in units of ln L")
+    group.add_argument(
+        "--residual",
+        choices=OBJECTIVES,
+        default="huber-log",
+        help="what is summed: Huber of ln L, its square, or square or size of L itself",
+    )
+    group.add_argument(
+        "--weights", choices=WEIGHTS, default="equal", help="se: rows count by the error they state (loss_se, loss_se_noise)"
+    )
 
 
 def fit_from(args: argparse.Namespace, table) -> Fit:
@@ -96,7 +109,12 @@ def fit_from(args: argparse.Namespace, table) -> Fit:
 
 def command(args: argparse.Namespace) -> Answer:
     """Fit, print, write."""
-    table = load_table(args)
+    columns = list(args.form.columns.values())
+    table = load_table(args, columns=[column for column in columns if not (args.beside and column == OTHER)])
+    if args.beside:
+        other = load_table(args, args.beside)
+        rows, left_out = beside(table.rows, other.rows)
+        table = replace(table, rows=rows, dropped=table.dropped + left_out, sources=table.sources + other.sources)
     fits = {objective: fit_from(args, table.only(objective)) for objective in table.objectives}
     written = []
     for objective, fit in fits.items():
@@ -157,7 +175,8 @@ def _show_trends(lines: list[dict]) -> None:
     )
 
 
-def _form(text: str) -> Form:
+def read_form_argument(text: str) -> Form:
+    """A word of --form."""
     try:
         return read_form(text, FORMS)
     except Refusal as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron.flags import ConfigError
 from megatron.scaling.answers.critical import check_fits_comparable
 from megatron.scaling.answers.ledger import enter
-from megatron.scaling.answers.predict import compare_at_budget, in_words, predict_run, read_laws
+from megatron.scaling.answers.predict import compare_at_budget, in_words, predict_run, read_fits, read_laws
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.comparable import LINTS
 from megatron.scaling.table.table import Table
@@ -28,6 +28,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", type=positive, metavar="N")
     parser.add_argument("--tokens", type=positive, metavar="D", help="tokens seen")
     parser.add_argument("--unique-tokens", type=positive, metavar="U", help="default: no token is seen twice")
+    parser.add_argument(
+        "--at",
+        type=_value,
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="of a law of a further column, as weight-decay=0.1",
+    )
+    parser.add_argument(
+        "--then",
+        nargs="+",
+        default=[],
+        metavar="FIT",
+        help="laws of the loss, as --form accuracy and loss-to-loss fit: what they say of the loss that is predicted",
+    )
     parser.add_argument(
         "--allow",
         nargs="+",
@@ -50,10 +65,15 @@ def command(args: argparse.Namespace) -> Answer:
     if args.run and not args.ledger:
         raise ConfigError(["--run names the run of a ledger's prediction: give --ledger too."])
     fits, sources = read_laws(args.fits)
-    named = _named(fits, [_as_given(source["path"], args.fits) for source in sources])
+    laws, more = read_fits(args.then)
+    fits, laws = _asked_at(fits, laws, dict(args.at))
+    then = {_as_given(source["path"], args.then): law for law, source in zip(laws, more)}
+    sources += more
+    named = _named(fits, [_as_given(source["path"], args.fits) for source in sources[: len(fits)]])
     if len(named) > 1:
         check_fits_comparable(named, args.allow)
-    found = [predict_run(fit, label, args.flops, args.params, args.tokens, args.unique_tokens) for label, fit in named.items()]
+    place = args.flops, args.params, args.tokens, args.unique_tokens
+    found = [predict_run(fit, label, *place, then=then) for label, fit in named.items()]
     optimal = args.params is None and args.tokens is None
     verdict = compare_at_budget(named, args.flops, args.unique_tokens) if optimal and len(named) > 1 else None
     answer = in_words(found, verdict)
@@ -63,6 +83,30 @@ def command(args: argparse.Namespace) -> Answer:
         say(f"wrote {args.ledger}")
     record = {"predictions": found, "verdict": verdict, "answer": answer}
     return conclude(args, "predict.json", record, Table([fits[0].conventions], sources=sources))
+
+
+def _asked_at(fits: list, laws: list, values: dict) -> tuple[list, list]:
+    """Both, each at the values of its own columns. Raises ConfigError for a column that none has."""
+    known = {name for fit in (*fits, *laws) for pair in fit.law_form.columns.items() for name in pair}
+    faults = [
+        f"--at {name}: the laws are of {', '.join(sorted(known)) or 'N, D and U alone'}." for name in values if name not in known
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+    def own(fit):
+        names = {name for pair in fit.law_form.columns.items() for name in pair}
+        return fit.given({name: value for name, value in values.items() if name in names})
+
+    return [own(fit) for fit in fits], [own(fit) for fit in laws]
+
+
+def _value(text: str) -> tuple[str, float]:
+    name, sign, value = text.partition("=")
+    try:
+        return name.strip().lstrip("-").replace("-", "_"), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected COLUMN=VALUE, as weight-decay=0.1") from None
 
 
 def _as_given(file: str, given: list[str]) -> str:
@@ -81,6 +125,10 @@ def _named(fits: list, paths: list[str]) -> dict:
         else path: fit
         for fit, path, objective in zip(fits, paths, objectives)
     }
+
+
+def _further(one: dict) -> str:
+    return f"{one['of']} -> {one['value']:.4f} [{interval(one['ci'], '.4f')}]"
 
 
 def _show(found: list[dict], answer: str) -> None:
@@ -102,5 +150,10 @@ def _show(found: list[dict], answer: str) -> None:
         rows,
     )
     say(answer)
-    for warning in (warning for one in found for warning in one["warnings"]):
+    for one in found:
+        if one["accuracy"]:
+            say(f"{one['label']}: {_further(one['accuracy'])}, of chance {one['accuracy']['chance']:g}")
+        for after in one["then"]:
+            say(f"{one['label']}: by {after['label']} ({after['form']}) {_further(after)}")
+    for warning in (warning for one in found for part in (one, *one["then"]) for warning in part["warnings"]):
         say(f"warning: {warning}")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megatron.errors import BadData
+from megatron.errors import BadData, MissingInput
 from megatron.scaling.law.expression import parse_form, read_form
 from megatron.scaling.law.fit import fit_law, load_fit, save_fit
 from megatron.scaling.law.forms import FORMS
@@ -46,7 +46,12 @@ def test_what_is_linear_is_a_term_and_the_rest_is_searched():
     [
         ("E + A/N^", "does not parse"),
         ("E + A/N^alpha + Q - Q", "the parameter Q changes nothing"),
-        ("E + A/K^alpha", "no N and no D"),
+        ("E + A/K^alpha", "no N, D, U, R and no column"),
+        ("E + A/N^alpha + A/B*D^beta/C", "of the parameters B, C only a combination"),
+        ("E + A*(B/N)^alpha", "of the parameters A, B only a combination"),
+        ("E + A/W^alpha; weight-decay", "no column, expected NAME = COLUMN"),
+        ("E + A/W^alpha; K = members", "names no free name"),
+        ("E + A*(W - M)^alpha; M in 0:min(X); W = loss_of_ar", "is no limit"),
         ("E + A/N^alpha + open('x')", "none of"),
         ("E + A/N.real", "none of"),
         ("E + A/N^alpha if N else 1", "none of"),
@@ -66,9 +71,44 @@ def test_a_python_file_may_define_one(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from megatron.scaling.law.expression import parse_form\nFORM = parse_form('E + A/N^alpha')\n")
     assert read_form(str(path), FORMS).names == ("A", "E", "alpha")
+    columns = {name: column for name, column in table().items() if name != "unique_tokens"}
+    fit = fit_law(columns, read_form(str(path), FORMS), num_resamples=0)
+    save_fit(fit, tmp_path / "fit")
+    assert load_fit(tmp_path / "fit").predict(1e9, 1e10) == fit.predict(1e9, 1e10)
+    named = path.read_text()
+    path.write_text(named + "# another file now\n")
+    with pytest.raises(BadData, match="sha256"):
+        load_fit(tmp_path / "fit")
+    path.unlink()
+    with pytest.raises(MissingInput, match="put that file back"):
+        load_fit(tmp_path / "fit")
     path.write_text("FORM = 3\n")
     with pytest.raises(BadData, match="FORM is int"):
         read_form(str(path), FORMS)
     path.write_text("1 / 0\n")
     with pytest.raises(BadData, match="ZeroDivisionError"):
         read_form(str(path), FORMS)
+
+
+def test_columns_of_the_table_are_variables_and_a_law_is_asked_at_their_values(tmp_path):
+    N, W, epochs = (x.ravel() for x in np.meshgrid([5e7, 3e8, 1e9], [0.1, 0.3, 1.0], [1, 4, 30, 100]))
+    p = {"E": 1.7, "A": 300.0, "P": 2e-3, "alpha": 0.34, "phi": 0.5}
+    loss = p["E"] + p["A"] / N ** p["alpha"] + p["P"] * (epochs - 1.0) / W ** p["phi"]
+    columns = {"params": N, "tokens": 1e9 * epochs, "unique_tokens": np.full_like(N, 1e9), "loss": loss, "weight_decay": W}
+    fit = fit_law(columns, "E + A/N^alpha + P*R/W^phi; W = weight-decay", num_resamples=0)
+    assert fit.params == pytest.approx(p, rel=1e-3) and fit.range["weight_decay"] == [0.1, 1.0]
+    save_fit(fit, tmp_path)
+    again = load_fit(tmp_path)
+    with pytest.raises(BadData, match="predict --at weight-decay"):
+        again.predict(1e9, 4e10, 1e9)
+    asked = again.given({"weight_decay": 0.3})
+    assert asked.predict(1e9, 4e9, 1e9) == pytest.approx(loss[(N == 1e9) & (W == 0.3) & (epochs == 4)][0], rel=1e-4)
+    assert not asked.extrapolation() and "weight_decay lies outside" in again.given({"W": 3.0}).extrapolation()[0]
+    with pytest.raises(BadData, match="--at dropout"):
+        again.given({"dropout": 0.1})
+    for column, said in ((None, "no column weight_decay"), (["none", *W[1:]], "found 'none', expected a number")):
+        with pytest.raises(BadData, match=said):
+            fit_law(
+                columns | {"weight_decay": column} if column else {k: v for k, v in columns.items() if k != "weight_decay"},
+                asked.form,
+            )

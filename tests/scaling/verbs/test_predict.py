@@ -82,3 +82,55 @@ def test_fits_that_may_not_be_compared_are_refused(fits, tmp_path, capsys):
 def test_beyond_the_data_is_a_warning(fits, capsys):
     assert main(["predict", fits[0], "--flops", "1e25"]) == 0
     assert "1e+04x beyond" in capsys.readouterr().out
+
+
+def test_laws_of_further_columns_are_asked_at_values_and_laws_of_the_loss_follow(tmp_path, capsys):
+    N, D, W = (x.ravel() for x in np.meshgrid([1e7, 1e8, 1e9], [1e9, 1e10, 1e11], [0.1, 1.0]))
+    loss = 1.5 + 200 / N**0.3 + 900 / D**0.35 + 0.05 / W**0.5
+    accuracy = 0.25 + 0.7 / (1 + np.exp(6 * (loss - 2.6)))
+    rows = zip([f"r{i}" for i in range(len(N))], N, D, loss, W, accuracy)
+    (tmp_path / "t.csv").write_text(
+        "run,params,tokens,loss,weight_decay,acc\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    )
+    form = "E + A/N^alpha + B/D^beta + G/W^phi; W = weight-decay"
+    fits, table = [str(tmp_path / "loss"), str(tmp_path / "accuracy")], str(tmp_path / "t.csv")
+    assert main(["fit", table, "--bootstrap", "20", "--out", fits[0]]) == 78  # the runs differ in weight decay
+    assert main(["fit", table, "--form", form, "--bootstrap", "20", "--out", fits[0]]) == 0
+    steps = ["--form", "accuracy", "--map", "task_loss=loss,loss=acc", "--residual", "mse", "--allow", "weight-decay"]
+    assert main(["fit", table, *steps, "--bootstrap", "20", "--out", fits[1]]) == 0
+    capsys.readouterr()
+    asked = ["predict", fits[0], "--params", "1e9", "--tokens", "1e12"]
+    assert main([*asked, "--at", "weight-decay=0.3", "--then", fits[1], "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["predictions"]
+    true = 1.5 + 200 / 1e9**0.3 + 900 / 1e12**0.35 + 0.05 / 0.3**0.5
+    assert found["loss"] == pytest.approx(true, abs=2e-3) and found["accuracy"] is None
+    assert found["then"][0]["value"] == pytest.approx(0.25 + 0.7 / (1 + np.exp(6 * (true - 2.6))), abs=2e-3)
+    assert found["then"][0]["ci"][0] <= found["then"][0]["value"] <= found["then"][0]["ci"][1]
+    for more, said in (([], "predict --at weight-decay"), (["--at", "width=1"], "--at width: the laws are of")):
+        assert main([*asked, *more]) in (2, 65) and said in capsys.readouterr().err
+    assert main([*asked, "--at", "W=0.3", "--then", fits[0]]) == 65 and "expected a law of one column" in capsys.readouterr().err
+
+
+def test_a_direct_law_of_accuracy_predicts_accuracy(tmp_path, capsys):
+    C = np.geomspace(1e18, 1e21, 8)
+    acc = 0.25 + 0.75 * np.exp(-((3e17 / C) ** 0.1))  # -ln Q = (3e17 / C)^0.1
+    rows = zip(np.sqrt(C / 120), 20 * np.sqrt(C / 120), C, acc)
+    (tmp_path / "t.csv").write_text("params,tokens,flops,acc\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    argv = [
+        "fit",
+        str(tmp_path / "t.csv"),
+        "--accuracy",
+        "acc",
+        "--chance",
+        "0.25",
+        "--form",
+        "kaplan-flops",
+        "--bootstrap",
+        "20",
+    ]
+    assert main([*argv, "--out", str(tmp_path / "fit")]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "fit"), "--params", "1e10", "--tokens", "2e11", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["predictions"][0]["accuracy"]
+    assert found["value"] == pytest.approx(0.25 + 0.75 * np.exp(-((3e17 / 1.2e22) ** 0.1)), abs=1e-3)
+    assert found["ci"][0] <= found["value"] + 1e-9 and found["of"] == "acc"
