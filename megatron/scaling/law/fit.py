@@ -57,9 +57,9 @@ def fit_law(
     `residual`: mse-log its square, mse and mae the square and the size of L - loss. `weights`: equal; se, by the errors that rows
     state (`_stated_weights`); or [n].
 
-    form: the name of one of FORMS, a formula such as "E + A/N^alpha", or a form of your own; columns that it names are of the
-    table. table: a Table, rows as dicts, or
-    columns {params, tokens, loss, unique_tokens?, flops?, run?, cluster?} of [n]; `cluster` [n] overrides its column. `starts`:
+    form: the name of one of FORMS, a formula such as "E + A/N^alpha", or a form of your own. table: a Table, rows as dicts, or
+    columns {params, tokens, loss, unique_tokens?, flops?, run?, cluster?} of [n], and those that the form is a law of; `cluster`
+    [n] overrides its column. `starts`:
     "default", "grid" (as published), how many to draw, or theta [m, p] with terms at N = D = 1. `reduction` mean reports the same
     optimum: the solver does not depend on it. `holdout`: a condition such as "flops>=1e21", whose rows are predicted instead of
     fitted. `chinchilla`: a Fit or {E, A, B, alpha, beta} whose part of a data-constrained law is held, resample by resample where
@@ -114,7 +114,7 @@ def _record(asked: dict, found: dict, rows: Rows, clusters, observed: Observatio
         **found,
         rows_used=len(rows),
         num_runs=int(clusters.max()) + 1,
-        noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique),
+        noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique, *rows.covariates.values()),
         holdout=_holdout_error(found["residuals"], condition),
         range=observed.range(~left_out, asked["law_form"]),
         **observed.record,

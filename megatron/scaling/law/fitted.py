@@ -33,7 +33,7 @@ KINDS: fields.Fields = {
 }
 LABELS = ("objective", "bound", *SAME_FOR_ALL)
 FAR = 10.0  # times beyond the data: a prediction there says so
-AXES = ("params", "tokens", "unique_tokens", "flops")  # of positive numbers
+POSITIVE = ("params", "tokens", "unique_tokens", "flops")  # of `range`, whose other columns may be 0
 RESIDUALS = ("run", "cluster", "params", "tokens", "unique_tokens", "flops", "loss", "predicted", "residual", "held_out")
 
 
@@ -218,13 +218,17 @@ def _check_shape(record: dict, path: Path) -> None:
         for of, ends in _items(record, name):
             if not (isinstance(ends, list) and len(ends) == 2 and all(_is_number(end) or end is None for end in ends)):
                 faults.append(f"{name}.{of} is {fields.spell(ends)}")
-            elif name == "range" and of in AXES and not all(end is not None and end > 0 for end in ends):
+            elif name == "range" and of in POSITIVE and not all(end is not None and end > 0 for end in ends):
                 faults.append(f"{name}.{of} is {ends}")
     stated = record.get("conventions") or {}
     faults += [
         f"conventions.{name} is {fields.spell(stated[name])}"
         for name in LABELS
         if not isinstance(stated.get(name), (str, type(None)))
+    ]
+    origin = record.get("form_file") or {"path": "", "sha256": ""}
+    faults += [
+        f"form_file.{of} is {fields.spell(origin.get(of))}" for of in ("path", "sha256") if not isinstance(origin.get(of), str)
     ]
     for name in ("holdout", "noise_floor"):
         faults += [

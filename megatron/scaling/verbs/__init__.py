@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megatron.errors import CannotWrite
 from megatron.files import replace_file
+from megatron.flags import ConfigError
 from megatron.scaling.show.screen import say
 from megatron.scaling.table.comparable import LINTS, SAME_FOR_ALL
 from megatron.scaling.table.covariates import FLAGS, spelled
@@ -142,6 +143,16 @@ def pooling_arguments(group: argparse._ArgumentGroup) -> None:
 
 def load_table(args: argparse.Namespace, paths: Iterable[str | Path] | None = None, lint: bool = True, columns=()) -> Table:
     """The Table that the flags of `table_arguments` describe; `columns` are those of a form. Raises as `read_table`."""
+    faults = []
+    if args.chance and args.accuracy is None:
+        faults.append(f"--chance {args.chance:g} is that of an accuracy: give --accuracy COLUMN too.")
+    if args.accuracy is not None:
+        others = {"--score": getattr(args, "scored_by", None), "--loss": args.loss != "final", "--unit": args.unit != "nats"}
+        faults += [
+            f"{flag} says which loss, and --accuracy has none: leave out one of them." for flag, given in others.items() if given
+        ]
+    if faults:
+        raise ConfigError(faults)
     mapping = {new: old for item in args.map for new, old in item.items()}
     allow = [name for item in args.allow for name in item]
     return read_table(

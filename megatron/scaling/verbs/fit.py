@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron.errors import Refusal
+from megatron.flags import ConfigError
 from megatron.scaling.answers.parts import compare_parts, trend_line, trends
 from megatron.scaling.law.expression import read_form
 from megatron.scaling.law.fit import METHODS, WEIGHTS, Fit, fit_law, load_fit, save_fit
@@ -34,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--beside",
         nargs="+",
         metavar="TABLE",
-        help="runs whose loss at the same N, D and U is the column other_loss, as --form loss-to-loss takes it",
+        help="runs, without --drop, whose loss at the same N, D and U is the column other_loss of --form loss-to-loss",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for fit.json, residuals.csv and table.txt")
     json_argument(parser)
@@ -110,9 +111,11 @@ def fit_from(args: argparse.Namespace, table) -> Fit:
 def command(args: argparse.Namespace) -> Answer:
     """Fit, print, write."""
     columns = list(args.form.columns.values())
+    if args.beside and OTHER not in columns:
+        raise ConfigError([f"--beside makes the column {OTHER}, of which {args.form.name} is no law: give --form loss-to-loss."])
     table = load_table(args, columns=[column for column in columns if not (args.beside and column == OTHER)])
     if args.beside:
-        other = load_table(args, args.beside)
+        other = load_table(argparse.Namespace(**{**vars(args), "drop": []}), args.beside)
         rows, left_out = beside(table.rows, other.rows)
         table = replace(table, rows=rows, dropped=table.dropped + left_out, sources=table.sources + other.sources)
     fits = {objective: fit_from(args, table.only(objective)) for objective in table.objectives}

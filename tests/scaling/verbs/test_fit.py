@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from megatron.scaling.__main__ import main
+from megatron.scaling.law.fit import load_fit
 from megatron.scaling.law.forms.chinchilla import Chinchilla
 from megatron.scaling.law.forms.data_constrained import DataConstrained
 
@@ -127,3 +128,24 @@ def test_other_trouble_has_its_own_code(table, tmp_path, capsys):
     assert main(["fit", table, "--chinchilla", "single-epoch"]) == 65
     assert main(["fit", table, "--form", "data-constrained", "--chinchilla", str(tmp_path / "none")]) == 66
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_one_loss_by_another_of_runs_at_the_same_place(tmp_path, capsys):
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 4), np.geomspace(1e9, 1e11, 4)))
+    ar = 1.6 + 200 / N**0.3 + 900 / D**0.35
+    for name, loss in (("ar", ar), ("mdm", 1.1 + 1.2 * (ar - 1.5) ** 0.9)):
+        rows = zip([f"{name}{i}" for i in range(16)], N, D, loss, [name] * 16, ["exact" if name == "ar" else "bound"] * 16)
+        text = "run,params,tokens,loss,objective,bound\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+        (tmp_path / f"{name}.csv").write_text(text)
+    mdm, beside = str(tmp_path / "mdm.csv"), ["--beside", str(tmp_path / "ar.csv")]
+    assert main(["fit", mdm, *beside, "--form", "loss-to-loss", "--bootstrap", "0", "--out", str(tmp_path / "out")]) == 0
+    fit = load_fit(tmp_path / "out")
+    assert fit.params == pytest.approx({"K": 1.2, "E": 1.1, "F": 1.5, "kappa": 0.9}, rel=1e-2) and len(fit.sources) == 2
+    capsys.readouterr()
+    for words, said in (
+        ([*beside], "--beside makes the column other_loss"),
+        (["--form", "loss-to-loss"], "--form with other_loss: no such flag or column"),
+        (["--chance", "0.25"], "give --accuracy COLUMN too"),
+        (["--accuracy", "acc", "--loss", "best", "--unit", "bits-per-byte"], "--unit says which loss"),
+    ):
+        assert main(["fit", mdm, *words]) in (2, 65) and said in capsys.readouterr().err
