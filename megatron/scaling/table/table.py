@@ -159,9 +159,8 @@ def read_table(
     if score and loss != "final":
         raise BadData(f"--score {score} --loss {loss}: a score is of the run's last step; leave out --loss")
     rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss, score and read_score(score).text)
-    if accuracy is not None:
-        rows, left_out = by_accuracy(rows, accuracy, chance)
-        dropped += left_out
+    rows, left_out = by_accuracy(rows, accuracy, chance) if accuracy is not None else (rows, [])
+    dropped += left_out
     varied = spread(rows)
     if dropped and not rows:
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
@@ -174,21 +173,26 @@ def read_table(
             f"{sources[0]['path'] if sources else 'the table'}: no row is left of {len(dropped) + len(left_out)} "
             f"({_reasons(dropped + left_out)}); wait for the runs to end, or drop less."
         )
+    rows, gave_way, on_error = _pool(rows, by, best_of, columns, allow if lint else None, group_by)
+    left_out, said = left_out + gave_way, said + on_error
+    choices: dict = {"loss": loss, "score": score, "unit": unit, "params": params, "flops": flops, "map": dict(mapping or {})}
+    choices |= {"drop": list(drop), "drop_unfinished": drop_unfinished, "allow": list(allow), "group_by": group_by}
+    choices |= {"by": list(by), "best_of": list(best_of), "columns": list(columns), "varied": varied}
+    choices |= {"accuracy": None if accuracy is None else {"column": accuracy, "chance": chance}}
+    return Table(rows, dropped + left_out, sources, choices, warnings + said)
+
+
+def _pool(rows: list[dict], by, best_of, columns, allow, group_by: str) -> tuple[list[dict], list[dict], list[str]]:
+    """(rows with their clusters, those that gave way, sentences) after `by` and `best_of`, checked for all other differences but
+    with `allow` None."""
     told = {spelled(column_of(flag, rows)) for flag in (*by, *best_of, *columns)}
     split_by(rows, by)
-    if best_of:
-        rows, gave_way, on_error = choose_best(rows, best_of)
-        left_out, said = left_out + gave_way, said + on_error
-    if lint:
+    rows, gave_way, said = choose_best(rows, best_of) if best_of else (rows, [], [])
+    if allow is not None:
         check_comparable(rows, {*allow, *told})
     for row in rows:
         row["cluster"] = _cluster(row, group_by)
-    choices: dict = {"loss": loss, "score": score, "unit": unit, "params": params, "flops": flops}
-    choices |= {"map": dict(mapping or {}), "drop": list(drop)}
-    choices |= {"drop_unfinished": drop_unfinished, "allow": list(allow), "group_by": group_by}
-    choices |= {"accuracy": None if accuracy is None else {"column": accuracy, "chance": chance}}
-    choices |= {"by": list(by), "best_of": list(best_of), "columns": list(columns), "varied": varied}
-    return Table(rows, dropped + left_out, sources, choices, warnings + said)
+    return rows, gave_way, said
 
 
 def _settle(rows: list[dict], params: str, flops: str, unit: str) -> list[str]:

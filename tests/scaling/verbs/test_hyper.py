@@ -46,4 +46,4 @@ def test_other_differences_are_not_pooled_and_settings_are_named(tmp_path, capsy
     assert main(["hyper", write(tmp_path / "runs.csv", runs(0.001)), "--of", "lr"]) == 78
     assert "differ in weight-decay" in capsys.readouterr().err
     assert main(["hyper", str(tmp_path / "runs.csv"), "--of", "lr,rate"]) == 65
-    assert "--by, --best-of or --of rate: no such flag" in capsys.readouterr().err
+    assert "--form with rate: no such flag" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_beyond_the_data_is_a_warning(fits, capsys):
 
 
 def test_laws_of_further_columns_are_asked_at_values_and_laws_of_the_loss_follow(tmp_path, capsys):
-    N, D, W = (x.ravel() for x in np.meshgrid([1e7, 1e8, 1e9], [1e9, 1e10, 1e11], [0.1, 1.0]))
+    N, D, W = (x.ravel() for x in np.meshgrid([1e7, 1e8, 1e9], [1e9, 1e10, 1e11], [0.1, 0.3, 1.0]))
     loss = 1.5 + 200 / N**0.3 + 900 / D**0.35 + 0.05 / W**0.5
     accuracy = 0.25 + 0.7 / (1 + np.exp(6 * (loss - 2.6)))
     rows = zip([f"r{i}" for i in range(len(N))], N, D, loss, W, accuracy)

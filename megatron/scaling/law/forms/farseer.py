@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron.scaling.law.form import Rows
 from megatron.scaling.law.forms.chinchilla import ChinchillaForm, variable_projection
-from megatron.scaling.law.formula import Formula
+from megatron.scaling.law.formula import End, Formula
 
 FACTORS = (-1e8, 1e8)  # of a power of N
 LEVELS = (-50.0, 50.0)
@@ -28,7 +28,7 @@ class Farseer(Formula):
     """Nine parameters: as many runs as that at each of several sizes are the least that tell them apart."""
 
     def __init__(self):
-        limits = {}
+        limits: dict[str, tuple[End, End]] = {}
         for number, power in (("1", "alpha"), ("2", "beta"), ("3", "gamma")):
             limits |= {f"a{number}": FACTORS, f"b{number}": LEVELS, power: POWERS}
         equation = "L = exp(a3 N^gamma + b3) + exp(a2 N^beta + b2) D^-exp(a1 N^alpha + b1)"
