@@ -100,13 +100,14 @@ class Shape:
             "trust_read": Parameter((1,)),
         }
 
-    def tensors(self) -> dict[str, Parameter]:
-        """Every parameter that the model allocates, by name."""
+    def tensors(self, layers: range | None = None) -> dict[str, Parameter]:
+        """Every parameter that the model allocates, by name; or the blocks of some layers, and what is outside of blocks."""
         table, blocks = Parameter((self.padded_vocab_size, self.hidden_size), cut=0), self.block_tensors()
         found = {"embed.weight": table} | {f"reader.{name}": p for name, p in self.reader_tensors().items()}
         if self.latent_features:
             found["reader.weight"] = Parameter((self.hidden_size, self.latent_features))
-        found |= {f"blocks.{i}.{name}": p for i in range(self.num_layers) for name, p in blocks.items()}
+        numbers = range(self.num_layers) if layers is None else layers
+        found |= {f"blocks.{i}.{name}": p for i in numbers for name, p in blocks.items()}
         found |= {"norm.weight": Parameter((self.hidden_size,))} | ({} if self.tied else {"head.weight": table})
         return found | ({"readout.weight": Parameter((self.latent_readout, self.hidden_size))} if self.latent_readout else {})
 

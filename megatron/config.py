@@ -49,6 +49,7 @@ from megatron.flags import (
     without_none,
 )
 from megatron.layout import Stages, find_place, make_stages, num_micro_batches
+from megatron.machines import DEFAULT, MACHINES, read_machine
 from megatron.score_names import MOST_PLACES, read_scores
 
 SDD_K: tuple[int, ...] = (1, 2, 4, 8)
@@ -798,11 +799,27 @@ class Train:
     kill_switch_file: str | None = flag(None, "save and stop (exit 86) when this file appears", identity="free")
     preflight: bool = flag(False, "check everything that a run needs, print it, and stop", identity="free")
     dry_run: bool = flag(
-        False, "print what each process of a layout will hold and send, without starting one, and stop", identity="free"
+        False,
+        "print what each process of a layout will hold and send, and how long a step will take, without starting one, and stop",
+        identity="free",
     )
     device_memory: str | None = flag(
         None, "with --dry-run: memory of each GPU, such as 80G; what does not fit is refused", identity="free", needs=DRY_RUN
     )
+    machine: str | None = flag(
+        None,
+        f"with --dry-run: GPUs whose time is forecast, {', '.join(MACHINES)}, also with figures of your own, such as "
+        "h100,matmul=620,network=25, or a YAML file of figures [h100]",
+        identity="free",
+        needs=DRY_RUN,
+    )
+    suggest: bool = flag(
+        False,
+        "with --dry-run: print the fastest layouts of --world-size GPUs that fit, in place of the layout that is given",
+        identity="free",
+        needs=DRY_RUN,
+    )
+    json: bool = flag(False, "with --dry-run: print JSON", identity="free", needs=DRY_RUN)
 
     @property
     def num_samples(self) -> int:
@@ -1279,7 +1296,13 @@ def check_parallel(p: Parallel, t: Train, mistakes: list[str]) -> None:
         mistakes.append("--distributed-backend nccl with --device cpu: NCCL needs GPUs; leave it out")
     if t.device_memory and not memory_bytes(t.device_memory):
         mistakes.append(f"--device-memory {t.device_memory} must be a size such as 80G")
-    if not t.skip_train:
+    try:
+        read_machine(t.machine or DEFAULT)
+    except ValueError as error:
+        mistakes.append(f"--machine {error}")
+    if t.suggest and p.deepspeed:
+        mistakes.append("--suggest with --deepspeed: the native engine's layouts are tried; leave one of them out")
+    if not (t.skip_train or t.suggest):  # which tries other layouts
         check_batch(p, t, mistakes)
 
 
@@ -1316,6 +1339,8 @@ def check_batch(p: Parallel, t: Train, mistakes: list[str]) -> None:
 
 def resolve_train(t: Train, m: Model, p: Parallel, unread: Collection[str], mistakes: list[str]) -> Train:
     replicas = p.data_parallel_size
+    if t.suggest and not t.global_batch_size:
+        mistakes.append("--suggest needs --global-batch-size: layouts are ranked that train the same")
     batch = t.global_batch_size or t.micro_batch_size * (t.grad_accum_steps or 1) * replicas
     if t.grad_accum_steps and t.grad_accum_steps * t.micro_batch_size * replicas != batch:
         over = f" x {replicas} data-parallel processes" if replicas > 1 else ""

@@ -440,25 +440,32 @@ def read_file(path: str, sections: set[str], mistakes: list[str], said: list[str
 
     Appends to `said` what of these does not act.
     """
+    try:
+        tree = read_tree(path)
+    except ValueError as error:
+        mistakes.append(f"--config {error}")
+        return []
+    pairs: list[tuple[Any, Any]] = []
+    for key, value in as_flags(tree, f"--config {path}: ", mistakes, said).items():
+        pairs += value.items() if key in sections and isinstance(value, dict) else [(key, value)]
+    return [(str(key), value) for key, value in pairs if value is not None]
+
+
+def read_tree(path: str) -> dict[Any, Any]:
+    """A YAML file's mapping, or a .json file's. Raises ValueError with a sentence that begins with the path."""
     import yaml
 
     try:
         text = Path(path).read_text(encoding="utf-8")
         tree = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
     except OSError as error:
-        mistakes.append(f"--config {path}: cannot be read ({error.strerror})")
-        return []
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         kind = "JSON" if path.endswith(".json") else "YAML"
-        mistakes.append(f"--config {path}: is not {kind} ({' '.join(str(error).split())})")
-        return []
+        raise ValueError(f"{path}: is not {kind} ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict | None):
-        mistakes.append(f"--config {path}: must hold `flag: value` lines, found {type(tree).__name__}")
-        return []
-    pairs: list[tuple[Any, Any]] = []
-    for key, value in as_flags(tree or {}, f"--config {path}: ", mistakes, said).items():
-        pairs += value.items() if key in sections and isinstance(value, dict) else [(key, value)]
-    return [(str(key), value) for key, value in pairs if value is not None]
+        raise ValueError(f"{path}: must hold `name: value` lines, found {type(tree).__name__}")
+    return tree or {}
 
 
 def metavar(f: dataclasses.Field, hint) -> str:

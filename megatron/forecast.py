@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from megatron.budget import count
 from megatron.config import Config
-from megatron.layout import Stages, split_evenly
+from megatron.layout import Stages
 
 BUCKET_BYTES = 64 << 20  # of one message that sums or gathers tensors
 LOGIT_BYTES = 64 << 20  # the head's logits at once, and
@@ -60,15 +61,10 @@ def shapes(cfg: Config, layers: range) -> Shapes:
     ends = {"embed.weight": first or (last and shape.tied), "reader.weight": first}
     ends |= {name: last for name in ("norm.weight", "head.weight", "readout.weight")}
 
-    def here(name: str) -> bool:
-        return (
-            int(name.split(".")[1]) in layers if name.startswith("blocks.") else ends.get(name, first)
-        )  # a reader is where rows come in
-
     return {
         name: tuple(n // t if dim == p.cut else n for dim, n in enumerate(p.shape))
-        for name, p in shape.tensors().items()
-        if here(name)
+        for name, p in shape.tensors(layers).items()
+        if name.startswith("blocks.") or ends.get(name, first)  # a reader is where rows come in
     }
 
 
@@ -87,7 +83,7 @@ def share(rows: int, cfg: Config, replica: int) -> int:
     if stage == 0:
         return rows
     if stage == 1:
-        return len(split_evenly(rows, dp)[replica])
+        return rows // dp + (replica < rows % dp)  # as split_evenly cuts
     chunk = -(-rows // dp)  # as torch.chunk, and with it FSDP2, cuts
     return min(rows, (replica + 1) * chunk) - min(rows, replica * chunk)
 
@@ -116,7 +112,9 @@ def owned_bytes(found: Shapes, cfg: Config, replica: int) -> int:
 
 def matrices(found: Shapes, cfg: Config) -> Shapes:
     """What Muon updates, with one moment instead of two."""
-    inside = cfg.model.shape().block_matrices() if cfg.optim.optimizer == "muon" else {}
+    if cfg.optim.optimizer != "muon":
+        return {}
+    inside = cfg.model.shape().block_matrices()
     return {
         name: shape for name, shape in found.items() if name.partition(".")[0] == "blocks" and name.split(".", 2)[2] in inside
     }
@@ -171,6 +169,23 @@ def weigh(cfg: Config, plan: Stages, rank: int) -> Load:
     )
 
 
+def least_bytes(cfg: Config, plan: Stages) -> int:
+    """Of the first pipeline rank's blocks alone, soon counted: its processes hold more."""
+    p, numbers = cfg.parallel, plan.of_rank(0)
+    if p.cpu_params:
+        return 0
+    stage, dp = zero_stage(cfg), p.data_parallel_size
+    whole = (
+        4 * sum(len(plan.layers[n]) for n in numbers) * count(cfg.model.shape().block_tensors()) // p.tensor_model_parallel_size
+    )
+    moments = (0 if p.cpu_optimizer else 1 if cfg.optim.optimizer == "muon" else 2) * whole
+    state = (2 * whole // dp if stage >= 2 else 2 * whole) + (moments // dp if stage else moments)
+    m = cfg.num_micro_batches
+    if m == dp == 1:  # gradients come when activations go
+        return state
+    return state + sum(kept * kept_bytes(cfg, plan.layers[n]) for n, kept in zip(numbers, in_flight(plan, 0, m)))
+
+
 def in_flight(plan: Stages, rank: int, m: int) -> list[int]:
     """How many micro-batches each stage of a rank keeps for its backward pass when most are kept."""
     p, chunks = plan.num_ranks, len(plan.of_rank(rank))
@@ -195,7 +210,7 @@ class Micro:
 
 
 def micro(cfg: Config) -> Micro:
-    p, rows = cfg.parallel, len(split_evenly(cfg.train.global_batch_size, cfg.parallel.data_parallel_size)[0])
+    p, rows = cfg.parallel, -(-cfg.train.global_batch_size // cfg.parallel.data_parallel_size)
     tokens = -(-rows // cfg.num_micro_batches) * cfg.model.seq_length * cfg.objective.reads
     t = p.tensor_model_parallel_size
     return Micro(tokens=tokens, local=tokens // t if p.sequence_parallel else tokens, c=2 if cfg.train.bf16 else 4, t=t)
@@ -283,14 +298,10 @@ def message_bytes(found: Shapes, cfg: Config, plan: Stages, numbers: list[int]) 
 
 def sent_bytes(cfg: Config, plan: Stages, rank: int, found: Shapes) -> dict[str, int]:
     """What one process sends in a step. A ring sends (n - 1) / n of a tensor to gather or scatter it, twice that to sum it."""
-    p, x, m, numbers = cfg.parallel, micro(cfg), cfg.num_micro_batches, plan.of_rank(rank)
+    x, m, numbers = micro(cfg), cfg.num_micro_batches, plan.of_rank(rank)
     state, last = x.tokens * cfg.model.hidden_size * x.c, len(plan.layers) - 1
-    layers, ends = sum(len(plan.layers[n]) for n in numbers), (0 in numbers, last in numbers)
-    again = cfg.train.recompute_granularity == "full"
-    if p.sequence_parallel:  # gathers and scatters
-        rounds = (13 if again else 10) * layers + 2 * sum(ends)
-    else:  # sums, of two rounds each
-        rounds = 2 * ((5 if again else 4) * layers + sum(ends))
+    ends = 0 in numbers, last in numbers
+    rounds = tensor_rounds(cfg, sum(len(plan.layers[n]) for n in numbers), sum(ends))
     hops = sum((n > 0 and plan.home(n - 1) != rank) + (n < last and plan.home(n + 1) != rank) for n in numbers)
     over_tensor, over_data = exchanged_bytes(found, cfg)
     sent = {
@@ -304,12 +315,27 @@ def sent_bytes(cfg: Config, plan: Stages, rank: int, found: Shapes) -> dict[str,
     return sent | {"embedding": table if tied and ends[0] != ends[1] else 0}
 
 
+def tensor_rounds(cfg: Config, layers: int, ends: int) -> int:
+    """How often a micro-batch's hidden state goes around the tensor-parallel ring for so many blocks and ends of the model.
+
+    Where the sequence is cut, gathers and scatters; else sums, of two rounds each.
+    """
+    again = cfg.train.recompute_granularity == "full"
+    if cfg.parallel.sequence_parallel:
+        return (13 if again else 10) * layers + 2 * ends
+    return 2 * ((5 if again else 4) * layers + ends)
+
+
+def replica_rounds(cfg: Config) -> tuple[int, int]:
+    """How often a step gathers the weights, and scatters sums of the gradients. A sum is a scatter and a gather."""
+    m, pipeline = cfg.num_micro_batches, cfg.parallel.pipeline_model_parallel_size > 1
+    # With a pipeline, ZeRO 2 cuts the weights after every backward pass.
+    return {0: (1, 1), 1: (2, 1), 2: (m if pipeline else 1, m), 3: (2 * m, m)}[zero_stage(cfg)]
+
+
 def replica_bytes(found: Shapes, cfg: Config) -> int:
     """Gradients summed over replicas, and weights gathered from those that updated them."""
-    dp, stage, m = cfg.parallel.data_parallel_size, zero_stage(cfg), cfg.num_micro_batches
-    pipeline = cfg.parallel.pipeline_model_parallel_size > 1
-    # A sum is a scatter and a gather. With a pipeline, ZeRO 2 cuts the weights after every backward pass.
-    gathers, scatters = {0: (1, 1), 1: (2, 1), 2: (m if pipeline else 1, m), 3: (2 * m, m)}[stage]
+    dp, stage, (gathers, scatters) = cfg.parallel.data_parallel_size, zero_stage(cfg), replica_rounds(cfg)
     blocks = sum(math.prod(shape) for name, shape in found.items() if name.startswith("blocks."))
     total, width = sum(map(math.prod, found.values())), micro(cfg).c if stage >= 2 else 4  # FSDP2 gathers what computes
     return (gathers * (width * blocks + 4 * (total - blocks)) + scatters * 4 * total) * (dp - 1) // dp

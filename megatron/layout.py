@@ -29,7 +29,8 @@ class Stages:
 
     def of_rank(self, rank: int) -> list[int]:
         """The stages of a pipeline rank, in the order of the model."""
-        return [stage for stage in range(len(self.layers)) if self.home(stage) == rank]
+        laps = range(len(self.layers) // self.num_ranks)
+        return [lap * self.num_ranks + (self.num_ranks - 1 - rank if self.v_shaped and lap % 2 else rank) for lap in laps]
 
 
 def make_stages(
@@ -61,7 +62,7 @@ def make_stages(
 
 def num_micro_batches(global_batch: int, replicas: int, micro_batch: int) -> int:
     """How many a replica computes in a step, rows of padding included: the same for all."""
-    most_rows = len(split_evenly(global_batch, replicas)[0])
+    most_rows = -(-global_batch // replicas)  # as split_evenly cuts
     return -(-most_rows // micro_batch)
 
 

@@ -759,7 +759,7 @@ def test_the_command_line_wins_over_files_and_later_files_over_earlier(tmp_path)
     "content, said",
     [
         ("lr: [1", "is not YAML (while parsing"),
-        ("- lr", "must hold `flag: value` lines, found list"),
+        ("- lr", "must hold `name: value` lines, found list"),
         ("lr: fast", "lr must be a number, not 'fast'"),
         ("lr: true", "lr must be a number, not True"),
         ("num_layers: 2.5", "num_layers must be a whole number, not 2.5"),

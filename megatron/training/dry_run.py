@@ -1,9 +1,10 @@
-"""`--dry-run`: what every process of a layout would hold and send, and whether it fits; nothing is started."""
+"""`--dry-run`: what every process would hold and send, how long a step would take, and whether it fits; nothing is started."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from typing import Any
 
@@ -11,9 +12,11 @@ from megatron.config import Config, ConfigError, memory_bytes, resolve
 from megatron.errors import exits
 from megatron.flags import spelling
 from megatron.forecast import Forecast, Load, forecast, zero_stage
+from megatron.machines import DEFAULT, GIB, Machine, read_machine
+from megatron.step_time import PARTS, StepTime, link_of, step_time
+from megatron.training import suggest
 from megatron.training.trained import open_tokenizer
 
-GIB = 2**30
 SIZES = {
     "weights": "weights",
     "gradients": "gradients",
@@ -30,8 +33,18 @@ GROUPS = ("tensor", "data", "pipeline", "embedding")
 def show(cfg: Config) -> None:
     """Print the forecast. Raises ConfigError, and so leaves with 2, when it does not fit --device-memory."""
     cfg = with_vocabulary(cfg)
-    found = forecast(cfg)
-    print("\n".join([headline(cfg), "", *memory_table(cfg, found), "", *traffic_table(cfg, found), "", *notes(cfg, found)]))
+    if cfg.train.suggest:
+        best, most = suggest.suggest(cfg)
+        said = [json.dumps(suggest.as_json(cfg, best, most), indent=1)] if cfg.train.json else suggest.told(cfg, best, most)
+        print("\n".join(said))
+        return
+    found, machine = forecast(cfg), read_machine(cfg.train.machine or DEFAULT)
+    time = step_time(cfg, found, machine)
+    if cfg.train.json:
+        print(json.dumps(as_json(cfg, found, machine, time), indent=1))
+    else:
+        tables = memory_table(cfg, found), traffic_table(cfg, found), time_table(cfg, machine, time), notes(cfg, found, machine)
+        print("\n".join([headline(cfg), *(line for one in tables for line in ("", *one))]))
     limit = memory_bytes(cfg.train.device_memory) if cfg.train.device_memory else None
     worst = max(found.loads, key=lambda load: load.peak)
     if limit is not None and worst.peak > limit:
@@ -83,6 +96,43 @@ def traffic_table(cfg: Config, found: Forecast) -> list[str]:
     return ["sent by each process in a step, GiB, by group", *table(("stage", "processes", *GROUPS), lines)]
 
 
+def time_table(cfg: Config, machine: Machine, time: StepTime) -> Iterator[str]:
+    """Seconds of a step by what they are spent on, and what follows for the run."""
+    p, steps = cfg.parallel, cfg.train.num_samples // cfg.train.global_batch_size
+    yield f"time of a step on {machine.name}, s"
+    yield from table((*PARTS, "total"), [[f"{getattr(time, part):.3g}" for part in (*PARTS, "total")]])
+    tp, pp, dp = p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.data_parallel_size
+    groups = [("tensor", tp, 1), ("data", dp, tp), ("pipeline", pp, tp * dp)]
+    links = [f"{name} over {link_of(size, stride, machine)}" for name, size, stride in groups if size > 1]
+    if links:
+        yield f"messages: {', '.join(links)}; {time.hidden:.3g} s of the replicas' are hidden behind computing"
+    rate = time.tokens_per_second
+    run = f"; {steps * time.total / 86400:.3g} days for {steps:,} steps" if steps else ""
+    yield (
+        f"{rate:,.0f} tokens/s, {rate / p.world_size:,.0f} a GPU; MFU {100 * time.mfu:.0f} %, "
+        f"by what is really computed {100 * time.executed:.0f} %{run}"
+    )
+
+
+def as_json(cfg: Config, found: Forecast, machine: Machine, time: StepTime) -> dict[str, Any]:
+    """Bytes of each pipeline rank's processes, and seconds of a step."""
+    p, steps = cfg.parallel, cfg.train.num_samples // cfg.train.global_batch_size
+    stages = [asdict(load) | {"layers": [[r.start, r.stop] for r in load.layers]} for load in found.loads]
+    return {
+        "world_size": p.world_size,
+        "tensor": p.tensor_model_parallel_size,
+        "pipeline": p.pipeline_model_parallel_size,
+        "data": p.data_parallel_size,
+        "parameters": cfg.model.shape().total(),
+        "micro_batches": cfg.num_micro_batches,
+        "stages": stages,
+        "machine": asdict(machine),
+        "seconds": asdict(time),
+        "steps": steps or None,
+        "days": steps * time.total / 86400 if steps else None,
+    }
+
+
 def table(head: tuple[str, ...], lines: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(head, *lines)]
     return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in (head, *lines)]
@@ -101,8 +151,8 @@ def gib(number: int) -> str:
     return f"{number / GIB:.3f}" if number < 10 * GIB else f"{number / GIB:.1f}"
 
 
-def notes(cfg: Config, found: Forecast) -> Iterator[str]:
-    p = cfg.parallel
+def notes(cfg: Config, found: Forecast, machine: Machine) -> Iterator[str]:
+    p, most = cfg.parallel, max(load.peak for load in found.loads)
     if p.pipeline_model_parallel_size > 1:
         near = (
             "close to 0 where its three kinds of work take equal time"
@@ -112,11 +162,15 @@ def notes(cfg: Config, found: Forecast) -> Iterator[str]:
         yield f"pipeline bubble: {near}"
     yield "weights, gradients and moments are exact (fp32); activations and buffers are estimates for a GPU without compile"
     yield "peak: all of these, and 1 GiB for CUDA and its communicators"
+    if most > machine.memory * GIB:
+        yield f"does not fit: {most / GIB:.1f} GiB, and {machine.name} has {machine.memory:g}; --suggest shows what does"
+    yield "time: an estimate without saves and validations; published steps were within 25 % of it (docs/layouts.md)"
     if share := cfg.orthogonalising_flops() / cfg.flops_per_token():
         yield f"orthogonalising: {100 * share:.2g} % of the model's FLOPs besides, which executed TFLOPs count"
     if cfg.objective.distill:
         told = cfg.num_micro_batches * cfg.train.micro_batch_size * cfg.model.seq_length * cfg.model.predicted_ids * 4
-        yield f"--distill: weights and forward passes of {len(cfg.objective.distill)} teachers come on top, whole on each process"
+        teachers = f"{len(cfg.objective.distill)} teachers"
+        yield f"--distill: weights and forward passes of {teachers} come on top, whole on each process, in time too"
         yield f"--distill: and what they say of a step's asked positions, up to {told / 2**30:.2f} GiB whatever the micro-batch"
     if p.deepspeed and p.pipeline_model_parallel_size == 1:
         yield "counted as the native engine shards; DeepSpeed has buffers of its own besides"

@@ -1,5 +1,6 @@
 """`--dry-run`: a table for any world, in no time, and a refusal that names what would fit."""
 
+import json
 import re
 import subprocess
 import sys
@@ -38,8 +39,11 @@ def test_512_processes_at_once(capsys):
         ["2", "256-383", "32-47"],
         ["3", "384-511", "48-63"],
     ]
-    assert sum(int(row[3].replace(",", "")) for row in rows[:4]) > 50e9 / 8 and len(rows) == 8
+    assert sum(int(row[3].replace(",", "")) for row in rows[:4]) > 50e9 / 8 and len(rows) == 9
     assert "pipeline bubble: 8.6 % of a step" in out
+    parts, total = re.search(r"on h100, s\n.*\n +([\d. e-]+) +([\d.]+)\n", out).groups()
+    assert sum(map(float, parts.split())) == pytest.approx(float(total), rel=0.01)
+    assert "messages: tensor over nvlink, data over network, pipeline over network; 0 s" in out
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,15 @@ def test_what_does_not_fit_is_refused_with_what_would(capsys, limit, said):
                     else [value if i and words[i - 1] == name else w for i, w in enumerate(words)]
                 )
             assert shown(" ".join(words) + f" --device-memory {limit}", capsys)[0] == 0, remedy
+
+
+def test_json_and_the_length_of_a_run(capsys):
+    words = f"{LARGE} --machine h200,network=25 --train-iters 1000"
+    code, out, _ = shown(f"{words} --json", capsys)
+    found = json.loads(out)
+    assert code == 0 and found["machine"]["network"] == 25 and [stage["layers"] for stage in found["stages"]][1] == [[16, 32]]
+    assert found["days"] == pytest.approx(found["seconds"]["total"] * 1000 / 86400)
+    assert f"{found['days']:.3g} days for 1,000 steps" in shown(words, capsys)[1]
 
 
 def test_the_program_runs_it_without_corpus_and_processes(tmp_path):
