@@ -1,5 +1,6 @@
 import os
 import signal
+from contextlib import closing
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests share their cores
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from megatron.data.indexed import IndexedWriter
+from tests.warm import Warm
 
 HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGUSR1: signal.SIG_DFL}
 
@@ -45,4 +47,11 @@ def pool():
     from megatron.proof.pool import Pool
 
     with Pool(8) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """An interpreter that starts at once, for children that would spend their time on imports."""
+    with closing(Warm(tmp_path_factory.mktemp("warm"))) as found:
         yield found

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from megatron import config
@@ -101,7 +101,7 @@ def slope(sizes: Sequence[float], values: Sequence[float], limit: float) -> Slop
     freedom = len(y) - 2
     if freedom < 1:
         return Slope(value=value, low=None, high=None, limit=limit)
-    wide = float(student.ppf(0.975, freedom) * np.sqrt(left @ left / freedom / (x @ x)))
+    wide = float(stdtrit(freedom, 0.975) * np.sqrt(left @ left / freedom / (x @ x)))
     return Slope(value=value, low=value - wide, high=value + wide, limit=limit)
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,21 +27,30 @@ OBJECTIVES = {"pretrain_gpt.py": "ar", "pretrain_diff_gpt.py": "mdm"}
 KEEP = ("PATH", "HOME", "LANG", "TMPDIR")
 
 
-def start(recipe, *flags, cwd="/", **settings):
-    environ = {k: v for k, v in os.environ.items() if k in KEEP} | {"PYTHON": sys.executable} | settings
-    return subprocess.run(["bash", str(ROOT / "examples" / recipe), *flags], cwd=cwd, env=environ, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def start(warm):
+    def started(recipe, *flags, cwd="/", **settings):
+        environ = {k: v for k, v in os.environ.items() if k in KEEP} | {"PYTHON": warm.python} | settings
+        words = ["bash", str(ROOT / "examples" / recipe), *flags]
+        return subprocess.run(words, cwd=cwd, env=environ, capture_output=True, text=True)
+
+    return started
 
 
-def dry(recipe, *flags, **settings):
-    """Run name -> Config of every command that the recipe prints."""
-    done = start(recipe, *flags, DRY_RUN="1", **settings)
-    assert done.returncode == 0, done.stderr
-    found = {}
-    for line in done.stdout.splitlines():
-        _, entry, *argv = shlex.split(line)
-        cfg = config.parse(argv, OBJECTIVES[entry], environ={})
-        found[Path(cfg.log.run_dir).name] = cfg if cfg.model.vocab_size else cfg.with_vocabulary(budget.GPT2_VOCAB)
-    return found
+@pytest.fixture(scope="module")
+def dry(start):
+    def planned(recipe, *flags, **settings):
+        """Run name -> Config of every command that the recipe prints."""
+        done = start(recipe, *flags, DRY_RUN="1", **settings)
+        assert done.returncode == 0, done.stderr
+        found = {}
+        for line in done.stdout.splitlines():
+            _, entry, *argv = shlex.split(line)
+            cfg = config.parse(argv, OBJECTIVES[entry], environ={})
+            found[Path(cfg.log.run_dir).name] = cfg if cfg.model.vocab_size else cfg.with_vocabulary(budget.GPT2_VOCAB)
+        return found
+
+    return planned
 
 
 def flops(cfg, params):
@@ -54,7 +62,7 @@ def flops(cfg, params):
     [(recipe, "cpu") for recipe in RECIPES]
     + [pytest.param(recipe, "gpu", marks=pytest.mark.slow if recipe in EXPERIMENTS else ()) for recipe in RECIPES],
 )
-def test_every_recipe_prints_commands_that_parse(recipe, scale, tmp_path):
+def test_every_recipe_prints_commands_that_parse(recipe, scale, tmp_path, dry):
     runs = dry(recipe, SCALE=scale, RUNS_DIR=str(tmp_path))
     assert runs
     for name, cfg in runs.items():
@@ -83,7 +91,7 @@ def check_budget(name, cfg, params):
     assert samples - cfg.train.global_batch_size < cfg.train.train_samples <= samples
 
 
-def test_published_quickstart_and_optimum():
+def test_published_quickstart_and_optimum(dry):
     (ar,) = dry("quickstart/train_ar.sh", SCALE="gpu").values()
     (mdm,) = dry("quickstart/train_mdm.sh", SCALE="gpu").values()
     assert (ar.optim.lr_decay_samples, mdm.optim.lr_decay_samples) == (2_440_244, 24_402_441)
@@ -94,7 +102,7 @@ def test_published_quickstart_and_optimum():
     assert (data.train_data_path_file, data.unique_tokens) == ("utils/datapaths/train_c4_full.txt", 1_348_574_076)
 
 
-def test_evaluation_reads_what_training_saved():
+def test_evaluation_reads_what_training_saved(dry):
     for kind, num_mc in (("ar", 1), ("mdm", 8)):
         (trained,) = dry(f"quickstart/train_{kind}.sh", SCALE="cpu").values()
         (scored,) = dry(f"quickstart/eval_{kind}.sh", SCALE="cpu").values()
@@ -103,14 +111,14 @@ def test_evaluation_reads_what_training_saved():
         assert scored.objective.num_mc == num_mc and scored.model == trained.model
 
 
-def test_repeated_data_at_small_scale():
+def test_repeated_data_at_small_scale(dry):
     runs = dry("arm/example_training_data_value.sh", SCALE="cpu", FLOPS="1e11", EPOCHS="1 10")
     once, ten = (cfg.data.unique_tokens for cfg in runs.values())
     assert once == pytest.approx(10 * ten, rel=1e-3)
 
 
 @pytest.mark.parametrize("param", ["425M", "1280 5120 128 10 18"])
-def test_model_param_and_flops_factor_change_a_run(param):
+def test_model_param_and_flops_factor_change_a_run(param, dry):
     runs = dry("mdm/example_training_chinchilla.sh", SCALE="gpu", MODEL_PARAM=param, FLOPS_FACTOR="10")
     assert list(runs) == ["mdm_chinchilla_1e19_425M"]
 
@@ -153,7 +161,7 @@ def test_model_param_and_flops_factor_change_a_run(param):
         ),
     ],
 )
-def test_bash_and_python_plan_the_same_runs(recipe, settings, request_, tmp_path, monkeypatch):
+def test_bash_and_python_plan_the_same_runs(recipe, settings, request_, tmp_path, monkeypatch, dry):
     monkeypatch.chdir(ROOT)
     asked = dry(recipe, RUNS_DIR=str(tmp_path), SCALE=request_["scale"], **settings)
     runs = {run["name"]: run for run in make_plan(Request(**request_)).runs}
@@ -166,7 +174,7 @@ def test_bash_and_python_plan_the_same_runs(recipe, settings, request_, tmp_path
         assert replace(asked[name], log=None) == replace(planned, log=None, train=replace(planned.train, **places)), name
 
 
-def test_an_array_set_in_the_recipe(tmp_path):
+def test_an_array_set_in_the_recipe(tmp_path, dry):
     recipe = (ROOT / "examples/mdm/example_training_chinchilla.sh").read_text()
     edited = recipe.replace("MODEL_PARAM=${MODEL_PARAM:-}", 'MODEL_PARAM=("${PARAM_425M[@]}")').replace("${FLOPS_FACTOR:-}", "30")
     edited = edited.replace('here=$(dirname "$0")', f"here={shlex.quote(str(ROOT / 'examples/mdm'))}")
@@ -174,7 +182,7 @@ def test_an_array_set_in_the_recipe(tmp_path):
     assert list(dry(str(tmp_path / "recipe.sh"), SCALE="gpu")) == ["mdm_chinchilla_3e19_425M"]
 
 
-def test_sweeps_and_overrides():
+def test_sweeps_and_overrides(dry):
     runs = dry(
         "arm/example_training_chinchilla.sh",
         SCALE="gpu",
@@ -195,7 +203,7 @@ def test_sweeps_and_overrides():
     assert dry("arm/example_training.sh", "--keep-every", "500", SCALE="cpu").popitem()[1].train.keep_every == 500
 
 
-def test_a_finished_run_is_skipped(tmp_path):
+def test_a_finished_run_is_skipped(tmp_path, dry):
     finished = tmp_path / "runs" / "ar_chinchilla_6e18_57M"
     finished.mkdir(parents=True)
     (finished / "result.json").write_text("{}")
@@ -214,7 +222,7 @@ def test_a_finished_run_is_skipped(tmp_path):
         ({"SCALE": "gpu", "DRY_RUN": "1", "SIZES": "426M"}, 2, "did you mean 425M or 489M?"),
     ],
 )
-def test_refusals(settings, code, sentence, tmp_path):
+def test_refusals(settings, code, sentence, tmp_path, start):
     done = start("mdm/example_training_chinchilla.sh", cwd=tmp_path, RUNS_DIR="runs", DATA_DIR="data", **settings)
     assert (done.returncode, done.stdout) == (code, "") and sentence in done.stderr and not (tmp_path / "runs").exists()
 
@@ -225,7 +233,7 @@ def test_a_recipe_fits_on_a_screen_and_can_be_requeued(recipe):
     assert text.count("\n") <= 40 and "#SBATCH --requeue\n" in text and "#SBATCH --signal=B:USR1@120\n" in text
 
 
-def test_a_small_sweep_runs_and_resumes(tmp_path):
+def test_a_small_sweep_runs_and_resumes(tmp_path, start):
     folder = tmp_path / "a folder"
     folder.mkdir()
     (folder / "text.txt").write_text("To be, or not to be, that is the question.\n" * 400)

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from megatron.config import parse
 from megatron.core import checkpoint
 from megatron.rundir.names import step_and_attempt
 from megatron.training.pretrain import main
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 FLAGS = """--num-layers 2 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --micro-batch-size 2 --global-batch-size 8
@@ -76,7 +76,8 @@ BASE = {
 class Trainer:
     """Flags of one small run; `over` replaces flags, None leaves one out, True is a flag without a value."""
 
-    def __init__(self, corpus: str):
+    def __init__(self, corpus: str, warm: Warm):
+        self.warm = warm
         self.flags = BASE | {"train_data_path": ["1", "0:0.8", corpus], "valid_data_path": ["1", "0.8:1", corpus]}
 
     def argv(self, folder: Path, **over) -> list[str]:
@@ -95,7 +96,7 @@ class Trainer:
     def start(self, folder: Path, **over) -> subprocess.Popen:
         """Train in a child whose lines can be read as they come."""
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over)],
+            [self.warm.python, str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over)],
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -109,17 +110,18 @@ class Trainer:
             {rank: [str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over | each.get(rank, {}))] for rank in here},
             world_size,
             port,
+            self.warm.python,
         )
 
 
 class Ranks:
     """Children of one world; `words` are what python is given on each rank."""
 
-    def __init__(self, words: dict[int, list[str]], world_size: int, port: int):
+    def __init__(self, words: dict[int, list[str]], world_size: int, port: int, python: str):
         meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
         self.children = {
             rank: subprocess.Popen(
-                [sys.executable, *command],
+                [python, *command],
                 env=os.environ | meet | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 cwd=ROOT,
                 text=True,
@@ -155,7 +157,7 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def world():
+def world(warm):
     """Two children that run this body inside a joined world: `mesh`, `watch` and `rank` are there."""
     head = """
 import sys, time
@@ -173,7 +175,7 @@ def main():
 
     def start(body: str, seconds: float = 4, world_size: int = 2) -> Ranks:
         code = head + "".join(f"        {line}\n" for line in body.strip().splitlines()) + "\nsys.exit(main())"
-        ranks = Ranks({rank: ["-c", code, str(seconds)] for rank in range(world_size)}, world_size, free_port())
+        ranks = Ranks({rank: ["-c", code, str(seconds)] for rank in range(world_size)}, world_size, free_port(), warm.python)
         started.append(ranks)
         return ranks
 
@@ -188,8 +190,8 @@ def read_records():
 
 
 @pytest.fixture
-def trainer(corpus):
-    return Trainer(corpus)
+def trainer(corpus, warm):
+    return Trainer(corpus, warm)
 
 
 @pytest.fixture

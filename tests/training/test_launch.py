@@ -99,12 +99,12 @@ def test_a_missing_first_rank_is_named(tmp_path, trainer):
     assert codes == [75] and said.startswith("PeerLost: rank 0 did not start within --distributed-timeout: nothing answers at ")
 
 
-def test_a_port_in_use_is_said(tmp_path, trainer):
+def test_a_port_in_use_is_said(tmp_path, trainer, warm):
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with Ranks({0: [str(ROOT / "pretrain_gpt.py"), *trainer.argv(tmp_path / "run")]}, 2, port) as ranks:
+        with Ranks({0: [str(ROOT / "pretrain_gpt.py"), *trainer.argv(tmp_path / "run")]}, 2, port, warm.python) as ranks:
             codes, (said,) = ranks.end(timeout=30)
     assert codes == [2] and f"MASTER_PORT {port} is in use" in said and said.count("\n") == 1
 

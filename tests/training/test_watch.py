@@ -81,7 +81,7 @@ def test_a_process_alone_only_records_its_exit(tmp_path):
 
 @pytest.mark.parametrize(
     "number, victim",
-    [(signal.SIGKILL, 1), (signal.SIGSTOP, 1), (signal.SIGKILL, 0), pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow)],
+    [(signal.SIGKILL, 1), (signal.SIGTSTP, 1), (signal.SIGKILL, 0), pytest.param(signal.SIGTSTP, 0, marks=pytest.mark.slow)],
 )
 def test_a_killed_or_hung_rank_ends_the_others(tmp_path, trainer, number, victim):
     run = tmp_path / "run"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import f as fisher
+from scipy.special import fdtrc
 
 PARABOLA, LAW = "parabola", "law"
 EXPONENTS = np.log([0.02, 3.0])  # that a curve may have, of N in natural logarithms
@@ -187,4 +187,4 @@ def lack_of_fit(parabolas: Curves, shaped: Curves, num_rows: int) -> Misfit | No
         return None
     before, after = (float(np.ravel(curves.squares)[0]) for curves in (parabolas, shaped))
     ratio = max(before - after, 0.0) / 2 / max(after / freedom, 1e-300)
-    return Misfit(ratio, float(fisher.sf(ratio, 2, freedom)), freedom)
+    return Misfit(ratio, float(fdtrc(2, freedom, ratio)), freedom)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import f as fisher
+from scipy.special import fdtrc
 
 from megatron.errors import BadData
 from megatron.files import read_json
@@ -236,7 +236,7 @@ def _lopsided(design: _Design, x, z, best, ln_loss, theta, dof: int) -> list[str
     after = float(np.sum((ln_loss - wider @ np.linalg.lstsq(wider, ln_loss, rcond=None)[0]) ** 2))
     if more <= 0 or dof <= more or before < len(x) * ROUNDING**2:
         return []
-    if fisher.sf((before - after) / more / (after / (dof - more)), more, dof - more) > LOPSIDED:
+    if fdtrc(more, dof - more, max(0.0, before - after) / more / (after / (dof - more))) > LOPSIDED:
         return []
     return ["the losses are no parabola in the logarithms (cubic terms matter): the optimum is biased; give a smaller --window."]
 

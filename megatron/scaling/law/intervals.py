@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from megatron.scaling.law.solver import Ends, Problem, minimise, persist
 
@@ -81,7 +81,7 @@ def profiles(problem: Problem, theta, objective: float, indices, low, high, cova
         for side, bound in ((-1, low), (1, high))
     ]
     rises = _rises(problem, theta, objective, paths, low, high)
-    quantile = student.ppf(0.5 + LEVEL / 2, dof) ** 2 / 2
+    quantile = stdtrit(dof, 0.5 + LEVEL / 2) ** 2 / 2
     ends = [
         _crossing(np.append(theta[index], values), np.append(0, rise), quantile * ratios[index])
         for (index, values), rise in zip(paths, rises)
@@ -141,7 +141,7 @@ def percentile_interval(draws) -> list[float | None]:
 def delta_method(values, slopes, covariance, dof: int, logarithmic) -> tuple[np.ndarray, np.ndarray]:
     """(intervals [k, 2], standard errors [k]) of values [k] with slopes [k, p] by theta, of ln values where `logarithmic` [k]."""
     errors = np.sqrt(np.maximum(np.einsum("kp,pq,kq->k", slopes, covariance, slopes), 0))
-    half = student.ppf(0.5 + LEVEL / 2, dof) * errors[:, None] * [-1, 1]
+    half = stdtrit(dof, 0.5 + LEVEL / 2) * errors[:, None] * [-1, 1]
     with np.errstate(over="ignore"):
         ratio = values[:, None] * np.exp(half)
     return np.where(logarithmic[:, None], ratio, values[:, None] + half), errors * np.where(logarithmic, values, 1)

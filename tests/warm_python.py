@@ -1,0 +1,50 @@
+"""What tests/warm.py calls a Python: it asks the server for a program, passes signals on to it, and ends as it does.
+
+It is started for every program, so it imports little.
+"""
+
+import array
+import marshal
+import os
+import signal
+import socket
+import sys
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP)
+
+
+def ask(address: str, words: list[str]) -> None:
+    if not words or (words[0].startswith("-") and words[0] not in ("-c", "-m")):
+        os.execv(sys.executable, [sys.executable, *words])
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(address)
+    message = marshal.dumps((words, dict(os.environ), os.getcwd()))
+    streams = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))
+    server.sendmsg([len(message).to_bytes(8, "little")], [streams])
+    server.sendall(message)
+    child = number_from(server)
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: pass_on(child, number))
+    for number in (0, 1, 2):
+        os.close(number)  # who reads what the program says sees its end
+    code = number_from(server)
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def number_from(server: socket.socket) -> int:
+    """A process id or an exit code; 1 from a server that is gone."""
+    return int.from_bytes(server.recv(8, socket.MSG_WAITALL) or bytes([1]), "little", signed=True)
+
+
+def pass_on(child: int, number: int) -> None:
+    try:
+        os.kill(child, signal.SIGSTOP if number == signal.SIGTSTP else number)
+    except ProcessLookupError:
+        pass  # it has ended
+
+
+if __name__ == "__main__":
+    ask(sys.argv[1], sys.argv[2:])
