@@ -168,8 +168,10 @@ def test_whole_training_commands_parse():
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
+def checkout(tmp_path, monkeypatch, warm):
     """A folder that looks like a checkout; what commands write stays there. `run(script)` gives its output."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(warm.python)
     for name in PLACES:
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -264,7 +266,6 @@ def test_the_slurm_commands_submit_every_run(checkout):
     page, text = blocks("sbatch")[0]
     assert page == "README.md"
     stub = checkout.folder / "bin/sbatch"
-    stub.parent.mkdir()
     stub.write_text('#!/bin/bash\ncp "${@: -1}" "$(dirname "$0")/submitted.sh"\necho 7\n')
     stub.chmod(0o755)
     checkout(text)

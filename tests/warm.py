@@ -1,12 +1,13 @@
 """A Python that starts at once: a process that has imported what is slow to import forks for each program that a test starts.
 
 `Warm.python` is used as `sys.executable` is: SCRIPT ARGS, -m MODULE ARGS or -c CODE ARGS; with other options the real one starts.
-Standard streams, environment, folder, exit code and signals are the program's own; SIGTSTP stops it, SIGSTOP does not.
+Open files, environment, folder, exit code and signals are the program's own; SIGTSTP stops it, SIGSTOP does not.
 Not for a test of what is imported, or of the first moments of a program.
 """
 
 import array
 import atexit
+import fcntl
 import gc
 import importlib
 import logging
@@ -23,11 +24,11 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+HIGHEST = 250  # files of a program; those of the kernel's SCM_MAX_FD that can be sent at once are 253
 PRELOAD = (
     "scipy.interpolate",
     "scipy.optimize",
@@ -80,7 +81,7 @@ def serve(listener: socket.socket, python: str) -> None:
     atexit.register(logging.shutdown)
     atexit.register(multiprocessing.util._exit_function)
     gc.freeze()
-    multiprocessing.set_executable(sys.executable)
+    multiprocessing.set_executable(python)
     sys.executable, parent = python, os.getppid()
     running: dict[int, tuple[int, socket.socket]] = {}  # by its descriptor: a program, and who asked for it
     while os.getppid() == parent:
@@ -95,7 +96,7 @@ def serve(listener: socket.socket, python: str) -> None:
             os.close(ended)
         if listener in ready:
             asker, _ = listener.accept()
-            if child := start(asker, [listener, *askers], running):
+            if child := start(asker):
                 running[os.pidfd_open(child)] = child, asker
 
 
@@ -104,26 +105,24 @@ def tell(asker: socket.socket, number: int) -> None:
         asker.send(number.to_bytes(8, "little", signed=True))
 
 
-def start(asker: socket.socket, others: list[socket.socket], ended: Iterable[int]) -> int | None:
+def start(asker: socket.socket) -> int | None:
     """The process id of the program that `asker` wants; None when it went away."""
-    head, found, *_ = asker.recvmsg(8, socket.CMSG_SPACE(3 * 4))
+    head, found, *_ = asker.recvmsg(8, socket.CMSG_SPACE(HIGHEST * 4))
     if not head:
         return None
-    words, environ, folder = marshal.loads(asker.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL))
-    streams = array.array("i", found[0][2])
+    message = asker.recv(int.from_bytes(head, "little"), socket.MSG_WAITALL)
+    words, environ, folder, numbers = marshal.loads(message)
+    files = array.array("i", found[0][2])
     child = os.fork()
     if child == 0:
-        for one in (asker, *others):
-            one.close()
-        for number in ended:
-            os.close(number)
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-        for stream in streams:
-            os.close(stream)
+        kept = [fcntl.fcntl(file, fcntl.F_DUPFD, HIGHEST) for file in files]
+        os.closerange(0, HIGHEST)  # the server's
+        for number, file in zip(numbers, kept):
+            os.dup2(file, number)
+            os.close(file)
         become(words, environ, folder)
-    for stream in streams:
-        os.close(stream)
+    for file in files:
+        os.close(file)
     tell(asker, child)
     return child
 

@@ -16,16 +16,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.
 def ask(address: str, words: list[str]) -> None:
     if not words or (words[0].startswith("-") and words[0] not in ("-c", "-m")):
         os.execv(sys.executable, [sys.executable, *words])
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    inherited = [number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number)]
     server = socket.socket(socket.AF_UNIX)
     server.connect(address)
-    message = marshal.dumps((words, dict(os.environ), os.getcwd()))
-    streams = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))
-    server.sendmsg([len(message).to_bytes(8, "little")], [streams])
+    message = marshal.dumps((words, dict(os.environ), os.getcwd(), inherited))
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", inherited))
+    server.sendmsg([len(message).to_bytes(8, "little")], [rights])
     server.sendall(message)
     child = number_from(server)
     for number in SIGNALS:
         signal.signal(number, lambda number, _: pass_on(child, number))
-    for number in (0, 1, 2):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    for number in inherited:
         os.close(number)  # who reads what the program says sees its end
     code = number_from(server)
     if code < 0:
@@ -34,9 +37,20 @@ def ask(address: str, words: list[str]) -> None:
     os._exit(code)
 
 
+def is_open(number: int) -> bool:
+    """Not the one that listed the folder."""
+    try:
+        return bool(os.fstat(number))
+    except OSError:
+        return False
+
+
 def number_from(server: socket.socket) -> int:
-    """A process id or an exit code; 1 from a server that is gone."""
-    return int.from_bytes(server.recv(8, socket.MSG_WAITALL) or bytes([1]), "little", signed=True)
+    """A process id, then an exit code."""
+    answer = server.recv(8, socket.MSG_WAITALL)
+    if not answer:
+        os._exit(1)  # the server is gone
+    return int.from_bytes(answer, "little", signed=True)
 
 
 def pass_on(child: int, number: int) -> None:

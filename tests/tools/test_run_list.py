@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def test_side_by_side_a_missing_corpus_is_one_failure_a_run(tmp_path, capfd):
     assert recorded["code"] == 66 and str(tmp_path / "absent") in recorded["reason"] and recorded["reason"].startswith("Missing")
 
 
-def test_side_by_side_a_signal_saves_every_run(tmp_path, corpus):
+def test_side_by_side_a_signal_saves_every_run(tmp_path, corpus, warm):
     lines = [line("pretrain_gpt.py", 10**9, tmp_path / name).replace("PREFIX", corpus).rstrip() for name in ("one", "two")]
     (tmp_path / "list").write_text(
         "".join(
@@ -109,8 +108,8 @@ def test_side_by_side_a_signal_saves_every_run(tmp_path, corpus):
         )
     )
     child = os.posix_spawn(
-        sys.executable,
-        [sys.executable, run_list.__file__, str(tmp_path / "list"), "--processes", "2"],
+        warm.python,
+        [warm.python, run_list.__file__, str(tmp_path / "list"), "--processes", "2"],
         os.environ | {"OMP_NUM_THREADS": "1"},
     )
     until = time.monotonic() + 60

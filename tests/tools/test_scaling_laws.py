@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,12 @@ CONVENTIONS = {
 }
 
 
-def run_tool(*arguments):
-    return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def run_tool(warm):
+    def run(*arguments):
+        return subprocess.run([warm.python, TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+    return run
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def sweep(tmp_path):
     return tmp_path / "runs"
 
 
-def test_report_prints_and_writes(sweep, tmp_path):
+def test_report_prints_and_writes(sweep, tmp_path, run_tool):
     done = run_tool("report", sweep, "--out", tmp_path / "out", "--bootstrap", 20)
     assert done.returncode == 0, done.stderr
     assert "isoFLOP minima" in done.stdout and "AR (exact NLL)" in done.stdout
@@ -50,7 +53,7 @@ def test_report_prints_and_writes(sweep, tmp_path):
     assert (tmp_path / "out" / "isoflop.png").stat().st_size > 10_000
 
 
-def test_no_finished_run_is_66_and_writes_nothing(tmp_path):
+def test_no_finished_run_is_66_and_writes_nothing(tmp_path, run_tool):
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "run.json").write_text("{}")
     done = run_tool("report", tmp_path / "runs", "--out", tmp_path / "out")
@@ -58,7 +61,7 @@ def test_no_finished_run_is_66_and_writes_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_incomparable_runs_are_78_and_name_the_flag_that_allows_them(sweep, tmp_path):
+def test_incomparable_runs_are_78_and_name_the_flag_that_allows_them(sweep, tmp_path, run_tool):
     first = sorted(sweep.iterdir())[0] / "result.json"
     first.write_text(json.dumps(json.loads(first.read_text()) | {"tokenizer": "other"}))
     done = run_tool("report", sweep, "--out", tmp_path / "out")
@@ -70,11 +73,11 @@ def test_incomparable_runs_are_78_and_name_the_flag_that_allows_them(sweep, tmp_
     "arguments",
     [[], ["report"], ["report", "x"], ["report", "x", "--ou", "y"], ["report", "x", "--out", "y", "--bootstrap", "-1"]],
 )
-def test_bad_flags_are_2(arguments):
+def test_bad_flags_are_2(arguments, run_tool):
     assert run_tool(*arguments).returncode == 2
 
 
-def test_an_output_that_cannot_be_written_is_73(sweep, tmp_path):
+def test_an_output_that_cannot_be_written_is_73(sweep, tmp_path, run_tool):
     (tmp_path / "file").write_text("")
     done = run_tool("report", sweep, "--out", tmp_path / "file" / "out", "--bootstrap", 0)
     assert done.returncode == 73 and "Traceback" not in done.stderr

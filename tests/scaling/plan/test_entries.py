@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -198,7 +197,7 @@ def test_epochs_over_fixed_data_share_a_trunk():
     assert {(*parsed(run).data.train_data_path, parsed(run).data.unique_tokens) for run in (trunk, *branches)} == {("x", 10**8)}
 
 
-def test_a_data_value_sweep_takes_its_parts_of_one_file(tiny, tmp_path):
+def test_a_data_value_sweep_takes_its_parts_of_one_file(tiny, tmp_path, start):
     """Seven epoch counts over nested first tokens of one corpus: what the plan says of the data is what the run finds."""
     asked = replace(
         tiny,
@@ -255,14 +254,18 @@ def tiny(tmp_path):
     )
 
 
-def start(run, folder, load=None):
-    words = [*run["flags"], "--save", str(folder / run["name"]), *(["--load", str(load)] if load else [])]
-    done = subprocess.run([sys.executable, str(ROOT / run["entry"]), *words], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / run["name"] / "result.json").read_text())
+@pytest.fixture
+def start(warm):
+    def run_of(run, folder, load=None):
+        words = [*run["flags"], "--save", str(folder / run["name"]), *(["--load", str(load)] if load else [])]
+        done = subprocess.run([warm.python, str(ROOT / run["entry"]), *words], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        return json.loads((folder / run["name"] / "result.json").read_text())
+
+    return run_of
 
 
-def test_a_cooldown_from_the_trunk_is_the_run_that_decays_on_its_own(tiny, tmp_path):
+def test_a_cooldown_from_the_trunk_is_the_run_that_decays_on_its_own(tiny, tmp_path, start):
     """Bit for bit; and the plan says what result.json will."""
     trunk, short, _ = make_plan(tiny).runs
     start(trunk, tmp_path / "runs")

@@ -1,5 +1,6 @@
 """The probe starts the real programs; here on a tiny corpus."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,11 @@ from megatron.errors import Refusal
 from megatron.scaling.plan.entries import make_plan
 from megatron.scaling.plan.grid import Request
 from megatron.scaling.plan.probe import probe_plan, probe_run
+
+
+@pytest.fixture(autouse=True)
+def starts_at_once(warm, monkeypatch):
+    monkeypatch.setattr(sys, "executable", warm.python)
 
 
 def request(corpus):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 
 import pytest
 
@@ -10,7 +11,9 @@ from megatron.scaling.plan.entries import Request, make_plan, save_plan
 
 
 @pytest.fixture
-def planned(corpus, tmp_path):
+def planned(corpus, tmp_path, warm, monkeypatch):
+    monkeypatch.setattr(sys, "executable", warm.python)
+
     def plan(*flags, valid=corpus, **asked):
         asked = {"objectives": ("ar", "mdm"), "tokens": (6400,)} | asked
         save_plan(
