@@ -14,6 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.
 
 
 def ask(address: str, words: list[str]) -> None:
+    words = words[1:] if words[:1] == ["-B"] else words  # as multiprocessing passes PYTHONDONTWRITEBYTECODE on
     if not words or (words[0].startswith("-") and words[0] not in ("-c", "-m")):
         os.execv(sys.executable, [sys.executable, *words])
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
