@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron.data.instruct import FORMATS, Keys
-from megatron.data.prepare.instruct_pairs import Encoded, Reading, counted, encoded_splits, write_pairs
+from megatron.data.prepare.instruct_pairs import Encoded, Reading, counted, encoded_splits, origin_of_part, write_pairs
 from megatron.data.prepare.pair_tensors import NAMES, read_rows, write_tensors
 from megatron.data.tokenizer import Tokenizer, add_flags, build_tokenizer, flags_of
 from megatron.data.tokenizer_json import tokenizer_json
@@ -57,7 +57,7 @@ def write_all(args: argparse.Namespace, outputs: list[Output], tokenizer: Tokeni
     with ExitStack() as stack:
         stage = stack.enter_context(staged(Path(args.output_prefix).parent))
         for output in outputs:
-            write_pairs(stage / output.prefix.name, output.pairs, tokenizer)
+            write_pairs(stage / output.prefix.name, output.pairs, tokenizer, origin_of_part(output.split, reading_of(args)))
         if args.write_pt:
             parts = {NAMES[output.split]: output.pairs for output in outputs}
             rows = write_tensors(
@@ -180,14 +180,18 @@ def from_tensors(folder: Path, tokenizer: Tokenizer) -> dict[str, list[Encoded]]
 
 def from_text(args: argparse.Namespace, tokenizer: Tokenizer, skipped: Counter[str]) -> dict[str, list[Encoded]]:
     """The pairs of --input by split."""
-    how = Reading(
-        files=tuple(args.input),
+    return encoded_splits(reading_of(args), tokenizer, skipped)
+
+
+def reading_of(args: argparse.Namespace) -> Reading:
+    """Of --input; of --from-pt its files, which are parted already."""
+    return Reading(
+        files=tuple(args.input or [str(path) for path in sorted(args.from_pt.glob("*_tokens.pt"))]),
         keys=chosen_keys(args),
         skip_bad=args.on_bad == "skip",
         valid_fraction=args.valid_fraction,
         seed=args.seed,
     )
-    return encoded_splits(how, tokenizer, skipped)
 
 
 @exits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 RANGE = {"name": str, "fingerprint": str, "start": int, "stop": int}
 ENDS = 64 << 10  # bytes at either end of an input file that its mark is taken from
-HANDED_ON = ("subset_of", "inputs", "json_key")  # what a subset's record says of its parent's own origin
+SPLIT = ("inputs", "json_key", "split")  # how files were parted in two that have nothing in common; `part` says which one it is
+HANDED_ON = ("subset_of", *SPLIT, "part")  # what a subset's record says of its parent's own origin
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,14 @@ def inputs(corpus: IndexedDataset | TokenFile) -> dict[tuple[Any, ...], str]:
     return found
 
 
+def are_parted(one: IndexedDataset | TokenFile, other: IndexedDataset | TokenFile) -> bool:
+    """Whether they come from the two sides of one split.  Raises BadData."""
+    mine, theirs = ([about for about in (extra_of(found), *origins(found)) if "part" in about] for found in (one, other))
+    return any(
+        a["part"] != b["part"] and all(a.get(name) == b.get(name) for name in SPLIT) for a, b in itertools.product(mine, theirs)
+    )
+
+
 def shared(one: tuple[IndexedDataset | TokenFile, int, int], other: tuple[IndexedDataset | TokenFile, int, int]) -> str | None:
     """In words, what tokens [start, stop) of two corpora have in common; None where nothing is known to be.  Raises BadData."""
     mine, theirs = spans(*one), {span.fingerprint: span for span in spans(*other)}
@@ -98,6 +108,6 @@ def shared(one: tuple[IndexedDataset | TokenFile, int, int], other: tuple[Indexe
         if span.start < twin.stop and twin.start < span.stop:
             of = "" if twin.name == other[0].prefix else f" of {twin.name}, which it was cut out of,"
             return f"tokens {max(span.start, twin.start)}:{min(span.stop, twin.stop)}{of}"
-    files = {} if related else inputs(one[0])
+    files = {} if related or are_parted(one[0], other[0]) else inputs(one[0])
     common = files.keys() & inputs(other[0]).keys() if files else set()
     return f"the documents of {min(files[key] for key in common)}" if common else None

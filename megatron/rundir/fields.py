@@ -91,6 +91,15 @@ RECORD: Fields = {
         for name, unit, said in (("loss", NUMBER, "nats/token"), ("accuracy", NUMBER, "0..1"))
         for i in (1, 2, 3, 4)
     },
+    "auxiliary_loss": (NUMBER, "", "atat: of the network that estimates importance"),
+    "companion_grad_norm": (NUMBER, "", "atat: norm of that network's gradient before clipping"),
+    "masking_rate": (NUMBER, "0..1", "atat: share of scored positions that are masked, in the record's own step as all below"),
+    "noise_level": (NUMBER, "", "atat: -log of the share of positions that the row's t leaves visible, a mean over positions"),
+    "importance_mean": (NUMBER, "", "atat: over the scored positions of a row, a mean over rows by their positions"),
+    "importance_std": (NUMBER, "", "atat: standard deviation within a row, a mean likewise"),
+    "importance_min": (NUMBER, "", "atat: the least"),
+    "importance_max": (NUMBER, "", "atat: the largest"),
+    "curriculum_stage": (NUMBER, "1..3", "atat: easy positions first, all alike, hard ones first"),
     "event": (TEXT, "", "name of an event"),
 }
 FACTS: Fields = {
@@ -164,6 +173,15 @@ OUTCOME: Fields = {
     "world_size": (NUMBER, "processes", ""),
     "skipped": (NUMBER, "steps", "not finite and skipped"),
 }
+EVALUATED: Fields = {
+    "objective": (TEXT, "", ""),
+    **AXES,
+    "averaged": (OBJECT, "", "checkpoints, steps and weights of a mean of checkpoints; not there for one as a run saved it"),
+    "valid": (OBJECT, "", "scores of the validation set, under the names of metrics.jsonl"),
+    "valid:NAME": (OBJECT, "", "of each further validation set"),
+    "test": (OBJECT, "", "of the test set"),
+    "task-NAME": (OBJECT, "", "of each file of --eval-tasks"),
+}
 ENDING: Fields = {
     "code": (COUNT, "", "exit code of all processes: megatron/errors.py"),
     "reason": (TEXT, "", "in words"),
@@ -176,6 +194,7 @@ OF_FILE: dict[str, Fields] = {
     names.METRICS: RECORD,
     names.FACTS: FACTS,
     names.RESULT: OUTCOME,
+    names.EVALUATION: EVALUATED,
     names.EXIT: ENDING,
     names.CONFIG: {section: (OBJECT, "", "flags") for section in SECTIONS},
 }

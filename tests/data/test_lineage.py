@@ -33,6 +33,18 @@ def test_two_corpora_of_the_same_files_share_their_documents(tmp_path):
     assert shared((one, 0, 9), (title, 0, 9)) is None and shared((part, 0, 5), (one, 10, 100)) is None
 
 
+def test_the_two_sides_of_one_split_share_nothing(tmp_path):
+    def side(name, part, seed=0, bytes=7):
+        split = {"valid_fraction": 0.05, "seed": seed}
+        return corpus(tmp_path / name, len(name) * 1000, inputs=[{"path": "a.json", "bytes": bytes}], split=split, part=part)
+
+    train, valid, again, other = side("t", "train"), side("va", "valid"), side("aga", "train"), side("othe", "valid", seed=1)
+    part = corpus(tmp_path / "part", 0, 10, subset_of=origin_of(train, 0, 10))
+    assert shared((train, 0, 9), (valid, 0, 9)) is None and shared((part, 0, 9), (valid, 0, 9)) is None
+    assert shared((train, 0, 9), (other, 0, 9)) == shared((train, 0, 9), (again, 50, 60)) == "the documents of a.json"
+    assert shared((part, 0, 9), (other, 0, 9)) == "the documents of a.json"
+
+
 def test_an_input_is_known_by_any_name_and_a_pipe_by_none(tmp_path):
     long = b"".join(b"%07d\n" % i for i in range(20_000))
     for name, text in {"a": long, "copy": long, "other": long[:-8] + b"another\n"}.items():

@@ -10,6 +10,7 @@ import torch
 
 from megatron.data.indexed import IndexedDataset
 from megatron.data.instruct import Instruct, prompt_of
+from megatron.data.lineage import shared
 from megatron.data.tokenizer import build_tokenizer
 from tools import prepare_instruct
 
@@ -292,3 +293,11 @@ def test_a_flag_that_would_not_be_read_is_usage(tmp_path, flags):
     with pytest.raises(SystemExit) as caught:
         prepare_instruct.main([*flags, "--output-prefix", str(tmp_path / "p")])
     assert caught.value.code == 2
+
+
+def test_a_corpus_says_what_it_was_made_of(tmp_path, source):
+    """So that two of one file are not trained on and validated by, but for the two sides of one split."""
+    assert run(tmp_path, source) == 0 and run(tmp_path, source, "--seed", 1, name="q") == 0
+    train, valid, other = (IndexedDataset(tmp_path / "out" / name) for name in ("p_train", "p_valid", "q_valid"))
+    spans = [(found, 0, found.num_tokens) for found in (train, valid, other)]
+    assert shared(spans[0], spans[1]) is None and shared(spans[0], spans[2]) == f"the documents of {source}"

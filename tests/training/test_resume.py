@@ -217,7 +217,7 @@ def test_only_damaged_checkpoints_are_no_fresh_start(trainer, half, capsys):
     assert "none of the 1 checkpoints" in capsys.readouterr().err
 
 
-def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_intact(tmp_path, trainer, hashes):
+def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_intact(tmp_path, trainer, hashes, capsys):
     """RLIMIT_FSIZE stands for the disk: logs fit below it, a checkpoint with moments does not."""
     run = tmp_path / "run"
     assert trainer.run(run, exit_interval=4) == 85
@@ -231,6 +231,9 @@ def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_intact(tmp_path, t
         resource.setrlimit(resource.RLIMIT_FSIZE, soft)
         signal.signal(signal.SIGXFSZ, handler)
     assert code == 73 and hashes(run, 4) == before
+    said = capsys.readouterr()
+    assert "the run goes on and tries again at step 9" in said.out and "CannotWrite: " in said.err
+    assert json.loads((run / "exit.json").read_text())["code"] == 73
     assert checkpoint.find(run) == saved and not [n for n in os.listdir(run) if n.startswith(".tmp")]
     assert [r["step"] for _, r in read(run / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 13))
     assert trainer.run(run, load=run) == 0

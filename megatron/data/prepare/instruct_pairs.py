@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from megatron.data.indexed import IndexedWriter, best_dtype
 from megatron.data.instruct import BadRecord, Keys, Pair, encode_pair, pair_of, read_records, recognized
+from megatron.data.lineage import input_record
 from megatron.data.tokenizer import Tokenizer
-from megatron.errors import BadData
+from megatron.errors import BadData, MissingInput
 from megatron.progress import ProgressLine
 
 Encoded = tuple[np.ndarray, np.ndarray]  # ids of prompt and response
@@ -82,8 +84,19 @@ def held_out(pairs: Sequence[Pair], fraction: float, seed: int) -> np.ndarray:
     return chosen
 
 
-def write_pairs(prefix: Path, pairs: Sequence[Encoded], tokenizer: Tokenizer) -> None:
-    """One document of two sequences a pair."""
-    with IndexedWriter(str(prefix), best_dtype(tokenizer.vocab_size), tokenizer=tokenizer.facts()) as writer:
+def origin_of_part(part: str, how: Reading) -> dict[str, Any]:
+    """What the sidecar says of where a split's pairs come from.  Raises MissingInput."""
+    try:
+        files = [input_record(path) for path in how.files]
+    except OSError as error:
+        raise MissingInput(f"{error.filename}: {error.strerror}; check --input") from None
+    keys = how.keys and asdict(how.keys)
+    split = {"valid_fraction": how.valid_fraction, "seed": how.seed, "keys": keys, "skip_bad": how.skip_bad}
+    return {"inputs": files, "split": split, "part": part}
+
+
+def write_pairs(prefix: Path, pairs: Sequence[Encoded], tokenizer: Tokenizer, extra: dict[str, Any] | None = None) -> None:
+    """One document of two sequences a pair; `extra` is what the sidecar says besides."""
+    with IndexedWriter(str(prefix), best_dtype(tokenizer.vocab_size), tokenizer.facts(), extra) as writer:
         for prompt, response in pairs:
             writer.add_document(np.concatenate([prompt, response]), lengths=[len(prompt), len(response)])

@@ -20,7 +20,7 @@ def paired(runs: Sequence[dict], name: str) -> list[dict]:
     """Of each value of a flag, as `registry.describe` gave the runs: its loss minus that of the flag's default, or first value.
 
     -> a row a value: pairs, mean difference, half of its 95 % interval (Student's t over pairs), the least and the largest.
-    Raises BadData where there are no two pairs of a value.
+    One pair has a difference and no interval. Raises BadData where there is none.
     """
     field = find(name, declared())[0]
     if field is None:
@@ -43,10 +43,10 @@ def paired(runs: Sequence[dict], name: str) -> list[dict]:
             )
         losses.setdefault(value, {})[key] = run["result"]["loss"]
     rows = [row_of(spelling(field), value, base, losses) for value in found if value != base]
-    if not any(row["pairs"] > 1 for row in rows):
+    if not any(row["pairs"] for row in rows):
         raise BadData(
-            f"{spelling(field)}: no value of it has two pairs of finished runs "
-            "that differ in it and have seed, size and data in common"
+            f"{spelling(field)}: no two finished runs differ in it and have seed, size and data in common: "
+            "train the same seeds with and without it"
         )
     return rows
 

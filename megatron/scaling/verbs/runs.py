@@ -76,6 +76,8 @@ def _print_pairs(console: Console, rows: list[dict]) -> None:
         mean = "" if row["difference"] is None else f"{row['difference']:+.4f}"
         _row(table, f"{row['flag']} {row['value']}", row["against"], row["pairs"], mean, said, *ends)
     console.print(table)
+    if any(row["pairs"] == 1 for row in rows):
+        console.print("One pair tells no interval, so it may be the seed's luck: train more seeds.", markup=False, soft_wrap=True)
 
 
 def _print_list(console: Console, runs: list[dict]) -> None:

@@ -28,12 +28,14 @@ def test_pairs_of_a_seed_against_the_flags_default():
     assert (full["difference"], full["half_width"]) == pytest.approx((moved.mean(), (high - low) / 2))
     assert (full["least"], full["largest"]) == pytest.approx((-0.01, 0.03))
     assert (learned["pairs"], learned["half_width"]) == (1, None)
+    (alone,) = paired([run("full", 0, 3.1), run(None, 0, 3.0)], "atat")
+    assert (alone["pairs"], alone["difference"], alone["half_width"]) == (1, pytest.approx(0.1), None)
 
 
 def test_what_cannot_be_paired_is_refused():
     for runs, name, said in (
-        ([run("full", 1, 3.0), run(None, 2, 3.0)], "atat", "no value of it has two pairs of finished runs that differ in it"),
-        ([], "--atat-tilt", "no value of it has two pairs"),
+        ([run("full", 1, 3.0), run(None, 2, 3.0)], "atat", "no two finished runs differ in it and have seed"),
+        ([], "--atat-tilt", "no two finished runs"),
         ([run("full", 1, 3.0), run("full", 1, 4.0) | {"path": "again"}], "atat", "differ in another flag or in nothing"),
         ([], "nothing", "--by nothing: no such flag"),
     ):
