@@ -159,6 +159,12 @@ analyse() {
 # tabulate: the runs of the recipe, a line each, with their losses.
 tabulate() { if [[ ${DRY_RUN:-} != 1 ]]; then scaling_laws runs ls "${names[@]/#/$RUNS_DIR/}"; fi; }
 
+check_scores() {                                      # SCORE...: before anything is trained for one that does not exist
+  local score program='import sys; from megatron.errors import exits; from megatron.score_names import read_score
+sys.exit(exits(lambda: read_score(sys.argv[1], "SCORES") and None)())'
+  for score in "$@"; do "$PYTHON" -c "$program" "$score"; done
+}
+
 score_runs() {                                        # SCORE RUN...: those that do not have it yet
   local run
   if [[ ${DRY_RUN:-} == 1 ]]; then return; fi

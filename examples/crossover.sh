@@ -15,6 +15,7 @@
 here=$(dirname "$0")
 [[ -f $here/common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples   # sbatch runs a copy: submit it from the project
 source "$here/common.sh"
+check_scores ${SCORES:-}
 plan_name=crossover name='{objective}_crossover_{flops}_{size}_{part}' ar=() mdm=()
 plan utils/datapaths/train_c4_full.txt --kind critical-compute --sizes $(sizes "57M 117M 217M" "CPU_12K CPU_25K CPU_46K") \
   --flops "$(commas $(budgets "1e19 3e19 1e20" "2e10 6e10 2e11"))" \

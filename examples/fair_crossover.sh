@@ -15,6 +15,7 @@
 here=$(dirname "$0")
 [[ -f $here/common.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/examples   # sbatch runs a copy: submit it from the project
 source "$here/common.sh"
+check_scores ${SCORES:-}
 plan_name=fair_crossover name='{objective}_fair_crossover_{flops}_{size}_{part}'
 DECAYS=${DECAYS-3} DROPOUTS=${DROPOUTS-0.1} MASKS=${MASKS-0.3} decays="--vary weight-decay=$(commas 0.1 ${DECAYS-3})"
 grid() {                               # OBJECTIVES FLAGS...

@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 def refuse_taken(out: Path) -> None:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise CannotWrite(f"{out} is taken: give a folder that is new or empty")
+        raise CannotWrite(f"{out} is taken: give a path that is new, or an empty folder")
 
 
 @exits

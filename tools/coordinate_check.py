@@ -58,12 +58,13 @@ def read_words(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     mistakes = [f"--{name} {getattr(given, name)}: expected 1 or more" for name in ("steps", "seeds") if getattr(given, name) < 1]
     if not 0 < given.limit < 10:
         mistakes.append(f"--limit {given.limit:g}: expected a number above 0 and below 10")
-    if given.widths and given.depths:
+    if given.widths is not None and given.depths is not None:
         mistakes.append("--widths and --depths exclude each other: give one")
-    elif given.depths and given.parametrization == "mup":
+    elif given.depths is not None and given.parametrization == "mup":
         mistakes.append("--depths: muP scales with the width alone; give --parametrization completep or standard")
-    given.axis = "depth" if given.depths else "width"
-    given.sizes = read_sizes(given.depths or given.widths or "64,128,256,512", f"--{given.axis}s", mistakes)
+    given.axis = "width" if given.depths is None else "depth"
+    sizes = given.widths if given.depths is None else given.depths
+    given.sizes = read_sizes("64,128,256,512" if sizes is None else sizes, f"--{given.axis}s", mistakes)
     if mistakes:
         raise ConfigError(mistakes)
     return given, words[at + 1 :]

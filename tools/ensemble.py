@@ -103,7 +103,7 @@ def has(run: Path, name: str, value: str) -> bool:
 @exits
 def main(argv: list[str] | None = None) -> None:
     given = parser().parse_args(argv)
-    names = [name.text for name in read_scores(given.score.split(","))] if given.score else []
+    names = [] if given.score is None else [name.text for name in read_scores(given.score.split(","))]
     runs = members_of(given)
     from megatron.files import staged
     from megatron.likelihood.ensemble import measure

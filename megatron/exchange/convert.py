@@ -9,13 +9,13 @@ import torch
 from megatron.core import checkpoint
 from megatron.errors import Mismatch, MissingInput
 from megatron.exchange.checkpoints import read_checkpoint, write_checkpoint
-from megatron.exchange.dictionary import is_dictionary, read_dictionary, write_dictionary
+from megatron.exchange.dictionary import FILE, is_dictionary, read_dictionary, write_dictionary
 from megatron.exchange.hugging_face import is_hugging_face, read_hugging_face, training_flags, write_hugging_face
 from megatron.exchange.megatron_deepspeed import holds_megatron, named_by_latest, read_megatron
 from megatron.exchange.plain import holds_tensors, read_plain, write_plain
 from megatron.exchange.weights import Weights, check_shapes
 from megatron.flags import ConfigError
-from megatron.training.trained import find_checkpoint, open_run
+from megatron.training.trained import find_finished, open_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -62,13 +62,13 @@ def convert(
 
 def of_run(source: Path, out: Path, to: str, which: str | None, dtype: torch.dtype, with_tokenizer: bool) -> dict:
     if to == "dict":
-        path = find_checkpoint(source, which)
+        path = find_finished(source, which)
         found = checkpoint.load(path)
         if "model_config" not in found.facts or "train_config" not in found.facts:
             raise Mismatch(f"{path} holds no run: --to dict takes a checkpoint of training")
         write_dictionary(out, found)
         said = {"source": str(path), "out": str(out), "to": to, "step": found.step}
-        return said | {"sentence": f"{path}: written to {out} as a dictionary for torch.load(..., weights_only=True)"}
+        return said | {"sentence": f"{path}: written to {out / FILE}, a dictionary for torch.load(..., weights_only=True)"}
     trained = open_run(source, which, device="cpu", dtype="fp32", say=lambda line: None)
     agreed = write_hugging_face(out, trained, source, dtype, with_tokenizer)
     said = {"source": str(trained.checkpoint.path), "out": str(out), "to": to, "step": trained.checkpoint.step} | vars(agreed)

@@ -26,7 +26,7 @@ from torch import Tensor
 from megatron import engine as engines
 from megatron import objectives
 from megatron.batch import Batch, Progress, RowScores, reading
-from megatron.config import Config, ConfigError, Parallel, check_parallel, resolve_parallel
+from megatron.config import Config, ConfigError, Parallel, check_parallel, declared, resolve_parallel
 from megatron.core import checkpoint as checkpoints
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, all_reduce, build_mesh
@@ -283,7 +283,9 @@ def read_config(facts: dict, path: Path) -> Config:
     try:
         return Config.from_dict(facts["config"])
     except (KeyError, TypeError) as error:
-        raise Mismatch(f"{path} was written by a version with other flags ({error}): open it with that version") from None
+        saved = [name for section in facts.get("config", {}).values() if isinstance(section, dict) for name in section]
+        other = ", ".join(f"--{name.replace('_', '-')}" for name in saved if name not in declared()) or str(error)
+        raise Mismatch(f"{path} was written by a version with other flags ({other}): open it with that version") from None
 
 
 def at_layout(cfg: Config, device: str, dtype: str | None = None, layout: dict | None = None) -> Config:
@@ -328,6 +330,16 @@ def refuse_vectors(path: Path, cfg: Config) -> None:
             f"{path} was trained with --latent-size {cfg.model.latent_size}: its rows begin with a vector, which those "
             "who read texts alone do not give; use tools/evaluate.py vectors, tools/generate.py --vectors, or --skip-train --load"
         )
+
+
+def find_finished(run: Path, which: str | int | Path | None) -> Path:
+    """As find_checkpoint; where `which` leaves it open, of a run that is finished.  Raises MissingInput, BadData, Mismatch."""
+    path = find_checkpoint(run, which)
+    if which is None and path != run:
+        facts = checkpoints.read_manifest(path)["facts"]
+        refuse_untrained(path, facts)
+        refuse_unfinished(run, read_config(facts, path), facts)
+    return path
 
 
 def refuse_unfinished(run: Path, cfg: Config, facts: dict) -> None:

@@ -242,3 +242,8 @@ def test_a_small_sweep_runs_and_resumes(tmp_path, start):
     assert first.returncode == 0 and (folder / "runs/ar_chinchilla_5e8_CPU_5K/result.json").exists(), first.stderr
     again = start("arm/example_training_chinchilla.sh", cwd=folder, **settings)
     assert again.returncode == 0 and "ar_chinchilla_5e8_CPU_5K is finished: skipped" in again.stderr
+
+
+def test_a_score_that_does_not_exist_is_known_before_anything_is_trained(tmp_path):
+    done = start("crossover.sh", SCORES="nelbo elbo", SCALE="cpu", RUNS_DIR=str(tmp_path / "runs"))
+    assert done.returncode == 2 and "ConfigError: SCORES elbo: expected nelbo" in done.stderr and not (tmp_path / "runs").exists()

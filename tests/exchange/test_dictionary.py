@@ -18,6 +18,7 @@ def test_there_and_back(tmp_path, corpus, capsys):
     run, out = tmp_path / "run", tmp_path / "dict"
     assert main(parse([*FLAGS, "--data-path", corpus, "--run-dir", str(run), "--save", str(run)], "mdm")) == 0
     assert convert_checkpoint.main([str(run), "--to", "dict", str(out)]) == 0
+    assert f"written to {out / 'checkpoint.pt'}, a dictionary" in capsys.readouterr().out
     found, tensors = torch.load(out / "checkpoint.pt", weights_only=True), checkpoint.load(run).tensors()
     said = ("global_step", "architecture", "best_val_loss", "scaler_state_dict")
     best = checkpoint.load(run).facts["best_val_loss"]
@@ -26,6 +27,11 @@ def test_there_and_back(tmp_path, corpus, capsys):
     assert torch.equal(found["model_state_dict"]["norm.weight"], tensors["model/norm.weight"])
     assert torch.equal(found["optimizer_state_dict"]["exp_avg/norm.weight"], tensors["optimizer/exp_avg/norm.weight"])
     assert convert_checkpoint.main([str(out / "checkpoint.pt"), str(tmp_path / "back")]) == 0
+    longer = [*FLAGS, "--data-path", corpus, "--run-dir", str(run), "--save", str(run), "--load", str(run)]
+    longer[longer.index("--train-iters") + 1] = "9"
+    assert main(parse([*longer, "--exit-interval", "3"], "mdm")) == 85
+    assert convert_checkpoint.main([str(run), "--to", "dict", str(tmp_path / "early")]) == 66
+    assert "at step 3 of 9" in capsys.readouterr().err and not (tmp_path / "early").exists()
     back = checkpoint.load(tmp_path / "back").tensors()
     assert back.keys() == {name for name in tensors if name.startswith("model/")}
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in back.items())

@@ -176,7 +176,7 @@ def test_plain_weights_that_are_not_ours_are_refused(tmp_path, ours, capsys, spo
 def test_other_mistakes_get_a_sentence(tmp_path, ours, capsys):
     assert run(capsys, tmp_path / "nowhere", tmp_path / "out")[0] == 66
     code, said = run(capsys, ours, ours)
-    assert code == 73 and "is taken: give a folder that is new or empty" in said
+    assert code == 73 and "is taken: give a path that is new, or an empty folder" in said
     checkpoint.save(tmp_path / "other", 1, whole({"a": torch.ones(1)}), {})
     assert run(capsys, tmp_path / "other", tmp_path / "out")[0] == 78 and not (tmp_path / "out").exists()
 

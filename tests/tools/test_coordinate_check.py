@@ -25,6 +25,7 @@ def test_a_verdict_with_its_table_and_figure(tmp_path, capsys):
     "words, said",
     [
         ("--widths 64", "--widths 64: expected two different whole numbers or more, such as 64,128,256"),
+        ("--widths=", "--widths : expected two different whole numbers"),
         ("--depths 2,4", "--depths: muP scales with the width alone; give --parametrization completep or standard"),
         ("--widths 32,40 -- " + " ".join(SMALL), "--widths 40: expected a multiple of the heads' width 16"),
         ("-- --parametrization mup", "--parametrization behind -- would do nothing here"),

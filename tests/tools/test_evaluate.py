@@ -121,6 +121,7 @@ def test_a_run_that_is_trained_within_documents_is_scored_within_them(runs, obje
         (["RUN", "--nll-tolerance", "0"], 2, "--nll-tolerance 0.0: expected a number above 0"),
         (["RUN", "--score", "exact,exact"], 2, "expected each score once"),
         (["RUN", "--score", "elbo"], 2, "--score elbo"),
+        (["RUN", "--score", ""], 2, "--score : expected nelbo"),
         (["RUN", "--score", "mixture"], 2, "give --last 12 or fewer, or mixture/12"),
         (["RUN", "--score", "tangent:4"], 2, "give --last 10 or fewer, or tangent:4/10"),
         (["RUN", "--set", "valid:code"], 2, "expected a set that the run scores: valid"),

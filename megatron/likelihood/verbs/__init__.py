@@ -35,7 +35,7 @@ def check_scoring(given: argparse.Namespace) -> list[str] | None:
             raise ConfigError([f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more"])
     if given.nll_tolerance is not None and not 0 < given.nll_tolerance < math.inf:
         raise ConfigError([f"--nll-tolerance {given.nll_tolerance}: expected a number above 0"])
-    return [name.text for name in read_scores(given.score.split(","))] if given.score else None
+    return None if given.score is None else [name.text for name in read_scores(given.score.split(","))]
 
 
 def how(given: argparse.Namespace) -> dict:

@@ -23,9 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one of its checkpoints")
     parser.add_argument("--checkpoint", help="a step, best, newest, or a path [the last of a run that is finished]")
     parser.add_argument("--samplers", help="with their settings, with commas between [the objective's own]")
-    parser.add_argument(
-        "--steps", default="", help="for samplers that read steps and name none, with commas between [a token a step]"
-    )
+    parser.add_argument("--steps", help="for samplers that read steps and name none, with commas between [a token a step]")
     parser.add_argument("--judge", type=Path, metavar="RUN", help="an autoregressive run whose NLL of the samples is taken")
     parser.add_argument(
         "--set", default="valid", help="valid, valid:NAME or test: where beginnings and real text are from [valid]"
@@ -47,7 +45,7 @@ def command(given: argparse.Namespace) -> None:
     for flag in ("num_samples", "batch_size"):
         if getattr(given, flag) is not None and getattr(given, flag) < 1:
             raise ConfigError([f"--{flag.replace('_', '-')} {getattr(given, flag)}: expected 1 or more"])
-    steps = given.steps.split(",") if given.steps else []
+    steps = [] if given.steps is None else given.steps.split(",")
     if not all(n.isdecimal() and int(n) for n in steps):
         raise ConfigError([f"--steps {given.steps}: expected whole numbers of 1 or more, with commas between"])
     from megatron.files import staged
@@ -58,7 +56,8 @@ def command(given: argparse.Namespace) -> None:
     from megatron.training import open_run
 
     trained = open_run(given.run, given.checkpoint, **how(given))
-    asked = read_samplers(given.samplers or default_of(trained.cfg.objective.objective), [int(n) for n in steps])
+    samplers = default_of(trained.cfg.objective.objective) if given.samplers is None else given.samplers
+    asked = read_samplers(samplers, [int(n) for n in steps])
     judge = None if given.judge is None else open_run(given.judge, **how(given))
     settings = {"which": given.set, "num_samples": given.num_samples, "prompt_tokens": given.prompt_tokens}
     found = compare_samplers(trained, asked, judge, seed=given.seed, batch_size=given.batch_size, **settings)

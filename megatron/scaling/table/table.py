@@ -158,7 +158,7 @@ def read_table(
     """
     if score and loss != "final":
         raise BadData(f"--score {score} --loss {loss}: a score is of the run's last step; leave out --loss")
-    rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss, score and read_score(score).text)
+    rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss, None if score is None else read_score(score).text)
     rows, left_out = by_accuracy(rows, accuracy, chance) if accuracy is not None else (rows, [])
     dropped += left_out
     varied = spread(rows)

@@ -130,11 +130,11 @@ def pooling_arguments(group: argparse._ArgumentGroup) -> None:
         help=f"differences to fit across: {', '.join(LINTS)}, or a flag of training, as weight-decay",
     )
     group.add_argument(
-        "--by", type=_words, default=[], metavar="FLAG,...", help="runs that differ in these flags of training are fitted apart"
+        "--by", type=words, default=[], metavar="FLAG,...", help="runs that differ in these flags of training are fitted apart"
     )
     group.add_argument(
         "--best-of",
-        type=_words,
+        type=words,
         default=[],
         metavar="FLAG,...",
         help="of runs that differ in these flags of training, as lr,weight-decay, the best setting at each N, D and U",
@@ -184,15 +184,18 @@ def _mapping(text: str) -> dict[str, str]:
 
 
 def _lints(text: str) -> list[str]:
-    names = [name if name in LINTS else spelled(name.lstrip("-")) for name in _words(text)]
+    names = [name if name in LINTS else spelled(name.lstrip("-")) for name in words(text)]
     unknown = [name for name in names if name not in (*LINTS, *map(spelled, FLAGS))]
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(LINTS)}, and no flag of training")
     return names
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def words(text: str) -> list[str]:
+    found = [word.strip() for word in text.split(",") if word.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected names with commas between")
+    return found
 
 
 def _share(text: str) -> float:

@@ -139,7 +139,7 @@ def _check_score(name: str | None, fits: dict) -> None:
     """Raise Mismatch where a fit is of another score."""
     for objective, fit in fits.items():
         score = score_of(fit.conventions)
-        if name and score not in (read_score(name).text, "exact"):
+        if name is not None and score not in (read_score(name).text, "exact"):
             raise Mismatch(f"--score {name}: the {objective} fit is of {score or 'no stated score'}; fit with the same --score.")
 
 

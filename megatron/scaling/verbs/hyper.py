@@ -14,7 +14,7 @@ from megatron.scaling.law.hyper import SCHEMA_VERSION, WINDOW, HyperFit, as_reco
 from megatron.scaling.show.screen import interval, say, show, show_record
 from megatron.scaling.table.comparable import check_comparable
 from megatron.scaling.table.covariates import spelled
-from megatron.scaling.verbs import Answer, conclude, json_argument, load_table, positive, table_arguments
+from megatron.scaling.verbs import Answer, conclude, json_argument, load_table, positive, table_arguments, words
 
 SYMBOLS = {"params": "N", "tokens": "D", "unique_tokens": "U"}
 
@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     table_arguments(parser)
     parser.add_argument(
         "--of",
-        type=lambda text: [word.strip() for word in text.split(",") if word.strip()],
+        type=words,
         default=[],
         metavar="FLAG,...",
         help="settings to find the best of [those of lr, batch-size and weight-decay that runs of one N, D and U differ in]",

@@ -57,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> Answer:
     """Propose runs, or score a ledger."""
-    if args.score:
+    if args.score is not None:
         return _score(args)
     if not (args.paths and args.quantity):
         raise ConfigError(["next needs a FIT and --quantity, or --score LEDGER with runs."])

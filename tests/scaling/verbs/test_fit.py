@@ -113,6 +113,7 @@ def test_objectives_are_fitted_apart(tmp_path):
         ["--bootstrap", "-1"],
         ["--delta", "0"],
         ["--ci", "guess"],
+        ["--by", ""],
         ["--chinchilla", "E=1,A"],
     ],
 )
