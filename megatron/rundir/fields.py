@@ -10,6 +10,7 @@ from megatron.errors import BadData
 from megatron.rundir import names
 
 TEXT, COUNT, NUMBER, FLAG, OBJECT, OBJECTS = "text", "count", "number", "flag", "object", "list of objects"
+TEXTS = "list of texts"
 TYPES: dict[str, tuple[type, ...]] = {
     TEXT: (str,),
     COUNT: (int,),
@@ -17,6 +18,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     FLAG: (bool, int),
     OBJECT: (dict,),
     OBJECTS: (list,),
+    TEXTS: (list,),
 }
 NON_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 Fields = dict[str, tuple[str, str, str]]
@@ -189,6 +191,15 @@ ENDING: Fields = {
     "rank": (COUNT, "", "that it began with"),
     "requeue": (FLAG, "", "whether the same command goes on from here"),
 }
+RESUME: Fields = {
+    "time": (NUMBER, "s", "when"),
+    "step": (COUNT, "steps", "that it began at"),
+    "from": (TEXT, "", "the checkpoint"),
+    "changed": (TEXTS, "", "flags, in words"),
+    "layout": (OBJECT, "", "of this start"),
+    "branch": (TEXT, "", "its id"),
+}
+INSIDE = {"resumes": RESUME, "convention": {"rows": SCORES["rows"], "num_mc": SCORES["num_mc"]}}  # of fields that are objects
 SECTIONS = ("data", "model", "objective", "optim", "parallel", "train", "log")
 OF_FILE: dict[str, Fields] = {
     names.METRICS: RECORD,
@@ -209,6 +220,11 @@ def fault_of(found: dict, fields: Fields) -> str:
         wrong = not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != FLAG)
         if wrong or (kind == COUNT and value < 0) or (kind == OBJECTS and not all(isinstance(item, dict) for item in value)):
             return f"{name} is {spell(value)}, expected a {kind}"
+        if kind == TEXTS and not all(isinstance(item, str) for item in value):
+            return f"{name} holds {spell(next(item for item in value if not isinstance(item, str)))}, expected texts"
+        for item in ([value] if kind == OBJECT else value) if name in INSIDE else ():
+            if fault := fault_of(item, INSIDE[name]):
+                return f"{name}: {fault}"
     return ""
 
 

@@ -1,6 +1,7 @@
 """Files of a run folder that are not as a run wrote them: one sentence each, wherever they are read."""
 
 import json
+import re
 
 import pytest
 
@@ -77,3 +78,18 @@ def test_each_run_is_found_once(tmp_path):
     (tmp_path / "b" / "exit.json").write_text("{}")
     (tmp_path / "none").mkdir()
     assert find_runs([tmp_path, one, tmp_path / "none"]) == [one, tmp_path / "b"]
+
+
+@pytest.mark.parametrize(
+    "name, odd, said",
+    [
+        ("run.json", {"resumes": [{"step": 3}, {"step": "x"}]}, "resumes: step is 'x', expected a count"),
+        ("run.json", {"resumes": [{"changed": ["--lr", 1]}]}, "resumes: changed holds 1, expected texts"),
+        ("result.json", {"convention": {"rows": [1]}}, "convention: rows is list, expected a count"),
+    ],
+)
+def test_what_stands_inside_an_object_is_looked_at_too(tmp_path, name, odd, said):
+    run = run_folder(tmp_path / "a")
+    (run / name).write_text(json.dumps(odd))
+    with pytest.raises(BadData, match=f"{name}: {re.escape(said)}"):
+        describe(run)
