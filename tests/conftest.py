@@ -1,6 +1,7 @@
 import os
 import signal
 from contextlib import closing
+from multiprocessing import spawn
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: tests share their cores
 
@@ -55,3 +56,12 @@ def warm(tmp_path_factory):
     """An interpreter that starts at once, for children that would spend their time on imports."""
     with closing(Warm(tmp_path_factory.mktemp("warm"))) as found:
         yield found
+
+
+@pytest.fixture
+def spawned_warm(warm):
+    """What this process spawns starts at once, too."""
+    before = spawn.get_executable()
+    spawn.set_executable(warm.python)
+    yield
+    spawn.set_executable(before)

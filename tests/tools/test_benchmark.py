@@ -182,7 +182,7 @@ def test_every_step_section_runs():
     assert measured(benchmark_step.step(1, TOY) + benchmark_step.step_fp32(1, TOY) + benchmark_step.step_compiled(1, TOY))
 
 
-def test_mdm_runs_and_its_equality_is_checked_for_real(monkeypatch):
+def test_mdm_runs_and_its_equality_is_checked_for_real(monkeypatch, spawned_warm):
     step, equal = benchmark_step.mdm(1, TOY, TOY, samples=2)
     assert measured([step]) and equal.verdict() == "passed"
     original = head._WeightedNLL.forward

@@ -90,7 +90,7 @@ def test_unreadable_lists(tmp_path, capsys):
         run_list.main([str(tmp_path / "list"), "--processes", "0"])
 
 
-def test_side_by_side_a_missing_corpus_is_one_failure_a_run(tmp_path, capfd):
+def test_side_by_side_a_missing_corpus_is_one_failure_a_run(tmp_path, capfd, spawned_warm):
     lines = [line("pretrain_gpt.py", 2, tmp_path / name).replace("PREFIX", str(tmp_path / "absent")) for name in ("one", "two")]
     assert run(tmp_path, *lines, processes=2) == 1
     said = capfd.readouterr().err

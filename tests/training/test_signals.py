@@ -40,8 +40,10 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment, number",
+    [*((moment, signal.SIGTERM) for moment in MOMENTS), ("mid-step", signal.SIGUSR1), ("mid-step", signal.SIGINT)],
+)
 def test_a_signal_saves_and_the_run_goes_on_bit_exactly(tmp_path, trainer, monkeypatch, hashes, records, capsys, moment, number):
     owner, name, at_call, step = MOMENTS[moment]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
