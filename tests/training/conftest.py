@@ -76,7 +76,7 @@ BASE = {
 class Trainer:
     """Flags of one small run; `over` replaces flags, None leaves one out, True is a flag without a value."""
 
-    def __init__(self, corpus: str, warm: Warm):
+    def __init__(self, corpus: str, warm: Warm | None = None):  # children need the latter
         self.warm = warm
         self.flags = BASE | {"train_data_path": ["1", "0:0.8", corpus], "valid_data_path": ["1", "0.8:1", corpus]}
 
