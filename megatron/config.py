@@ -787,6 +787,9 @@ class Train:
     save: str | None = flag(None, "folder for checkpoints", identity="free")
     save_interval: int | None = flag(None, "steps between checkpoints [only at the end]", identity="free", needs=SAVING)
     save_at: list[int] | None = flag(None, "also checkpoint at these steps, and keep those", identity="free", needs=SAVING)
+    async_save: bool = flag(
+        False, "copy what is saved and let a thread write it while training goes on", identity="free", needs=SAVING
+    )
     keep_last: int | None = flag(None, "keep this many newest checkpoints [all]", identity="free", needs=SAVING)
     keep_every: int | None = flag(None, "and each whose step is a multiple of this", identity="free", needs=SAVING)
     load: str | None = flag(None, "folder of checkpoints, or one checkpoint, to go on from", identity="free")

@@ -110,6 +110,12 @@ def owned_bytes(found: Shapes, cfg: Config, replica: int) -> int:
     return 4 * sum(share(shape[0], cfg, replica) * math.prod(shape[1:]) for shape in found.values())
 
 
+def saved_bytes(found: Shapes, cfg: Config) -> int:
+    """Weights, their average and moments of the data-parallel rank that saves most, which --async-save copies to the CPU."""
+    copies = 3 + bool(cfg.optim.ema)
+    return copies * owned_bytes(found, cfg, 0) - owned_bytes(matrices(found, cfg), cfg, 0)
+
+
 def matrices(found: Shapes, cfg: Config) -> Shapes:
     """What Muon updates, with one moment instead of two."""
     if cfg.optim.optimizer != "muon":
@@ -142,6 +148,7 @@ def beside_parameters(cfg: Config) -> int:
 def weigh(cfg: Config, plan: Stages, rank: int) -> Load:
     found, numbers, m = stage_shapes(cfg, plan, rank), plan.of_rank(rank), cfg.num_micro_batches
     weights, gradients, moments, host = state_bytes(found, cfg)
+    host += saved_bytes(found, cfg) if cfg.train.async_save else 0
     beside = 4 * beside_parameters(cfg)
     weights, gradients, moments = weights + beside, gradients + beside, moments + 2 * beside
     flights = in_flight(plan, rank, m)

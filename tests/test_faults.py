@@ -19,17 +19,17 @@ CODES = {0, 65, 66, 73, 77, 78}
 
 
 @pytest.fixture
-def trial(tmp_path, corpus, capfd):
+def trial(tmp_path, corpus, capfd, request):
     """A run's end without faults, and how many points it has."""
-    trainer, whole = Trainer(corpus), tmp_path / "whole"
-    code, points = in_fork(lambda: trainer.run(whole, load=whole, **FLAGS), whole)
+    trainer, whole, flags = Trainer(corpus), tmp_path / "whole", FLAGS | getattr(request, "param", {})
+    code, points = in_fork(lambda: trainer.run(whole, load=whole, **flags), whole)
     assert code == 0 and len(points) > 30
-    return Trial(trainer, tmp_path, points, capfd)
+    return Trial(trainer, tmp_path, points, capfd, flags)
 
 
 class Trial:
-    def __init__(self, trainer, folder, points, capfd):
-        self.trainer, self.folder, self.points, self.capfd = trainer, folder, points, capfd
+    def __init__(self, trainer, folder, points, capfd, flags):
+        self.trainer, self.folder, self.points, self.capfd, self.flags = trainer, folder, points, capfd, flags
         self.records, self.saved = records(folder / "whole"), self.hashes(folder / "whole")
 
     def hashes(self, run):
@@ -37,7 +37,7 @@ class Trial:
 
     def run(self, name, number=0, action=None):
         run = self.folder / name
-        code, points = in_fork(lambda: self.trainer.run(run, load=run, **FLAGS), run, number, action)
+        code, points = in_fork(lambda: self.trainer.run(run, load=run, **self.flags), run, number, action)
         said = "".join(self.capfd.readouterr())
         assert "Traceback" not in said, said
         return code, points[number - 1] if 0 < number <= len(points) else "", said
@@ -81,12 +81,15 @@ def test_some_writes_that_fail(trial):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trial", [{}, {"async_save": True}], indirect=True)
 def test_killed_at_every_point_a_run_comes_to_the_same_end(trial):
     killed(trial, range(1, len(trial.points) + 1))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(
+    "trial, error", [*(({}, error) for error in ERRORS), ({"async_save": True}, errno.ENOSPC)], indirect=["trial"]
+)
 def test_every_write_that_fails(trial, error):
     failing(trial, [(number, error) for number in range(1, len(trial.points) + 1)])
 

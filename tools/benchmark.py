@@ -31,6 +31,7 @@ from tools.benchmark_gpu import gpu
 from tools.benchmark_layouts import communication, dp, layers
 from tools.benchmark_startup import startup
 from tools.benchmark_step import head, mdm, step, step_compiled, step_fp32
+from tools.benchmark_sweep import sweep
 from tools.benchmark_timing import Row
 
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
@@ -44,6 +45,7 @@ SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "communication": communication,
     "layers": layers,
     "startup": startup,
+    "sweep": sweep,
     "gpu": gpu,
 }
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from tools.benchmark_timing import Row, limit_row
@@ -40,12 +41,20 @@ def answer_row(words: str, code: int, rounds: int) -> Row:
 
 
 def trainer(words: list[str], code: int, *interpreter: str) -> str:
-    """Run pretrain_gpt.py; its standard error. Raises RuntimeError on another exit code than `code`."""
-    done = subprocess.run([sys.executable, *interpreter, str(ROOT / "pretrain_gpt.py"), *words], capture_output=True, text=True)
+    """Run pretrain_gpt.py; its standard error."""
+    return program("pretrain_gpt.py", words, code, *interpreter).stderr
+
+
+def program(
+    name: str, words: list[str], code: int = 0, *interpreter: str, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of the checkout. Raises RuntimeError on another exit code than `code`."""
+    command = [sys.executable, *interpreter, str(ROOT / name), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
     if done.returncode != code:
-        said = f"pretrain_gpt.py {' '.join(words)} left with {done.returncode}, expected {code}"
+        said = f"{name} {' '.join(words)} left with {done.returncode}, expected {code}"
         raise RuntimeError(f"{said}:\n{done.stderr[-2000:]}")
-    return done.stderr
+    return done
 
 
 def children_seconds() -> float:

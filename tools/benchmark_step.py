@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from megatron.config import Config, Data, Log, Model, Objective, Optim, Parallel, Train
 from megatron.layout import split_evenly
 from tools.benchmark_data_peers import peak_mebibytes
+from tools.benchmark_plain import LEARNING_RATE, peer_step, plain_loss, plain_rope, plain_weights
 from tools.benchmark_timing import Row, in_turn, limit_row, median_ratio, process, product
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ MODES = {
     "float32": {"fp32": ("float32", False)},  # how a peer may compute: dtype of its weights, autocast
     "bfloat16": {"pure bf16": ("bfloat16", False), "autocast": ("float32", True)},
 }
-LEARNING_RATE = 1e-4
 ONE_PROCESS = Parallel()
 NOISE_SEED = 41  # four stratified samples of which half of the tokens are hidden, as on average
 
@@ -264,74 +264,18 @@ def random_ids(model: Model, rows: int, length: int) -> Tensor:
     return torch.randint(0, model.vocab_size, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-def peer_step(parameters: list, loss: Callable[[], Tensor], autocast: bool) -> Callable[[], None]:
-    """What a training script does around a loss: backward, clip to 1, fused AdamW."""
-    import torch
-
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-
-    def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            value = loss()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def plain_step(model: Model, dtype: str, autocast: bool, compile: bool = False) -> Callable[[], None]:
+def plain_step(model: Model, dtype: str, autocast: bool, compile: bool = False) -> Callable[[], object]:
     """A nanoGPT-style step: fused qkv and gate/up, F.rms_norm, SDPA, tied embeddings, logits in fp32."""
     import torch
 
     ids = random_ids(model, 1, model.seq_length + 1)
     weights = plain_weights(model, getattr(torch, dtype))
-    d = model.kv_channels
-    angle = torch.outer(torch.arange(model.seq_length), 1e4 ** (-torch.arange(0, d, 2) / d))
-    rope = [t.to(torch.bfloat16 if autocast else weights["table"].dtype) for t in (angle.cos(), angle.sin())]
+    rope = plain_rope(model, torch.bfloat16 if autocast else weights["table"].dtype)
     forward = torch.compile(plain_loss) if compile else plain_loss
     return peer_step(list(weights.values()), lambda: forward(weights, ids[:, :-1], ids[:, 1:], rope, model, autocast), autocast)
 
 
-def plain_weights(model: Model, dtype) -> dict[str, Tensor]:
-    import torch
-
-    h, f = model.hidden_size, model.ffn_hidden_size
-    block = {"norm1": (h,), "qkv": (3 * h, h), "out": (h, h), "norm2": (h,), "gate_up": (2 * f, h), "down": (h, f)}
-    shapes = {"table": (model.padded_vocab_size, h), "norm": (h,)}
-    shapes |= {f"{name}{i}": shape for i in range(model.num_layers) for name, shape in block.items()}
-    start = {name: 0.02 * torch.randn(shape) if len(shape) > 1 else torch.ones(shape) for name, shape in shapes.items()}
-    return {name: value.to(dtype).requires_grad_() for name, value in start.items()}
-
-
-def plain_loss(w: dict[str, Tensor], inputs: Tensor, targets: Tensor, rope: list[Tensor], model: Model, autocast: bool) -> Tensor:
-    import torch
-    import torch.nn.functional as F
-
-    n, d = model.num_attention_heads, model.kv_channels
-    cos, sin = rope
-
-    def norm(x, weight):
-        return F.rms_norm(x, weight.shape, weight.to(x.dtype), 1e-5)
-
-    def rotate(x):
-        low, high = x.chunk(2, -1)
-        return torch.cat((low * cos - high * sin, high * cos + low * sin), -1)
-
-    x = F.embedding(inputs, w["table"])
-    x = x.bfloat16() if autocast else x
-    for i in range(model.num_layers):
-        q, k, v = F.linear(norm(x, w[f"norm1{i}"]), w[f"qkv{i}"]).unflatten(-1, (3, n, d)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
-        x = x + F.linear(y.transpose(1, 2).flatten(2), w[f"out{i}"])
-        gate, up = F.linear(norm(x, w[f"norm2{i}"]), w[f"gate_up{i}"]).chunk(2, -1)
-        x = x + F.linear(F.silu(gate) * up, w[f"down{i}"])
-    logits = F.linear(norm(x, w["norm"]), w["table"])
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-
-def hf_step(model: Model, dtype: str, autocast: bool, compile: bool = False) -> Callable[[], None]:
+def hf_step(model: Model, dtype: str, autocast: bool, compile: bool = False) -> Callable[[], object]:
     """LlamaForCausalLM's step."""
     import torch
 

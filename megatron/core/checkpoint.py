@@ -33,9 +33,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from megatron.core.mesh import ALONE, Group, agreed, gather_json
+from megatron.core.mesh import ALONE, Group, agreed, all_reduce, gather_json
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Refusal, Untrusted
 from megatron.files import sync_folder, write_synced
 from megatron.rundir.names import CHECKPOINT, LATEST, MANIFEST, checkpoint_name, step_and_attempt, step_of
@@ -45,6 +46,7 @@ SHARD_BYTES = 2 << 30
 HEADER_BYTES = 100_000_000  # the longest header that safetensors accepts
 MANIFEST_BYTES = 1 << 20  # room asked for beside the tensors
 HASH_THREADS = min(8, os.cpu_count() or 1)
+NEW_NANOSECONDS = 2 * 10**9  # file systems tell times by seconds, at worst by two
 ABANDONED_SECONDS = 24 * 3600  # a temporary of another machine, whose processes cannot be seen, is dead after this
 SHARD = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
 DTYPES = {
@@ -62,6 +64,7 @@ DTYPES = {
 DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
 Refuse = Callable[[int, dict], str]  # step, facts -> why not, or nothing
 Box = Sequence[Sequence[int]]  # a rectangle: (start, stop) of each dimension
+Stamp = tuple[int, ...]  # what a file system says of a file, other after any change
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,7 @@ class Checkpoint:
     step: int
     facts: dict  # what the trainer wrote beside the tensors
     entries: list[dict]  # the manifest's record of every stored piece
+    verified: dict[tuple, Stamp | None]  # by this process: {place of a piece: its file as it was then}
     refused: tuple[str, ...] = ()  # names of newer ones in its folder that were not good
 
     @property
@@ -102,16 +106,17 @@ class Checkpoint:
         return list(self.shapes)
 
     def fill(self, pieces: Iterable[Piece]) -> None:
-        """Copy into each piece's tensor, on whatever device, the rectangle that it asks for; hashes are checked once more.
+        """Copy into each piece's tensor, on whatever device, the rectangle that it asks for.
 
-        Raises Mismatch before anything is touched, and BadData if a file changed since it was verified.
+        Hashes are checked of what another rank verified, and of files that are not as they were when this one did. Raises
+        Mismatch before anything is touched, and BadData if a file changed since it was verified.
         """
         wanted = defaultdict(list)
         for piece in pieces:
             wanted[piece.name].append(piece)
         refuse_misfits(self.path, self.shapes, wanted)
         jobs = [
-            (entry, met)
+            (entry, met, self.verified.get(place(entry)))
             for entry in self.entries
             if (met := [p for p in wanted.get(entry["name"], ()) if volume(common(entry["slice"], p.box))])
         ]
@@ -161,29 +166,95 @@ def save(
     `facts` is plain JSON, rank 0's counts. Raises BadData for a NaN or Inf (unless not `audit`) and for pieces that do not
     fill their tensors, CannotWrite for lack of space or permission.
     """
-    folder, name, aside = Path(folder), checkpoint_name(step), None
-    with agreed(group):
-        check_pieces(step, pieces, audit)
-    needed = sum(gather_json(sum(piece.tensor.nbytes for piece in pieces), group)) + MANIFEST_BYTES
-    try:
-        with agreed(group), write_refused(folder / name, needed):
-            if group.rank == 0:
-                aside = make_aside(folder, name, needed, say)
-        aside = folder / gather_json(aside and aside.name, group)[0]
-        with agreed(group), write_refused(folder / name, needed):
-            part = write_part(aside, group.rank, pieces)
-        parts = gather_json(part, group)
-        with agreed(group), write_refused(folder / name, needed):
-            if group.rank == 0:
-                write_manifest(aside, step, parts, facts)
-                name = publish(aside, folder, step).name
-        name = gather_json(name, group)[0]
-    finally:
-        if group.rank == 0 and aside:
-            shutil.rmtree(aside, ignore_errors=True)  # gone already if it was published
-    if group.rank == 0:
-        write_latest(folder, name, say)
-    return folder / name
+    return Saving(Path(folder), step, pieces, facts, group=group, audit=audit, say=say).finish()
+
+
+class Saving:
+    """A checkpoint on its way. All ranks make one and finish or drop it, each where the others do; at most one in a folder.
+
+    `beside`: a thread writes copies of the pieces, which may change from here on. It talks to no other rank: what needs all
+    of them, the manifest and the rename too, is `finish`'s. Raises as `save` does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        pieces: list[Piece],
+        facts: dict,
+        *,
+        group: Group = ALONE,
+        audit: bool = True,
+        say: Callable[[str], None] = print,
+        beside: bool = False,
+    ):
+        self.folder, self.step, self.facts, self.group, self.say = folder, step, facts, group, say
+        self.aside: Path | None = None
+        self.future: Future | None = None
+        with agreed(group):
+            check_pieces(step, pieces, audit)
+        self.needed = sum(gather_json(sum(piece.tensor.nbytes for piece in pieces), group)) + MANIFEST_BYTES
+        try:
+            with self.refused():
+                if group.rank == 0:
+                    self.aside = make_aside(folder, checkpoint_name(step), self.needed, say)
+            aside = folder / gather_json(self.aside and self.aside.name, group)[0]
+            self.write = partial(write_part, aside, group.rank, copies(pieces) if beside else pieces)
+            if beside:
+                self.future = in_a_thread(self.write)
+        except BaseException:
+            self.clear()
+            raise
+
+    @contextmanager
+    def refused(self) -> Iterator[None]:
+        """What keeps one rank from writing keeps all, as CannotWrite."""
+        with agreed(self.group), write_refused(self.folder / checkpoint_name(self.step), self.needed):
+            yield
+
+    def is_written(self) -> bool:
+        """Whether `finish` need not wait for any rank's thread."""
+        written = self.future is None or self.future.done()
+        return bool(all_reduce(torch.tensor(int(written)), self.group, dist.ReduceOp.MIN))
+
+    def finish(self) -> Path:
+        """Publish it. What a thread met on the way is raised here, and leaves nothing behind."""
+        try:
+            with self.refused():
+                part = self.future.result() if self.future else self.write()
+            parts, name = gather_json(part, self.group), ""
+            with self.refused():
+                if self.aside:
+                    write_manifest(self.aside, self.step, parts, self.facts)
+                    name = publish(self.aside, self.folder, self.step).name
+            name = gather_json(name, self.group)[0]
+        finally:
+            self.clear()
+        if self.group.rank == 0:
+            write_latest(self.folder, name, self.say)
+        return self.folder / name
+
+    def drop(self) -> None:
+        """Give it up, without a word to other ranks, which may be gone."""
+        if self.future:
+            self.future.exception()
+        self.clear()
+
+    def clear(self) -> None:
+        if self.aside:
+            shutil.rmtree(self.aside, ignore_errors=True)  # gone already if it was published
+
+
+def copies(pieces: list[Piece]) -> list[Piece]:
+    """The same values in memory of their own on the CPU."""
+    return [replace(piece, tensor=piece.tensor.detach().to("cpu", copy=True)) for piece in pieces]
+
+
+def in_a_thread(work: Callable[[], Any]) -> Future:
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
 
 
 def check_pieces(step: int, pieces: list[Piece], audit: bool) -> None:
@@ -532,10 +603,11 @@ def read(path: Path, group: Group, refuse: Refuse | None = None) -> Checkpoint:
             check_tiling(f"{path / MANIFEST} is damaged", entries)
             for name, record in islice(manifest["files"].items(), group.rank, None, group.size):
                 check_file(path / name, record)
+            mine = share(entries, group)
             with ThreadPoolExecutor(HASH_THREADS) as pool:
-                for _ in pool.map(lambda entry: copy_entry(path, entry, []), share(entries, group)):
-                    pass
-            checkpoint = Checkpoint(path=path, step=manifest["step"], facts=manifest["facts"], entries=entries)
+                stamps = list(pool.map(lambda entry: copy_entry(path, entry, []), mine))
+            verified = {place(entry): stamp for entry, stamp in zip(mine, stamps)}
+            checkpoint = Checkpoint(path=path, step=manifest["step"], facts=manifest["facts"], entries=entries, verified=verified)
     if len(set(gather_json(manifest["manifest_sha256"], group))) > 1:
         raise Mismatch(f"{path} is not the same checkpoint on every node: put one on a file system that all share")
     return checkpoint
@@ -546,6 +618,11 @@ def share(entries: list[dict], group: Group) -> list[dict]:
     stops = list(accumulate(num_bytes(entry) for entry in entries))
     total = max(1, stops[-1]) if stops else 1
     return [entry for entry, stop in zip(entries, stops) if max(0, stop - 1) * group.size // total == group.rank]
+
+
+def place(entry: dict) -> tuple[str, str, int]:
+    """Of a stored piece; one without values may begin where another does."""
+    return entry["file"], entry["name"], entry["offset"]
 
 
 def num_bytes(entry: dict) -> int:
@@ -644,23 +721,36 @@ def check_file(file: Path, record: dict) -> None:
             raise BadData(f"{file}: the header has sha256 {actual}, expected {record['header_sha256']}")
 
 
-def copy_entry(path: Path, entry: dict, pieces: list[Piece]) -> None:
-    """Read one stored piece, check its hash, and copy what each of `pieces` shares with it; the file is never mapped."""
+def copy_entry(path: Path, entry: dict, pieces: list[Piece], verified: Stamp | None = None) -> Stamp | None:
+    """Read one stored piece, check its hash, and copy what each of `pieces` shares with it; the file is never mapped.
+
+    -> the file's stamp; with `verified` the hash is checked only where the stamp is another
+    """
     file, name = path / entry["file"], entry["name"]
     with damage_refused(file), open_regular(file) as opened:
-        size = num_bytes(entry)
+        size, stamp = num_bytes(entry), stamp_of(opened)
         if size > os.fstat(opened.fileno()).st_size:
             raise BadData(f"{file}: tensor {name} has {size} bytes, more than its file")
         data = torch.empty(size, dtype=torch.uint8)
         opened.seek(entry["offset"])
         opened.readinto(data.numpy())
-        actual = sha256(data.numpy())
+        actual = entry["sha256"] if verified and stamp == verified else sha256(data.numpy())
         if actual != entry["sha256"]:
             raise BadData(f"{file}: tensor {name} has sha256 {actual}, expected {entry['sha256']}")
     stored = data.view(DTYPE_OF[entry["dtype"]]).view([stop - start for start, stop in entry["slice"]])
     for piece in pieces:
         both = common(entry["slice"], piece.box)
         piece.tensor.detach()[within(both, piece.box)].copy_(stored[within(both, entry["slice"])])
+    return stamp
+
+
+def stamp_of(opened: BufferedReader) -> Stamp | None:
+    """None of a file so new that another change might leave it the same time."""
+    found = os.fstat(opened.fileno())
+    changed = max(found.st_mtime_ns, found.st_ctime_ns)
+    if time.time_ns() - changed < NEW_NANOSECONDS:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def within(box: Box, outer: Box) -> tuple[slice, ...]:

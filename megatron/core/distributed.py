@@ -14,9 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from megatron.core.mesh import Group, Mesh, all_gather, flat_sum
@@ -46,9 +43,14 @@ class Share:
         return gradient_of(self.parameter)[self.rows].to(self.data.device)
 
 
+def is_cut(x: Tensor) -> bool:
+    """Whether FSDP2 holds it, as a DTensor: asked so, because its import takes longer than a short run's steps."""
+    return hasattr(x, "to_local")
+
+
 def local(x: Tensor) -> Tensor:
     """This rank's part of a tensor that FSDP2 holds; any other as it is."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if is_cut(x) else x
 
 
 def gradient_of(p: nn.Parameter) -> Tensor:
@@ -73,7 +75,7 @@ def make_share(stage: GPT, name: str, p: nn.Parameter, mesh: Mesh, zero_stage: i
     cut = spec.cut
     counts = row_counts(p.shape[0], dp, zero_stage)
     first_row = sum(counts[: dp.rank]) if zero_stage else 0
-    begin = 0 if isinstance(p, DTensor) else first_row
+    begin = 0 if is_cut(p) else first_row
     rows = slice(begin, begin + counts[dp.rank])
     offset = tp.rank * p.shape[cut] if cut is not None else 0  # where the tensor-parallel part begins
     start = tuple(first_row * (dim == 0) + offset * (dim == cut) for dim in range(p.dim()))
@@ -132,6 +134,9 @@ def fsdp(stage: GPT, mesh: Mesh, reshard: bool, offload: bool) -> GPT:
     Blocks are gathered in the dtype that computes, and their gradients summed in fp32; the table, whose gradient is made in
     fp32, and the last norm are gathered as they are.
     """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
     assert mesh.dp.pg is not None  # there is more than one replica
     axis = DeviceMesh.from_group(mesh.dp.pg, next(stage.parameters()).device.type, mesh_dim_names=("dp",))
     policy = CPUOffloadPolicy(pin_memory=torch.cuda.is_available()) if offload else OffloadPolicy()
@@ -151,7 +156,7 @@ def accumulating(model: nn.Module, last: bool, zero_stage: int) -> AbstractConte
     """Around the forward and backward pass of one micro-batch; gradients must be whole after the last one."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
-    if isinstance(model, FSDPModule):
+    if getattr(model, "sharded", False):
         model.set_is_last_backward(last)
         model.set_reshard_after_backward(last or zero_stage == 3)
     return nullcontext()
@@ -196,9 +201,9 @@ def spread_update(shares: list[Share], mesh: Mesh, zero_stage: int) -> None:
 def forget_gathered(stages: Sequence[GPT]) -> None:
     """Weights were changed between passes: what FSDP2 has put together of them before is of no use."""
     for stage in stages:
-        for module in stage.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        if stage.sharded:
+            for part in (*stage.blocks.values(), stage):  # as `fsdp` cuts it
+                part.reshard()
 
 
 def gather_rows(tensors: list[Tensor], dp: Group) -> None:

@@ -15,8 +15,10 @@ def squares(x: Tensor) -> Tensor:
     """Sum of squares.  any shape -> [] float64"""
     flat = x.detach().flatten()
     whole = flat.numel() // ROW * ROW
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW).float(), dim=-1).double()
-    return rows.square().sum() + flat[whole:].double().square().sum()
+    if not whole:  # sums over nothing, which a tiny model's norm would mostly be, cost as much as others
+        return flat.double().square().sum()
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW).float(), dim=-1).double().square().sum()
+    return rows + flat[whole:].double().square().sum() if whole < len(flat) else rows
 
 
 def global_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ b rows, s positions, n asked positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,7 +30,6 @@ from megatron.core.head import wide
 from megatron.core.mesh import Mesh, all_reduce
 from megatron.core.norm import squares
 from megatron.core.parameters import Spec, live
-from megatron.core.pipeline import Pipeline
 from megatron.core.transformer import GPT
 from megatron.engine.average import ROOT, Average, root_of_weights
 from megatron.engine.muon import MOMENTS as OF_MUON
@@ -37,6 +37,9 @@ from megatron.engine.muon import Muon
 from megatron.engine.noise_scale import Scatter, estimate
 from megatron.engine.randomness import untouched
 from megatron.errors import Mismatch
+
+if TYPE_CHECKING:
+    from megatron.core.pipeline import Pipeline
 
 ONE_PROCESS, NO_PARALLEL = Mesh(), Parallel()
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -64,8 +67,10 @@ class NativeEngine:
         self.models = [
             data_parallel(stage, mesh, self.zero_stage, parallel.cpu_params, overlap=mesh.pp.size == 1) for stage in stages
         ]
-        self.pipeline = None
+        self.pipeline: Pipeline | None = None
         if mesh.pp.size > 1:
+            from megatron.core.pipeline import Pipeline  # with torch's, whose import takes longer than a short run's steps
+
             self.pipeline = Pipeline(stages, plan, mesh, parallel.pipeline_schedule, self.device)
         self.shares = make_shares(stages, mesh, self.zero_stage, parallel.cpu_optimizer)
         self.state = {s.name: s.data if s.data is s.parameter else nn.Parameter(s.data) for s in self.shares}
@@ -81,8 +86,9 @@ class NativeEngine:
 
     def step(self, batches: list[Batch], lr: float) -> Step:
         """One optimizer step over this replica's micro-batches of a global batch."""
-        for model in self.models:
-            model.train()
+        for stage, model in zip(self.stages, self.models):
+            if not stage.training:  # walking all modules in vain costs a tiny model a percent
+                model.train()
         if self.stages[0].cfg.parameter_dropout:
             for stage in self.stages:
                 stage.thin(int(self.updates()))
@@ -104,8 +110,8 @@ class NativeEngine:
         scale = min(1.0, self.clip / (norm + 1e-6)) if self.clip and finite else 1.0
         if finite:
             self.update(lr, scale)
-        for stage in self.stages:
-            stage.zero_grad()
+        for share in self.shares:
+            share.parameter.grad = self.state[share.name].grad = None
         return Step(
             loss=value,
             accuracy=num_hits / max(1, asked),
@@ -155,7 +161,6 @@ class NativeEngine:
         for optimizer in (self.optimizer, *([self.muon] if self.muon else [])):
             set_rate(optimizer, lr)
             optimizer.step()
-            optimizer.zero_grad()
         if self.average.kept:
             self.average.follow(float(self.updates()))
         spread_update(self.shares, self.mesh, self.zero_stage)

@@ -78,7 +78,8 @@ def setup(cfg: Config, control: Group = ALONE) -> Where:
     deterministic = train.deterministic_mode or chosen  # a compiled CPU step is not reproducible without it
     if deterministic and kind == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # to say it again imports all of the compiler, for a second
+        torch.use_deterministic_algorithms(deterministic)
     # Filling costs a tenth of a step, and nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch hides it from types
     if kind == "cpu":

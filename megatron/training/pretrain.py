@@ -106,7 +106,8 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
                 run.identify()
                 assert data["train"] is not None  # flags without training data are refused
                 stop.begin()
-                at, reason = train(cfg, engine, objective, data["train"], run, at, interval, learner)
+                with run:
+                    at, reason = train(cfg, engine, objective, data["train"], run, at, interval, learner)
                 code = run.leave(at, reason)
                 if cfg.train.final_scores and reason is None:
                     assert score is not None  # programs that take the flag bring it

@@ -19,7 +19,7 @@ from megatron.batch import Batch, Progress, Step
 from megatron.budget import Shape
 from megatron.config import Config
 from megatron.core import checkpoint
-from megatron.core.checkpoint import Piece, whole
+from megatron.core.checkpoint import Piece, Saving, whole
 from megatron.core.mesh import agreed, gather_json
 from megatron.engine import Engine
 from megatron.engine.learner import Learner
@@ -70,6 +70,7 @@ class Run:
         self.fingerprints, self.tokens_per_epoch, self.begun = fingerprints, tokens_per_epoch, begun
         self.dir, self.start, self.began = Path(cfg.log.run_dir), time.monotonic(), at
         self.noted, self.besides, self.teachers = noted, besides, teachers
+        self.saving: tuple[Saving, Progress] | None = None  # on its way, and of where
         self.owed_at: int | None = None
         self.patience = 1
         self.shape, self.dumps = cfg.model.shape(), 0
@@ -188,35 +189,68 @@ class Run:
         )
 
     def save(self, at: Progress, interval: Interval, last: bool = False) -> bool:
-        """Whether it was saved. One that cannot be written is owed, after twice as many steps each time; the last one must be."""
+        """Whether it was saved, or is being. One that cannot be written is owed; the last one must be written."""
         train = self.cfg.train
         if not train.save or (at == self.began and train.load == train.save):  # nothing happened since it was loaded
             return True
         self.watch.at(at.step, "saving")
+        self.settle(at)
+        beside = train.async_save and not last
+        wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id, self.begun, self.noted)
         try:
-            self.publish(Path(train.save), at, interval)
+            started = Saving(
+                Path(train.save), at.step, self.pieces(), wrote, group=self.mesh.control, say=self.log.say, beside=beside
+            )
+            self.saving, self.owed_at = (started, at), None
+            if not beside:
+                self.publish()
         except CannotWrite as error:
             if last:
                 raise
-            self.owed_at = at.step + self.patience
-            self.patience = min(2 * self.patience, MOST_STEPS_BETWEEN_TRIES)
-            self.log.say(f"{error}; the run goes on and tries again at step {self.owed_at}")
+            self.owe(error, at)
             return False
-        self.owed_at, self.patience = None, 1
         return True
+
+    def settle(self, at: Progress, wait: bool = True) -> bool:
+        """Publish what --async-save wrote; without `wait`, only once it is written. False where that failed, and is owed."""
+        if self.saving is None or not (wait or self.saving[0].is_written()):
+            return True
+        try:
+            self.publish()
+        except CannotWrite as error:
+            self.owe(error, at)
+            return False
+        return True
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """What fails may have left others behind, who answer no more: only a run of one process still publishes then."""
+        if kind and self.saving and self.mesh.world.size > 1:
+            self.saving[0].drop()
+        elif kind and self.saving:
+            self.settle(self.saving[1])
+
+    def publish(self) -> None:
+        assert self.saving is not None
+        (saving, at), self.saving, train = self.saving, None, self.cfg.train
+        self.saved = saving.finish()
+        self.patience = 1
+        self.log.say(f"saved {self.saved}")
+        if self.mesh.chief:
+            found = checkpoint.find(saving.folder)
+            best = next((p for p in found if at.best_step == step_and_attempt(p.name)[0]), None)
+            checkpoint.retain(saving.folder, train.keep_last, train.keep_every, best, train.save_at or (), say=self.log.say)
+
+    def owe(self, error: CannotWrite, at: Progress) -> None:
+        """A save that failed is tried again, after twice as many steps each time."""
+        self.owed_at = at.step + self.patience
+        self.patience = min(2 * self.patience, MOST_STEPS_BETWEEN_TRIES)
+        self.log.say(f"{error}; the run goes on and tries again at step {self.owed_at}")
 
     def owes_save(self, at: Progress) -> bool:
         return at.step == self.owed_at
-
-    def publish(self, folder: Path, at: Progress, interval: Interval) -> None:
-        train = self.cfg.train
-        wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id, self.begun, self.noted)
-        self.saved = checkpoint.save(folder, at.step, self.pieces(), wrote, group=self.mesh.control, say=self.log.say)
-        self.log.say(f"saved {self.saved}")
-        if self.mesh.chief:
-            found = checkpoint.find(folder)
-            best = next((p for p in found if at.best_step == step_and_attempt(p.name)[0]), None)
-            checkpoint.retain(folder, train.keep_last, train.keep_every, best, train.save_at or (), say=self.log.say)
 
     def pieces(self) -> list[Piece]:
         return self.engine.pieces() + (self.learner.pieces() if self.learner else [])

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from megatron.core import checkpoint
-from megatron.core.checkpoint import Piece, find, load, load_latest, render, retain, save, verify, whole
+from megatron.core.checkpoint import Piece, Saving, find, load, load_latest, render, retain, save, verify, whole
 from megatron.core.mesh import Group, build_mesh
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Refusal, Untrusted
 from megatron.layout import split_evenly
@@ -291,6 +291,54 @@ def test_file_in_place_of_the_folder(tmp_path):
         save(tmp_path / "file", 1, whole(tensors_of(1)), {})
 
 
+# A thread that writes
+
+
+def test_what_a_thread_writes_is_what_was_there(tmp_path):
+    """The same bytes as a save at once, whatever becomes of the tensors before they are written."""
+    tensors = {name: t.clone() for name, t in tensors_of(1).items()}
+    given = {"global_step": 1}
+    expected = save(tmp_path / "at once", 1, whole(tensors), given)
+    started = Saving(tmp_path / "beside", 1, whole(tensors), given, beside=True)
+    for t in tensors.values():
+        t.zero_()
+    assert not find(tmp_path / "beside")
+    found = started.finish()
+    assert started.is_written() and (tmp_path / "beside" / "latest").read_text() == f"{found.name}\n"
+    assert {p.name: p.read_bytes() for p in found.iterdir()} == {p.name: p.read_bytes() for p in expected.iterdir()}
+
+
+def test_what_was_verified_is_hashed_once_unless_its_file_changed(tmp_path, monkeypatch):
+    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    (file,) = path.glob("*.safetensors")
+    hashed = []
+    monkeypatch.setattr(checkpoint, "sha256", lambda data, plain=checkpoint.sha256: hashed.append(len(data)) or plain(data))
+    num_pieces = len(tensors_of(1)) - 1  # one is empty
+
+    def fill(found):
+        hashed.clear()
+        assert_same(found.tensors(), tensors_of(1))
+        return len(hashed)
+
+    assert fill(load(path)) == num_pieces  # the file is too new for its time to tell a change
+    monkeypatch.setattr(checkpoint, "NEW_NANOSECONDS", 0)
+    found = load(path)
+    assert fill(found) == 0
+    os.utime(file)
+    assert fill(found) == num_pieces
+    flip(file, -1)
+    with pytest.raises(BadData, match="has sha256"):
+        found.tensors()
+
+
+def test_a_save_that_is_given_up_leaves_nothing(tmp_path, monkeypatch):
+    good = save(tmp_path, 1, whole(tensors_of(1)), {})
+    Saving(tmp_path, 2, whole(tensors_of(2)), {}, beside=True).drop()
+    monkeypatch.setattr(checkpoint, "write_shard", stumble)
+    Saving(tmp_path, 2, whole(tensors_of(2)), {}, beside=True).drop()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", good.name]
+
+
 # Processes that die
 
 CHILD = """
@@ -306,7 +354,8 @@ def die_before(*given):
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(*given)
 setattr(checkpoint, failpoint, die_before)
-checkpoint.save(folder, 200, checkpoint.whole({"a": torch.ones(5), "b": torch.zeros(5)}), {})
+pieces = checkpoint.whole({"a": torch.ones(5), "b": torch.zeros(5)})
+checkpoint.Saving(folder, 200, pieces, {}, beside=failpoint in ("write_and_hash", "publish")).finish()
 """
 
 
@@ -653,7 +702,7 @@ def stumble(*_):
     raise ZeroDivisionError("oops")
 
 
-def save_with_trouble(folder, trouble):
+def save_with_trouble(folder, trouble, beside=False):
     """Rank 1 is in trouble; what save came to."""
     group = build_mesh().control
     tensors = tensors_of(2)
@@ -670,7 +719,7 @@ def save_with_trouble(folder, trouble):
             if trouble == "death":
                 patch.setattr(checkpoint, "write_shard", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         own = folder / f"node{group.rank}" if trouble == "nodes" else folder
-        return outcome(save, own, 2, pieces, {}, group=group)
+        return outcome(lambda: Saving(own, 2, pieces, {}, group=group, beside=beside).finish())
 
 
 TROUBLE = {
@@ -682,10 +731,10 @@ TROUBLE = {
 }
 
 
-@pytest.mark.parametrize("trouble", TROUBLE)
-def test_what_one_rank_cannot_save_nobody_saves(tmp_path, pool, trouble):
+@pytest.mark.parametrize("trouble, beside", [*((trouble, False) for trouble in TROUBLE), ("full", True), ("nodes", True)])
+def test_what_one_rank_cannot_save_nobody_saves(tmp_path, pool, trouble, beside):
     good = save(tmp_path, 1, whole(tensors_of(1)), {})
-    first, second = pool.run(2, save_with_trouble, tmp_path, trouble)
+    first, second = pool.run(2, save_with_trouble, tmp_path, trouble, beside)
     assert re.match(TROUBLE[trouble], first) and first == second
     assert {p.name for p in tmp_path.iterdir()} - {"node0"} == {"latest", good.name}
     assert not list(tmp_path.glob("node0/*"))

@@ -1,13 +1,16 @@
 """The benchmark's sections at toy size. No absolute time is asserted."""
 
 import json
+import math
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,8 +22,10 @@ from tools import (
     benchmark_generate,
     benchmark_gpu,
     benchmark_layouts,
+    benchmark_plain,
     benchmark_startup,
     benchmark_step,
+    benchmark_sweep,
     benchmark_timing,
 )
 from tools.benchmark_timing import Row
@@ -168,6 +173,33 @@ def test_the_plain_step_learns(monkeypatch):
         step()
     first, last = losses[0].item(), losses[-1].item()
     assert 6.0 < first < 6.5 and last < first - 1e-3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_plain_script_trains_either_way(masked, tmp_path, monkeypatch):
+    """A whole run of the peer is a real training: it begins at the loss of a uniform guess over its 384 ids, and learns."""
+    np.random.default_rng(0).integers(97, 105, 4000).astype(np.uint16).tofile(tmp_path / "ids.bin")
+    given = asdict(benchmark_sweep.SIZES[0]) | {"ids": str(tmp_path / "ids.bin"), "batch": 64, "compile": False}
+    torch.manual_seed(0)
+    monkeypatch.setattr(benchmark_plain, "LEARNING_RATE", 1e-2)
+    step = benchmark_plain.training(SimpleNamespace(**given, masked=masked, mask_id=257))
+    losses = [float(step()) for _ in range(12)]
+    assert losses[0] == pytest.approx(math.log(384), abs=0.5 if masked else 0.05)
+    assert masked or losses[-1] < losses[0] - 0.1
+
+
+def test_a_whole_run_counts_its_start():
+    ours, plain = [benchmark_sweep.Cost(3.0, 0.01)] * 3, [benchmark_sweep.Cost(2.01, 0.02)] * 3
+    whole, step = benchmark_sweep.compared("12 k ar", "plain", ours, plain, 1.0)
+    assert whole.ratio == pytest.approx((2.01 + 19.98) / (3.0 + 9.99)) and (whole.gate, step.gate) == (1.0, None)
+    assert step.ratio == pytest.approx(2) and (step.ours, step.peer) == ("102400 tok/cpu-s", "51200 tok/cpu-s")
+
+
+@pytest.mark.slow
+def test_the_sweep_runs(monkeypatch):
+    monkeypatch.setattr(benchmark_sweep.shutil, "which", lambda name: None)
+    rows = benchmark_sweep.sweep(1, (replace(benchmark_sweep.SIZES[0], steps=40),))
+    assert [row.ratio is None for row in rows] == [False, False, True] * 2 and rows[0].ratio > 0.3
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from megatron.engine.native import NativeEngine
 from megatron.errors import CannotWrite
 from megatron.rundir.names import step_and_attempt
 from megatron.training.branch import write_json
+from megatron.training.run import Run
 
 
 @pytest.fixture
@@ -183,3 +185,76 @@ def test_validation_sets_by_name(tmp_path, trainer, records, corpus, objective, 
 def test_checkpoints_at_given_steps_are_kept(tmp_path, trainer):
     assert trainer.run(tmp_path / "run", save_interval=None, save_at=[3, 7, 99], keep_last=1) == 0
     assert sorted(step_and_attempt(path.name)[0] for path in checkpoint.find(tmp_path / "run")) == [3, 7, 12]
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Writing a rank's part takes as long as the training lets it: each may begin only when step `step` of the run is done."""
+    write, original = checkpoint.write_part, NativeEngine.step
+
+    def until(step):
+        done = threading.Event()
+
+        def stepping(self, batches, lr):
+            if batches[0].index[0] == 8 * (step - 1):
+                done.set()
+            return original(self, batches, lr)
+
+        def waited(aside):
+            return "bad_batches" in aside.parts or done.wait(60)
+
+        monkeypatch.setattr(NativeEngine, "step", stepping)
+        monkeypatch.setattr(checkpoint, "write_part", lambda aside, *given: waited(aside) and write(aside, *given))
+
+    return until
+
+
+def test_a_thread_that_saves_changes_nothing(tmp_path, trainer, slow_disk, records, hashes, capsys):
+    """Checkpoints hold what was there when they began: the first is written while three further steps are done."""
+    flags = {"eval_iters": 0, "ema": 0.9, "objective": "mdm"}
+    assert trainer.run(tmp_path / "plain", **flags) == 0
+    slow_disk(7)
+    assert trainer.run(tmp_path / "beside", async_save=True, **flags) == 0
+    lines = capsys.readouterr().out.partition("beside")[2]
+    assert (
+        lines.index(" iteration        6/")
+        < lines.index("saved")
+        < lines.index("step-00000004")
+        < lines.index(" iteration        9/")
+    )
+    for step in (4, 8, 12):
+        assert hashes(tmp_path / "plain", step) == hashes(tmp_path / "beside", step)
+    assert records(tmp_path / "beside") == records(tmp_path / "plain")
+    assert len(checkpoint.find(tmp_path / "beside")) == 3
+
+
+@pytest.mark.parametrize("failures, code, saved", [(1, 0, [6, 8, 12]), (99, 73, [])])
+def test_a_thread_that_cannot_save_is_heard_and_the_save_tried_again(
+    tmp_path, trainer, monkeypatch, capsys, failures, code, saved
+):
+    write, calls = checkpoint.write_part, []
+
+    def failing(*given):
+        calls.append(1)
+        if len(calls) <= failures:
+            raise OSError(28, "No space left on device")
+        return write(*given)
+
+    monkeypatch.setattr(checkpoint, "write_part", failing)
+    settle = Run.settle
+    monkeypatch.setattr(Run, "settle", lambda self, at, wait=True: settle(self, at))  # one step later, however slow the thread is
+    assert trainer.run(tmp_path / "run", eval_iters=0, async_save=True) == code
+    assert "step-00000004 was not written: No space left" in (out := capsys.readouterr()).out
+    assert "the run goes on and tries again at step 6" in out.out and ("step-00000012 was not written" in out.err) == (code == 73)
+    assert sorted(step_and_attempt(path.name)[0] for path in checkpoint.find(tmp_path / "run")) == saved
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+def test_a_run_that_is_stopped_or_fails_still_publishes_what_was_being_saved(tmp_path, trainer, slow_disk, poison):
+    slow_disk(6)
+    assert trainer.run(tmp_path / "stopped", eval_iters=0, async_save=True, exit_interval=6) == 85
+    assert [path.name for path in checkpoint.find(tmp_path / "stopped")] == ["step-00000006", "step-00000004"]
+    slow_disk(6)
+    poison(range(8 * 4, 99), "gradient")
+    assert trainer.run(tmp_path / "failed", eval_iters=0, async_save=True, max_skipped_steps=2) == 87
+    assert [path.name for path in checkpoint.find(tmp_path / "failed")] == ["step-00000004"]
