@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,10 @@ from megatron.core.mesh import Group, Mesh, all_gather, flat_sum
 from megatron.core.parameters import Spec, whole_shape
 from megatron.core.transformer import GPT
 from megatron.layout import split_evenly
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 BUCKET_BYTES = 64 << 20  # of one message
 
@@ -43,9 +48,14 @@ class Share:
         return gradient_of(self.parameter)[self.rows].to(self.data.device)
 
 
-def is_cut(x: Tensor) -> bool:
-    """Whether FSDP2 holds it, as a DTensor: asked so, because its import takes longer than a short run's steps."""
+def is_cut(x: Tensor) -> TypeGuard[DTensor]:
+    """Whether FSDP2 holds it: asked so, because the import of DTensor takes longer than a short run's steps."""
     return hasattr(x, "to_local")
+
+
+def is_sharded(model: nn.Module) -> TypeGuard[FSDPModule]:
+    """Whether `fsdp` made it."""
+    return isinstance(model, GPT) and model.sharded
 
 
 def local(x: Tensor) -> Tensor:
@@ -156,7 +166,7 @@ def accumulating(model: nn.Module, last: bool, zero_stage: int) -> AbstractConte
     """Around the forward and backward pass of one micro-batch; gradients must be whole after the last one."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
-    if getattr(model, "sharded", False):
+    if is_sharded(model):
         model.set_is_last_backward(last)
         model.set_reshard_after_backward(last or zero_stage == 3)
     return nullcontext()
@@ -201,9 +211,9 @@ def spread_update(shares: list[Share], mesh: Mesh, zero_stage: int) -> None:
 def forget_gathered(stages: Sequence[GPT]) -> None:
     """Weights were changed between passes: what FSDP2 has put together of them before is of no use."""
     for stage in stages:
-        if stage.sharded:
-            for part in (*stage.blocks.values(), stage):  # as `fsdp` cuts it
-                part.reshard()
+        parts: list[Any] = [*stage.blocks.values(), stage] if stage.sharded else []  # as `fsdp` cuts it
+        for part in parts:
+            part.reshard()
 
 
 def gather_rows(tensors: list[Tensor], dp: Group) -> None:

@@ -42,8 +42,9 @@ from megatron.core.mesh import Mesh, all_reduce, flat_sum
 from megatron.core.norm import squares
 from megatron.core.parameters import Spec, whole_shape
 from megatron.core.transformer import GPT
+from megatron.engine.adamw import MOMENTS
 from megatron.engine.average import ROOT, Average, root_of_weights
-from megatron.engine.native import MOMENTS, adamw, new_cache, row_scores, set_rate
+from megatron.engine.native import new_cache, parameter_groups, row_scores, set_rate
 from megatron.errors import Mismatch, MissingInput, exits
 from megatron.layout import find_place, num_micro_batches
 
@@ -399,7 +400,8 @@ def initialize(model: GPT, cfg: Config, mesh: Mesh) -> Any:
     forget_earlier_engines()
     for op in needed_ops(os.environ.get("DS_ACCELERATOR") == "cpu"):
         load_op(op)
-    optimizer = adamw(dict(model.named_parameters()), model.declared, cfg.optim)
+    groups, optim = parameter_groups(dict(model.named_parameters()), model.declared, cfg.optim), cfg.optim
+    optimizer = torch.optim.AdamW(groups, optim.lr or 0.0, (optim.adam_beta1, optim.adam_beta2), optim.adam_eps, fused=True)
     mpu = axes(mesh) if mesh.tp.size > 1 else None
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=mpu)[0]
     modules: Iterable[Any] = model.modules()

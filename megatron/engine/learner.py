@@ -19,7 +19,8 @@ from megatron.core.checkpoint import Checkpoint, Piece, whole
 from megatron.core.mesh import ALONE, Mesh, flat_sum
 from megatron.core.norm import global_norm
 from megatron.core.parameters import collect, initialise
-from megatron.engine.native import MOMENTS, adamw, set_rate
+from megatron.engine.adamw import MOMENTS
+from megatron.engine.native import adamw, set_rate
 from megatron.objectives import Objective
 
 ROOT = "companion"  # of the names of its weights, moments and initial normals

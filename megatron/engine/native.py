@@ -6,7 +6,7 @@ b rows, s positions, n asked positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from megatron.core.mesh import Mesh, all_reduce
 from megatron.core.norm import squares
 from megatron.core.parameters import Spec, live
 from megatron.core.transformer import GPT
+from megatron.engine.adamw import MOMENTS, AdamW
 from megatron.engine.average import ROOT, Average, root_of_weights
 from megatron.engine.muon import MOMENTS as OF_MUON
 from megatron.engine.muon import Muon
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from megatron.core.pipeline import Pipeline
 
 ONE_PROCESS, NO_PARALLEL = Mesh(), Parallel()
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NativeEngine:
@@ -171,7 +171,7 @@ class NativeEngine:
         state = optimizer.state.get(self.state[share.name], {})
         return {name: state[name] for name in names if name in state}
 
-    def keeper(self, share: Share) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
+    def keeper(self, share: Share) -> tuple[AdamW | Muon, tuple[str, ...]]:
         """The optimizer that updates it, and the names of what it keeps."""
         return (self.muon, OF_MUON) if self.muon and share.spec.role == "matrix" else (self.optimizer, MOMENTS)
 
@@ -264,8 +264,13 @@ class NativeEngine:
         return out
 
 
-def adamw(state: dict[str, nn.Parameter], specs: dict[str, Spec], optim: Optim) -> torch.optim.AdamW:
-    """Fused AdamW over what this rank updates: a group for all whose specs ask for the same."""
+def adamw(state: dict[str, nn.Parameter], specs: dict[str, Spec], optim: Optim) -> AdamW:
+    """Fused AdamW over what this rank updates."""
+    return AdamW(parameter_groups(state, specs, optim), optim.lr or 0.0, (optim.adam_beta1, optim.adam_beta2))
+
+
+def parameter_groups(state: dict[str, nn.Parameter], specs: dict[str, Spec], optim: Optim) -> list[dict[str, Any]]:
+    """A group for all whose specs ask for the same."""
     groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
     for name, p in state.items():
         spec = specs[name]
@@ -276,16 +281,10 @@ def adamw(state: dict[str, nn.Parameter], specs: dict[str, Spec], optim: Optim) 
         )
         groups.setdefault(key, []).append(p)
     named = ("weight_decay", "lr_factor", "eps")
-    return torch.optim.AdamW(
-        [dict(zip(named, key)) | {"params": groups[key]} for key in sorted(groups, reverse=True)],
-        lr=optim.lr or 0.0,
-        betas=(optim.adam_beta1, optim.adam_beta2),
-        eps=optim.adam_eps,
-        fused=True,
-    )
+    return [dict(zip(named, key)) | {"params": groups[key]} for key in sorted(groups, reverse=True)]
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_rate(optimizer: AdamW | torch.optim.Optimizer, lr: float) -> None:
     """The rate of the next update, times each group's own factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]

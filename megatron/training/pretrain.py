@@ -105,7 +105,6 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
                     return run.evaluate_only(at, (loaded.facts if loaded else {}).get("averaged"))
                 run.identify()
                 assert data["train"] is not None  # flags without training data are refused
-                stop.begin()
                 with run:
                     at, reason = train(cfg, engine, objective, data["train"], run, at, interval, learner)
                 code = run.leave(at, reason)

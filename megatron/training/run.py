@@ -223,6 +223,8 @@ class Run:
         return True
 
     def __enter__(self) -> Run:
+        """From here on a signal asks for a save."""
+        self.stop.begin()
         return self
 
     def __exit__(self, kind, *_) -> None:

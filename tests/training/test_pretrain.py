@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from megatron.data.indexed import IndexedWriter
 from megatron.data.token_file import write_paper_folder
 from megatron.flags import ConfigError
+from tests.training.conftest import ROOT
 
 
 def losses(found):
@@ -191,3 +194,15 @@ def test_a_finished_run_goes_to_a_url(trainer, tmp_path, capsys):
     assert trainer.run(tmp_path / "b", train_iters=2, upload_to="nonsense://x") == 73 and not (tmp_path / "b").exists()
     with pytest.raises(ConfigError, match="--upload-to elsewhere: expected a URL"):
         trainer.run(tmp_path / "b", upload_to="elsewhere")
+
+
+def test_a_short_run_imports_no_compiler_and_no_sharding(tmp_path, trainer):
+    """They take as long as a thousand steps of a tiny model."""
+    words = trainer.argv(tmp_path / "run", train_iters=1, eval_iters=0)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "pretrain_gpt.py"), *words], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch.optim.adamw" in imported
+    assert not imported & {"torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "torch.distributed.pipelining", "sympy"}
