@@ -158,7 +158,8 @@ class NativeEngine:
         if scale < 1.0:
             torch._foreach_mul_([p.grad for p in self.state.values() if p.grad is not None], scale)
         self.average.begin()
-        for optimizer in (self.optimizer, *([self.muon] if self.muon else [])):
+        optimizers: list[AdamW | Muon] = [self.optimizer, *([self.muon] if self.muon else [])]
+        for optimizer in optimizers:
             set_rate(optimizer, lr)
             optimizer.step()
         if self.average.kept:
