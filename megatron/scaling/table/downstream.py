@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from megatron.errors import BadData
 from megatron.scaling.table.covariates import Places
 
+ACCURACY = "accuracy"  # what such a loss is called where others are bounds or exact, and its unit
 OTHER = "other_loss"  # the column of `beside`
 
 
-def by_accuracy(rows: list[dict], column: str, chance: float) -> tuple[list[dict], list[dict]]:
-    """(rows whose loss is -ln Q for Q = (accuracy - chance) / (1 - chance), rows without one and why).
+def by_accuracy(rows: list[dict], column: str, chance: float, dropped: Sequence[dict] = ()) -> tuple[list[dict], list[dict]]:
+    """(rows whose loss is -ln Q for Q = (accuracy - chance) / (1 - chance), what is `dropped` with rows without one and why).
 
     -ln Q falls as a power of compute at a fixed ratio of tokens to parameters (arXiv:2512.08894). Raises BadData where no row has
     the column, or a value that is no accuracy.
@@ -20,7 +21,7 @@ def by_accuracy(rows: list[dict], column: str, chance: float) -> tuple[list[dict
     if not any(row.get(column) is not None for row in rows):
         found = ", ".join(sorted({name for row in rows for name in row if "acc" in name})) or "none that sounds like one"
         raise BadData(f"--accuracy {column}: no such column in {rows[0]['where'] if rows else 'the table'} (found {found}).")
-    kept, left_out = [], []
+    kept, left_out = [], list(dropped)
     for row in rows:
         value = row.get(column)
         if value is not None and not (isinstance(value, float) and 0 <= value <= 1):
@@ -30,7 +31,7 @@ def by_accuracy(rows: list[dict], column: str, chance: float) -> tuple[list[dict
             left_out.append({"run": row["run"], "line": row["line"], "reason": at})
             continue
         row = {name: one for name, one in row.items() if name not in ("loss_se_noise", "loss_se_data", "score")}
-        kept.append(row | {"loss": -math.log((value - chance) / (1 - chance)), "bound": "accuracy"})
+        kept.append(row | {"loss": -math.log((value - chance) / (1 - chance)), "bound": ACCURACY})
     if not kept:
         raise BadData(f"--accuracy {column}: no row of {len(rows)} is above --chance {chance:g} and below 1.")
     return kept, left_out

@@ -25,7 +25,7 @@ from megatron.rundir.folders import read_file
 from megatron.rundir.names import CONFIG, FACTS
 from megatron.scaling.table.comparable import check_comparable
 from megatron.scaling.table.covariates import choose_best, column_of, read_covariates, spelled, split_by, spread
-from megatron.scaling.table.downstream import by_accuracy
+from megatron.scaling.table.downstream import ACCURACY, by_accuracy
 from megatron.scaling.table.plausible import check_plausible
 from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
 from megatron.scaling.table.scores import by_score, score_of
@@ -159,8 +159,8 @@ def read_table(
     if score and loss != "final":
         raise BadData(f"--score {score} --loss {loss}: a score is of the run's last step; leave out --loss")
     rows, dropped, sources = _read(map(Path, paths), mapping or {}, loss, None if score is None else read_score(score).text)
-    rows, left_out = by_accuracy(rows, accuracy, chance) if accuracy is not None else (rows, [])
-    dropped += left_out
+    if accuracy is not None:
+        rows, dropped, unit = *by_accuracy(rows, accuracy, chance, dropped), ACCURACY
     varied = spread(rows)
     if dropped and not rows:
         raise MissingInput(f"no finished run in {', '.join(map(str, paths))} ({_reasons(dropped)}); finish a run first.")
@@ -445,7 +445,7 @@ def _exact_flops(row: dict, choice: str) -> float:
 
 
 def _choose_unit(row: dict, unit: str) -> None:
-    if unit == "nats" or not row["loss"]:
+    if unit != "bits-per-byte" or not row["loss"]:
         return
     bits, width = row.get("bits_per_byte"), row.get("bytes_per_token")
     if not (bits or width):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from megatron.files import staged
 
 DPI = 130
-UNITS = {"nats": "nats/token", "bits-per-byte": "bits/byte"}  # of a loss, by the choice of --unit
+UNITS = {"nats": "nats/token", "bits-per-byte": "bits/byte", "accuracy": "-ln of accuracy above chance"}  # of a loss, by choice
 # base colour, line, marker, filled
 STYLES = {"ar": ("#0b2f55", "-", "o", True), "mdm": ("#d97a1f", "--", "s", False)}
 OTHER_STYLES = (("#4d4d4d", "-.", "^", True), ("#86b8a4", (0, (5, 1, 1, 1, 1, 1)), "v", False))
