@@ -248,6 +248,7 @@ DEAD = {
     ),
 }
 
+POWERS = {"k": "e3", "m": "e6", "b": "e9", "g": "e9", "t": "e12"}
 LARGEST = 2**53  # whole numbers that every JSON reader keeps
 Table = dict[str, tuple[str, dataclasses.Field, Any]]
 
@@ -269,7 +270,7 @@ def choices(f: dataclasses.Field, hint) -> tuple:
 
 def parse_count(text: str) -> float:
     """`100M`, `1.5B`, `1e9`, `2048` -> number. Raises ValueError."""
-    power = {"k": "e3", "m": "e6", "b": "e9", "g": "e9", "t": "e12"}.get(text[-1:].lower())
+    power = POWERS.get(text[-1:].lower())
     return float(text[:-1] + power if power else text)  # 4.1M x 1e6 would be 4099999.9999999995
 
 

@@ -19,7 +19,7 @@ from megatron.scaling.answers.isoflop import IsoFlop, params_ratio
 from megatron.scaling.law.fit import Fit, load_fit
 from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.comparable import differences
-from megatron.scaling.table.covariates import FLAGS, FOLLOWING, covariate_differences, said, spelled
+from megatron.scaling.table.covariates import FOLLOWING, columns_of_flags, covariate_differences, said, spelled
 from megatron.scaling.table.labels import is_sampler, kind_of
 from megatron.scaling.table.table import Table
 
@@ -102,9 +102,10 @@ def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
 
 def _covariates_between(sides: list[Side]) -> list[str]:
     """A sentence for each flag of training that is one value in one side and another in the next."""
-    values = [{name: {row[name] for row in side.rows if row.get(name) is not None} for name in FLAGS} for side in sides]
+    columns = columns_of_flags([row for side in sides for row in side.rows])
+    values = [{name: {row[name] for row in side.rows if row.get(name) is not None} for name in columns} for side in sides]
     found = []
-    for name in FLAGS:
+    for name in columns:
         each = [side[name] for side in values]
         if all(len(one) == 1 for one in each) and len(set.union(*each)) > 1 and name not in FOLLOWING:
             which = "; ".join(f"{said(*one)} in {side.name}" for one, side in zip(each, sides))

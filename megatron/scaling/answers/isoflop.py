@@ -20,12 +20,14 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from megatron.errors import BadData
+from megatron.progress import ProgressLine
 from megatron.scaling.answers.valley import (
     LAW,
     LEAST_FREEDOM,
     PARABOLA,
     Curves,
     Misfit,
+    Points,
     Valleys,
     design,
     evaluate,
@@ -43,6 +45,8 @@ MOST_NAMED = 3  # budgets with too few sizes, before the rest is a number
 SAME_BUDGET = 0.1  # largest gap in ln C between neighbours of one budget
 OWN_FREEDOM = 5  # degrees of freedom from which a budget's own residuals say how much it scatters
 WIDEST_BUDGET = 0.25  # largest spread in ln C of one budget
+CELLS_AT_ONCE = 4_000_000  # rows times resamples that stand in memory
+DRAWN = ("params", "tokens", "loss")
 EXPONENTS = {"a": ("params", 1.0), "b": ("tokens", 1.0), "g": ("loss", -1.0)}
 
 
@@ -156,7 +160,8 @@ def fit_isoflop(
     budgets = [tuple(column[rows] for column in columns) for rows in groups]
     if not budgets:
         return _concluded(_without_budgets(seed, warnings, left_out), 0)
-    fitted, around, parabolas, misfit = _choose_curves(budgets, curve)
+    points = [Points.of(_places_of(budget), budget[3], budget[4]) for budget in budgets]
+    fitted, around, parabolas, misfit = _choose_curves(budgets, points, curve)
     minima = [_minimum(fitted, number, *budget[:4]) for number, budget in enumerate(budgets)]
     warnings += _said_of_shape(parabolas, minima, misfit, curve, x)
     *_, (scatter, freedom) = scatters = _scatter(around, budgets)
@@ -164,7 +169,7 @@ def fit_isoflop(
     if ci == "cluster":
         draws = _resample_clusters(around, budgets, groups, cluster, num_resamples, seed)
     else:
-        draws = _resample(around, budgets, scatters, num_resamples, seed)
+        draws = _resample(around, budgets, points, scatters, num_resamples, seed)
     if x == "tokens":
         minima, draws = [_swapped(minimum) for minimum in minima], draws | {"params": draws["tokens"], "tokens": draws["params"]}
     found = IsoFlop(
@@ -186,8 +191,11 @@ def fit_isoflop(
 
 
 def _without_budgets(seed, warnings, left_out) -> IsoFlop:
-    none = {name: np.zeros((0, 0)) for name in ("params", "tokens", "loss")}
-    return IsoFlop([], {}, {}, None, 0, 0, 0, seed, none, warnings, left_out)
+    return IsoFlop([], {}, {}, None, 0, 0, 0, seed, _drawn_none(0), warnings, left_out)
+
+
+def _drawn_none(num_budgets: int) -> dict[str, np.ndarray]:
+    return {name: np.zeros((0, num_budgets)) for name in DRAWN}
 
 
 def fit_optima(flops, N, D, loss, num_resamples=1000, seed=0) -> IsoFlop:
@@ -342,13 +350,16 @@ def _places_of(budget) -> np.ndarray:
     return x - x.mean()
 
 
-def _valleys(budgets, weights, losses=None) -> Valleys:
-    """The rows of all budgets with weights [r, n] each; `losses` [r, n] each in the place of their own."""
-    losses = [np.broadcast_to(budget[3], weight.shape) for budget, weight in zip(budgets, weights)] if losses is None else losses
-    return Valleys.of([_places_of(budget) for budget in budgets], losses, weights)
+def _valleys(points: list[Points], factors) -> Valleys:
+    """The points of all budgets, those of each counting so many times more."""
+    return Valleys.of(
+        [one.x for one in points],
+        [one.loss[None] for one in points],
+        [factor * one.count[None] for one, factor in zip(points, factors)],
+    )
 
 
-def _choose_curves(budgets, curve) -> tuple[Curves, Curves, Curves, Misfit | None]:
+def _choose_curves(budgets, points, curve) -> tuple[Curves, Curves, Curves, Misfit | None]:
     """The curves whose minima count, those that losses are drawn around, parabolas, and the test of these."""
     if curve not in ("auto", PARABOLA, LAW):
         raise BadData(f"curve {curve}: expected auto, {PARABOLA} or {LAW}.")
@@ -359,24 +370,24 @@ def _choose_curves(budgets, curve) -> tuple[Curves, Curves, Curves, Misfit | Non
             f"--curve {LAW} has 3 coefficients a budget and 2 exponents, and there are {rows} runs in {len(budgets)} budgets: "
             f"add sizes, or give --curve {PARABOLA}."
         )
-    plain = _valleys(budgets, [np.ones((1, len(budget[3]))) for budget in budgets])
-    parabolas = fit_parabolas(plain)
+    parabolas = fit_parabolas(_valleys(points, np.ones(len(budgets))))
     if freedom < (1 if curve == LAW else LEAST_FREEDOM):
         return parabolas, parabolas, parabolas, None
-    weighed = _valleys(budgets, _precision(parabolas, budgets))
+    factors = _precision(parabolas, budgets)
+    weighed, beyond = _valleys(points, factors), sum(one.beyond * factor for one, factor in zip(points, factors))
     shaped = fit_law_shape(weighed)
-    misfit = lack_of_fit(fit_parabolas(weighed), shaped, rows)
+    misfit = lack_of_fit(fit_parabolas(weighed), shaped, rows, beyond)
     rejected = misfit is not None and misfit.rejected
     used = shaped if curve == LAW or curve == "auto" and rejected else parabolas
     return used, parabolas if curve == PARABOLA else shaped, parabolas, misfit
 
 
-def _precision(curves: Curves, budgets) -> list[np.ndarray]:
-    """Weights [1, n] of the rows of each budget: a budget that scatters more says less of the exponents that all share."""
+def _precision(curves: Curves, budgets) -> list[float]:
+    """The weight of the rows of each budget: a budget that scatters more says less of the exponents that all share."""
     scatters = _scatter(curves, budgets)
     sigma = [own if freedom >= OWN_FREEDOM else scatters[-1][0] for own, freedom in scatters[:-1]]
     least = max(max(sigma), 1e-12)
-    return [np.full((1, len(budget[3])), (least / max(one, 1e-3 * least)) ** 2) for budget, one in zip(budgets, sigma)]
+    return [(least / max(one, 1e-3 * least)) ** 2 for one in sigma]
 
 
 def _said_of_shape(parabolas: Curves, minima, misfit: Misfit | None, curve: str, x: str) -> list[str]:
@@ -467,7 +478,7 @@ def _curved(minima, scatters) -> list[str]:
     ]
 
 
-def _resample(around: Curves, budgets, scatters, num_resamples, seed) -> dict[str, np.ndarray]:
+def _resample(around: Curves, budgets, points, scatters, num_resamples, seed) -> dict[str, np.ndarray]:
     """Draws [resamples, budgets] of the minima (`_drawn_minima`): of curves fitted to losses drawn around these."""
     random = np.random.default_rng(seed)
     if not any(scatter for scatter, _ in scatters) and not any(np.any(budget[4] > 0) for budget in budgets):
@@ -476,12 +487,12 @@ def _resample(around: Curves, budgets, scatters, num_resamples, seed) -> dict[st
         scatter * np.sqrt(max(1, freedom) / random.chisquare(max(1, freedom), num_resamples)) for scatter, freedom in scatters
     ]
     losses = []
-    for number, (budget, sigma, (_, freedom)) in enumerate(zip(budgets, own, scatters)):
+    for number, (one, sigma, (_, freedom)) in enumerate(zip(points, own, scatters)):
         sigma = sigma if freedom >= OWN_FREEDOM else pooled
-        sigma = np.maximum(sigma[:, None], budget[4])
-        losses.append(around.at(number, _places_of(budget)) + sigma * random.standard_normal(sigma.shape))
-    precision = [np.repeat(weight, num_resamples, axis=0) for weight in _precision(around, budgets)]
-    return _drawn_minima(budgets, _refitted(around, _valleys(budgets, precision, losses)))
+        sigma = np.maximum(sigma[:, None], one.noise) / np.sqrt(one.count)
+        losses.append(around.at(number, one.x) + sigma * random.standard_normal(sigma.shape))
+    weights = [np.tile(factor * one.count, (num_resamples, 1)) for one, factor in zip(points, _precision(around, budgets))]
+    return _drawn_minima(budgets, _refitted(around, Valleys.of([one.x for one in points], losses, weights)))
 
 
 def _refitted(around: Curves, valleys: Valleys) -> Curves:
@@ -502,27 +513,36 @@ def _resample_clusters(around: Curves, budgets, groups, cluster, num_resamples, 
     strata = [pairs[0, pairs[1] == number] for number in range(len(groups))]
     if len(pairs[0]) > len(np.unique(pairs[0])):
         strata = [np.unique(labels)]
-    counts = np.zeros((num_resamples, labels.max(initial=-1) + 1))
-    for members in strata:
-        counts[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), num_resamples)
-    weights = [counts[:, labels[place == number]] for number in range(len(budgets))]
-    precision = [weight * of for weight, of in zip(weights, _precision(around, budgets))]
-    found = _refitted(around, _valleys(budgets, precision))
-    enough = [_num_sizes(budget[1], weight) >= LEAST_SIZES for budget, weight in zip(budgets, weights)]
-    coefficients = np.where(np.stack(enough, axis=1)[..., None], found.coefficients, np.nan)
-    return _drawn_minima(budgets, replace(found, coefficients=coefficients))
+    precision, parts, line = _precision(around, budgets), [], ProgressLine(num_resamples, "resamples")
+    at_once = max(1, CELLS_AT_ONCE // max(1, len(labels)))
+    for first in range(0, num_resamples, at_once):
+        line.show(first, "isoflop")
+        counts = np.zeros((min(at_once, num_resamples - first), labels.max(initial=-1) + 1))
+        for members in strata:
+            counts[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), len(counts))
+        weights = [counts[:, labels[place == number]] for number in range(len(budgets))]
+        losses = [np.broadcast_to(budget[3], weight.shape) for budget, weight in zip(budgets, weights)]
+        weighed = [weight * factor for weight, factor in zip(weights, precision)]
+        found = _refitted(around, Valleys.of([_places_of(budget) for budget in budgets], losses, weighed))
+        enough = [_num_sizes(budget[1], weight) >= LEAST_SIZES for budget, weight in zip(budgets, weights)]
+        coefficients = np.where(np.stack(enough, axis=1)[..., None], found.coefficients, np.nan)
+        parts.append(_drawn_minima(budgets, replace(found, coefficients=coefficients)))
+    line.clear()
+    return {name: np.concatenate([part[name] for part in parts]) for name in DRAWN} if parts else _drawn_none(len(budgets))
 
 
 def _num_sizes(sizes, weight) -> np.ndarray:
     """How many sizes [n] have rows of some weight [r, n], [r]."""
-    return np.sum([weight[:, sizes == size].any(axis=1) for size in np.unique(sizes)], axis=0)
+    order = np.argsort(sizes, kind="stable")
+    starts = np.flatnonzero(np.diff(sizes[order], prepend=0))
+    return np.add.reduce(np.logical_or.reduceat(weight[:, order] > 0, starts, axis=1), axis=1)
 
 
 def _resample_lines(columns, num_resamples, seed):
     """Draws [resamples, budgets] of optima around their power laws."""
     random = np.random.default_rng(seed)
     ln_flops, draws = np.log(columns[0]), {}
-    for name, column in zip(("params", "tokens", "loss"), columns[1:]):
+    for name, column in zip(DRAWN, columns[1:]):
         line = _line(ln_flops, np.log(column)[None], np.ones((1, len(column)))) if num_resamples else None
         fitted = line.level + line.slope * (ln_flops - line.centre) if line else np.zeros(len(column))
         freedom = max(1, len(column) - 2)
@@ -535,9 +555,7 @@ def _drawn_minima(budgets, drawn: Curves) -> dict[str, np.ndarray]:
     """Draws [resamples, budgets]: params (-inf, inf where the minimum leaves the data), tokens, and loss."""
     columns = [_places(budget, drawn.coefficients[:, number], drawn.shape) for number, budget in enumerate(budgets)]
     shape = (len(columns[0][0]), len(budgets))
-    return {
-        name: np.array([column[i] for column in columns]).T.reshape(shape) for i, name in enumerate(("params", "tokens", "loss"))
-    }
+    return {name: np.array([column[i] for column in columns]).T.reshape(shape) for i, name in enumerate(DRAWN)}
 
 
 def _places(budget, coefficients, shape):

@@ -22,6 +22,8 @@ NUM_STEPS, SETTLED, LONGEST_STEP, STIFFEST = 60, 1e-5, 1.0, 1e3
 RIDGE = 1e-14  # of the squares: what keeps rows of fewer sizes than coefficients solvable
 LEAST_FREEDOM = 3  # of the residuals, to tell a parabola from the law's shape
 LEVEL = 0.05  # of the test
+MANY_ROWS, NODES = 200, 40  # rows of a budget from which nodes stand for them, and how many
+BREAKDOWN = 1e-9  # of the spread of x: what is left of it where there are no more distinct sizes
 LN10 = np.log(10)
 
 
@@ -47,6 +49,53 @@ def vertex(coefficients, shape=None):
     valley = (fall > 0) & (rise > 0)
     ratio = np.where(valley, fall, 1) / np.where(valley, rise, 1)
     return np.where(valley, np.log(ratio) / np.sum(shape, axis=-1) / LN10, np.nan)
+
+
+@dataclass(frozen=True)
+class Points:
+    """What curves of one budget are fitted to: x, losses, how many rows each stands for and their stated errors, [k]; and the sum
+    of squares of the rows that no curve changes."""
+
+    x: np.ndarray
+    loss: np.ndarray
+    count: np.ndarray
+    noise: np.ndarray
+    beyond: float = 0.0
+
+    @classmethod
+    def of(cls, x, loss, noise) -> Points:
+        """The rows [n] themselves or, of many, the nodes of a Gauss quadrature over them.
+
+        Curves are smooth: over the sizes of a budget they are polynomials of a degree below NODES, to rounding. The sum over rows
+        of a product of two such is one over the nodes, and of the losses only their projection on such polynomials counts (Golub
+        and Welsch, Math. Comp. 23, 1969). Independent errors of the rows are independent at the nodes.
+        """
+        if len(x) <= MANY_ROWS:
+            return cls(x, loss, np.ones(len(x)), noise)
+        basis, diagonal, beside = _lanczos(x)
+        nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1))
+        count = len(x) * vectors[0] ** 2
+        at_nodes = (vectors / (np.sqrt(len(x)) * vectors[0])).T @ basis  # [k, n]
+        inside = basis @ loss
+        error = np.sqrt(count * (at_nodes**2 @ noise**2))
+        return cls(nodes, at_nodes @ loss, count, error, max(float(loss @ loss - inside @ inside), 0.0))
+
+
+def _lanczos(x) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Orthonormal polynomials at x [n], [k, n] of rising degree, and the diagonals [k] and [k - 1] of their recurrence."""
+    basis, diagonal, beside = np.empty((NODES, len(x))), np.empty(NODES), np.empty(NODES)
+    basis[0] = len(x) ** -0.5
+    for degree in range(NODES):
+        found = basis[: degree + 1]
+        rest = x * found[-1]
+        diagonal[degree] = rest @ found[-1]
+        for _ in range(2):
+            rest = rest - (found @ rest) @ found
+        beside[degree] = np.linalg.norm(rest)
+        if degree + 1 == NODES or beside[degree] <= BREAKDOWN * np.ptp(x):
+            break
+        basis[degree + 1] = rest / beside[degree]
+    return found, diagonal[: degree + 1], beside[:degree]
 
 
 @dataclass(frozen=True)
@@ -180,11 +229,12 @@ class Misfit:
         return self.p < LEVEL
 
 
-def lack_of_fit(parabolas: Curves, shaped: Curves, num_rows: int) -> Misfit | None:
-    """The test on fits to the same rows, r = 1 each; None where too few degrees of freedom are left."""
+def lack_of_fit(parabolas: Curves, shaped: Curves, num_rows: int, beyond: float = 0.0) -> Misfit | None:
+    """The test on fits to the same rows, r = 1 each, with `beyond` more of squares in both; None where too few degrees of
+    freedom are left."""
     freedom = num_rows - 3 * shaped.coefficients.shape[1] - 2
     if freedom < LEAST_FREEDOM:
         return None
-    before, after = (float(np.ravel(curves.squares)[0]) for curves in (parabolas, shaped))
+    before, after = (float(np.ravel(curves.squares)[0]) + beyond for curves in (parabolas, shaped))
     ratio = max(before - after, 0.0) / 2 / max(after / freedom, 1e-300)
     return Misfit(ratio, float(fdtrc(2, freedom, ratio)), freedom)

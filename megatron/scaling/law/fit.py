@@ -24,6 +24,7 @@ from megatron.scaling.law.intervals import (
     rescale,
     sandwich,
 )
+from megatron.scaling.law.many_rows import counting_for_all, normal_draws, sampled, settle
 from megatron.scaling.law.observations import AXES, Observations, held_out, observe, relabelled, stated_errors
 from megatron.scaling.law.solver import Ends, Problem, minimise, persist
 
@@ -73,14 +74,18 @@ def fit_law(
     _check(law, rows, ci, reduction, observed.record["sources"])
     problem = _problem(law, rows, residual, delta)
     first = _starts(law, rows, starts, seed)
-    counts = _row_weights(weights, observed, law, rows, problem, first, ~left_out)
+    chosen = sampled(len(rows), seed)  # None but for very many
+    few = rows if chosen is None else rows.only(chosen)
+    pilot = problem if chosen is None else counting_for_all(_problem(law, few, residual, delta), problem, chosen)
+    counts = _row_weights(weights, observed, law, rows, pilot, first, ~left_out)
     problem = replace(problem, row_weights=counts)
+    pilot = problem if chosen is None else counting_for_all(pilot, problem, chosen)
     more = {"delta": delta, "residual": residual, "weights": counts, "num_resamples": num_resamples, "seed": seed}
     chinchilla = _first_stage(chinchilla, law, observed, ~left_out, more)
     low, high = _hold(law.bounds(rows).T, chinchilla, rows)
     if law.simpler and starts == "default":
-        first = np.concatenate([first, _from_simpler(law, rows, low, high, residual, delta)])
-    ends = _descend(problem, first, low, high, law.name)
+        first = np.concatenate([first, _from_simpler(law, few, low, high, residual, delta)])
+    ends = _descend(problem, pilot, first, low, high, law.name)
     theta = ends.theta[0]
     off = law.log_loss(theta[None], rows)[0][0] - rows.loss
     fitted = law.from_values(law.values(theta, rows))
@@ -88,7 +93,7 @@ def fit_law(
         **_optimum(problem, law, rows, ends, len(first), low < high, OBJECTIVES[residual].scale(problem.delta)),
         "residual_rms": float(np.sqrt(np.mean(off**2))),
         "residuals": _residual_table(observed, law.predict(fitted, observed.of(law)), left_out, law),
-        **_intervals(problem, law, rows, ends, first[0], low, high, clusters, num_resamples, ci, seed, chinchilla),
+        **_intervals(problem, pilot, law, rows, ends, first[0], low, high, clusters, num_resamples, ci, seed, chinchilla),
     }
     asked = {"form": law.name, "law_form": law, "delta": problem.delta, "reduction": reduction, "seed": seed}
     asked |= {"residual_kind": residual, "weights": weights if isinstance(weights, str) else "given"}
@@ -259,10 +264,12 @@ def _from_simpler(law: Form, rows: Rows, low, high, residual: str, delta: float)
     return law.extended(ends.theta[ends.objective.argmin()][None], rows)
 
 
-def _descend(problem: Problem, first, low, high, name: str) -> Ends:
-    """The converged ends, best first."""
-    ends = minimise(problem, first, low, high)
-    ends = persist(problem, ends, ends.objective < RIVAL * ends.objective.min(), low, high)
+def _descend(problem: Problem, pilot: Problem, first, low, high, name: str) -> Ends:
+    """The converged ends, best first; `pilot` is the problem itself, or one of fewer rows, which finds where to look."""
+    ends = minimise(pilot, first, low, high)
+    ends = persist(pilot, ends, ends.objective < RIVAL * ends.objective.min(), low, high)
+    if pilot is not problem:
+        ends = settle(problem, ends, low, high, RIVAL, SAME_BASIN)
     good = np.flatnonzero(ends.converged)
     if not len(good):
         raise Refusal(
@@ -313,7 +320,9 @@ def _condition(gradient) -> float:
 # ---- intervals
 
 
-def _intervals(problem, law, rows, ends: Ends, first, low, high, clusters, num_resamples, method, seed, chinchilla) -> dict:
+def _intervals(
+    problem, pilot, law, rows, ends: Ends, first, low, high, clusters, num_resamples, method, seed, chinchilla
+) -> dict:
     """What a Fit says about its errors: ci, se, draws, profile and how they were made."""
     theta, objective = ends.theta[0], ends.objective[0]
     if not num_resamples and method == "percentile":
@@ -321,15 +330,28 @@ def _intervals(problem, law, rows, ends: Ends, first, low, high, clusters, num_r
     dof = max(int(clusters.max()) + 1 - int(np.sum(low < high)), 1)
     covariance, inverse = sandwich(problem, theta, low, high, clusters)
     wanted = [index for index, one in enumerate(law.parameters) if not one.exponent and low[index] < high[index]]
-    found = profiles(problem, theta, objective, wanted, low, high, covariance, inverse, dof)
+    centre, least = (theta, objective) if pilot is problem else (part[0] for part in _own_optimum(pilot, theta, low, high))
+    found = profiles(pilot, centre, least, wanted, low, high, covariance, inverse, dof)
+    found = [[None if end is None else end + float(theta[i] - centre[i]) for end in pair] for i, pair in zip(wanted, found)]
     profiled = {law.solved[index]: _published_ends(law.parameters[index], pair) for index, pair in zip(wanted, found)}
-    made = _resampled(problem, law, rows, ends, first, low, high, clusters, num_resamples, seed, chinchilla)
+    if pilot is not problem and num_resamples and (chinchilla is None or chinchilla.draws is None):
+        drawn = np.clip(normal_draws(theta, covariance, dof, num_resamples, [seed, 2]), low, high)
+        made = {"num_resamples": num_resamples, "failed_resamples": 0} | _percentiles(law, rows, drawn, low, high)
+        made["ci_method"] = "normal"
+    else:
+        made = _resampled(problem, law, rows, ends, first, low, high, clusters, num_resamples, seed, chinchilla)
     if method != "percentile":
         ci, se = _by_delta(law, rows, theta, covariance, dof, _held_params(chinchilla))
         instead = {name for name, pair in profiled.items() if method == "profile" or _at_bound(law, theta, low, high, name)}
         ci |= {name: profiled[name] for name in instead}
-        made |= {"ci": ci, "se": {name: error for name, error in se.items() if None not in ci[name]}}
-    return made | {"profile": profiled, "ci_method": method}
+        made |= {"ci": ci, "se": {name: error for name, error in se.items() if None not in ci[name]}, "ci_method": method}
+    return {"ci_method": method} | made | {"profile": profiled}
+
+
+def _own_optimum(pilot: Problem, theta, low, high) -> tuple[np.ndarray, np.ndarray]:
+    """(theta [1, p], objective [1]) of a sample, next to the optimum of all rows."""
+    ends = minimise(pilot, theta[None], low, high)
+    return ends.theta, ends.objective
 
 
 def _at_bound(law: Form, theta, low, high, name: str) -> bool:
@@ -377,6 +399,11 @@ def _resampled(problem, law, rows, ends, first, low, high, clusters, num_resampl
     made = {"num_resamples": num_resamples, "failed_resamples": failed, "ci": {}}
     if failed >= num_resamples / 2:
         return made
+    return made | _percentiles(law, rows, theta, low, high)
+
+
+def _percentiles(law: Form, rows: Rows, theta, low, high) -> dict:
+    """Draws of the published parameters, percentile intervals and standard errors of draws theta [r, p]."""
     draws = law.values(theta, rows)
     varies = draws.std(axis=0) > 1e-9 * np.abs(draws).mean(axis=0)  # a held parameter without draws does not
     pairs = percentiles(draws, _outside(law, theta, low, high))
@@ -386,7 +413,7 @@ def _resampled(problem, law, rows, ends, first, low, high, clusters, num_resampl
         if wanted
     }
     errors = zip(law.names, draws.std(axis=0, ddof=1).tolist())
-    return made | {"draws": draws, "ci": ci, "se": {name: error for name, error in errors if None not in ci.get(name, [None])}}
+    return {"draws": draws, "ci": ci, "se": {name: error for name, error in errors if None not in ci.get(name, [None])}}
 
 
 def _outside(law: Form, theta, low, high) -> np.ndarray:

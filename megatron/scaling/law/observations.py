@@ -10,7 +10,7 @@ import numpy as np
 from megatron.errors import BadData
 from megatron.scaling.law.form import Form, Rows
 from megatron.scaling.table.comparable import SAME_FOR_ALL
-from megatron.scaling.table.covariates import FLAGS, is_stated
+from megatron.scaling.table.covariates import columns_of_flags, is_stated
 from megatron.scaling.table.table import COMPARE, parse_condition
 
 LABELS = (*SAME_FOR_ALL, "objective", "bound", "score")  # stated of a fit where all of its rows agree
@@ -141,7 +141,7 @@ def relabelled(labels) -> np.ndarray:
 
 def _record(table, rows) -> dict:
     rows = [] if isinstance(rows, Mapping) else rows
-    flags = [name for name in FLAGS if any(is_stated(row.get(name)) for row in rows)]
+    flags = [name for name in columns_of_flags(rows) if any(is_stated(row.get(name)) for row in rows)]
     said = {name: {row.get(name) for row in rows if not isinstance(row.get(name), (list, dict))} for name in (*LABELS, *flags)}
     conventions = {name: values.pop() if len(values) == 1 else None for name, values in said.items()} if rows else {}
     return {

@@ -15,7 +15,8 @@ import numpy as np
 
 from megatron.progress import ProgressLine
 
-MEMBERS_AT_ONCE = 256  # keeps the working set in the processor's cache
+MEMBERS_AT_ONCE = 256  # keeps the working set in the processor's cache, with
+CELLS_AT_ONCE = 512_000  # members times rows at the most
 NUM_STEPS = 400
 PATIENCE = (1600, 6400)  # steps of a member that is worth going on with
 AT_REST, STATIONARY = 1e-6, 1e-4  # share of the rows' forces that does not cancel: where to stop, what is an optimum
@@ -70,7 +71,8 @@ def minimise(problem: Problem, starts, low, high, weights=1.0, num_steps=NUM_STE
     starts = np.atleast_2d(starts)
     low, high = np.broadcast_to(low, starts.shape), np.broadcast_to(high, starts.shape)
     weights = np.broadcast_to(np.float64(weights) * problem.row_weights, (len(starts), len(problem.ln_loss)))
-    blocks = [slice(first, first + MEMBERS_AT_ONCE) for first in range(0, len(starts), MEMBERS_AT_ONCE)]
+    at_once = max(1, min(MEMBERS_AT_ONCE, CELLS_AT_ONCE // max(1, len(problem.ln_loss))))
+    blocks = [slice(first, first + at_once) for first in range(0, len(starts), at_once)]
     line = ProgressLine(len(starts), "descents")
     ends: list[tuple] = []
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a step too far is rejected, not an error

@@ -92,13 +92,19 @@ def spread(rows: Sequence[dict]) -> dict[str, list]:
     """Make columns of the `covariates` (a dict, taken out of each row): every flag with more than one value, and these."""
     for row in rows:
         row |= {name: value for name, value in as_columns(row.pop("covariates", {})).items() if row.get(name) is None}
-    return {name: values for name in FLAGS if len(values := _values(rows, name)) > 1}
+    return {name: values for name in columns_of_flags(rows) if len(values := _values(rows, name)) > 1}
 
 
 def as_columns(covariates: dict) -> dict:
     """The flags as a table has them: the global batch is the column batch_size."""
     renamed = {"global_batch_size": "batch_size"}
     return {renamed.get(name, name): value for name, value in covariates.items() if is_stated(value)}
+
+
+def columns_of_flags(rows: Iterable[dict]) -> list[str]:
+    """Those of FLAGS that are a column of some row."""
+    columns = set().union(*rows)
+    return [name for name in FLAGS if name in columns]
 
 
 def _values(rows: Iterable[dict], name: str) -> list:
@@ -115,7 +121,7 @@ def covariate_differences(rows: Sequence[dict]) -> dict[str, str]:
     A row that does not state a flag is not compared in it.
     """
     found: dict[str, str] = {}
-    varied = [name for name in FLAGS if len(_values(rows, name)) > 1]
+    varied = [name for name in columns_of_flags(rows) if len(_values(rows, name)) > 1]
     if not varied:
         return found
     several = [row for row in rows if all(row.get(name) for name in ("params", "tokens", "unique_tokens"))]
@@ -170,7 +176,7 @@ def column_of(flag: str, rows: Sequence[dict]) -> str:
         return name
     if name in (*declared(), "batch_size"):
         raise BadData(f"--by, --best-of, --of or --form with {flag}: the runs do not differ in it; leave it out.")
-    varied = [spelled(one) for one in FLAGS if len(_values(rows, one)) > 1]
+    varied = [spelled(one) for one in columns_of_flags(rows) if len(_values(rows, one)) > 1]
     differ = ", ".join(varied) or "no flag"
     raise BadData(f"--by, --best-of, --of or --form with {flag}: no such flag or column; the runs differ in {differ}.")
 
@@ -241,7 +247,8 @@ def _selection_error(rows: list[dict], setting: Callable, counts: list[tuple[int
 
 def run_scatter(rows: Sequence[dict]) -> tuple[float | None, str]:
     """(standard deviation of the loss of one run, what tells it): of runs that agree in N, D, U and every flag that is stated."""
-    return _scatter(list(rows), lambda row: tuple(str(row.get(name)) for name in FLAGS))
+    columns = columns_of_flags(rows)
+    return _scatter(list(rows), lambda row: tuple(str(row.get(name)) for name in columns))
 
 
 def _scatter(rows: list[dict], setting: Callable) -> tuple[float | None, str]:

@@ -31,7 +31,7 @@ from megatron.scaling.table.runs import read_result, records, run_directories, t
 from megatron.scaling.table.scores import by_score, score_of
 from megatron.score_names import read_score
 
-NUMBERS = (
+NUMBERS = {
     "params",
     "tokens",
     "loss",
@@ -47,8 +47,8 @@ NUMBERS = (
     "bytes_per_token",
     "loss_se_noise",
     "loss_se_data",
-)
-LABELS = (
+}
+LABELS = {
     "run",
     "name",
     "objective",
@@ -63,8 +63,8 @@ LABELS = (
     "cluster",
     "path",
     "source",
-)
-COUNTS = (*NUMBERS[:2], "unique_tokens", *(name for name in NUMBERS if name.startswith("params_")))  # as 124M or 1.5B, too
+}
+COUNTS = {"params", "tokens", "unique_tokens"} | {name for name in NUMBERS if name.startswith("params_")}  # as 124M or 1.5B, too
 EMPTY = ("", "na", "n/a", "null", "none")  # how tables spell a number that is not there
 TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 PARAMS = {"non-embedding": "params_non_embedding", "with-head": "params_with_head", "published": "params_published"}

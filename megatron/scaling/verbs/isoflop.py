@@ -141,13 +141,13 @@ def _show(objective: str, isoflop: IsoFlop, optimum: dict | None) -> None:
 
 def _draw(found: dict[str, IsoFlop], table: Table, folder: Path, optima: bool) -> None:
     from megatron.scaling.show.figures import draw_contours, draw_frontier, draw_isoflop, save
-    from megatron.scaling.show.report.study import Study, by_budget, fit_runs
+    from megatron.scaling.show.report.study import Study, by_budget, fit_runs, to_draw
 
     studies = []
     for objective, isoflop in found.items():
         runs = by_budget(table.only(objective).rows)
         law = None if optima else fit_runs(runs, num_resamples=0)[0]
-        studies.append(Study(objective, runs, isoflop, law))
+        studies.append(to_draw(Study(objective, runs, isoflop, law)))
     ratios, unit = equal_loss_ratios(found["ar"], found["mdm"]) if {"ar", "mdm"} <= set(found) else [], table.choices["unit"]
     figures = {"isoflop": draw_isoflop(studies, ratios, unit), "frontier": draw_frontier(studies, unit)}
     if any(study.law for study in studies):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from megatron.errors import BadData
+from megatron.scaling.answers import valley
 from megatron.scaling.answers.frontier import compute_ratio, equal_loss_ratios
 from megatron.scaling.answers.isoflop import fit_isoflop, fit_optima, fit_table, group_budgets, params_ratio
 from megatron.scaling.law.forms.chinchilla import Chinchilla
@@ -268,3 +269,19 @@ def test_every_budget_has_the_scatter_of_its_own_residuals():
     widths = [np.log(minimum.params_ci[1] / minimum.params_ci[0]) for minimum in found.minima]
     assert widths[0] > 5 * max(widths[1:])
     assert len(found.warnings) == 1 and "budget 2e+11: residuals of" in found.warnings[0] and "--window" in found.warnings[0]
+
+
+@pytest.mark.parametrize("sizes", [250, 20])  # as many distinct ones, or fewer than there are nodes
+def test_nodes_stand_for_the_rows_of_a_large_budget(monkeypatch, sizes):
+    flops, params, tokens, loss = (np.tile(column, 250 // sizes) for column in sweep(sizes=sizes))
+    loss = STEEP.loss(params, tokens) + 0.01 * np.random.default_rng(1).standard_normal(len(loss))
+    noise = np.full(len(loss), 0.02)
+    by_nodes = fit_isoflop(flops, params, tokens, loss, noise, num_resamples=400)
+    monkeypatch.setattr(valley, "MANY_ROWS", 10_000)
+    by_rows = fit_isoflop(flops, params, tokens, loss, noise, num_resamples=400)
+    assert by_nodes.misfit.F == pytest.approx(by_rows.misfit.F, rel=1e-4)
+    assert by_nodes.scatter == pytest.approx(by_rows.scatter, rel=1e-6)
+    for one, other in zip(by_nodes.minima, by_rows.minima):
+        assert one.params == pytest.approx(other.params, rel=1e-4) and one.loss == pytest.approx(other.loss, rel=1e-6)
+    width = [np.diff(found.ci["g"])[0] for found in (by_nodes, by_rows)]
+    assert 0.75 < width[0] / width[1] < 1.33

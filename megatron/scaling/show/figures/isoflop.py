@@ -253,6 +253,7 @@ def _caption(studies: list, ratios: Sequence[dict], unit: str) -> str:
     thin = f"Thin lines: training loss, mean over {100 * SMOOTHED_SHARE:.0f} % of a run's records."
     parts = [
         *[thin] * _have_curves(studies, unit),
+        *[f"One of {study.stride} {study.label} runs is drawn." for study in studies if study.stride > 1],
         "Bars: 95 % intervals, on runs of the noise they state.",
         "Darker: larger C.",
         f"C: {first.get('flops_convention') or 'as given'}.  N: {first.get('params_convention') or 'as given'}.",

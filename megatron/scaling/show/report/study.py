@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from megatron.scaling.law.fitted import Fit
 from megatron.scaling.table.labels import label_of
 
 FRESH = 1.05  # epochs that are not yet a repetition
+MOST_DRAWN = 600  # runs in a figure
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Study:
     isoflop: IsoFlop
     law: Fit | None = None
     warnings: list[str] = field(default_factory=list)
+    stride: int = 1  # of so many runs that were fitted one stands in `runs`
 
     @property
     def label(self) -> str:
@@ -57,6 +59,12 @@ def by_budget(runs: list[dict]) -> list[dict]:
     """Runs by rising budget, then by rising size."""
     groups = group_budgets([budget_of(run) for run in runs])
     return [run for rows in groups for run in sorted((runs[row] for row in rows), key=lambda run: run["params"])]
+
+
+def to_draw(study: Study) -> Study:
+    """With as many of its runs as a figure can show."""
+    stride = -(-len(study.runs) // MOST_DRAWN)
+    return replace(study, runs=study.runs[::stride], stride=stride)
 
 
 def study_runs(objective: str, runs: list[dict], num_resamples: int = 400, seed: int = 0) -> Study:
