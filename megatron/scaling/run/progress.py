@@ -32,6 +32,9 @@ class Standing:
     remaining_seconds: float | None = None
     loss: float | None = None
     forecast_loss: float | None = None
+    training_loss: float | None = None  # of a run that is on: the mean of its last records
+    expected_loss: list[float] | None = None  # where that should be, by the finished runs of the plan: the band's ends
+    alarm: str = ""  # it is not there
 
 
 def status(plan, runs_dir: str | Path) -> list[Standing]:

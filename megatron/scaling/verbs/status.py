@@ -1,5 +1,8 @@
 """Where a plan stands: done, running, stopped, failed (and why) and waiting runs, the time that is left, forecast against actual.
 
+The training loss of a run that is on is set beside finished runs of its kind at the same share of their length: `expected` is
+where 99.9 % of such runs would be, and an alarm says when it is not there.
+
 Exit code 0 when all is done or nothing failed yet (the last line says `unfinished`), 1 when a run failed.
 """
 
@@ -15,6 +18,7 @@ from megatron.scaling.plan.axes import spell
 from megatron.scaling.plan.entries import Plan, load_plan
 from megatron.scaling.run.halving import decide
 from megatron.scaling.run.progress import STATES, Standing, status, total
+from megatron.scaling.run.trajectory import watched
 from megatron.scaling.show.screen import console
 from megatron.scaling.verbs import Answer, json_argument
 
@@ -47,7 +51,7 @@ def standing(whole: Plan, runs_dir: Path, only: list[str] | None = None) -> tupl
     chosen = [run for run in whole.runs if not only or run["name"] in only]
     plan = replace(whole, runs=[run for run in chosen if run["name"] not in decided.gave_way])
     runs = [replace(run, reason=run.reason or decided.waiting.get(run.run, "")) for run in status(plan, runs_dir)]
-    known = points(plan)
+    runs, known = watched(plan, runs, runs_dir), points(plan)
     found = [asdict(run) | {"varied": known[run.run]} for run in runs]
     return plan, runs, {"total": total(runs), "runs": found, "gave_way": decided.gave_way}
 
@@ -62,11 +66,12 @@ def as_table(plan: Plan, runs: list[Standing]) -> Table:
     table, known = Table(box=None, header_style="bold"), points(plan)
     for column in ("run", *plan.varied, "state"):
         table.add_column(column, overflow="fold")
-    for column in ("done", "step", "time", "forecast", "left", "loss", *(["forecast"] if has_loss(runs) else [])):
+    on = any(run.expected_loss for run in runs)
+    for column in ("done", "step", "time", "forecast", "left", "loss", *["forecast"] * has_loss(runs), *["expected"] * on):
         table.add_column(column, justify="right")
     table.add_column("why", overflow="fold")
     for run in runs:
-        losses = [number(run.loss), *([number(run.forecast_loss)] if has_loss(runs) else [])]
+        losses = [number(run.loss), *[number(run.forecast_loss)] * has_loss(runs), *[between(run.expected_loss)] * on]
         left = "" if run.state == "done" else clock(run.remaining_seconds)
         table.add_row(
             run.run,
@@ -90,7 +95,8 @@ def has_loss(runs: list[Standing]) -> bool:
 def sentences(whole: dict, runs: list[Standing]) -> list[str]:
     """The plan as a whole, in words."""
     counts = ", ".join(f"{whole[state]} {state}" for state in STATES if whole[state])
-    found = [f"{whole['runs']} runs: {counts}; {clock(3600 * whole['hours'])} of run time so far"]
+    found = [f"alarm: {run.run}: {run.alarm}" for run in runs if run.alarm]
+    found.append(f"{whole['runs']} runs: {counts}; {clock(3600 * whole['hours'])} of run time so far")
     both = [run for run in runs if run.state == "done" and run.seconds and run.forecast_seconds]
     if both:
         ratio = sum(run.seconds or 0.0 for run in both) / sum(run.forecast_seconds or 0.0 for run in both)
@@ -113,6 +119,10 @@ def clock(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def between(ends: list[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.4g} .. {ends[1]:.4g}"
 
 
 def number(value: float | None) -> str:
