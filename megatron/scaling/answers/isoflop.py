@@ -148,9 +148,8 @@ def fit_isoflop(
     All columns [n]; `se_noise` is each loss's own standard error in nats (0 where unknown). `budget` [n] names each row's
     budget in FLOPs (None: by gaps in `flops`). `window`: decades of size around a budget's lowest loss, beyond which rows
     are left out. `x`: params or tokens, the curves' axis. `ci`: parametric, or cluster with labels `cluster` [n] (each
-    row its own when None). `curve`: parabola, law, or auto, which takes the law's shape where parabolas do not fit. Raises
-    BadData for values without a logarithm, or runs too few for the law's shape; budgets that cannot carry a curve are named
-    in `warnings`, their rows in `left_out`.
+    row its own when None). `curve`: parabola, law, or auto, which takes the law's shape where parabolas do not fit. Budgets
+    that cannot carry a curve are named in `warnings`. Raises BadData for values without a logarithm, or too few runs.
     """
     columns = _checked(flops, N, D, loss)
     if x == "tokens":
@@ -163,9 +162,8 @@ def fit_isoflop(
     points = [Points.of(_places_of(budget), budget[3], budget[4]) for budget in budgets]
     fitted, around, parabolas, misfit = _choose_curves(budgets, points, curve)
     minima = [_minimum(fitted, number, *budget[:4]) for number, budget in enumerate(budgets)]
-    warnings += _said_of_shape(parabolas, minima, misfit, curve, x)
     *_, (scatter, freedom) = scatters = _scatter(around, budgets)
-    warnings += _curved(minima, scatters)
+    warnings += _said_of_shape(parabolas, minima, misfit, curve, x) + _curved(minima, scatters)
     if ci == "cluster":
         draws = _resample_clusters(around, budgets, groups, cluster, num_resamples, seed)
     else:

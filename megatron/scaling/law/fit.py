@@ -60,11 +60,11 @@ def fit_law(
 
     form: the name of one of FORMS, a formula such as "E + A/N^alpha", or a form of your own. table: a Table, rows as dicts, or
     columns {params, tokens, loss, unique_tokens?, flops?, run?, cluster?} of [n], and those that the form is a law of; `cluster`
-    [n] overrides its column. `starts`:
-    "default", "grid" (as published), how many to draw, or theta [m, p] with terms at N = D = 1. `reduction` mean reports the same
-    optimum: the solver does not depend on it. `holdout`: a condition such as "flops>=1e21", whose rows are predicted instead of
-    fitted. `chinchilla`: a Fit or {E, A, B, alpha, beta} whose part of a data-constrained law is held, resample by resample where
-    it has draws; "single-epoch" fits it on rows that repeat nothing; None fits everything jointly. Intervals are 95 %.
+    [n] overrides its column. `starts`: "default", "grid" (as published), how many to draw, or theta [m, p] with terms at N = D =
+    1. `reduction` mean reports the same optimum: the solver does not depend on it. `holdout`: a condition such as "flops>=1e21",
+    whose rows are predicted instead of fitted. `chinchilla`: a Fit or {E, A, B, alpha, beta} whose part of a data-constrained law
+    is held, resample by resample where it has draws; "single-epoch" fits it on rows that repeat nothing; None fits everything
+    jointly. Intervals are 95 %.
 
     Raises BadData for values that no law can have or too few rows, Refusal when no start converges.
     """
@@ -72,15 +72,9 @@ def fit_law(
     left_out, condition = held_out(holdout, observed)
     rows, clusters = observed.rows(~left_out, law), relabelled(observed.cluster[~left_out])
     _check(law, rows, ci, reduction, observed.record["sources"])
-    problem = _problem(law, rows, residual, delta)
     first = _starts(law, rows, starts, seed)
-    chosen = sampled(len(rows), seed)  # None but for very many
-    few = rows if chosen is None else rows.only(chosen)
-    pilot = problem if chosen is None else counting_for_all(_problem(law, few, residual, delta), problem, chosen)
-    counts = _row_weights(weights, observed, law, rows, pilot, first, ~left_out)
-    problem = replace(problem, row_weights=counts)
-    pilot = problem if chosen is None else counting_for_all(pilot, problem, chosen)
-    more = {"delta": delta, "residual": residual, "weights": counts, "num_resamples": num_resamples, "seed": seed}
+    few, problem, pilot = _problems(law, rows, observed, ~left_out, first, weights, residual, delta, seed)
+    more = {"delta": delta, "residual": residual, "num_resamples": num_resamples, "seed": seed, "weights": problem.row_weights}
     chinchilla = _first_stage(chinchilla, law, observed, ~left_out, more)
     low, high = _hold(law.bounds(rows).T, chinchilla, rows)
     if law.simpler and starts == "default":
@@ -152,6 +146,17 @@ def _check(law: Form, rows: Rows, ci: str, reduction: str, sources: list[dict]) 
         )
     if ci not in METHODS or reduction not in ("sum", "mean"):
         raise BadData(f"found ci {ci} and reduction {reduction}, expected one of {', '.join(METHODS)}, and sum or mean.")
+
+
+def _problems(law: Form, rows: Rows, observed: Observations, fitted, first, weights, residual: str, delta: float, seed):
+    """(rows of the pilot, problem of all rows, problem of the pilot): one and the same but for very many rows, of which the pilot
+    is a sample."""
+    chosen = sampled(len(rows), seed)
+    few = rows if chosen is None else rows.only(chosen)
+    problem = _problem(law, rows, residual, delta)
+    pilot = problem if chosen is None else counting_for_all(_problem(law, few, residual, delta), problem, chosen)
+    problem = replace(problem, row_weights=_row_weights(weights, observed, law, rows, pilot, first, fitted))
+    return few, problem, problem if chosen is None else counting_for_all(pilot, problem, chosen)
 
 
 def _problem(law: Form, rows: Rows, residual: str, delta: float) -> Problem:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from megatron.errors import Refusal
 from megatron.scaling.run.progress import Standing
@@ -113,6 +113,6 @@ def band(entry: dict, finished: Sequence[dict], losses: np.ndarray) -> list[floa
         return None
     ln_loss = np.log(losses)
     scatter = math.sqrt(float(np.sum((ln_loss - design @ (inverse @ ln_loss)) ** 2)) / freedom)
-    half = student.ppf(0.5 + LEVEL / 2, freedom) * scatter * math.sqrt(1 + float(along @ along))
+    half = stdtrit(freedom, 0.5 + LEVEL / 2) * scatter * math.sqrt(1 + float(along @ along))
     centre = float(along @ ln_loss)
     return [math.exp(centre - half), math.exp(min(centre + half, 700.0))]
