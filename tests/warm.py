@@ -51,6 +51,8 @@ class Warm:
 
     @property
     def python(self) -> str:
+        if not hasattr(os, "pidfd_open"):  # Linux alone
+            return sys.executable
         path, address = self.folder / "python", self.folder / "socket"
         if not self.server:
             words = [sys.executable, "-I", "-S", str(ROOT / "tests/warm_python.py"), str(address)]
