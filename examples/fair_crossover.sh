@@ -36,6 +36,5 @@ for score in '' ${SCORES:-}; do        # nothing is trained again: runs that hav
   if [[ $score ]]; then score_runs "$score" "${mdm[@]}"; fi
   to=$RUNS_DIR/fair_crossover$changed${score:+-${score//[:\/]/-}} by=(${score:+--score "$score"})
   analyse critical-compute --ar "${usual_ar[@]}" --diffusion "${usual_mdm[@]}" ${by[@]+"${by[@]}"} --out "$to/plain"
-  analyse critical-compute --ar "${ar[@]}" --diffusion "${mdm[@]}" ${by[@]+"${by[@]}"} --out "$to" --label "both regularised" \
-    --beside "usual recipe=$to/plain"
+  analyse critical-compute --ar "${ar[@]}" --diffusion "${mdm[@]}" ${by[@]+"${by[@]}"} --out "$to" --label "both regularised" --beside "usual recipe=$to/plain"
 done

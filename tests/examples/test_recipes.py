@@ -244,6 +244,6 @@ def test_a_small_sweep_runs_and_resumes(tmp_path, start):
     assert again.returncode == 0 and "ar_chinchilla_5e8_CPU_5K is finished: skipped" in again.stderr
 
 
-def test_a_score_that_does_not_exist_is_known_before_anything_is_trained(tmp_path):
+def test_a_score_that_does_not_exist_is_known_before_anything_is_trained(start, tmp_path):
     done = start("crossover.sh", SCORES="nelbo elbo", SCALE="cpu", RUNS_DIR=str(tmp_path / "runs"))
     assert done.returncode == 2 and "ConfigError: SCORES elbo: expected nelbo" in done.stderr and not (tmp_path / "runs").exists()

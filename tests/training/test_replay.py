@@ -174,4 +174,4 @@ def test_a_dump_of_another_version_is_refused(bad_step, capsys):
     path = checkpoint.save(dump.path.parent, 9, checkpoint.whole(dump.tensors()), dump.facts, audit=False)
     capsys.readouterr()
     code, _, said = run(path, capsys)
-    assert code == 78 and "no_such_flag" in said and "open it with that version" in said
+    assert code == 78 and "--no-such-flag" in said and "open it with that version" in said
