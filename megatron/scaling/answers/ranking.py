@@ -17,7 +17,7 @@ from megatron.progress import ProgressLine
 from megatron.scaling.law.fit import fit_law
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.observations import Observations, observe
-from megatron.scaling.table.covariates import levels
+from megatron.scaling.table.covariates import levels, unspelled
 from megatron.standard_errors import half_width
 
 MOST_PARTS = 12  # of one way of leaving out: more groups are put together, neighbours first
@@ -46,7 +46,7 @@ def parts_of(how: str, observed: Observations) -> list[Part]:
         part = np.empty(len(order), int)
         part[order] = np.arange(len(order)) % int(number)
         return [Part(f"part {k + 1} of {number}", part[observed.cluster] == k) for k in range(int(number))]
-    column = word.replace("-", "_")
+    column = unspelled(word)
     values = observed.numbers(column)
     places = levels(np.log(values)) if (values > 0).all() else np.unique(values, return_inverse=True)[1].ravel()
     count = int(places.max()) + 1

@@ -24,7 +24,7 @@ import numpy as np
 from megatron.errors import BadData, MissingInput
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.formula import TINY, End, Formula
-from megatron.scaling.table.covariates import spelled
+from megatron.scaling.table.covariates import spelled, unspelled
 
 VARIABLES = ("N", "D", "U", "R")
 FUNCTIONS = {"exp": np.exp, "log": np.log, "sqrt": np.sqrt, "expm1": np.expm1, "log1p": np.log1p}
@@ -146,7 +146,7 @@ def _column(part: str, names, text: str) -> tuple[str, str]:
         raise BadData(f"--form {text!r}: {part!r} is no limit, expected NAME in LOW:HIGH, and no column, expected NAME = COLUMN.")
     if name in (*VARIABLES, *FUNCTIONS) or name not in names:
         raise BadData(f"--form {text!r}: {part!r} names no free name of the formula ({', '.join(names)}).")
-    return name, column.lstrip("-").replace("-", "_")
+    return name, unspelled(column)
 
 
 def _limits(part: str, parameters, columns, text: str) -> tuple[str, tuple[End, End]]:

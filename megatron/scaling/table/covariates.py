@@ -159,8 +159,14 @@ def _sentence(rows: list[dict], name: str, of_one_place: bool) -> str:
 
 
 def spelled(name: str) -> str:
-    """weight_decay -> weight-decay, as the flag is written."""
-    return name.replace("_", "-")
+    """weight_decay -> weight-decay, as the flag is written; a column such as task-NAME/accuracy is what it is."""
+    return name if "/" in name else name.replace("_", "-")
+
+
+def unspelled(word: str) -> str:
+    """weight-decay or --weight-decay -> weight_decay; a column such as task-NAME/accuracy is what it is."""
+    word = word.strip().lstrip("-")
+    return word if "/" in word else word.replace("-", "_")
 
 
 def said(value) -> str:
@@ -169,7 +175,7 @@ def said(value) -> str:
 
 def column_of(flag: str, rows: Sequence[dict]) -> str:
     """The column that a word of --by or --best-of names. Raises BadData where it is none, or no row states it."""
-    name = flag.strip().lstrip("-").replace("-", "_")
+    name = unspelled(flag)
     name = "batch_size" if name == "global_batch_size" else name
     values = {str(row.get(name)) for row in rows}
     if len(values) > 1 or name not in FLAGS and values != {"None"}:

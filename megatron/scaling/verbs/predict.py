@@ -15,6 +15,7 @@ from megatron.scaling.answers.ledger import enter
 from megatron.scaling.answers.predict import compare_at_budget, in_words, predict_run, read_fits, read_laws
 from megatron.scaling.show.screen import interval, say, show
 from megatron.scaling.table.comparable import LINTS
+from megatron.scaling.table.covariates import unspelled
 from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import Answer, conclude, json_argument, positive
 
@@ -104,7 +105,7 @@ def _asked_at(fits: list, laws: list, values: dict) -> tuple[list, list]:
 def _value(text: str) -> tuple[str, float]:
     name, sign, value = text.partition("=")
     try:
-        return name.strip().lstrip("-").replace("-", "_"), float(value)
+        return unspelled(name), float(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected COLUMN=VALUE, as weight-decay=0.1") from None
 

@@ -104,6 +104,7 @@ def test_columns_of_the_table_are_variables_and_a_law_is_asked_at_their_values(t
     asked = again.given({"weight_decay": 0.3})
     assert asked.predict(1e9, 4e9, 1e9) == pytest.approx(loss[(N == 1e9) & (W == 0.3) & (epochs == 4)][0], rel=1e-4)
     assert not asked.extrapolation() and "weight_decay lies outside" in again.given({"W": 3.0}).extrapolation()[0]
+    assert parse_form("E + A*X^alpha; X = task-hs/answer_bpb").columns == {"X": "task-hs/answer_bpb"}
     with pytest.raises(BadData, match="--at dropout"):
         again.given({"dropout": 0.1})
     for column, said in ((None, "no column weight_decay"), (["none", *W[1:]], "found 'none', expected a number")):
