@@ -80,7 +80,7 @@ def num_paired_draws(fits: dict) -> int:
 
 def one_epoch_flops(law, unique_tokens):
     """C at which the optimum for fresh data spends U tokens: 6 (G U)^(1/b), with N* = G (C/6)^a."""
-    if not isinstance(law, Chinchilla):
+    if not isinstance(law, Chinchilla) or law.exponents is None:
         raise BadData(f"found a law {type(law).__name__}, expected one of L(N, D) with E; fit --form data-constrained.")
     return 6 * (np.exp(law.ln_scale) * np.asarray(unique_tokens, np.float64)) ** (1 / law.exponents[1])
 

@@ -43,6 +43,8 @@ def parts_of(how: str, observed: Observations) -> list[Part]:
         return [_largest(observed, float(number or LARGEST_SHARE))]
     if word == "random":
         order = np.random.default_rng(SEED).permutation(int(observed.cluster.max()) + 1)
+        if int(number) > len(order):
+            raise BadData(f"--leave-out {how}: there are {len(order)} runs; give random:{len(order)} at the most.")
         part = np.empty(len(order), int)
         part[order] = np.arange(len(order)) % int(number)
         return [Part(f"part {k + 1} of {number}", part[observed.cluster] == k) for k in range(int(number))]
@@ -55,6 +57,8 @@ def parts_of(how: str, observed: Observations) -> list[Part]:
     together = np.array(
         [group for group, found in enumerate(np.array_split(np.arange(count), min(count, MOST_PARTS))) for _ in found]
     )
+    if len(np.unique(np.stack([observed.cluster, together[places]]), axis=1).T) > observed.cluster.max() + 1:
+        raise BadData(f"--leave-out {how}: rows of one run lie in several parts, which are not independent; give random:K.")
     return [Part(f"{column} {_span(values[together[places] == k])}", together[places] == k) for k in range(together[-1] + 1)]
 
 

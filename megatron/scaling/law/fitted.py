@@ -187,11 +187,10 @@ def load_fit(path: str | Path, forms: Mapping[str, Form] = FORMS) -> Fit:
     params = _params(record, path)
     _check_shape(record, path)
     stated = record.get("form")
-    if stated is not None and stated not in forms:
-        if record.get("form_file"):
-            forms = {**forms, stated: form_of_file(record["form_file"], str(path))}
-        elif is_formula(stated):
-            forms = {**forms, stated: parse_form(stated)}
+    if stated is not None and record.get("form_file"):  # whatever its name: it may be that of a form of ours
+        forms = {**forms, stated: form_of_file(record["form_file"], str(path))}
+    elif stated is not None and stated not in forms and is_formula(stated):
+        forms = {**forms, stated: parse_form(stated)}
     if stated is not None and stated not in forms:
         raise BadData(f"{path}: the form {stated} is none of {', '.join(forms)}; fit again, or load it with that form.")
     form = forms[stated] if stated else _form_of(params, forms, path)

@@ -30,7 +30,7 @@ def by_accuracy(rows: list[dict], column: str, chance: float, dropped: Sequence[
             at = "no accuracy" if value is None else f"accuracy {value:g} is not between chance {chance:g} and 1"
             left_out.append({"run": row["run"], "line": row["line"], "reason": at})
             continue
-        row = {name: one for name, one in row.items() if name not in ("loss_se_noise", "loss_se_data", "score")}
+        row = {name: one for name, one in row.items() if name not in ("loss_se", "loss_se_noise", "loss_se_data", "score")}
         kept.append(row | {"loss": -math.log((value - chance) / (1 - chance)), "bound": ACCURACY})
     if not kept:
         raise BadData(f"--accuracy {column}: no row of {len(rows)} is above --chance {chance:g} and below 1.")
