@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from datetime import datetime, timezone
 from pathlib import Path
@@ -84,7 +85,12 @@ def _is_run_of(entry: dict, row: dict) -> bool:
     unique = [min(one["unique_tokens"] or one["tokens"], one["tokens"]) for one in (entry, row)]
     pairs = [unique, *((entry[name], row[name]) for name in ("params", "tokens"))]
     near = all(abs(np.log(one / other)) <= SAME_RUN for one, other in pairs)
+    near = near and all(_is_at(row.get(name), value) for name, value in entry.get("at", {}).items())
     return near and {entry.get("label"), row["objective"]} != {"ar", "mdm"}
+
+
+def _is_at(found, value: float) -> bool:
+    return isinstance(found, (int, float)) and math.isclose(found, value, rel_tol=SAME_RUN)
 
 
 def _scored(entry: dict, row: dict) -> dict:

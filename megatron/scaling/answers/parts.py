@@ -44,11 +44,14 @@ def differences(reference: Fit, other: Fit) -> list[dict]:
         for name in names
     ]
     middle = _middle(reference, other)
-    if middle is None:
+    shared = {name: _shared(name, reference, other) for name in reference.law_form.columns.values()}
+    if middle is None or None in shared.values():
         return found
-    losses = [float(fit.predict(*middle)) for fit in (reference, other)]
-    draws = [None if fit.draws is None else fit.predict_draws(*middle) for fit in (reference, other)]
-    where = " ".join(f"{sign}={value:.3g}" for sign, value in zip("NDU", middle))
+    columns = {name: (ends[0] + ends[1]) / 2 for name, ends in shared.items() if ends}
+    fits = [fit.given(columns) for fit in (reference, other)]
+    losses = [float(fit.predict(*middle)) for fit in fits]
+    draws = [None if fit.draws is None else fit.predict_draws(*middle) for fit in fits]
+    where = " ".join(f"{sign}={value:.3g}" for sign, value in (*zip("NDU", middle), *columns.items()))
     return [*found, _difference(f"loss at {where}", losses, draws)]
 
 
@@ -67,16 +70,16 @@ def _difference(name: str, values: list[float], draws: list, own: list | None = 
 
 def _middle(reference: Fit, other: Fit) -> list[float] | None:
     """N, D and U in the middle of what both were fitted to, in the logarithm; None where a fit does not say or they are apart."""
-    middle = []
-    for name in ("params", "tokens", "unique_tokens"):
-        ends = [fit.range.get(name) for fit in (reference, other)]
-        if not all(ends):
-            return None
-        low, high = max(end[0] for end in ends if end), min(end[1] for end in ends if end)
-        if low > high:
-            return None
-        middle.append(math.sqrt(low * high))
-    return [middle[0], middle[1], min(middle[1:])]
+    shared = [_shared(name, reference, other) for name in ("params", "tokens", "unique_tokens")]
+    middle = [math.sqrt(ends[0] * ends[1]) for ends in shared if ends]
+    return [middle[0], middle[1], min(middle[1:])] if len(middle) == len(shared) else None
+
+
+def _shared(name: str, reference: Fit, other: Fit) -> tuple[float, float] | None:
+    """The least and the largest value of a column that both were fitted to; None where a fit does not say or they are apart."""
+    ends = [fit.range.get(name) for fit in (reference, other)]
+    low, high = max((end[0] for end in ends if end), default=1.0), min((end[1] for end in ends if end), default=0.0)
+    return (low, high) if all(ends) and low <= high else None
 
 
 def trends(fits: dict[str, Fit], rows: Sequence[dict], flags: Sequence[str]) -> list[dict]:

@@ -58,15 +58,19 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
         "form": fit.form,
         "flops": float(6 * N * D) if flops is None or params or tokens else float(flops),
         "unique_tokens": unique_tokens,
+        "at": {fit.law_form.columns[symbol]: value for symbol, value in fit.law_form.at.items()},
         **_named(fit.law, N, D, unique_tokens, flops),
     }
-    draws = {}
+    check_number(found["loss"], label)
+    draws: dict = {}
+    said: list[str] = []
     if count := num_paired_draws({label: fit}):
         drawn = drawn_law(fit, count, 0)
         sizes, seen = _split(drawn, flops, params, tokens, unique_tokens)
         draws = _named(drawn, sizes, seen, unique_tokens, flops)
+        draws["loss"], said = numbers_of(np.broadcast_to(draws["loss"], count), label)
         found |= {f"{name}_ci": percentile_interval(np.broadcast_to(draw, count)) for name, draw in draws.items()}
-    low, high = found.get("loss_ci", [found["loss"]] * 2)
+    low, high = (found["loss"] if end is None else end for end in found.get("loss_ci", [None, None]))
     known = np.isfinite(fit.residual_rms)
     scatter = float(fit.residual_rms) if known else 0.0
     ln_sd = float(np.hypot(np.log(high / low) / 2 / NORMAL_975, scatter))
@@ -74,7 +78,7 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     run_ci = (found["loss"] * np.exp([-1, 1] * np.hypot(sides, NORMAL_975 * scatter))).tolist()
     beyond = fit.extrapolation(found["params"], found["tokens"], unique_tokens, found["flops"])
     unknown = ["the fit states no scatter of its runs: the interval of one run is only that of the law."]
-    said = [f"{label}: {sentence}" for sentence in [*beyond, *([] if known else unknown), *fit.warnings]]
+    said += [f"{label}: {sentence}" for sentence in [*beyond, *([] if known else unknown), *fit.warnings]]
     found["kind"] = kind_of(fit.conventions)
     found |= {"run_ci": run_ci, "ln_sd": ln_sd, "warnings": said}
     followed = [follow(then[name], name, found, draws.get("loss")) for name in then or {}]
@@ -94,12 +98,34 @@ def follow(law: Fit, label: str, found: dict, losses=None) -> dict:
         )
     place = found["params"], found["tokens"], found["unique_tokens"]
     asked = law.given({unknown[0]: found["loss"]})
-    answer = {"label": label, "form": law.form, "of": unknown[0], "value": float(asked.predict(*place)), "ci": None}
+    said: list[str] = []
+    answer: dict = {"label": label, "form": law.form, "of": unknown[0], "loss": float(asked.predict(*place))}
+    check_number(answer["loss"], label, f" at {unknown[0]} {found['loss']:.4g}")
     count = 0 if losses is None else min(np.size(losses), num_paired_draws({label: law}))
     if count:
-        drawn = drawn_law(law.given({unknown[0]: np.broadcast_to(losses, np.size(losses))[:count]}), count, 0)
-        answer["ci"] = percentile_interval(np.broadcast_to(drawn.loss(*place), count))
-    return answer | {"warnings": [f"{label}: {sentence}" for sentence in asked.extrapolation()]}
+        drawn = drawn_law(law.given({unknown[0]: losses[:count]}), count, 0)
+        draws, said = numbers_of(np.broadcast_to(drawn.loss(*place), count), label)
+        answer["loss_ci"] = percentile_interval(draws)
+    axes = {} if not law.law_form.axes else dict(zip(("params", "tokens", "unique"), place))
+    said += [f"{label}: {sentence}" for sentence in asked.extrapolation(**axes)]
+    shown = _accuracy(law, answer) or {"value": answer["loss"], "ci": answer.get("loss_ci")}
+    return answer | {"value": shown["value"], "ci": shown["ci"], "warnings": said}
+
+
+def check_number(value: float, label: str, where: str = "") -> None:
+    """Raises BadData where a law ends before the place that it is asked at."""
+    if not np.isfinite(value):
+        raise BadData(
+            f"{label}: the law gives no number there{where} ({value}): it ends before that place; ask nearer to its data."
+        )
+
+
+def numbers_of(draws, label: str) -> tuple[np.ndarray, list[str]]:
+    """Draws [n], NaN where the law of one gives no number; a sentence where such are more than chance has at an end."""
+    known = np.isfinite(draws)
+    share = 1 - float(np.mean(known))
+    few = f"{label}: {share:.0%} of the draws give no number there, and the interval leaves them out."
+    return np.where(known, draws, np.nan), [few] if share > 0.01 else []
 
 
 def _accuracy(fit: Fit, found: dict) -> dict | None:

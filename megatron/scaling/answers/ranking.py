@@ -17,10 +17,11 @@ from megatron.progress import ProgressLine
 from megatron.scaling.law.fit import fit_law
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.observations import Observations, observe
-from megatron.scaling.table.covariates import levels, unspelled
+from megatron.scaling.table.covariates import SAME, levels, unspelled
 from megatron.standard_errors import half_width
 
 MOST_PARTS = 12  # of one way of leaving out: more groups are put together, neighbours first
+WIDEST = 0.05  # relative spread of one value
 LARGEST_SHARE = 0.2  # of the clusters, by FLOPs
 SEED = 0  # of the random parts
 
@@ -36,7 +37,7 @@ class Part:
 def parts_of(how: str, observed: Observations) -> list[Part]:
     """The parts that are left out in turn, by a word: `largest` or `largest:SHARE` (one part, the clusters with the most FLOPs),
     `random:K` (whole clusters in K parts), or a numeric column (rows of equal value to 1 %; of more than MOST_PARTS values,
-    neighbours together). Raises BadData.
+    as many bands of neighbours). Raises BadData, too where rows of one cluster would lie in several parts.
     """
     word, _, number = how.partition(":")
     if word == "largest":
@@ -51,6 +52,8 @@ def parts_of(how: str, observed: Observations) -> list[Part]:
     column = unspelled(word)
     values = observed.numbers(column)
     places = levels(np.log(values)) if (values > 0).all() else np.unique(values, return_inverse=True)[1].ravel()
+    if any(np.ptp(values[places == k]) > WIDEST * values[places == k].max() for k in range(places.max() + 1)):
+        places = np.unique(values, return_inverse=True)[1].ravel()  # so dense that all of them are neighbours
     count = int(places.max()) + 1
     if count < 2:
         raise BadData(f"--leave-out {how}: all rows have one value of {column}; leave out by another column.")
@@ -69,7 +72,7 @@ def _largest(observed: Observations, share: float) -> Part:
     count = math.ceil(share * len(most) - 1e-9)
     if not 0 < count < len(most):
         raise BadData(f"--leave-out largest:{share:g}: {count} of {len(most)} runs, expected some of them; give a share below 1.")
-    limit = np.sort(most)[-count]
+    limit = np.sort(most)[-count] * (1 - SAME)  # a budget is left out whole
     rows = most[observed.cluster] >= limit
     if rows.all():
         raise BadData("--leave-out largest: all runs have the same FLOPs; leave out by a column, as params.")
@@ -115,6 +118,7 @@ def rank_forms(table, forms: Mapping[str, Form], how: str, **fitting) -> dict:
         records.append(
             {
                 "form": name,
+                "form_file": form.origin,
                 "parameters": len(form.solved),
                 "rms_fitted": fitted.residual_rms,
                 "error": float(np.mean(np.abs(residuals[scored]))),

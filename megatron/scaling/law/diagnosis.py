@@ -51,6 +51,10 @@ def _few(fit: Fit, law: Form, rows: Rows, num_free: int) -> list[str]:
         values = len(np.unique(np.round(getattr(rows, axis), 6)))
         if axis in law.axes and values < 3:
             found.append(f"only {values} values of {name}: its exponent is not identified.")
+    for symbol, column in rows.covariates.items():
+        values = len(np.unique(column))
+        if values < 3:
+            found.append(f"only {values} value{'s' * (values > 1)} of {law.columns[symbol]}: what follows it is not identified.")
     if not law.repeats and rows.repeated.any() and len(law.axes) == 2:
         epochs = np.exp(np.max(rows.tokens - rows.unique))
         found.append(

@@ -12,10 +12,9 @@ import ast
 import difflib
 import hashlib
 import importlib.util
-import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,15 @@ import numpy as np
 
 from megatron.errors import BadData, MissingInput
 from megatron.scaling.law.form import Form
-from megatron.scaling.law.formula import TINY, End, Formula
+from megatron.scaling.law.formula import End, Formula
+from megatron.scaling.law.identifiable import check, linear, trials
 from megatron.scaling.table.covariates import spelled, unspelled
 
 VARIABLES = ("N", "D", "U", "R")
 FUNCTIONS = {"exp": np.exp, "log": np.log, "sqrt": np.sqrt, "expm1": np.expm1, "log1p": np.log1p}
 OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 LIMITS = (1e-2, 3.0)
-PLACES = {"N": np.array([3.0, 9.0, 4.0]), "D": np.array([80.0, 20.0, 90.0]), "U": np.array([10.0, 20.0, 30.0])}  # to try it at
-ANY_PLACES = tuple(x.ravel() for x in np.meshgrid([2.0, 3.0, 5.0, 9.0], [20.0, 35.0, 70.0, 90.0], [4.0, 7.0, 13.0, 19.0]))
-REDUNDANT = 1e-9  # of the largest singular value: what is less is rounding
 DATA_END = re.compile(r"(min|max)\(\s*(\w+)\s*\)")
-ALIKE = 1e-6  # relative: two values that differ by rounding
 
 
 def read_form(text: str, forms: Mapping[str, Form]) -> Form:
@@ -94,19 +90,18 @@ def parse_form(text: str, name: str | None = None) -> Formula:
     tree = _tree(body, text)
     found = sorted((node for node in ast.walk(tree) if isinstance(node, ast.Name)), key=lambda node: node.col_offset)
     names = list(dict.fromkeys(node.id for node in found))
-    columns = dict(_column(part, names, text) for part in clauses if " in " not in part and part)
+    columns = _once([_column(part, names, text) for part in clauses if " in " not in part and part], text)
+    if len(set(columns.values())) < len(columns):
+        raise BadData(f"--form {text!r}: two names for one column; use one of them.")
     parameters = [one for one in names if one not in (*VARIABLES, *FUNCTIONS, *columns)]
-    limits = dict(_limits(part, parameters, columns, text) for part in clauses if " in " in part)
+    limits = _once([_limits(part, parameters, columns, text) for part in clauses if " in " in part], text)
+    if not {*VARIABLES, *columns} & set(names):
+        raise BadData(f"--form {text!r}: no {', '.join(VARIABLES)} and no column (NAME = COLUMN): a law is of these.")
 
     def loss(p: Mapping[str, Any], N, D, U):
         return _value(tree, {**p, "N": N, "D": D, "U": U, "R": D / U - 1})
 
-    def at_places(p: Mapping[str, Any], N, D, U):
-        apart = {symbol: 2 + 3 * ((0.6180 * (number + 1) * np.arange(len(N))) % 1) for number, symbol in enumerate(columns)}
-        return loss({**apart, **p}, N, D, U)
-
-    _check(parameters, at_places, {"N", "D", "U", "R", *columns} & set(names), text)
-    terms = _linear(parameters, at_places, limits)
+    terms = linear(parameters, check(parameters, trials(loss, list(columns), limits), text))
     searched: dict[str, tuple[End, End]] = {one: limits.get(one, LIMITS) for one in parameters if one not in terms}
     return Formula(
         name or text,
@@ -137,6 +132,15 @@ def _tree(body: str, text: str) -> ast.expr:
             what = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
             raise BadData(f"--form {text!r}: {what!r} is none of + - * / ^, numbers, names and {', '.join(FUNCTIONS)}.")
     return tree
+
+
+def _once(pairs: Sequence[tuple[str, Any]], text: str) -> dict[str, Any]:
+    """Clauses behind semicolons by the name that they are of. Raises BadData for a name with two."""
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadData(f"--form {text!r}: {twice} has two clauses behind semicolons; leave out one of them.")
+    return dict(pairs)
 
 
 def _column(part: str, names, text: str) -> tuple[str, str]:
@@ -198,72 +202,6 @@ def _power(base, exponent):
         return base**exponent
     nothing = np.equal(base, 0)
     return np.where(nothing, 0, np.where(nothing, 1, base) ** exponent)
-
-
-def _check(parameters, loss, variables, text: str) -> None:
-    """Raises BadData where the formula has no variable, a parameter without effect, or more parameters than the loss shows."""
-    if not variables:
-        raise BadData(
-            f"--form {text!r}: no {', '.join(VARIABLES)} and no column of the table (NAME = COLUMN): a law is of these."
-        )
-    at = {name: 0.3 + 0.1 * number for number, name in enumerate(parameters)}
-    before = _tried(loss, at)
-    if not np.isfinite(before).all():
-        raise BadData(f"--form {text!r}: no number at ordinary values (all parameters near 0.5); mend the formula.")
-    for name in parameters:
-        if np.allclose(before, _tried(loss, at | {name: 1.7 * at[name]}), rtol=1e-13, atol=0):
-            raise BadData(f"--form {text!r}: the parameter {name} changes nothing; leave it out.")
-    _check_redundant(parameters, loss, text)
-
-
-def _check_redundant(parameters, loss, text: str) -> None:
-    """Raises BadData where, at many places and two sets of values, parameters move the loss in fewer directions than they are."""
-    random = np.random.default_rng(0)
-    for _ in range(2):
-        at = {name: 0.3 + 0.5 * random.random() for name in parameters}
-        slopes = np.stack([_slope(loss, at, name) for name in parameters])
-        if not np.isfinite(slopes).all():
-            return  # at ordinary values it is a number, here not: the fit will say so
-        size = np.linalg.norm(slopes, axis=1, keepdims=True)
-        values, directions = np.linalg.svd((slopes / np.maximum(size, 1e-300)).T, full_matrices=True)[1:]
-        if len(values) == len(parameters) and values[-1] >= REDUNDANT * values[0]:
-            return
-    together = [name for name, share in zip(parameters, directions[-1]) if abs(share) > 0.05]
-    raise BadData(f"--form {text!r}: of the parameters {', '.join(together)} only a combination changes the loss; leave one out.")
-
-
-def _slope(loss, at, name: str) -> np.ndarray:
-    """The derivative of the loss by one parameter, at every combination of ANY_PLACES, exact by a complex step."""
-    moved = {**at, name: at[name] + 1j * TINY}
-    with np.errstate(all="ignore"):
-        return np.broadcast_to(np.imag(loss(moved, *ANY_PLACES)) / TINY, ANY_PLACES[0].shape).ravel()
-
-
-def _tried(loss, at) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        return np.broadcast_to(np.asarray(loss(at, *PLACES.values()), np.float64), 3)
-
-
-def _linear(parameters, loss, limits) -> list[str]:
-    """The parameters in which the loss is linear at once, without a constant, E among them."""
-    found: list[str] = []
-    for name in parameters:
-        if name not in limits and _is_linear([*found, name], parameters, loss):
-            found.append(name)
-    return found
-
-
-def _is_linear(chosen, parameters, loss) -> bool:
-    """Whether second differences along and between the chosen parameters vanish, all others at two places."""
-    for base in (0.37, 0.61):
-        at = {name: base + 0.07 * number for number, name in enumerate(parameters)}
-        for one, other in itertools.product(chosen[-1:], chosen):
-            steps = [{one: a, other: b} if one != other else {one: a + b} for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))]
-            corner = [_tried(loss, at | {name: at[name] + 0.4 * by for name, by in step.items()}) for step in steps]
-            size = np.abs(np.stack(corner) - corner[0]).max(axis=0)
-            if np.any(np.abs(corner[0] - corner[1] - corner[2] + corner[3]) > ALIKE * size + 1e-300):
-                return False
-    return True
 
 
 def _exponent_of(term: str, tree, searched) -> str | None:

@@ -108,12 +108,13 @@ def fit_chinchilla(N, D, loss, delta=1e-3, starts=None, seed=0, run=None, num_re
 
 def _record(asked: dict, found: dict, rows: Rows, clusters, observed: Observations, left_out, condition) -> Fit:
     """What was asked and found, with what the rows themselves say."""
+    settings = [np.unique(column, return_inverse=True)[1].ravel() for column in rows.covariates.values()]
     return Fit(
         **asked,
         **found,
         rows_used=len(rows),
         num_runs=int(clusters.max()) + 1,
-        noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique, *rows.covariates.values()),
+        noise_floor=replicate_scatter(rows.loss, clusters, rows.params, rows.tokens, rows.unique, *settings),
         holdout=_holdout_error(found["residuals"], condition),
         range=observed.range(~left_out, asked["law_form"]),
         **observed.record,
@@ -459,6 +460,10 @@ def _holdout_error(residuals: list[dict], condition: str | None) -> dict | None:
     if condition is None:
         return None
     error = np.array([row["residual"] for row in residuals if row["held_out"]])
+    if not np.isfinite(error).all():
+        raise BadData(
+            f"--holdout {condition}: the law gives no number for {np.sum(~np.isfinite(error))} of {len(error)} held-out rows."
+        )
     return {
         "condition": condition,
         "rows": len(error),

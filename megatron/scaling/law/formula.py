@@ -17,10 +17,23 @@ from megatron.scaling.table.covariates import spelled
 TINY = 1e-30  # the complex step: its square is nothing to float64, so that the derivative is exact
 WIDEST = 300.0  # of the logarithm of a term's size at N = D = 1
 SCALE = 1e3  # ratio of limits from which a parameter is a scale
-INSIDE = 1e-3  # of the data's range: how near a parameter comes to the least or largest value of a column
+OUTSIDE = 1e-3  # of a column's range: how far beyond its least and largest value min(X) and max(X) are
 LEAST_TERM = 1e-3  # of the smallest loss, that every term has in a start
 End = float | str  # of limits
 Loss = Callable[[Mapping[str, Any], Any, Any, Any], Any]  # arrays, real or complex
+
+
+def data_end(end: End, columns: Mapping[str, np.ndarray]) -> float:
+    """An end of limits as a number: min(X) and max(X) are those of the column X, a little outside of it."""
+    if not isinstance(end, str):
+        return end
+    column = columns[end[4:-1]]
+    outside = OUTSIDE * float(np.ptp(column))
+    return float(column.min()) - outside if end.startswith("min") else float(column.max()) + outside
+
+
+def _spelled_end(end: End) -> str:
+    return end if isinstance(end, str) else f"{end:g}"
 
 
 @dataclass(frozen=True)
@@ -38,11 +51,10 @@ class FormulaLaw:
         """L(N, D, U) at the values `at` of the form's columns; without U no token is seen twice. Raises BadData."""
         missing = [spelled(column) for symbol, column in self.columns.items() if symbol not in self.at]
         if missing:
-            raise BadData(
-                f"this law is also one of {', '.join(missing)}: predict --at {missing[0]}=VALUE says where it is asked."
-            )
+            raise BadData(f"this law is also one of {', '.join(missing)}: predict --at {missing[0]}=VALUE asks it at one value.")
         unique = np.minimum(np.float64(tokens if unique is None else unique), tokens)
-        return self.formula({**self.fields, **self.at}, np.float64(params), np.float64(tokens), unique)
+        with np.errstate(all="ignore"):  # who asks beyond where a law ends looks at what comes back
+            return self.formula({**self.fields, **self.at}, np.float64(params), np.float64(tokens), unique)
 
     def optimum(self, flops, unique=None):
         """(N*, D*) of least loss under 6 N D = C, by search."""
@@ -116,15 +128,19 @@ class Formula(Form):
         return np.array([*terms, *rest, *searched])
 
     def _limits(self, rows: Rows) -> dict[str, tuple[float, float]]:
-        """Where each searched parameter may lie on these rows."""
-        return {name: (self._end(low, rows), self._end(high, rows)) for name, (low, high) in self.limits.items()}
-
-    def _end(self, end: End, rows: Rows) -> float:
-        if not isinstance(end, str):
-            return end
-        column = rows.covariates[end[4:-1]]
-        inside = INSIDE * float(np.ptp(column))
-        return float(column.min()) - inside if end.startswith("min") else float(column.max()) + inside
+        """Where each searched parameter may lie on these rows. Raises BadData where that is nowhere."""
+        found = {}
+        for name, ends in self.limits.items():
+            low, high = (data_end(end, rows.covariates) for end in ends)
+            if not low < high:
+                columns = "; ".join(
+                    f"{spelled(self.columns[one])} is {column.min():.4g} to {column.max():.4g}"
+                    for one, column in rows.covariates.items()
+                )
+                where = ":".join(map(_spelled_end, ends))
+                raise BadData(f"the form {self.name}: {name} in {where} is empty on these rows, where {columns}.")
+            found[name] = low, high
+        return found
 
     def starts(self, rows: Rows) -> np.ndarray:
         """For every combination of exponents E and the terms by non-negative least squares of the relative error (VPNLS)."""
@@ -147,6 +163,9 @@ class Formula(Form):
 
     def law_of(self, fields) -> FormulaLaw:
         return FormulaLaw(self.formula, dict(fields), self.columns, self.at)
+
+    def from_values(self, values) -> FormulaLaw:
+        return self.law_of(dict(zip(self.names, np.moveaxis(np.asarray(values, np.float64), -1, 0))))
 
     def predict(self, law: FormulaLaw, columns) -> np.ndarray:  # type: ignore[override]
         at = {symbol: columns[column] for symbol, column in self.columns.items()}
@@ -175,6 +194,19 @@ class Formula(Form):
         fields = self._fields(np.moveaxis(theta, -1, 0)[..., None])
         return self.formula({**fields, **rows.covariates}, *(np.exp(axis) for axis in (rows.params, rows.tokens, rows.unique)))
 
+    def _check_numbers(self, loss, rows: Rows) -> None:
+        """Raises BadData where the form gives no number on some rows, as of a column that is 0 there and divides."""
+        bad = ~np.isfinite(loss)
+        if not bad.any():
+            return
+        at = {self.columns[symbol]: column[bad][0] for symbol, column in rows.covariates.items()}
+        where = ", ".join(f"{spelled(name)} {value:g}" for name, value in at.items()) or "the first of them"
+        column = next((name for name, value in at.items() if value == 0), next(iter(at), ""))
+        drop = f" leave them out with --drop '{column}={at[column]:g}', or" if column else ""
+        raise BadData(
+            f"the form {self.name} gives no number on {bad.sum()} of {len(bad)} rows ({where}):{drop} mend the formula."
+        )
+
     def _project(self, rows: Rows, exponents) -> list[float]:
         """ln of the terms, and E, of least squared relative error at these exponents. Raises BadData where L is not linear."""
         if not self.num_linear:
@@ -186,8 +218,10 @@ class Formula(Form):
             return self.formula({**dict(zip(self.solved, [*sizes, *exponents])), **rows.covariates}, *axes) * np.ones_like(loss)
 
         unit = np.eye(self.num_linear)
-        rest = at(np.zeros(self.num_linear))  # what no such term multiplies
-        columns = np.array([at(one) for one in unit]) - rest
+        with np.errstate(all="ignore"):
+            rest = at(np.zeros(self.num_linear))  # what no such term multiplies
+            columns = np.array([at(one) for one in unit]) - rest
+        self._check_numbers(columns.sum(axis=0) + rest, rows)
         if not np.allclose(at(2 * unit.sum(axis=0)) - rest, 2 * columns.sum(axis=0), rtol=1e-6):
             linear = ", ".join(self.solved[: self.num_linear])
             raise BadData(f"the form {self.name} is not linear in {linear}: give it a method `starts` of its own.")

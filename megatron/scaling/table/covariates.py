@@ -39,6 +39,7 @@ FLAGS = (*(name for name in (*experiment({}), "batch_size") if name not in AXES)
 SAME = 0.01  # largest gap in ln N, ln D and ln U of runs that stand for one place
 UNSET = "none"  # the value of a flag that a run left open
 MOST_NAMED = 3
+RENAMED = {"global_batch_size": "batch_size"}  # a flag's column, where that has another name
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,7 @@ def spread(rows: Sequence[dict]) -> dict[str, list]:
 
 def as_columns(covariates: dict) -> dict:
     """The flags as a table has them: the global batch is the column batch_size."""
-    renamed = {"global_batch_size": "batch_size"}
-    return {renamed.get(name, name): value for name, value in covariates.items() if is_stated(value)}
+    return {RENAMED.get(name, name): value for name, value in covariates.items() if is_stated(value)}
 
 
 def columns_of_flags(rows: Iterable[dict]) -> list[str]:
@@ -164,9 +164,10 @@ def spelled(name: str) -> str:
 
 
 def unspelled(word: str) -> str:
-    """weight-decay or --weight-decay -> weight_decay; a column such as task-NAME/accuracy is what it is."""
+    """weight-decay or --weight-decay -> weight_decay, the column of a flag; a column such as task-NAME/accuracy is what it is."""
     word = word.strip().lstrip("-")
-    return word if "/" in word else word.replace("-", "_")
+    name = word if "/" in word else word.replace("-", "_")
+    return RENAMED.get(name, name)
 
 
 def said(value) -> str:
@@ -176,7 +177,6 @@ def said(value) -> str:
 def column_of(flag: str, rows: Sequence[dict]) -> str:
     """The column that a word of --by or --best-of names. Raises BadData where it is none, or no row states it."""
     name = unspelled(flag)
-    name = "batch_size" if name == "global_batch_size" else name
     values = {str(row.get(name)) for row in rows}
     if len(values) > 1 or name not in FLAGS and values != {"None"}:
         return name

@@ -49,7 +49,7 @@ def beside(rows: Sequence[dict], others: Sequence[dict]) -> tuple[list[dict], li
         found = [
             other
             for other, its in zip(others, place[len(rows) :])
-            if its == at and not (several and other["objective"] == row["objective"])
+            if its == at and not (several and other["objective"] == row["objective"]) and identity(other) != identity(row)
         ]
         if len({other["objective"] for other in found}) > 1:
             names = ", ".join(sorted({other["objective"] for other in found}))
@@ -57,8 +57,14 @@ def beside(rows: Sequence[dict], others: Sequence[dict]) -> tuple[list[dict], li
         if found:
             kept.append(row | {OTHER: math.fsum(other["loss"] for other in found) / len(found)})
         else:
-            reason = "no run of --beside has its N, D and unique tokens"
+            reason = "no other run of --beside has its N, D and unique tokens"
             left_out.append({"run": row["run"], "line": row.get("line"), "reason": reason})
     if not kept:
-        raise BadData(f"--beside: none of {len(others)} runs has the N, D and unique tokens of one of the {len(rows)} runs.")
+        raise BadData(
+            f"--beside: none of {len(others)} runs has the N, D and unique tokens of another one of the {len(rows)} runs."
+        )
     return kept, left_out
+
+
+def identity(row: dict) -> tuple:
+    return row.get("path"), row["run"], row.get("line")

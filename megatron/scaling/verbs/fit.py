@@ -20,6 +20,7 @@ from megatron.scaling.law.fitted import OBJECTIVES, as_record, parameter_lines, 
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.show.screen import interval, say, show, show_pair, show_record
+from megatron.scaling.table.covariates import spelled, unspelled
 from megatron.scaling.table.downstream import OTHER, beside
 from megatron.scaling.table.labels import file_name
 from megatron.scaling.verbs import Answer, json_argument, load_table, positive, table_arguments
@@ -113,11 +114,15 @@ def command(args: argparse.Namespace) -> Answer:
     columns = list(args.form.columns.values())
     if args.beside and OTHER not in columns:
         raise ConfigError([f"--beside makes the column {OTHER}, of which {args.form.name} is no law: give --form loss-to-loss."])
+    apart = [spelled(column) for column in columns if column in map(unspelled, (*args.by, *args.best_of))]
+    if apart:
+        raise ConfigError([f"{apart[0]} is a variable of the form, and --by or --best-of fixes it: leave out one of them."])
     table = load_table(args, columns=[column for column in columns if not (args.beside and column == OTHER)])
     if args.beside:
         other = load_table(argparse.Namespace(**{**vars(args), "drop": []}), args.beside)
         rows, left_out = beside(table.rows, other.rows)
-        table = replace(table, rows=rows, dropped=table.dropped + left_out, sources=table.sources + other.sources)
+        dropped, warnings = table.dropped + left_out + other.dropped, table.warnings + other.warnings
+        table = replace(table, rows=rows, dropped=dropped, sources=table.sources + other.sources, warnings=warnings)
     fits = {objective: fit_from(args, table.only(objective)) for objective in table.objectives}
     written = []
     for objective, fit in fits.items():

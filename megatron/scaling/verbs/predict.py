@@ -7,6 +7,7 @@ before the run ends (`next --score FILE` scores it). Writes predict.json into --
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from megatron.flags import ConfigError
@@ -105,6 +106,8 @@ def _asked_at(fits: list, laws: list, values: dict) -> tuple[list, list]:
 def _value(text: str) -> tuple[str, float]:
     name, sign, value = text.partition("=")
     try:
+        if not math.isfinite(float(value)):
+            raise ValueError
         return unspelled(name), float(value)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected COLUMN=VALUE, as weight-decay=0.1") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron.flags import ConfigError
 from megatron.scaling.answers.ranking import parts_of, rank_forms, usual_forms
 from megatron.scaling.law.form import Form
 from megatron.scaling.law.forms import FORMS
@@ -37,7 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=_way,
         default=["largest", "flops"],
         metavar="largest[:SHARE]|random:K|COLUMN",
-        help="the runs of most FLOPs (share: 0.2), K random parts, or each value of a column in turn (default: largest flops)",
+        help="the runs of most FLOPs (share: 0.2), K random parts, or the values of a column, in 12 bands at the most "
+        "(default: largest flops)",
     )
     objective_arguments(group)
     parser.add_argument("--out", metavar="DIR", help="folder for rank.json and rank.png")
@@ -67,7 +69,12 @@ def command(args: argparse.Namespace) -> Answer:
 
 
 def _named(forms: list[Form]) -> dict[str, Form]:
-    return {form.name: form for form in forms}
+    """By name. Raises ConfigError where two files give one name to their forms."""
+    named = {form.name: form for form in forms}
+    twice = [form.name for form in forms if named[form.name] is not form and named[form.name].origin != form.origin]
+    if twice:
+        raise ConfigError([f"--forms: two forms are called {twice[0]}; give one of them another name in its file."])
+    return named
 
 
 def _show(one: dict) -> None:

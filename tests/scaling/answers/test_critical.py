@@ -8,6 +8,7 @@ from megatron.scaling.answers.critical import find_crossover, one_epoch_flops
 from megatron.scaling.law.fit import Fit
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.law.forms.chinchilla import Chinchilla
+from megatron.scaling.law.forms.coupled import Coupled
 from megatron.scaling.law.forms.data_constrained import DataConstrained
 from megatron.scaling.law.forms.kaplan import PowerLaw
 from tests.pace import within
@@ -123,6 +124,8 @@ def test_losses_that_may_not_be_compared_are_refused():
 def test_a_law_of_one_axis_is_refused():
     with pytest.raises(BadData, match="L\\(N, D\\)"):
         one_epoch_flops(PowerLaw(0.0, 1e13, 0.07, "params"), 1e8)
+    with pytest.raises(BadData, match="found a law Coupled"):
+        one_epoch_flops(Coupled(1.0, 15.0, 60.0, 0.4, 0.3, 2.0), 1e8)
 
 
 def test_one_epoch_compute_spends_the_unique_tokens():

@@ -86,3 +86,11 @@ def test_the_verb_says_it(table, capsys):
     found = json.loads(said)
     assert found["trends"][0]["slopes"][0]["value"] == pytest.approx(SLOPE, abs=0.15)
     assert "ar: ln P =" in aside and "minus ar weight-decay=0.1" in aside
+
+
+def test_laws_of_a_column_are_compared_in_the_middle_of_what_both_were_fitted_to(table):
+    rows = read_table([table], by=["hidden-dropout"], columns=["weight_decay"])
+    fits = {part: fit_law(rows.only(part), "overfit-penalty-decay", num_resamples=20) for part in rows.objectives}
+    (pair,) = compare_parts(fits)
+    where = pair["differences"][-1]["name"]
+    assert where.startswith("loss at N=4e+06") and where.endswith("weight_decay=0.55") and pair["differences"][-1]["ci"][1] < 0

@@ -38,6 +38,15 @@ def test_what_is_left_out_is_said_and_is_everything_once():
     clustered = observe(table() | {"cluster": np.repeat(np.arange(8), 3)})
     for part in parts_of("random:4", clustered):
         assert len(set(clustered.cluster[part.rows]) & set(clustered.cluster[~part.rows])) == 0
+    checkpoints = observe(table() | {"cluster": np.tile(np.arange(6), 4)})
+    dense = {name: np.tile(column, 40) * np.repeat(np.geomspace(1, 1e3, 40), 24) for name, column in table().items()}
+    bands = parts_of("flops", observe(dense | {"flops": np.geomspace(1e18, 1e22, 960)}))
+    assert len(bands) == 12 and {part.rows.sum() for part in bands} == {80}
+    uneven = observe(table() | {"flops": table()["flops"] * (1 + 1e-3 * np.random.default_rng(0).standard_normal(24))})
+    assert parts_of("largest", uneven)[0].rows.sum() == 6  # a budget is left out whole
+    for how, said in (("flops", "rows of one run lie in several parts"), ("random:7", "there are 6 runs")):
+        with pytest.raises(BadData, match=said):
+            parts_of(how, checkpoints)
     for how, said in (("unique", "no column unique"), ("largest:0.99", "24 of 24"), ("width", "one value of width")):
         with pytest.raises(BadData, match=said):
             parts_of(how, observe(table() | {"width": np.ones(24)}))

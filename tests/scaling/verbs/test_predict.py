@@ -134,3 +134,48 @@ def test_a_direct_law_of_accuracy_predicts_accuracy(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["predictions"][0]["accuracy"]
     assert found["value"] == pytest.approx(0.25 + 0.75 * np.exp(-((3e17 / 1.2e22) ** 0.1)), abs=1e-3)
     assert found["ci"][0] <= found["value"] + 1e-9 and found["of"] == "acc"
+
+
+def test_what_a_law_cannot_say_is_said(tmp_path, capsys):
+    N, D, W = (x.ravel() for x in np.meshgrid([1e7, 1e8, 1e9], [1e9, 1e10, 1e11], [0.1, 0.3, 1.0]))
+    loss = 1.5 + 200 / N**0.3 + 900 / D**0.35 + 0.05 / W**0.5
+    other, acc = 1.1 + 1.2 * (loss - 1.4) ** 0.9, 0.25 + 0.75 * np.exp(-0.4 * loss)
+    rows = zip([f"r{i}" for i in range(len(N))], N, D, loss, W, other, acc)
+    (tmp_path / "t.csv").write_text(
+        "run,params,tokens,loss,weight_decay,other,acc\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    )
+    table, fits = str(tmp_path / "t.csv"), {name: str(tmp_path / name) for name in ("law", "other", "acc")}
+    form = ["--form", "E + A/N^alpha + B/D^beta + G/W^phi; W = weight-decay", "--bootstrap", "20"]
+    assert main(["fit", table, *form, "--out", fits["law"]]) == 0
+    pooled = ["--allow", "weight-decay", "--bootstrap", "20"]
+    to_other = ["--form", "loss-to-loss", "--map", "other_loss=loss,loss=other"]
+    assert main(["fit", table, *to_other, *pooled, "--out", fits["other"]]) == 0
+    direct = ["--form", "E + A*X^k; X = task_loss", "--map", "task_loss=loss", "--accuracy", "acc", "--chance", "0.25"]
+    assert main(["fit", table, *direct, *pooled, "--out", fits["acc"]]) == 0
+    ledger, asked = str(tmp_path / "ledger.jsonl"), ["predict", fits["law"], "--params", "1e8", "--tokens", "1e10"]
+    at = ["--at", "weight-decay=0.3"]
+    capsys.readouterr()
+    assert main([*asked, *at, "--then", fits["acc"], "--ledger", ledger, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["predictions"]
+    then = found["then"][0]
+    assert found["at"] == {"weight_decay": 0.3} and then["value"] == pytest.approx(
+        0.25 + 0.75 * np.exp(-0.4 * found["loss"]), abs=2e-3
+    )
+    assert then["ci"][0] <= then["value"] <= then["ci"][1] and then["loss"] == pytest.approx(0.4 * found["loss"], rel=1e-2)
+    assert main(["next", "--score", ledger, table, "--allow", "weight-decay", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)["scored"]
+    assert [one["run"] for one in scored] == [f"r{i}" for i in range(len(N)) if (N[i], D[i], W[i]) == (1e8, 1e10, 0.3)]
+    record = json.loads((tmp_path / "other" / "fit.json").read_text())
+    record["params"]["F"] = 2.9  # above the loss that is predicted
+    (tmp_path / "other" / "fit.json").write_text(json.dumps(record))
+    for more, code, said in (
+        ([*at, "--then", fits["other"]], 65, "the law gives no number there at other_loss"),
+        (["--at", "weight-decay=nan"], 2, "expected COLUMN=VALUE"),
+        (["--at", "weight-decay=0"], 65, "the law gives no number there (inf)"),
+    ):
+        try:
+            found = main([*asked, *more])
+        except SystemExit as left:
+            found = left.code
+        assert found == code and said in capsys.readouterr().err
+    assert main(["fit", table, *form, "--by", "weight-decay"]) == 2 and "--by or --best-of fixes it" in capsys.readouterr().err

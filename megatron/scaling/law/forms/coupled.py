@@ -10,7 +10,7 @@ import numpy as np
 from megatron.scaling.law.form import Parameter, by_irreducible, columns_of, log_sum, search_split
 from megatron.scaling.law.forms.chinchilla import Chinchilla, ChinchillaForm
 
-SHARPEST = 30.0  # coupling beyond which the larger term is all, to float64
+SHARPEST = 30.0  # coupling: two equal terms are then worth 1.02 of one
 COUPLINGS = (0.5, 2.0, 5.0)  # that a fit starts from, besides Chinchilla's 1
 
 
