@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from megatron.errors import BadData
 from megatron.scaling.answers.predict import NORMAL_975
@@ -19,6 +20,7 @@ from megatron.scaling.table.labels import label_of
 LEAST_EXCESS = 1.5  # of the scatter of values about the curve over their errors, before the band is widened
 LEAST_SIZES, LEAST_FRESH = 3, 8  # for L(N, D) of fresh data: otherwise runs are compared with runs
 FRESH = 1 + 1e-6  # epochs, up to which no token was seen twice
+CURVED = 3  # parameters of a parabola
 R_D_GRID = np.geomspace(1e-2, 1e6, 1601)  # one point a 1.2 %
 
 
@@ -88,15 +90,35 @@ def curve_from_fit(fit, epochs, label: str, table=None) -> DataValue:
     if "R_D" not in fit.params:
         raise BadData(f"{label}: found a fit of the form {fit.form}, which has no R_D*; fit the form data-constrained.")
     points = _points_from_law(fit, table) if table else []
-    R_D, ci, said = fit.params["R_D"], fit.ci.get("R_D"), list(fit.warnings)
-    excess = _excess_scatter(points, R_D)
+    R_D = fit.params["R_D"]
+    ci, said = _widened(R_D, fit.ci.get("R_D"), points)
+    return replace(curve_at(epochs, label, R_D, ci), points=points, warnings=[*fit.warnings, *said])
+
+
+def _widened(R_D: float, ci: list | None, points: list[dict]) -> tuple[list | None, list[str]]:
+    """The interval of R_D*, by Birge's ratio wider where runs scatter about the curve by more than theirs say, and a sentence."""
+    excess, said = _excess_scatter(points, R_D), []
     if ci and excess > LEAST_EXCESS:
         ci = [None if end is None else float(R_D * (end / R_D) ** excess) for end in ci]
         said.append(
             f"runs of equal epochs scatter: their values lie {excess:.3g} times further from the curve than their intervals say; "
             "the interval of R_D* is wider by that factor (Birge's ratio). Add seeds."
         )
-    return replace(curve_at(epochs, label, R_D, ci), points=points, warnings=said)
+    known = [point for point in points if point["value"]]
+    apart = sum(_apart(point, ci) for point in known) if ci else 0
+    if apart > len(known) / 2:
+        said.append(
+            f"{apart} of {len(known)} runs and their intervals lie outside of the band: the curve does not describe them, by "
+            "sizes, epochs or what else they differ in."
+        )
+    return ci, said
+
+
+def _apart(point: dict, ci: list) -> bool:
+    """Whether the interval of a run, or its value without one, lies outside of the band of R_D*."""
+    band = [value_of_repeated(point["epochs"], end if end is not None else open_end) for end, open_end in zip(ci, (0.0, np.inf))]
+    low, high = (point["value"] if end is None else end for end in point["ci"])
+    return high < band[0] or low > band[1]
 
 
 def _excess_scatter(points: list[dict], R_D: float) -> float:
@@ -114,19 +136,36 @@ def _excess_scatter(points: list[dict], R_D: float) -> float:
 def curve_from_runs(table, epochs, label: str, num_resamples: int = 400, seed: int = 0) -> DataValue:
     """D'/D without a law: each size's fresh runs, interpolated in (ln D, ln loss), say what a repeating run is worth.
 
-    R_D* then fits those values by least squares of ln D'/D, with a bootstrap over runs. Raises BadData where no repeating run
-    lies between two fresh ones of its size.
+    R_D* then fits those values by least squares of ln D'/D. Its interval, and those of the values, are of the same with the
+    losses of all runs, fresh ones too, drawn anew with the scatter of one run (`_loss_scatter`); where nothing tells that, a
+    bootstrap over the repeating runs is all there is. Raises BadData where no repeating run lies between two fresh ones of its
+    size.
     """
-    points, warnings = _points_from_fresh_runs(table)
-    used = [point for point in points if point["value"] is not None]
-    if not used:
+    values, warnings = _values_from_fresh_runs(table)
+    repeating = np.flatnonzero(~np.isnan(values))
+    used = repeating[np.isfinite(values[repeating])]
+    points = [_point(table.rows[row], values[row], [np.nan, np.nan]) for row in repeating]
+    if not len(used):
         raise BadData(
             f"{label}: none of the {len(points)} runs that repeat data has a loss between those of two fresh runs of "
             "its size, and the table is too small for L(N, D); add fresh runs of that size with fewer tokens."
         )
-    R_D, ci = _fit_repeats(
-        np.array([point["epochs"] for point in used]), np.array([point["value"] for point in used]), num_resamples, seed
-    )
+    epochs_of = _epochs(table)
+    ci: list | None
+    R_D, ci = _fit_repeats(epochs_of[used], values[used], num_resamples, seed)
+    known = _loss_scatter(table)
+    if known and num_resamples:
+        drawn = _redrawn_values(table, *known, num_resamples, seed)
+        ci = _ends(np.array([_least(_misfit(epochs_of[used], draw[used])) for draw in drawn]))
+        low, high = (np.quantile(drawn[:, repeating], share, axis=0, method="nearest") for share in (0.025, 0.975))
+        points = [_point(table.rows[row], values[row], ends) for row, *ends in zip(repeating, low, high)]
+        ci, said = _widened(R_D, ci, points)
+        warnings += said
+    else:
+        warnings.append(
+            "no equal runs and no four fresh lengths of one size tell how far a run scatters: the interval of R_D* holds the "
+            "scatter of the repeating runs about the curve alone. Add seeds."
+        )
     if len(used) < len(points):
         warnings.append(
             f"{len(points) - len(used)} of {len(points)} repeating runs lie outside the losses of the fresh runs of "
@@ -185,17 +224,43 @@ def _invert(law, predicted, loss, tokens, epochs):
         return np.where(left > 0, (law["B"] / np.where(left > 0, left, 1)) ** (1 / law["beta"]) / tokens, np.inf)
 
 
-def _points_from_fresh_runs(table) -> tuple[list[dict], list[str]]:
-    params, tokens, loss, epochs = (*(table.column(name) for name in ("params", "tokens", "loss")), _epochs(table))
-    points, warnings = [], []
+def _values_from_fresh_runs(table, loss=None) -> tuple[np.ndarray, list[str]]:
+    """D'/D of every run [n], by these losses or its own: NaN of fresh runs, inf where the fresh ones of its size do not say."""
+    params, tokens, epochs = (*(table.column(name) for name in ("params", "tokens")), _epochs(table))
+    loss = table.column("loss") if loss is None else loss
+    values, warnings = np.full(len(params), np.nan), []
     for size in np.unique(params):
         fresh = (params == size) & (epochs <= FRESH)
         repeating = np.flatnonzero((params == size) & ~fresh)
         if len(repeating) and len(np.unique(tokens[fresh])) < 2:
             warnings.append(f"N = {size:,.0f}: fewer than two fresh runs to compare its repeating runs with.")
-        equal = _interpolate(loss[repeating], tokens[fresh], loss[fresh])
-        points += [_point(table.rows[row], amount / tokens[row], [np.nan, np.nan]) for row, amount in zip(repeating, equal)]
-    return points, warnings
+        values[repeating] = _interpolate(loss[repeating], tokens[fresh], loss[fresh]) / tokens[repeating]
+    return values, warnings
+
+
+def _loss_scatter(table) -> tuple[float, int] | None:
+    """(standard deviation of ln loss of one run, degrees of freedom): of the fresh runs of each size about a parabola in ln D,
+    and of repeating runs that agree in N, D and U; None where neither has any."""
+    params, tokens, unique, loss = (table.column(name) for name in ("params", "tokens", "unique_tokens", "loss"))
+    fresh, squares, freedom = _epochs(table) <= FRESH, 0.0, 0
+    for size in np.unique(params):
+        x, y = np.log(tokens[fresh & (params == size)]), np.log(loss[fresh & (params == size)])
+        if len(np.unique(x)) > CURVED:
+            squares += float(np.sum((y - np.polyval(np.polyfit(x - x.mean(), y, CURVED - 1), x - x.mean())) ** 2))
+            freedom += len(x) - CURVED
+    _, group, counts = np.unique(np.stack([params, tokens, unique])[:, ~fresh], axis=1, return_inverse=True, return_counts=True)
+    y = np.log(loss[~fresh])
+    squares += float(np.sum((y - (np.bincount(group.ravel(), y) / counts)[group.ravel()]) ** 2))
+    freedom += int(np.sum(counts - 1))
+    return (float(np.sqrt(squares / freedom)), freedom) if freedom else None
+
+
+def _redrawn_values(table, scatter: float, freedom: int, num_draws: int, seed: int) -> np.ndarray:
+    """`_values_from_fresh_runs` [draws, n] of losses drawn about those of the runs, the scatter with its own error."""
+    random, loss = np.random.default_rng(seed), table.column("loss")
+    sigma = scatter * np.sqrt(freedom / random.chisquare(freedom, num_draws))
+    noise = sigma[:, None] * random.standard_normal((num_draws, len(loss)))
+    return np.array([_values_from_fresh_runs(table, loss * np.exp(one))[0] for one in noise])
 
 
 def _interpolate(loss, fresh_tokens, fresh_loss):
@@ -203,8 +268,8 @@ def _interpolate(loss, fresh_tokens, fresh_loss):
     if len(fresh_tokens) < 2:
         return np.full(len(loss), np.inf)
     order = np.argsort(fresh_tokens)
-    falling = np.minimum.accumulate(fresh_loss[order])  # more fresh data never hurts: a rise is noise
-    x, y = np.log(falling[::-1]), np.log(fresh_tokens[order][::-1])
+    falling = isotonic_regression(np.log(fresh_loss[order]), increasing=False).x  # more fresh data never hurts: a rise is noise
+    x, y = falling[::-1], np.log(fresh_tokens[order][::-1])
     return np.exp(np.interp(np.log(loss), x, y, left=np.inf, right=np.inf))
 
 
@@ -221,11 +286,22 @@ def _point(row: dict, value: float, ci) -> dict:
 
 def _fit_repeats(epochs, value, num_resamples: int, seed: int) -> tuple[float, list]:
     """R_D* of least squared ln D'/D on a fine grid, and its bootstrap interval; an end that met the grid's is open."""
-    errors = (np.log(value_of_repeated(epochs[:, None], R_D_GRID)) - np.log(value[:, None])) ** 2  # [points, grid]
+    errors = _misfit(epochs, value)
     counts = np.random.default_rng(seed).multinomial(len(value), np.full(len(value), 1 / len(value)), num_resamples)
-    drawn = R_D_GRID[np.argmin(counts @ errors, axis=1)]
+    return _least(errors), _ends(R_D_GRID[np.argmin(counts @ errors, axis=1)])
+
+
+def _misfit(epochs, value) -> np.ndarray:
+    """Squared differences of ln D'/D from the curve of every R_D* of the grid, [points, grid]; 0 of a point without a value."""
+    known = np.isfinite(value)[:, None]
+    return np.where(known, np.log(value_of_repeated(epochs[:, None], R_D_GRID) / np.where(known, value[:, None], 1)) ** 2, 0.0)
+
+
+def _least(errors) -> float:
+    return float(R_D_GRID[np.argmin(errors.sum(axis=0))])
+
+
+def _ends(drawn) -> list:
+    """The 95 % interval of draws of R_D*; an end that met the grid's is open."""
     low, high = np.quantile(drawn, 0.025, method="lower"), np.quantile(drawn, 0.975, method="higher")
-    return float(R_D_GRID[np.argmin(errors.sum(axis=0))]), [
-        None if low == R_D_GRID[0] else float(low),
-        None if high == R_D_GRID[-1] else float(high),
-    ]
+    return [None if low == R_D_GRID[0] else float(low), None if high == R_D_GRID[-1] else float(high)]

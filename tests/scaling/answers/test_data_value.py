@@ -64,6 +64,8 @@ def test_runs_that_scatter_widen_the_band_and_say_so():
     steady, shaky = (curve_from_fit(fitted(spread=1e-4), [1, 4, 16], "MDM", of) for of in (calm, Table(shaken)))
     assert steady.R_D_ci == [10.0, 25.0] and not steady.warnings
     assert shaky.R_D_ci[0] < 5 and shaky.R_D_ci[1] > 40 and "Birge" in shaky.warnings[0]
+    elsewhere = curve_from_fit(dataclasses.replace(fitted(ci=(14.9, 15.1)), draws=None), [1, 4, 16], "MDM", Table(shaken))
+    assert "7 of 7 runs and their intervals lie outside of the band" in elsewhere.warnings[-1]
 
 
 def test_runs_of_the_law_lie_on_its_curve_at_any_level():
@@ -110,3 +112,21 @@ def test_a_law_without_repetition_is_refused():
     fit = dataclasses.replace(fitted(), form="chinchilla", params={name: PARAMS[name] for name in FORMS["chinchilla"].names})
     with pytest.raises(BadData, match="data-constrained"):
         curve_from_fit(fit, [1, 2], "AR")
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.03])  # of ln loss, between runs: an exponent's worth of data at the larger
+def test_the_interval_of_runs_holds_the_scatter_of_the_fresh_ones_too(noise):
+    law = DataConstrained(E=1.2, A=60.0, B=200.0, alpha=0.34, beta=0.36, R_D=15.0, R_N=1e9)
+    places = [(N, D, D) for N in (2e5, 1e6) for D in np.geomspace(5e6, 6.4e8, 6)]
+    places += [(N, 2e7 * e, 2e7) for N in (2e5, 1e6) for e in (2, 4, 8, 16)]
+    N, D, U = np.array(places).T
+    inside = 0
+    for seed in range(60):
+        loss = law.loss(N, D, U) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(N)))
+        columns = {"run": range(len(N)), "params": N, "tokens": D, "unique_tokens": U, "loss": loss}
+        rows = [dict(zip(columns, map(float, row))) for row in zip(*columns.values())]
+        found = curve_from_runs(Table(rows), np.array([1.0, 16.0]), "runs", num_resamples=100)
+        low, high = found.R_D_ci
+        inside += (low or 0.0) < 15 < (high or np.inf)
+        assert all(point["ci"][0] is None or point["ci"][0] <= point["value"] for point in found.points if point["value"])
+    assert inside >= 54, inside  # of 60: 95 % less two standard deviations
