@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron.errors import BadData
 from megatron.scaling.law.intervals import percentile_interval
-from megatron.scaling.table.covariates import expected_minimum, run_scatter
+from megatron.scaling.table.covariates import expected_minimum, levels, run_scatter
 from megatron.scaling.table.labels import kind_of
 
 ONCE = 1.02  # epochs, up to which no token is repeated: such runs are of no U
@@ -30,12 +30,13 @@ def measured_crossover(ar: Sequence[dict], mdm: Sequence[dict], num_draws: int =
         raise BadData(
             "both need runs that repeat their data (tokens above unique_tokens): their crossing is one over unique tokens."
         )
-    unique, flops = (_levels(np.log([row[name] for rows in sides for row in rows])) for name in ("unique_tokens", "flops"))
+    both = [*sides[0], *sides[1]]
+    (u_of, unique), (c_of, flops) = _grouped(both, "unique_tokens"), _grouped(both, "flops")
     random, (scatter, basis) = np.random.default_rng(seed), run_scatter([*ar, *mdm])
     num_draws = 0 if scatter is None else num_draws
     least, most = [], 0  # of each objective [draws + 1, u, c], the runs themselves first
-    for rows in sides:
-        place = [(_nearest(unique, row["unique_tokens"]), _nearest(flops, row["flops"])) for row in rows]
+    for rows, at in zip(sides, (slice(len(sides[0])), slice(len(sides[0]), None))):
+        place = list(zip(u_of[at].tolist(), c_of[at].tolist()))
         losses = np.array([row["loss"] for row in rows]) + (scatter or 0.0) * random.standard_normal((num_draws + 1, len(rows)))
         losses[0] = [row["loss"] for row in rows]
         best = np.full((num_draws + 1, len(unique), len(flops)), np.inf)
@@ -64,14 +65,11 @@ def measured_crossover(ar: Sequence[dict], mdm: Sequence[dict], num_draws: int =
     }
 
 
-def _levels(ln_values: np.ndarray) -> np.ndarray:
-    """The means of groups without a gap above SAME, rising."""
-    order = np.sort(ln_values)
-    return np.array([group.mean() for group in np.split(order, np.flatnonzero(np.diff(order) > SAME) + 1)])
-
-
-def _nearest(levels: np.ndarray, value: float) -> int:
-    return int(np.argmin(np.abs(levels - np.log(value))))
+def _grouped(rows: Sequence[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(the number of each row's value among those of the column [n]; the logarithms of these values, rising)."""
+    ln_values = np.log([row[name] for row in rows])
+    number = levels(ln_values, SAME)
+    return number, np.bincount(number, ln_values) / np.bincount(number)
 
 
 def _critical(U: float, ln_flops: np.ndarray, difference: np.ndarray) -> dict:

@@ -178,7 +178,7 @@ def _phrase(one: dict) -> str:
 
     return (
         f"{NAMES.get(one['label'], one['label'])} with {with_ends('params', '.3g')} parameters for "
-        f"{with_ends('epochs', '.3g')} epochs ({with_ends('tokens', '.3g')} tokens), "
+        f"{with_ends('epochs', '.3g')} epoch{'s' * (one['epochs'] != 1)} ({with_ends('tokens', '.3g')} tokens), "
         f"loss {with_ends('loss', '.4f')} ({one['kind']})"
     )
 

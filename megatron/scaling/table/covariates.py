@@ -273,9 +273,9 @@ def _scatter(rows: list[dict], setting: Callable) -> tuple[float | None, str]:
     return float(np.sqrt(np.mean(np.square(stated)))), "stated errors of the evaluation alone"
 
 
-def levels(ln_values: np.ndarray) -> np.ndarray:
-    """Numbers of groups of values [n] without a gap above SAME."""
+def levels(ln_values: np.ndarray, gap: float = SAME) -> np.ndarray:
+    """Numbers of groups of values [n] without a gap above that one, rising with them."""
     order = np.argsort(ln_values, kind="stable")
     level = np.zeros(len(order), int)
-    level[order[1:]] = np.cumsum(np.diff(ln_values[order]) > SAME)
+    level[order[1:]] = np.cumsum(np.diff(ln_values[order]) > gap)
     return level
