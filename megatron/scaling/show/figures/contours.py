@@ -23,7 +23,9 @@ def draw_contours(studies: list, unit: str = "nats") -> Figure:
             write_in(axes, "too few runs for a law L(N, D)")
         else:
             _draw_law(figure, axes, study, unit)
-    explain(figure, _legend(), "Contours: the law fitted to the runs shown.  Frontier: its least loss at each compute C = 6 N D.")
+    most = max(study.stride for study in shown)
+    runs = "the runs shown" if most == 1 else f"all runs, of which one in {most} is shown"
+    explain(figure, _legend(), f"Contours: the law fitted to {runs}.  Frontier: its least loss at each compute C = 6 N D.")
     return figure
 
 
