@@ -12,7 +12,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -480,3 +480,11 @@ def help_row(left: str, right: str) -> str:
     lines = textwrap.wrap(right, 76, break_on_hyphens=False)
     first = f"  {left:<43} {lines[0]}" if len(left) <= 43 else f"  {left}\n{'':46}{lines[0]}"
     return "\n".join([first, *(" " * 46 + line for line in lines[1:])])
+
+
+def refuse_empty(words: Sequence[str]) -> None:
+    """Raises ConfigError for an empty word among a program's, as a shell's variable without a value leaves it."""
+    for number, word in enumerate(words):
+        if word == "":
+            before = words[number - 1] if number else "the program"
+            raise ConfigError([f"{before} is followed by an empty word, as of a variable without a value; leave it out."])

@@ -37,6 +37,7 @@ from megatron.data.tokenizer import Tokenizer, add_flags, build_tokenizer, flags
 from megatron.data.tokenizer_json import tokenizer_json
 from megatron.errors import CannotWrite, exits
 from megatron.files import output_prefix, staged
+from megatron.flags import refuse_empty
 
 OWN_KEYS = ("instruction", "context", "prompt", "response")
 ONLY_TEXT = {"format": "auto", "on_bad": "fail", "valid_fraction": 0.05, "seed": 0}  # flags of --input, and their defaults
@@ -107,6 +108,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace an output that exists")
     add("--json", action="store_true", help="print one JSON object a split instead of a line")
     add_flags(parser)
+    refuse_empty(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     check(parser, args)
     return args

@@ -14,6 +14,7 @@ import difflib
 import importlib
 
 from megatron.errors import Refusal, exits
+from megatron.flags import refuse_empty
 
 # In the order of use. Only the chosen verb's module is imported.
 VERBS = {
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         raise NoVerb(f"{verb!r} is not a verb; {f'did you mean {near[0]}?' if near else ''} there are {', '.join(VERBS)}")
+    refuse_empty(words)
     from megatron.scaling.verbs import answer  # late: the overview needs no numpy
 
     module = importlib.import_module(f"megatron.scaling.verbs.{verb.replace('-', '_')}")

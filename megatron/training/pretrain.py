@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from megatron import engine as engines
 from megatron.batch import Progress
 from megatron.config import Config
+from megatron.core import checkpoint
 from megatron.core.checkpoint import Checkpoint
 from megatron.core.mesh import Mesh, agreed
 from megatron.data import copies
@@ -18,10 +19,11 @@ from megatron.data.datasets import build_datasets, read_vectors_as
 from megatron.data.pairs import Standard
 from megatron.engine import learner as learners
 from megatron.errors import BadData, CannotWrite, Refusal, exits
+from megatron.files import read_json, replace_file
 from megatron.layout import find_place
 from megatron.locks import Held, held
 from megatron.rundir.folders import read_file
-from megatron.rundir.names import CONFIG, EXIT
+from megatron.rundir.names import CONFIG, EXIT, MANIFEST, RESULT
 from megatron.sampling.generate import Source
 from megatron.tasks.measure import Exam, read_tasks
 from megatron.training import branch, device, dry_run, launch, preflight
@@ -139,16 +141,32 @@ def start_branch(
 @contextmanager
 def claimed(cfg: Config, mesh: Mesh, watch: Watch) -> Iterator[None]:
     """Make the run's folders, refuse those that hold another experiment, and keep other runs out. The chief does it for all."""
+    run_dir = Path(cfg.log.run_dir)
     with ExitStack() as stack:
         with agreed(mesh.control):
+            ended = ending_of_finished(run_dir)
             for folder in dict.fromkeys(Path(p).resolve() for p in (cfg.log.run_dir, cfg.train.save) if p and mesh.chief):
                 stack.enter_context(locked(folder))
             if mesh.chief and not cfg.train.skip_train and not cfg.train.preflight:
-                refuse_other_run(cfg, Path(cfg.log.run_dir))
+                refuse_other_run(cfg)
+        with agreed(mesh.control):
             if mesh.chief:
-                branch.remove(Path(cfg.log.run_dir) / EXIT)
-        watch.run_dir = Path(cfg.log.run_dir)
-        yield
+                branch.remove(run_dir / EXIT)
+        watch.run_dir = run_dir
+        try:
+            yield
+        except BaseException:
+            if ended is not None and (run_dir / RESULT).is_file():  # nothing began: the finished run's own ending stays
+                replace_file(run_dir / EXIT, ended)
+                watch.run_dir = None
+            raise
+
+
+def ending_of_finished(run_dir: Path) -> bytes | None:
+    """exit.json of a run that is finished; None of others."""
+    if not (run_dir / RESULT).is_file() or not (run_dir / EXIT).is_file():
+        return None
+    return (run_dir / EXIT).read_bytes()
 
 
 @contextmanager
@@ -168,22 +186,31 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def refuse_other_run(cfg: Config, folder: Path) -> None:
-    """A folder's records belong to one experiment; going on from its own checkpoint is checked against that."""
-    own = [Path(p).resolve() for p in (cfg.log.run_dir, cfg.train.save) if p]
+def refuse_other_run(cfg: Config) -> None:
+    """A folder's records and checkpoints belong to one experiment; going on from its own checkpoint is checked against that."""
+    own = list(dict.fromkeys(Path(p).resolve() for p in (cfg.log.run_dir, cfg.train.save) if p))
     load = Path(cfg.train.load).resolve() if cfg.train.load and not cfg.train.finetune else None
     if load and (load in own or load.parent in own):
         return
-    try:
-        saved = read_file(folder, CONFIG)
-    except BadData as error:
-        raise CannotWrite(f"{error}; or choose another --run-dir") from None
-    other = [line for _, _, line in differences(saved, cfg)] if saved else []
-    if other:
-        raise CannotWrite(
-            f"{folder} holds another run ({'; '.join(other[:6])}): choose another --run-dir or --save, "
-            "or --load its checkpoint to go on"
-        )
+    for folder in own:
+        try:
+            saved = read_file(folder, CONFIG) or checkpointed_config(folder)
+        except BadData as error:
+            raise CannotWrite(f"{error}; or choose another --run-dir") from None
+        other = [line for _, _, line in differences(saved, cfg)] if saved else []
+        if other:
+            raise CannotWrite(
+                f"{folder} holds another run ({'; '.join(other[:6])}): choose another --run-dir or --save, "
+                "or --load its checkpoint to go on"
+            )
+
+
+def checkpointed_config(folder: Path) -> dict:
+    """The config of a folder of checkpoints alone, as averages are; {} where there is none that can be read."""
+    for path in checkpoint.find(folder):
+        with suppress(Refusal):
+            return read_json(path / MANIFEST, "")["facts"]["config"]
+    return {}
 
 
 def open_log(cfg: Config, mesh: Mesh, at: Progress, loaded: Checkpoint | None) -> Log | SilentLog:

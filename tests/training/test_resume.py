@@ -246,6 +246,19 @@ def test_a_folder_of_another_run_is_refused(trainer, half, capsys):
     assert f"{half} holds another run (--seed was 1234, is 7)" in said and (half / "metrics.jsonl").read_bytes() == before
 
 
+def test_checkpoints_alone_are_of_a_run_too_and_a_finished_run_keeps_its_ending(tmp_path, trainer, half, capsys):
+    alone = tmp_path / "average"  # as tools/average_checkpoints.py leaves one: no records beside it
+    shutil.copytree(half / "step-00000004", alone / "step-00000004")
+    for folders in ({"save": alone}, {"save": half}):
+        assert trainer.run(tmp_path / "new", seed=7, **folders) == 73
+        assert "holds another run (--seed was 1234, is 7)" in capsys.readouterr().err
+    assert sorted(os.listdir(alone)) == [".lock", "step-00000004"]
+    assert trainer.run(half, load=half) == 0
+    ended = (half / "exit.json").read_bytes()
+    assert trainer.run(half, load=half, hidden_size=64) == 78
+    assert (half / "exit.json").read_bytes() == ended and json.loads(ended)["code"] == 0
+
+
 def test_two_processes_cannot_share_a_folder(tmp_path, trainer, capsys):
     child = trainer.start(tmp_path / "run", train_iters=100_000, save_interval=None, eval_interval=100_000)
     try:

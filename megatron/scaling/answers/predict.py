@@ -14,6 +14,7 @@ from megatron.scaling.law.fit import Fit, load_fit
 from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.labels import NAMES, kind_of
 
+LEAST_SPLIT = 1000.0  # parameters and tokens, below which an optimum is the end of the search
 NORMAL_975 = 1.959963984540054
 
 
@@ -62,6 +63,8 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
         **_named(fit.law, N, D, unique_tokens, flops),
     }
     check_number(found["loss"], label)
+    if flops is not None and params is None and tokens is None and min(N, D) < LEAST_SPLIT:
+        raise BadData(f"{label}: the law has no best split of {flops:g} FLOPs: its loss falls to the end, {N:.3g} parameters.")
     draws: dict = {}
     said: list[str] = []
     if count := num_paired_draws({label: fit}):
@@ -77,6 +80,8 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     sides = np.maximum(np.log([found["loss"] / low, high / found["loss"]]), 0)  # of the law, on either side of its loss
     run_ci = (found["loss"] * np.exp([-1, 1] * np.hypot(sides, NORMAL_975 * scatter))).tolist()
     beyond = fit.extrapolation(found["params"], found["tokens"], unique_tokens, found["flops"])
+    if isinstance(fit.law, Frontier) and not fit.params["E"] and not within(fit.range.get("flops"), found["flops"]):
+        beyond.append("L*(C) is a power law here, which has no irreducible loss: beyond the budgets it falls too low.")
     unknown = ["the fit states no scatter of its runs: the interval of one run is only that of the law."]
     said += [f"{label}: {sentence}" for sentence in [*beyond, *([] if known else unknown), *fit.warnings]]
     found["kind"] = kind_of(fit.conventions)
@@ -85,11 +90,19 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     return found | {"accuracy": _accuracy(fit, found), "then": followed}
 
 
+def within(ends, value: float) -> bool:
+    return bool(ends) and ends[0] * (1 - 1e-9) <= value <= ends[1] * (1 + 1e-9)
+
+
 def follow(law: Fit, label: str, found: dict, losses=None) -> dict:
     """What a law of the loss says of a predicted run (`found`, of `predict_run`): its accuracy, or its loss on other data, with
     an interval of both laws: `losses` [draws] are the first one's, and independent of this one's. Raises BadData."""
     form = law.law_form
     unknown = [column for symbol, column in form.columns.items() if symbol not in form.at]
+    if not unknown and form.columns:
+        raise BadData(
+            f"--then {label}: --at gives {', '.join(form.columns.values())}, which is the predicted loss; leave it out."
+        )
     if len(unknown) != 1:
         of = ", ".join(form.columns.values()) or "N, D and U"
         raise BadData(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -40,6 +41,8 @@ def parts_of(how: str, observed: Observations) -> list[Part]:
     as many bands of neighbours). Raises BadData, too where rows of one cluster would lie in several parts.
     """
     word, _, number = how.partition(":")
+    if word == "loss":
+        raise BadData("--leave-out loss: what is predicted cannot say what is left out; give another column.")
     if word == "largest":
         return [_largest(observed, float(number or LARGEST_SHARE))]
     if word == "random":
@@ -98,9 +101,8 @@ def rank_forms(table, forms: Mapping[str, Form], how: str, **fitting) -> dict:
     line = ProgressLine(len(forms) * len(parts), "fits")
     found, not_ranked = [], []
     for number, (name, form) in enumerate(forms.items()):
-        line.show(number * len(parts), name)
         try:
-            residuals = _predicted(table, form, parts, len(observed.names), fitting)
+            residuals = _predicted(table, form, parts, observed, fitting, partial(show, line, name, number * len(parts)))
             fitted = fit_law(table, form, num_resamples=0, **fitting)
         except Refusal as error:
             not_ranked.append({"form": name, "reason": str(error)})
@@ -137,6 +139,10 @@ def rank_forms(table, forms: Mapping[str, Form], how: str, **fitting) -> dict:
     }
 
 
+def show(line: ProgressLine, name: str, before: int, done: int) -> None:
+    line.show(before + done, name)
+
+
 def _units(parts: Sequence[Part], observed: Observations) -> np.ndarray:
     """What is independent, [n]: a part, as its rows share a fit; the clusters of a part that stands alone."""
     if len(parts) == 1:
@@ -144,10 +150,14 @@ def _units(parts: Sequence[Part], observed: Observations) -> np.ndarray:
     return np.argmax([part.rows for part in parts], axis=0)
 
 
-def _predicted(table, form: Form, parts: Sequence[Part], count: int, fitting: dict) -> np.ndarray:
+def _predicted(table, form: Form, parts: Sequence[Part], observed: Observations, fitting: dict, show) -> np.ndarray:
     """ln loss - ln L of every row by the fit without its part, [n]; NaN of rows that no part has. Raises Refusal."""
-    residuals = np.full(count, np.nan)
-    for part in parts:
+    residuals = np.full(len(observed.names), np.nan)
+    for number, part in enumerate(parts):
+        show(number)
+        for column in form.columns.values():
+            if len(np.unique(observed.numbers(column)[~part.rows])) < 2:
+                raise BadData(f"{column} has one value in what is left without {part.name}.")
         fit = fit_law(table, form, num_resamples=0, holdout=part.rows, **fitting)
         residuals[part.rows] = [row["residual"] for row in fit.residuals if row["held_out"]]
     if not np.isfinite(residuals[np.any([part.rows for part in parts], axis=0)]).all():
@@ -168,11 +178,13 @@ def mean_interval(values, unit) -> list[float] | None:
 
 
 def usual_forms(table, forms: Mapping[str, Form]) -> list[str]:
-    """The names of forms of N and D that these rows can tell apart: with repeated data also those that know unique tokens."""
+    """The names of forms of N and D that these rows can tell apart: with three rows or more for each parameter and, where data
+    repeat, also those that know unique tokens."""
     columns = observe(table).columns
     repeats = bool(np.any(columns["tokens"] > columns["unique_tokens"] * (1 + 1e-6)))
     return [
         name
         for name, form in forms.items()
         if not form.columns and "params" in form.axes and len(form.axes) == 2 and (repeats or not form.repeats)
+        if 3 * len(form.solved) <= len(columns["loss"])
     ]

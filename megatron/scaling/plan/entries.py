@@ -345,7 +345,9 @@ def load_plan(path: str | Path, needed: Iterable[str] = ()) -> Plan:
     and Untrusted for one whose runs would leave the folder of runs or start another program.
     """
     held = read_json(Path(path), f"plan again: `scaling_laws.py plan --out {path}` writes one", "a plan")
-    if held.get("schema_version") != SCHEMA_VERSION or not isinstance(held.get("runs"), list):
+    if not isinstance(held.get("runs"), list):
+        raise BadData(f"{path}: no list of runs; this is no plan: give the file that `plan --out` wrote")
+    if held.get("schema_version") != SCHEMA_VERSION:
         raise BadData(
             f"{path}: expected a plan of schema_version {SCHEMA_VERSION}, found {held.get('schema_version')!r:.40}; plan again"
         )

@@ -23,7 +23,7 @@ from megatron.scaling.table.runs import records
 AXES = ("params", "tokens", "unique_tokens")
 LEVEL = 0.999  # of the band: a status is looked at often
 WINDOW = 0.02  # of a run's tokens, over which its loss is averaged
-LEAST_RECORDS = 5  # that are averaged, however long they took
+LEAST_RECORDS = 2  # that are averaged, however long they took
 LEAST_SHARE = 0.05  # of a run, before which nothing is said
 LEAST_FREEDOM = 2  # of the residuals
 VARIES = 0.05  # of ln N, ln D and ln U: less is no difference
@@ -67,8 +67,8 @@ def mean_loss(curve: Curve, share: float) -> float | None:
     before = np.flatnonzero(shares <= share * (1 + 1e-9))
     if len(before) < LEAST_RECORDS or shares[before[-1]] < share - 2 * WINDOW:
         return None
-    first = min(before[-LEAST_RECORDS], before[np.searchsorted(shares[before], share - WINDOW)])
-    return float(np.mean(loss[first : before[-1] + 1]))
+    recent = before[shares[before] >= share - WINDOW]
+    return float(np.mean(loss[recent if len(recent) >= LEAST_RECORDS else before[-LEAST_RECORDS:]]))
 
 
 def watch(run: Standing, entry: dict, curve: Curve, finished: Sequence[tuple[dict, Curve]]) -> Standing:

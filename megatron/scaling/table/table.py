@@ -24,7 +24,7 @@ from megatron.progress import ProgressLine
 from megatron.rundir.folders import read_file
 from megatron.rundir.names import CONFIG, FACTS
 from megatron.scaling.table.comparable import check_comparable
-from megatron.scaling.table.covariates import choose_best, column_of, read_covariates, spelled, split_by, spread
+from megatron.scaling.table.covariates import FLAGS, choose_best, column_of, read_covariates, spelled, split_by, spread, unspelled
 from megatron.scaling.table.downstream import ACCURACY, by_accuracy
 from megatron.scaling.table.plausible import check_plausible
 from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
@@ -324,8 +324,13 @@ def _typed(row: dict, mapping, where: str) -> dict:
         if name not in row:
             raise BadData(f"{where}: no column {name}, which --map names for {new} (found {', '.join(map(str, row))}).")
         row = row | {new: row[name] if factor is None else _number(row[name], where, name) * float(factor)}
-    row = {name: _value(name, value, where) for name, value in row.items()}
+    row = {_column(name): _value(name, value, where) for name, value in row.items()}
     return row | {"where": where, "objective": row.get("objective") or "unlabelled"}
+
+
+def _column(name: str) -> str:
+    """weight-decay, as a flag is written, is the column weight_decay."""
+    return unspelled(name) if "-" in name and unspelled(name) in (*FLAGS, "batch_size") else name
 
 
 def _value(name: str, value, where: str):

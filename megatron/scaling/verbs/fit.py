@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from megatron.scaling.show.screen import interval, say, show, show_pair, show_re
 from megatron.scaling.table.covariates import spelled, unspelled
 from megatron.scaling.table.downstream import OTHER, beside
 from megatron.scaling.table.labels import file_name
+from megatron.scaling.table.table import Table
 from megatron.scaling.verbs import Answer, json_argument, load_table, positive, table_arguments
 
 GIVEN = re.compile(r"\s*(\w+)\s*=\s*([-+.\deE]+)\s*")
@@ -32,12 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the verb."""
     table_arguments(parser)
     fit_arguments(parser)
-    parser.add_argument(
-        "--beside",
-        nargs="+",
-        metavar="TABLE",
-        help="runs, without --drop, whose loss at the same N, D and U is the column other_loss of --form loss-to-loss",
-    )
+    beside_argument(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for fit.json, residuals.csv and table.txt")
     json_argument(parser)
 
@@ -109,20 +106,38 @@ def fit_from(args: argparse.Namespace, table) -> Fit:
     )
 
 
-def command(args: argparse.Namespace) -> Answer:
-    """Fit, print, write."""
-    columns = list(args.form.columns.values())
+def load_for(args: argparse.Namespace, forms: Sequence[Form]) -> Table:
+    """The table with the columns that these forms are laws of, the loss of --beside among them. Raises as `read_table`."""
+    columns = list(dict.fromkeys(column for form in forms for column in form.columns.values()))
     if args.beside and OTHER not in columns:
-        raise ConfigError([f"--beside makes the column {OTHER}, of which {args.form.name} is no law: give --form loss-to-loss."])
+        raise ConfigError([f"--beside makes the column {OTHER}, of which no form here is a law: give --form loss-to-loss."])
     apart = [spelled(column) for column in columns if column in map(unspelled, (*args.by, *args.best_of))]
     if apart:
         raise ConfigError([f"{apart[0]} is a variable of the form, and --by or --best-of fixes it: leave out one of them."])
-    table = load_table(args, columns=[column for column in columns if not (args.beside and column == OTHER)])
-    if args.beside:
-        other = load_table(argparse.Namespace(**{**vars(args), "drop": []}), args.beside)
-        rows, left_out = beside(table.rows, other.rows)
-        dropped, warnings = table.dropped + left_out + other.dropped, table.warnings + other.warnings
-        table = replace(table, rows=rows, dropped=dropped, sources=table.sources + other.sources, warnings=warnings)
+    table = load_table(args, columns=[column for column in columns if column != OTHER])
+    if not args.beside and OTHER in columns and OTHER not in table.rows[0]:
+        raise ConfigError([f"there is no column {OTHER}: give --beside TABLE, whose runs' loss it is, or --map {OTHER}=COLUMN."])
+    if not args.beside:
+        return table
+    other = load_table(argparse.Namespace(**{**vars(args), "drop": []}), args.beside)
+    rows, left_out = beside(table.rows, other.rows)
+    dropped, warnings = table.dropped + left_out + other.dropped, table.warnings + other.warnings
+    return replace(table, rows=rows, dropped=dropped, sources=table.sources + other.sources, warnings=warnings)
+
+
+def beside_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --beside, which `load_for` acts on."""
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        metavar="TABLE",
+        help="runs, without --drop, whose loss at the same N, D and U is the column other_loss of --form loss-to-loss",
+    )
+
+
+def command(args: argparse.Namespace) -> Answer:
+    """Fit, print, write."""
+    table = load_for(args, [args.form])
     fits = {objective: fit_from(args, table.only(objective)) for objective in table.objectives}
     written = []
     for objective, fit in fits.items():

@@ -135,7 +135,12 @@ def _show(objective: str, isoflop: IsoFlop, optimum: dict | None) -> None:
         show(
             f"{objective}: {optimum['equation']}",
             ["constant", "value", "95 % interval"],
-            [(name, f"{value:.4g}", interval(optimum["ci"].get(name), ".4g")) for name, value in optimum["params"].items()],
+            [
+                ("E", "not fitted", "-")
+                if name == "E" and optimum["irreducible"] is None
+                else (name, f"{value:.4g}", interval(optimum["ci"].get(name), ".4g"))
+                for name, value in optimum["params"].items()
+            ],
         )
 
 

@@ -68,7 +68,7 @@ def command(args: argparse.Namespace) -> Answer:
         raise ConfigError(["--run names the run of a ledger's prediction: give --ledger too."])
     fits, sources = read_laws(args.fits)
     laws, more = read_fits(args.then)
-    fits, laws = _asked_at(fits, laws, dict(args.at))
+    fits, laws = _asked_at(fits, laws, args.at)
     then = {_as_given(source["path"], args.then): law for law, source in zip(laws, more)}
     sources += more
     named = _named(fits, [_as_given(source["path"], args.fits) for source in sources[: len(fits)]])
@@ -87,12 +87,17 @@ def command(args: argparse.Namespace) -> Answer:
     return conclude(args, "predict.json", record, Table([fits[0].conventions], sources=sources))
 
 
-def _asked_at(fits: list, laws: list, values: dict) -> tuple[list, list]:
-    """Both, each at the values of its own columns. Raises ConfigError for a column that none has."""
+def _asked_at(fits: list, laws: list, given: list[tuple[str, float]]) -> tuple[list, list]:
+    """Both, each at the values of its own columns. Raises ConfigError for a column that none has, or that is given twice."""
+    values = dict(given)
     known = {name for fit in (*fits, *laws) for pair in fit.law_form.columns.items() for name in pair}
     faults = [
         f"--at {name}: the laws are of {', '.join(sorted(known)) or 'N, D and U alone'}." for name in values if name not in known
     ]
+    twice = [name for name in values if [one for one, _ in given].count(name) > 1]
+    pairs = {pair for fit in (*fits, *laws) for pair in fit.law_form.columns.items()}
+    twice += [column for symbol, column in pairs if symbol != column and {symbol, column} <= values.keys()]
+    faults += [f"--at {name}: it is given twice; say it once." for name in dict.fromkeys(twice)]
     if faults:
         raise ConfigError(faults)
 

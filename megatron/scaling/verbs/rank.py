@@ -16,8 +16,8 @@ from megatron.scaling.law.observations import observe
 from megatron.scaling.show.figures.ranking import draw_ranking
 from megatron.scaling.show.figures.style import save
 from megatron.scaling.show.screen import interval, say, show, show_record
-from megatron.scaling.verbs import Answer, conclude, json_argument, load_table, table_arguments
-from megatron.scaling.verbs.fit import objective_arguments, read_form_argument
+from megatron.scaling.verbs import Answer, conclude, json_argument, table_arguments
+from megatron.scaling.verbs.fit import beside_argument, load_for, objective_arguments, read_form_argument
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +42,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "(default: largest flops)",
     )
     objective_arguments(group)
+    beside_argument(parser)
     parser.add_argument("--out", metavar="DIR", help="folder for rank.json and rank.png")
     json_argument(parser)
 
 
 def command(args: argparse.Namespace) -> Answer:
     """Fit every form without every part, print, draw, write."""
-    table = load_table(args, columns=list({column for form in args.forms for column in form.columns.values()}))
+    table = load_for(args, args.forms)
     fitting = {"delta": args.delta, "residual": args.residual, "weights": args.weights}
     found = []
     for objective in table.objectives:

@@ -96,6 +96,11 @@ def sentences(whole: dict, runs: list[Standing]) -> list[str]:
     """The plan as a whole, in words."""
     counts = ", ".join(f"{whole[state]} {state}" for state in STATES if whole[state])
     found = [f"alarm: {run.run}: {run.alarm}" for run in runs if run.alarm]
+    without = sum(run.training_loss is not None and run.expected_loss is None for run in runs)
+    if without:
+        found.append(
+            f"{without} running without a band of the expected loss: that takes 3 finished runs alike, 5 where N and D vary"
+        )
     found.append(f"{whole['runs']} runs: {counts}; {clock(3600 * whole['hours'])} of run time so far")
     both = [run for run in runs if run.state == "done" and run.seconds and run.forecast_seconds]
     if both:

@@ -3,6 +3,7 @@ import pytest
 
 from megatron.errors import BadData
 from megatron.scaling.answers.ranking import mean_interval, parts_of, rank_forms, usual_forms
+from megatron.scaling.law.expression import parse_form
 from megatron.scaling.law.forms import FORMS
 from megatron.scaling.law.forms.chinchilla import Chinchilla
 from megatron.scaling.law.observations import observe
@@ -50,6 +51,15 @@ def test_what_is_left_out_is_said_and_is_everything_once():
     for how, said in (("unique", "no column unique"), ("largest:0.99", "24 of 24"), ("width", "one value of width")):
         with pytest.raises(BadData, match=said):
             parts_of(how, observe(table() | {"width": np.ones(24)}))
+
+
+def test_a_column_with_one_value_left_is_not_ranked():
+    columns = table() | {"width": np.repeat([1.0, 2.0], 12)}
+    columns["loss"] *= columns["width"] ** 0.1
+    forms = {form.name: form for form in (FORMS["chinchilla"], parse_form("E + A/N^alpha + B/D^beta + G*W; W = width"))}
+    (left,) = rank_forms(columns, forms, "width")["not_ranked"]
+    assert "width has one value in what is left without width 1" in left["reason"]
+    assert "farseer" not in usual_forms(table(), FORMS) and "farseer" in usual_forms(table(epochs=(1, 1)), FORMS)
 
 
 def test_the_interval_counts_units_and_not_rows():

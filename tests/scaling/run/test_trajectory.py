@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron.scaling.run.progress import Standing
-from megatron.scaling.run.trajectory import band, kind, watch, watched
+from megatron.scaling.run.trajectory import band, kind, mean_loss, watch, watched
 
 SHARES = np.arange(1, 201) / 200
 
@@ -48,6 +48,11 @@ def test_healthy_runs_raise_no_alarm_and_sick_ones_do():
         missed += not watch(running(), GRID[number], until(stuck, 0.9), finished).alarm
     assert healthy <= 4 and looks == 300, healthy
     assert missed <= 3, missed
+
+
+@pytest.mark.parametrize("share, mean", [(0.5, 3.5), (0.52, 3.5), (0.53, 3.5), (0.54, 3.5), (0.55, None), (0.19, None)])
+def test_coarse_records_give_a_mean_or_none(share, mean):
+    assert mean_loss((np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([9.0, 7.0, 5.0, 4.0, 3.0])), share) == mean
 
 
 def test_the_band_is_the_prediction_interval_of_one_more_run():

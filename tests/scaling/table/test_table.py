@@ -202,6 +202,15 @@ def test_conditions_are_parsed():
     assert parse_condition("run=abc") == ("run", "=", "abc") and parse_condition("excluded") is None
 
 
+def test_a_header_is_a_flag_as_it_is_written_too(tmp_path):
+    text = "params,tokens,loss,weight-decay,task-x/acc\n1e6,1e8,3,0.1,0.5\n1e6,1e9,2.9,0.3,0.6\n"
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(Mismatch, match="differ in weight-decay"):
+        read_table([tmp_path / "t.csv"])
+    rows = read_table([tmp_path / "t.csv"], columns=["weight_decay"]).rows
+    assert [(row["weight_decay"], row["task-x/acc"]) for row in rows] == [(0.1, 0.5), (0.3, 0.6)]
+
+
 def test_names_and_factors_are_mapped(tmp_path):
     found = table(tmp_path, "size,D,val,loss\n70,1e9,3,9\n", mapping={"params": "size*1e6", "tokens": "D", "loss": "val"})
     assert found.rows[0]["params"] == 7e7 and found.rows[0]["loss"] == 3 and not found.warnings

@@ -113,7 +113,7 @@ def test_objectives_are_fitted_apart(tmp_path):
         ["--bootstrap", "-1"],
         ["--delta", "0"],
         ["--ci", "guess"],
-        ["--by", ""],
+        ["--by", ","],
         ["--chinchilla", "E=1,A"],
     ],
 )
@@ -125,6 +125,7 @@ def test_wrong_flags_leave_with_2(table, flags):
 
 def test_other_trouble_has_its_own_code(table, tmp_path, capsys):
     assert main(["fit", str(tmp_path / "none.csv")]) == 66
+    assert main(["fit", table, "--out", ""]) == 2 and "--out is followed by an empty word" in capsys.readouterr().err
     assert main(["fit", table, "--holdout", "nonsense"]) == 65
     assert main(["fit", table, "--chinchilla", "single-epoch"]) == 65
     assert main(["fit", table, "--form", "data-constrained", "--chinchilla", str(tmp_path / "none")]) == 66
@@ -145,7 +146,7 @@ def test_one_loss_by_another_of_runs_at_the_same_place(tmp_path, capsys):
     capsys.readouterr()
     for words, said in (
         ([*beside], "--beside makes the column other_loss"),
-        (["--form", "loss-to-loss"], "--form with other_loss: no such flag or column"),
+        (["--form", "loss-to-loss"], "give --beside TABLE"),
         (["--chance", "0.25"], "give --accuracy COLUMN too"),
         (["--accuracy", "acc", "--loss", "best", "--unit", "bits-per-byte"], "--unit says which loss"),
     ):

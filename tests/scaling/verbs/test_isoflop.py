@@ -63,6 +63,15 @@ def test_flags_that_do_not_exist(tmp_path, flags):
     assert left.value.code == 2
 
 
+def test_a_power_law_says_that_it_has_no_irreducible_loss(tmp_path, capsys):
+    run(tmp_path, write_table(tmp_path / "t.csv"))
+    assert "not fitted" in capsys.readouterr().out
+    assert main(["predict", str(tmp_path / "out"), "--flops", "1e24"]) == 0
+    assert "has no irreducible loss: beyond the budgets it falls too low" in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "out" / "isoflop.json")]) == 65
+    assert "this is no plan" in capsys.readouterr().err
+
+
 def test_published_optima(tmp_path, published):
     """Nie et al., arXiv:2410.18514, figures 2 and 3, digitised."""
     found = run(

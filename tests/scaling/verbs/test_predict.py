@@ -108,7 +108,7 @@ def test_laws_of_further_columns_are_asked_at_values_and_laws_of_the_loss_follow
     assert found["then"][0]["ci"][0] <= found["then"][0]["value"] <= found["then"][0]["ci"][1]
     for more, said in (([], "predict --at weight-decay"), (["--at", "width=1"], "--at width: the laws are of")):
         assert main([*asked, *more]) in (2, 65) and said in capsys.readouterr().err
-    assert main([*asked, "--at", "W=0.3", "--then", fits[0]]) == 65 and "expected a law of one column" in capsys.readouterr().err
+    assert main([*asked, "--at", "W=0.3", "--then", fits[0]]) == 65 and "which is the predicted loss" in capsys.readouterr().err
 
 
 def test_a_direct_law_of_accuracy_predicts_accuracy(tmp_path, capsys):
@@ -172,6 +172,10 @@ def test_what_a_law_cannot_say_is_said(tmp_path, capsys):
         ([*at, "--then", fits["other"]], 65, "the law gives no number there at other_loss"),
         (["--at", "weight-decay=nan"], 2, "expected COLUMN=VALUE"),
         (["--at", "weight-decay=0"], 65, "the law gives no number there (inf)"),
+        (["--at", "weight-decay=-1"], 65, "the law gives no number there (nan)"),
+        ([*at, *at], 2, "--at weight_decay: it is given twice"),
+        ([*at, "--at", "W=1"], 2, "--at weight_decay: it is given twice"),
+        ([*at, "--at", "task_loss=2", "--then", fits["acc"]], 65, "which is the predicted loss"),
     ):
         try:
             found = main([*asked, *more])

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from megatron.errors import BadData
+from megatron.flags import ConfigError
 from megatron.scaling.__main__ import main
 from tests.scaling.answers.test_ranking import table
 
@@ -34,6 +35,13 @@ def test_the_verb_ranks_draws_and_writes(tmp_path, capsys):
     with pytest.raises(BadData, match="no column width"):
         main.__wrapped__([*argv[:-1], str(tmp_path / "other"), "--leave-out", "width"])
     assert not (tmp_path / "other").exists()
+    for words, said in (
+        (["--leave-out", "loss"], "what is predicted cannot say"),
+        (["--forms", "loss-to-loss"], "give --beside TABLE"),
+        (["--out", ""], "--out is followed by an empty word"),
+    ):
+        with pytest.raises((BadData, ConfigError), match=said):
+            main.__wrapped__([*argv[:2], *words])
     with pytest.raises(SystemExit) as left:
         main.__wrapped__([*argv, "--leave-out", "largest:2"])
     assert left.value.code == 2

@@ -25,7 +25,7 @@ def draw_contours(studies: list, unit: str = "nats") -> Figure:
             _draw_law(figure, axes, study, unit)
     most = max(study.stride for study in shown)
     runs = "the runs shown" if most == 1 else f"all runs, of which one in {most} is shown"
-    explain(figure, _legend(), f"Contours: the law fitted to {runs}.  Frontier: its least loss at each compute C = 6 N D.")
+    explain(figure, _legend(shown), f"Contours: the law fitted to {runs}.  Frontier: its least loss at each compute C = 6 N D.")
     return figure
 
 
@@ -61,10 +61,12 @@ def _draw_law(figure: Figure, axes: Axes, study, unit: str) -> None:
         log_ticks(axis)
 
 
-def _legend() -> list[Line2D]:
+def _legend(studies: list) -> list[Line2D]:
+    minima = Line2D([], [], marker="D", color="#d97a1f", markeredgecolor="black", linestyle="none", label="isoFLOP minima")
+    equal = Line2D([], [], color="#888888", linestyle="--", linewidth=1.0, label="equal compute (white, broken)")
     return [
         Line2D([], [], marker="o", color="white", markeredgecolor="black", linestyle="none", markersize=6, label="runs"),
-        Line2D([], [], marker="D", color="#d97a1f", markeredgecolor="black", linestyle="none", label="isoFLOP minima"),
+        *[minima] * any(study.isoflop.interior for study in studies),
         Line2D([], [], color="black", linewidth=2.2, label="frontier of L(N, D)"),
-        Line2D([], [], color="#888888", linestyle="--", linewidth=1.0, label="equal compute (white)"),
+        *[equal] * any(study.isoflop.minima for study in studies),
     ]

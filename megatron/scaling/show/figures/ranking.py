@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from megatron.scaling.show.figures.style import INK, explain, frame, new_figure
 
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # a name covers the line at 0
-SHORT = 44  # characters of a form's name
+ACROSS = 44  # characters of a line of a form's name
+TICKS = 5  # at the most
 
 
 def draw_ranking(rankings: list[dict]) -> Figure:
@@ -19,11 +23,13 @@ def draw_ranking(rankings: list[dict]) -> Figure:
             axes.plot(form["behind"], -place, marker="o", color=INK)
             if form["ci"]:
                 axes.plot(form["ci"], [-place, -place], color=INK, linewidth=1.6)
-            name = form["form"] if len(form["form"]) <= SHORT else form["form"][: SHORT - 3] + "..."
-            said = f"{name}: {form['error']:.2g}"
-            axes.text(0.02, 0.24 - place, said, transform=axes.get_yaxis_transform(), fontsize=10.5, color=INK, bbox=BEHIND)
+            said = textwrap.fill(f"{form['form']}: {form['error']:.2g}", ACROSS, break_long_words=False, max_lines=3)
+            axes.text(
+                0.02, 0.16 - place, said, va="bottom", transform=axes.get_yaxis_transform(), fontsize=10.5, color=INK, bbox=BEHIND
+            )
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks([])
+        axes.xaxis.set_major_locator(MaxNLocator(TICKS))
         axes.set_ylim(0.5 - len(one["forms"]), 0.5)
     explain(figure, [], "Beside each form its error. Bars: 95 % intervals of the difference from the first, on the same runs.")
     return figure

@@ -6,6 +6,7 @@ Objectives differ in luminance, line and marker at once, so that they stay apart
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from megatron.files import staged
 
 DPI = 130
+ACROSS = 36  # characters of a sentence in a panel
 UNITS = {"nats": "nats/token", "bits-per-byte": "bits/byte", "accuracy": "-ln of accuracy above chance"}  # of a loss, by choice
 # base colour, line, marker, filled
 STYLES = {"ar": ("#0b2f55", "-", "o", True), "mdm": ("#d97a1f", "--", "s", False)}
@@ -89,7 +91,9 @@ def frame(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 def write_in(axes: Axes, sentence: str) -> None:
     """A sentence where there is nothing to draw."""
-    axes.text(0.5, 0.5, sentence, transform=axes.transAxes, ha="center", va="center", fontsize=12, color=INK)
+    axes.text(
+        0.5, 0.5, textwrap.fill(sentence, ACROSS), transform=axes.transAxes, ha="center", va="center", fontsize=12, color=INK
+    )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks([])
         axis.set_ticks([], minor=True)
