@@ -21,7 +21,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from megatron.data.prepare.library_text import gather
+from megatron.data.prepare.python_sources import gather
 from megatron.errors import CannotWrite, exits
 
 
