@@ -198,25 +198,22 @@ def words(text: str) -> list[str]:
     return found
 
 
-def _share(text: str) -> float:
-    """A flag's value from 0 to below 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected an accuracy from 0 to below 1")
-    return value
-
-
 def positive(text: str) -> float:
     """A flag's value as a positive number."""
+    return _number(text, lambda value: value > 0, "a positive number")
+
+
+def _share(text: str) -> float:
+    return _number(text, lambda value: 0 <= value < 1, "an accuracy from 0 to below 1")
+
+
+def _number(text: str, holds: Callable[[float], bool], expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a positive number")
+    if not (math.isfinite(value) and holds(value)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
     return value
 
 
