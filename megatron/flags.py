@@ -452,13 +452,26 @@ def read_file(path: str, sections: set[str], mistakes: list[str], said: list[str
     return [(str(key), value) for key, value in pairs if value is not None]
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of which nothing was lost. Raises ValueError."""
+    names = [name for name, _ in pairs]
+    if twice := sorted(name for name in set(names) if names.count(name) > 1):
+        raise ValueError(f"{twice[0]} is given twice")
+    return dict(pairs)
+
+
 def read_tree(path: str) -> dict[Any, Any]:
     """A YAML file's mapping, or a .json file's. Raises ValueError with a sentence that begins with the path."""
     import yaml
 
+    class Loader(yaml.SafeLoader):  # which takes the last of two
+        def construct_mapping(self, node, deep=False):
+            unique([(key.value, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)])
+            return super().construct_mapping(node, deep)
+
     try:
         text = Path(path).read_text(encoding="utf-8")
-        tree = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+        tree = json.loads(text, object_pairs_hook=unique) if path.endswith(".json") else Loader(text).get_single_data()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

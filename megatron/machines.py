@@ -7,10 +7,11 @@ forward and backward pass together (Dao, arXiv:2307.08691, figures 4 and 7); for
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from megatron.flags import read_tree
+from megatron.flags import read_tree, unique
 
 TERA, GIGA, GIB = 1e12, 1e9, 2**30
 
@@ -57,24 +58,28 @@ def read_machine(text: str) -> Machine:
         name = given.pop("base", None)
     else:
         name, *changes = text.split(",")
-        given = dict(change.partition("=")[::2] for change in changes)
-    if name is not None and name not in MACHINES:
+        try:
+            given = unique([change.partition("=")[::2] for change in changes])
+        except ValueError as error:
+            raise ValueError(f"{text}: {error}: say it once") from None
+    if name is not None and not (isinstance(name, str) and name in MACHINES):
         raise ValueError(f"{text}: no machine {name!r}; known are {', '.join(MACHINES)}, and files (.yaml) of figures")
     figures = {str(figure): read_figure(text, figure, number) for figure, number in given.items()}
     if name is None and (left := [one for one in FIGURES if one not in (*figures, "host")]):
         raise ValueError(f"{text}: {', '.join(left)} left out: give them, or `base:` and one of {', '.join(MACHINES)}")
     known = {one: getattr(MACHINES[name], one) for one in FIGURES} if name else {}
-    return Machine(name=text, **known | figures)
+    found = Machine(name=text, **known | figures)
+    for figure in ("matmul", "attention"):
+        if (reached := getattr(found, figure)) > found.peak:
+            raise ValueError(f"{text}: {figure}={reached:g} is above peak={found.peak:g}: give both as they are")
+    return found
 
 
 def read_figure(text: str, figure: Any, number: Any) -> float:
-    try:
-        value = float(number)
-    except (TypeError, ValueError):
-        value = 0.0
+    value = float(number) if re.fullmatch(r"[0-9]{1,20}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,2})?", str(number)) else 0.0
     whole = figure not in ("units", "host") or value % 1 == 0
     if figure not in FIGURES or not 0 < value < 1e7 or not whole:
         raise ValueError(
-            f"{text}: {figure}={number}: expected a number above 0 (units and host whole) for one of {', '.join(FIGURES)}"
+            f"{text}: {figure}={number!s:.40}: expected a number above 0 (units and host whole) for one of {', '.join(FIGURES)}"
         )
     return value

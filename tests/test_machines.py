@@ -26,17 +26,25 @@ def test_figures_of_ones_own(tmp_path):
         ("h20", "--machine h20: no machine 'h20'; known are a100, h100, h200, b200"),
         ("h100,speed=3", "speed=3: expected a number above 0"),
         ("h100,matmul", "matmul=: expected a number above 0"),
+        ("h100,matmul=1,matmul=2", "matmul is given twice: say it once"),
+        ("h100,network=1_0", "network=1_0: expected a number above 0"),
+        ("h100,peak=500", "matmul=792 is above peak=500: give both as they are"),
+        ("h100,attention=1e3", "attention=1000 is above peak=989"),
+        ("base: [h100]", "no machine ['h100']; known are a100"),
+        ("base: h100\nmatmul: true", "matmul=True: expected a number above 0"),
+        (f"base: h100\nmatmul: 1{400 * '0'}", f"matmul=1{39 * '0'}: expected a number above 0"),
+        ("base: h100\nhost: 4\nhost: 16", "host is given twice"),
         ("h100,units=1.5", "units=1.5: expected a number above 0 (units and host whole)"),
         ("h100,network=nan", "network=nan: expected"),
         ("absent.yaml", "--machine absent.yaml: cannot be read (No such file or directory)"),
-        ("FILE", "memory, bandwidth, nvlink, network left out: give them, or `base:` and one of a100"),
+        ("peak: 100\nmatmul: 90\nfp32: 10\nattention: 50\nunits: 100", "memory, bandwidth, nvlink, network left out: give them"),
     ],
 )
 def test_what_is_no_machine_is_told_in_one_sentence(tmp_path, text, said):
     path = tmp_path / "mine.yaml"
-    path.write_text("peak: 100\nmatmul: 90\nfp32: 10\nattention: 50\nunits: 100\n")
+    path.write_text(text)
     with pytest.raises(ConfigError) as error:
-        parse(f"{BASE} --dry-run --machine {text.replace('FILE', str(path))}".split(), environ={})
+        parse(f"{BASE} --dry-run --machine {path if ': ' in text else text}".split(), environ={})
     (sentence,) = error.value.mistakes
     assert said in sentence
 

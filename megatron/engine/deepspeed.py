@@ -46,6 +46,7 @@ from megatron.engine.adamw import MOMENTS
 from megatron.engine.average import ROOT, Average, root_of_weights
 from megatron.engine.native import new_cache, parameter_groups, row_scores, set_rate
 from megatron.errors import Mismatch, MissingInput, exits
+from megatron.flags import unique
 from megatron.layout import find_place, num_micro_batches
 
 # The file that --deepspeed-config names
@@ -100,12 +101,6 @@ def read_settings(path: str) -> dict[str, Any]:
 
     def refuse(what: str) -> ConfigError:
         return ConfigError([f"--deepspeed-config {path}: {what}"])
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict:
-        twice = sorted({name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1})
-        if twice:
-            raise ValueError(f"{twice[0]} is given twice")
-        return dict(pairs)
 
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
