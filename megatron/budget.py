@@ -173,10 +173,16 @@ class Shape:
         return {name: p for name, p in self.block_tensors().items() if name.endswith("weight") and len(p.shape) == 2}
 
     def orthogonalising_flops(self) -> float:
-        """Of one update by Muon: five rounds of two products s x s x l and one s x s x s, s the smaller side of a matrix."""
-        h, a, f = self.hidden_size, self.attention_width, self.ffn_hidden_size
-        sides = [(a, h), (self.key_width, h), (self.key_width, h), (a, h), (f, h), (f, h), (f, h)]
-        return self.num_layers * sum(5.0 * (4 * min(x) ** 2 * max(x) + 2 * min(x) ** 3) for x in sides)
+        """Of one update by Muon."""
+        return self.num_layers * sum(self.block_orthogonalising_flops().values())
+
+    def block_orthogonalising_flops(self) -> dict[str, float]:
+        """Of one update of each of a block's matrices: for each that stands in it five rounds of two products s x s x l and
+        one s x s x s, s the smaller side."""
+        h, a, f, k = self.hidden_size, self.attention_width, self.ffn_hidden_size, self.key_width
+        rows = {"attention.qkv.weight": (a, k, k), "attention.out.weight": (a,)}
+        rows |= {"mlp.up.weight": (f, f), "mlp.down.weight": (f,)}
+        return {name: sum(5.0 * (4 * min(n, h) ** 2 * max(n, h) + 2 * min(n, h) ** 3) for n in rows[name]) for name in rows}
 
     def row_products(self) -> int:
         """Weights that a row is multiplied with once: of the norms' conditions, and of its vector's reader."""

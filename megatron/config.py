@@ -48,7 +48,7 @@ from megatron.flags import (
     split_words,
     without_none,
 )
-from megatron.layout import Stages, find_place, make_stages, num_micro_batches
+from megatron.layout import Ranks, Stages, find_place, make_stages, num_micro_batches
 from megatron.machines import DEFAULT, MACHINES, read_machine
 from megatron.score_names import MOST_PLACES, read_scores
 
@@ -332,6 +332,13 @@ class Parallel:
     @property
     def data_parallel_size(self) -> int:
         return self.world_size // (self.tensor_model_parallel_size * self.pipeline_model_parallel_size)
+
+    @property
+    def groups(self) -> dict[str, Ranks]:
+        """Tensor neighbours first, then data, then pipeline."""
+        t, d, p = self.tensor_model_parallel_size, self.data_parallel_size, self.pipeline_model_parallel_size
+        strides = {"tensor": (t, 1), "data": (d, t), "pipeline": (p, t * d)}
+        return {name: Ranks(size, stride, self.world_size) for name, (size, stride) in strides.items()}
 
     def stages(self, num_layers: int) -> Stages:
         """How the layers are dealt to pipeline ranks. Raises ValueError where they cannot be."""
@@ -909,6 +916,11 @@ class Config:
         return times * self.model.shape().orthogonalising_flops() / (self.train.global_batch_size * self.model.seq_length)
 
     @property
+    def may_compile(self) -> bool:
+        """Whether --compile lets blocks be compiled, which torch's zero-bubble schedule cannot run."""
+        return self.train.compile != "off" and self.parallel.pipeline_schedule != "zero-bubble"
+
+    @property
     def num_micro_batches(self) -> int:
         """Of one step, on each data-parallel process."""
         return num_micro_batches(self.train.global_batch_size, self.parallel.data_parallel_size, self.train.micro_batch_size)
@@ -1342,8 +1354,11 @@ def check_batch(p: Parallel, t: Train, mistakes: list[str]) -> None:
 
 def resolve_train(t: Train, m: Model, p: Parallel, unread: Collection[str], mistakes: list[str]) -> Train:
     replicas = p.data_parallel_size
-    if t.suggest and not t.global_batch_size:
-        mistakes.append("--suggest needs --global-batch-size: layouts are ranked that train the same")
+    if t.suggest and (t.grad_accum_steps or not t.global_batch_size):
+        mistakes.append(
+            "--suggest needs --global-batch-size, and no --grad-accum-steps: layouts are ranked that train the same, and differ "
+            "in micro-batches"
+        )
     batch = t.global_batch_size or t.micro_batch_size * (t.grad_accum_steps or 1) * replicas
     if t.grad_accum_steps and t.grad_accum_steps * t.micro_batch_size * replicas != batch:
         over = f" x {replicas} data-parallel processes" if replicas > 1 else ""
@@ -1359,13 +1374,11 @@ def resolve_train(t: Train, m: Model, p: Parallel, unread: Collection[str], mist
     if t.skip_train and not t.eval_iters:
         mistakes.append("--skip-train with --eval-iters 0 does nothing: give --eval-iters")
     whole = (samples or 0) // batch * batch  # as in Megatron, the tail that fills no global batch is not trained on
-    compiled = "off" if t.compile == "auto" and p.pipeline_schedule == "zero-bubble" else t.compile
     return replace(
         t,
         global_batch_size=batch,
         grad_accum_steps=None,
         train_samples=whole or None,
-        compile=compiled,
         train_iters=None,
         train_tokens=None,
         flops=None,

@@ -23,6 +23,16 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class MuonUpdate:
+    """On the process that has most to do; nothing where AdamW updates all."""
+
+    batches: int  # of matrices, one at most for each of the processes that share them out
+    flops: float  # of the largest of each, for which the others wait
+    tensor: int  # bytes that leave this process, over each group, so that matrices are whole somewhere, and back
+    data: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Load:
     """One process, in bytes. `sent` is of one step: {group: bytes that leave this process}, as rings send them."""
 
@@ -33,25 +43,28 @@ class Load:
     gradients: int
     moments: int
     host: int  # on the CPU
+    offloaded: int  # of these, what an update there works on; the others are copies to save
     activations: int
     buffers: int  # gathered weights, received hidden states, messages, one block at work
     peak: int
     sent: dict[str, int]
+    muon: MuonUpdate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     loads: list[Load]  # one for each pipeline rank, of its process with the largest share
-    bubble: float  # share of a step in which a pipeline rank waits
+
+    @property
+    def peak(self) -> int:
+        """Of the process that holds most."""
+        return max(load.peak for load in self.loads)
 
 
 def forecast(cfg: Config) -> Forecast:
     """Of a config whose vocabulary is known."""
-    p, m = cfg.parallel, cfg.num_micro_batches
-    plan = p.stages(cfg.model.num_layers)
-    loads = [weigh(cfg, plan, rank) for rank in range(p.pipeline_model_parallel_size)]
-    chunks, idle = len(plan.layers) // plan.num_ranks, plan.num_ranks - 1
-    return Forecast(loads=loads, bubble=0.0 if plan.v_shaped else idle / (chunks * m + idle))
+    plan = cfg.parallel.stages(cfg.model.num_layers)
+    return Forecast(loads=[weigh(cfg, plan, rank) for rank in range(plan.num_ranks)])
 
 
 def shapes(cfg: Config, layers: range) -> Shapes:
@@ -132,11 +145,23 @@ def orthogonalising_bytes(found: Shapes, cfg: Config) -> int:
     return max((4 * (5 * math.prod(p.shape) + 2 * min(p.shape) ** 2) for p in whole.values()), default=0)
 
 
-def exchanged_bytes(found: Shapes, cfg: Config) -> tuple[int, int]:
-    """What one process sends over the tensor and the data group so that matrices are whole somewhere, and back."""
+def muon_update(cfg: Config, layers: int) -> MuonUpdate:
+    """As engine/muon.py deals matrices, the largest first: a batch's first is put together and worked on by this process."""
+    if cfg.optim.optimizer != "muon":
+        return MuonUpdate(batches=0, flops=0.0, tensor=0, data=0)
     t, replicas = cfg.parallel.tensor_model_parallel_size, cfg.parallel.data_parallel_size if zero_stage(cfg) else 1
-    own = 4 * sum(map(math.prod, matrices(found, cfg).values())) // replicas
-    return 2 * own * (t - 1) // t, 2 * own * (replicas - 1) // replicas
+    shape, at_once = cfg.model.shape(), t * replicas
+    flops, sizes = shape.block_orthogonalising_flops(), {n: 4 * math.prod(p.shape) for n, p in shape.block_matrices().items()}
+    names = [name for name in sorted(sizes, key=lambda name: -sizes[name]) for _ in range(layers)]
+    batches = [names[i : i + at_once] for i in range(0, len(names), at_once)]
+    over_tensor = over_data = 0
+    for batch in batches:
+        whole = [sizes[name] for name in batch]
+        first, rows = whole[0], sum(whole[::replicas])  # what this process and its tensor neighbours put together
+        over_data += ((sum(whole) - rows) // replicas + rows * (replicas - 1) // replicas) // t
+        over_tensor += (rows - first) // t + first * (t - 1) // t
+    most = sum(max(flops[name] for name in batch) for batch in batches)
+    return MuonUpdate(batches=len(batches), flops=most, tensor=over_tensor, data=over_data)
 
 
 def beside_parameters(cfg: Config) -> int:
@@ -147,8 +172,8 @@ def beside_parameters(cfg: Config) -> int:
 
 def weigh(cfg: Config, plan: Stages, rank: int) -> Load:
     found, numbers, m = stage_shapes(cfg, plan, rank), plan.of_rank(rank), cfg.num_micro_batches
-    weights, gradients, moments, host = state_bytes(found, cfg)
-    host += saved_bytes(found, cfg) if cfg.train.async_save else 0
+    weights, gradients, moments, offloaded = state_bytes(found, cfg)
+    muon = muon_update(cfg, sum(len(plan.layers[n]) for n in numbers))
     beside = 4 * beside_parameters(cfg)
     weights, gradients, moments = weights + beside, gradients + beside, moments + 2 * beside
     flights = in_flight(plan, rank, m)
@@ -168,11 +193,13 @@ def weigh(cfg: Config, plan: Stages, rank: int) -> Load:
         gradients=gradients,
         moments=moments,
         num_parameters=sum(map(math.prod, found.values())),
-        host=host,
+        host=offloaded + (saved_bytes(found, cfg) if cfg.train.async_save else 0),
+        offloaded=offloaded,
         activations=activations,
         buffers=buffers + work,
         peak=peak + context,
-        sent=sent_bytes(cfg, plan, rank, found),
+        sent=sent_bytes(cfg, plan, rank, found, muon),
+        muon=muon,
     )
 
 
@@ -303,17 +330,16 @@ def message_bytes(found: Shapes, cfg: Config, plan: Stages, numbers: list[int]) 
     return sides * cfg.num_micro_batches * state + (2 * flat if sums else 0)
 
 
-def sent_bytes(cfg: Config, plan: Stages, rank: int, found: Shapes) -> dict[str, int]:
+def sent_bytes(cfg: Config, plan: Stages, rank: int, found: Shapes, muon: MuonUpdate) -> dict[str, int]:
     """What one process sends in a step. A ring sends (n - 1) / n of a tensor to gather or scatter it, twice that to sum it."""
     x, m, numbers = micro(cfg), cfg.num_micro_batches, plan.of_rank(rank)
     state, last = x.tokens * cfg.model.hidden_size * x.c, len(plan.layers) - 1
     ends = 0 in numbers, last in numbers
     rounds = tensor_rounds(cfg, sum(len(plan.layers[n]) for n in numbers), sum(ends))
     hops = sum((n > 0 and plan.home(n - 1) != rank) + (n < last and plan.home(n + 1) != rank) for n in numbers)
-    over_tensor, over_data = exchanged_bytes(found, cfg)
     sent = {
-        "tensor": m * rounds * state * (x.t - 1) // x.t + over_tensor,
-        "data": replica_bytes(found, cfg) + over_data,
+        "tensor": m * rounds * state * (x.t - 1) // x.t + muon.tensor,
+        "data": replica_bytes(found, cfg) + muon.data,
         "pipeline": m * hops * x.local * cfg.model.hidden_size * x.c,
     }
     tied = not cfg.model.untie_embeddings_and_output_weights

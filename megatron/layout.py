@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 def split_evenly(total: int, parts: int) -> list[range]:
@@ -64,6 +67,23 @@ def num_micro_batches(global_batch: int, replicas: int, micro_batch: int) -> int
     """How many a replica computes in a step, rows of padding included: the same for all."""
     most_rows = -(-global_batch // replicas)  # as split_evenly cuts
     return -(-most_rows // micro_batch)
+
+
+class Ranks(NamedTuple):
+    """The groups of one axis (core/mesh.py): so many ranks, so far apart, in a world of so many."""
+
+    size: int
+    stride: int
+    world: int
+
+
+@functools.cache
+def over_hosts(ranks: Ranks, host: int) -> tuple[int, int]:
+    """Over how many hosts of so many ranks a group lies at most, and the fewest of its ranks on one of several hosts."""
+    span = ranks.size * ranks.stride
+    starts = {first + offset for first in range(0, ranks.world, span) for offset in range(ranks.stride)}
+    groups = [Counter((start + n * ranks.stride) // host for n in range(ranks.size)) for start in {one % host for one in starts}]
+    return max(map(len, groups)), min((min(group.values()) for group in groups if len(group) > 1), default=ranks.size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,20 @@ from dataclasses import dataclass
 
 from megatron.catalogue import OBJECTIVES
 from megatron.config import Config
-from megatron.forecast import BUCKET_BYTES, LOGIT_BYTES, Forecast, Load, Micro, micro, replica_rounds, tensor_rounds, zero_stage
-from megatron.layout import Stages
+from megatron.forecast import (
+    BUCKET_BYTES,
+    LOGIT_BYTES,
+    Forecast,
+    Load,
+    Micro,
+    MuonUpdate,
+    micro,
+    muon_update,
+    replica_rounds,
+    tensor_rounds,
+    zero_stage,
+)
+from megatron.layout import Ranks, Stages, over_hosts
 from megatron.machines import GIGA, TERA, Machine
 
 # The one number that was chosen on published steps, those of tests/test_step_time.py that say so: the share of what a kernel
@@ -54,7 +66,7 @@ class StepTime:
     pipeline: float  # hidden states between stages, and the copies of a table at both ends
     bubble: float  # waiting for other stages
     data: float  # gradients and weights between replicas, as far as computing does not hide it
-    update: float
+    update: float  # with what Muon's ranks exchange
     total: float
     hidden: float  # of the messages between replicas, what computing hides
     tokens_per_second: float  # of the whole machine
@@ -123,7 +135,7 @@ def moved(bytes_: float, machine: Machine) -> float:
 
 def block_turn(cfg: Config, machine: Machine) -> Turn:
     """One block of one micro-batch."""
-    m, x, compiled = cfg.model, micro(cfg), cfg.train.compile != "off"
+    m, x, compiled = cfg.model, micro(cfg), cfg.may_compile
     h, a, f, t, c = m.hidden_size, m.shape().attention_width, m.ffn_hidden_size, x.t, x.c
     shapes = [(h, (a + 2 * m.shape().key_width) // t), (a // t, h), (h, 2 * f // t), (f // t, h)]
     forward = sum(product(x.tokens, k, n, cfg, machine) for k, n in shapes)
@@ -151,7 +163,7 @@ def tensor_seconds(cfg: Config, blocks: int, ends: int, machine: Machine) -> flo
     """Hidden states of a micro-batch around the tensor-parallel ring, for so many blocks and ends of the model."""
     x, rounds = micro(cfg), tensor_rounds(cfg, blocks, ends)
     bytes_ = rounds * x.tokens * cfg.model.hidden_size * x.c * (x.t - 1) // x.t
-    return ring_seconds(bytes_, rounds, x.t, 1, machine, sums=not cfg.parallel.sequence_parallel)
+    return ring_seconds(bytes_, rounds, cfg.parallel.groups["tensor"], machine, sums=not cfg.parallel.sequence_parallel)
 
 
 def attention_seconds(cfg: Config, x: Micro, machine: Machine) -> float:
@@ -193,24 +205,34 @@ def rank_turn(cfg: Config, spans: Sequence[range], machine: Machine, block: Turn
     )
 
 
-def link_of(size: int, stride: int, machine: Machine) -> str:
-    """What joins `size` ranks that are `stride` apart."""
-    return "nvlink" if size * stride <= machine.host else "network"
+def link_of(ranks: Ranks, machine: Machine) -> str:
+    """The slowest that a group needs."""
+    return "nvlink" if over_hosts(ranks, int(machine.host))[0] == 1 else "network"
 
 
-def ring_seconds(bytes_: float, rounds: float, size: int, stride: int, machine: Machine, sums: bool) -> float:
-    """What a process sends in so many rounds around `size` ranks that are `stride` apart, one host after the other.
+def ring_seconds(bytes_: float, rounds: float, ranks: Ranks, machine: Machine, sums: bool) -> float:
+    """What a process sends in so many rounds around its group, one host after the other.
 
     A round is n - 1 hops and (n - 1) / n of a tensor; a sum has two, and where that is sooner goes down and up a tree instead.
-    A ring that leaves a host does so by a network link of each of its members there, and these or NVLink are the slower ones.
+    A ring leaves a host by a network link of each of its members there: those where they are fewest, or NVLink, are the slowest.
     """
-    if size == 1:
+    if ranks.size == 1:
         return 0.0
-    inside = min(size, max(1, int(machine.host) // stride))
-    hosts = -(-size // inside)
-    rate = machine.nvlink if link_of(size, stride, machine) == "nvlink" else min(machine.nvlink, machine.network * inside)
-    hops = (math.ceil(math.log2(inside)), math.ceil(math.log2(hosts))) if sums else (size - hosts, hosts - 1)
+    hosts, fewest = over_hosts(ranks, int(machine.host))
+    rate = machine.nvlink if hosts == 1 else min(machine.nvlink, machine.network * fewest)
+    inside = -(-ranks.size // hosts)
+    hops = (math.ceil(math.log2(inside)), math.ceil(math.log2(hosts))) if sums else (ranks.size - hosts, hosts - 1)
     return bytes_ / (GIGA * rate * LINK) + rounds * (hops[0] * HOP["nvlink"] + hops[1] * HOP["network"])
+
+
+def exchange_seconds(bytes_: float, rounds: float, ranks: Ranks, machine: Machine) -> float:
+    """What a process sends to all of its group at once: what leaves the host by a link of its own, the rest by NVLink."""
+    if ranks.size == 1:
+        return 0.0
+    hosts, fewest = over_hosts(ranks, int(machine.host))
+    outside = bytes_ * (ranks.size - fewest) / (ranks.size - 1) if hosts > 1 else 0.0
+    slowest = max((bytes_ - outside) / machine.nvlink, outside / machine.network)
+    return slowest / (GIGA * LINK) + rounds * HOP[link_of(ranks, machine)]
 
 
 def passes_seconds(plan: Stages, m: int, turns: Sequence[Turn]) -> float:
@@ -227,13 +249,13 @@ def passes_seconds(plan: Stages, m: int, turns: Sequence[Turn]) -> float:
 
 def neighbours_seconds(cfg: Config, loads: Sequence[Load], machine: Machine) -> float:
     """Hidden states from stage to stage, each process's by a link of its own; a table's gradients between both ends."""
-    p, most = cfg.parallel, {group: max(load.sent[group] for load in loads) for group in ("pipeline", "embedding")}
-    size, stride = p.pipeline_model_parallel_size, p.tensor_model_parallel_size * p.data_parallel_size
-    if size == 1:
+    most = sum(max(load.sent[group] for load in loads) for group in ("pipeline", "embedding"))
+    ranks = cfg.parallel.groups["pipeline"]
+    if ranks.size == 1:
         return 0.0
-    link = link_of(size, stride, machine)
-    rate = machine.nvlink if link == "nvlink" else machine.network
-    return sum(most.values()) / (GIGA * rate * LINK) + 2 * cfg.num_micro_batches * HOP[link]
+    link = link_of(ranks, machine)
+    rate, stages = machine.nvlink if link == "nvlink" else machine.network, max(len(load.layers) for load in loads)
+    return most / (GIGA * rate * LINK) + 2 * cfg.num_micro_batches * stages * HOP[link]
 
 
 def replicas_seconds(cfg: Config, load: Load, turn: Turn, machine: Machine) -> tuple[float, float]:
@@ -243,33 +265,39 @@ def replicas_seconds(cfg: Config, load: Load, turn: Turn, machine: Machine) -> t
     nothing to hide behind, ZeRO 1 gathers after its update, and with a pipeline ZeRO 0 and 1 sum when all is computed.
     """
     p, stage, m = cfg.parallel, zero_stage(cfg), cfg.num_micro_batches
-    gathers, scatters = replica_rounds(cfg)
-    blocks = sum(map(len, load.layers))
+    blocks, rounds = sum(map(len, load.layers)), sum(replica_rounds(cfg))
     messages = blocks + 1 if stage >= 2 else math.ceil(4 * load.num_parameters / BUCKET_BYTES)
-    size, stride = p.data_parallel_size, p.tensor_model_parallel_size
-    whole = ring_seconds(load.sent["data"], messages * (gathers + scatters), size, stride, machine, sums=stage == 0)
+    summed = 2 if stage < 2 else 0  # rounds that are a sum; the others gather or scatter
+    other, each = rounds - summed, (load.sent["data"] - load.muon.data) / rounds
+    sums = ring_seconds(each * summed, messages * summed, p.groups["data"], machine, sums=True)
+    others = ring_seconds(each * other, messages * other, p.groups["data"], machine, sums=False)
     if stage < 2 and p.pipeline_model_parallel_size > 1:
-        return whole, 0.0
-    passed = m * turn.seconds if stage >= 2 else turn.inputs + turn.weights  # DDP's are of the last micro-batch
-    free = whole * 2 / 3 if stage == 1 else whole
+        return sums + others, 0.0
+    # DDP's are of the last micro-batch.
+    free, passed = (others, m * turn.seconds) if stage >= 2 else (sums, turn.inputs + turn.weights)
     hidden = min(free, passed) * (1 - 1 / (blocks + 1))
-    return whole - hidden, hidden
+    return sums + others - hidden, hidden
 
 
 def update_seconds(cfg: Config, load: Load, machine: Machine) -> float:
-    """AdamW on what this process owns, eight reads and writes of a parameter's size; the gradient's norm; Muon's products."""
-    low = cfg.optim.muon_bf16
-    products = cfg.orthogonalising_flops() * cfg.train.global_batch_size * cfg.model.seq_length / cfg.parallel.world_size
-    seconds = products / (TERA * (machine.matmul if low else machine.fp32) * BUSY)
-    seconds += moved(4 * load.moments + load.gradients, machine)
-    return seconds + load.host / (GIGA * OFFLOAD)
+    """AdamW on what this process owns, eight reads and writes of a parameter's size; the gradient's norm; Muon's products, and
+    the messages before and after them."""
+    seconds = orthogonalising_seconds(cfg, load.muon, machine) + moved(4 * load.moments + load.gradients, machine)
+    for name, bytes_ in (("tensor", load.muon.tensor), ("data", load.muon.data)):
+        seconds += exchange_seconds(bytes_, 2 * load.muon.batches * (bytes_ > 0), cfg.parallel.groups[name], machine)
+    return seconds + load.offloaded / (GIGA * OFFLOAD)
+
+
+def orthogonalising_seconds(cfg: Config, muon: MuonUpdate, machine: Machine) -> float:
+    return muon.flops / (TERA * (machine.matmul if cfg.optim.muon_bf16 else machine.fp32) * BUSY)
 
 
 def least_seconds(cfg: Config, machine: Machine, block: Turn) -> float:
-    """No step of this layout is faster: its blocks alone, and what their pipeline waits. `block`: of block_turn."""
+    """No step of this layout is faster: its blocks alone, what their pipeline waits, and Muon. `block`: of block_turn."""
     plan = cfg.parallel.stages(cfg.model.num_layers)
-    spans = [[plan.layers[n] for n in plan.of_rank(rank)] for rank in range(plan.num_ranks)]
-    turns = [Turn(forward=layers * block.seconds, inputs=0.0, weights=0.0) for layers in (sum(map(len, one)) for one in spans)]
+    counts = [sum(len(plan.layers[n]) for n in plan.of_rank(rank)) for rank in range(plan.num_ranks)]
+    turns = [Turn(forward=layers * block.seconds, inputs=0.0, weights=0.0) for layers in counts]
+    update = orthogonalising_seconds(cfg, muon_update(cfg, max(counts)), machine)
     if plan.v_shaped:
-        return cfg.num_micro_batches * max(turn.seconds for turn in turns)
-    return passes_seconds(plan, cfg.num_micro_batches, turns)
+        return cfg.num_micro_batches * max(turn.seconds for turn in turns) + update
+    return passes_seconds(plan, cfg.num_micro_batches, turns) + update

@@ -7,9 +7,21 @@ import pytest
 
 from megatron.config import Config, parse
 from megatron.forecast import forecast
-from megatron.layout import make_stages
+from megatron.layout import Ranks, make_stages
 from megatron.machines import MACHINES, read_machine
-from megatron.step_time import HOP, LINK, PARTS, StepTime, Turn, passes_seconds, ring_seconds, step_time
+from megatron.step_time import (
+    BUSY,
+    HOP,
+    LINK,
+    PARTS,
+    StepTime,
+    Turn,
+    exchange_seconds,
+    link_of,
+    passes_seconds,
+    ring_seconds,
+    step_time,
+)
 
 H100 = MACHINES["h100"]
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "layouts.md"
@@ -110,13 +122,23 @@ def test_closed_forms():
     nvlink, network = H100.nvlink * LINK * 1e9, H100.network * LINK * 1e9
     # A ring sends 2 (n - 1) / n of what it sums.
     sent = 2 * 7 / 8 * 1e9
-    assert ring_seconds(sent, 0, 8, 1, H100, sums=True) == pytest.approx(2 * 7 / 8 * 1e9 / nvlink)
-    assert ring_seconds(sent, 0, 8, 8, H100, sums=True) == pytest.approx(sent / network)  # one of each of 8 hosts
-    assert ring_seconds(sent, 0, 8, 4, H100, sums=True) == pytest.approx(sent / network / 2)  # two of each of 4 hosts
-    assert ring_seconds(sent, 0, 64, 1, H100, sums=True) == pytest.approx(sent / network / 8)  # NVLink and eight links alike
-    assert ring_seconds(0, 1, 16, 1, H100, sums=False) == pytest.approx(14 * HOP["nvlink"] + HOP["network"])
-    assert ring_seconds(0, 1, 6, 4, H100, sums=False) == pytest.approx(3 * HOP["nvlink"] + 2 * HOP["network"])
-    assert ring_seconds(1e9, 5, 1, 1, H100, sums=True) == 0
+    assert ring_seconds(sent, 0, Ranks(8, 1, 64), H100, sums=True) == pytest.approx(2 * 7 / 8 * 1e9 / nvlink)
+    assert ring_seconds(sent, 0, Ranks(8, 8, 64), H100, sums=True) == pytest.approx(sent / network)  # one of each of 8 hosts
+    assert ring_seconds(sent, 0, Ranks(8, 4, 64), H100, sums=True) == pytest.approx(sent / network / 2)  # two of each of 4 hosts
+    # NVLink and eight links alike.
+    assert ring_seconds(sent, 0, Ranks(64, 1, 64), H100, sums=True) == pytest.approx(sent / network / 8)
+    assert ring_seconds(0, 1, Ranks(16, 1, 64), H100, sums=False) == pytest.approx(14 * HOP["nvlink"] + HOP["network"])
+    assert ring_seconds(0, 1, Ranks(6, 4, 24), H100, sums=False) == pytest.approx(3 * HOP["nvlink"] + 2 * HOP["network"])
+    assert ring_seconds(1e9, 5, Ranks(1, 1, 64), H100, sums=True) == 0
+    # Twelve in a row lie on eight of one host and four of another, and every other three of a host of four on two.
+    assert ring_seconds(sent, 0, Ranks(12, 1, 24), H100, sums=True) == pytest.approx(sent / network / 4)
+    four = read_machine("h100,host=4")
+    assert ring_seconds(sent, 0, Ranks(3, 1, 24), four, sums=True) == pytest.approx(sent / network)
+    assert [link_of(Ranks(3, 1, world), four) for world in (24, 3)] == ["network", "nvlink"]
+    assert [link_of(Ranks(2, stride, 24), four) for stride in (1, 2, 4)] == ["nvlink", "nvlink", "network"]
+    # To each of fifteen others a part, to eight of them by the process's own link.
+    assert exchange_seconds(15e9, 0, Ranks(16, 1, 16), H100) == pytest.approx(8e9 / network)
+    assert exchange_seconds(7e9, 2, Ranks(8, 1, 64), H100) == pytest.approx(7e9 / nvlink + 2 * HOP["nvlink"])
     # p stages, v of them a rank, m micro-batches: (p - 1) / (v m + p - 1) is idle.
     turn = Turn(forward=1.0, inputs=1.0, weights=1.0)
     for p, v, m in ((4, 1, 8), (4, 2, 8), (6, 3, 12)):
@@ -158,9 +180,45 @@ def test_parts_add_up_and_follow_what_they_depend_on():
     assert eight[0].bubble > eight[2].bubble > 0 and eight[0].bubble > eight[1].bubble
     full, kept = (found[f"--world-size 16 --zero-stage 3{more}"] for more in (" --recompute-granularity full", ""))
     assert full.compute / kept.compute == pytest.approx(4 / 3, rel=0.05) and full.executed > kept.executed * 0.95
-    assert found["--world-size 16 --zero-stage 1"].data > found["--world-size 16"].data  # gathers after its update
+    assert timed(f"{SMALL} --world-size 16 --async-save --save x") == found["--world-size 16"]  # a copy is no part of a step
     slow = [timed(f"{SMALL} --world-size 16", f"h100,network={rate}").total for rate in (50, 5, 0.5)]
     assert slow[0] <= slow[1] < slow[2]
+
+
+def llama_on(gpus: int, more: str = "", size: str = "8B") -> StepTime:
+    (words, *_), _, _ = llama(size, gpus, 1, gpus, 1, "h100", "half", more)
+    return timed(words.replace("--zero-stage 3", "", 1))
+
+
+def test_messages_of_replicas_and_stages_by_hand():
+    parameters = config(f"{LLAMA['8B']} --group-query-attention --untie-embeddings-and-output-weights --vocab-size 128256")
+    weights, ranks = 4 * parameters.model.shape().total(), Ranks(512, 1, 512)
+    sent, messages = weights * 511 / 512, -(-weights // (64 << 20))
+    plain, cut = llama_on(512), llama_on(512, "--zero-stage 1")
+    summed = ring_seconds(2 * sent, 2 * messages, ranks, H100, sums=True)
+    gathered = ring_seconds(sent, messages, ranks, H100, sums=False)
+    assert plain.data + plain.hidden == pytest.approx(summed, rel=1e-6)
+    assert cut.data + cut.hidden == pytest.approx(summed + gathered, rel=1e-6) and cut.hidden == plain.hidden
+    one, two = (
+        timed(f"{SMALL} --world-size 8 --pipeline-model-parallel-size 8 --untie-embeddings-and-output-weights {more}").pipeline
+        for more in ("", f"{INTERLEAVED} 1")
+    )
+    state = 2048 * 4096 * 2 / (H100.nvlink * LINK * 1e9) + HOP["nvlink"]
+    assert (one, two) == pytest.approx((2 * 64 * state, 4 * 64 * state))
+
+
+def test_a_matrix_that_muon_works_on_is_whole_on_one_rank():
+    h, f = 8192, 28672
+    up = 2 * 5 * (4 * h * h * f + 2 * h**3) / (H100.fp32 * 1e12 * BUSY)
+    words = "--optimizer muon --zero-stage 3 --recompute-granularity full"
+    many, most = (llama_on(gpus, words, "70B") for gpus in (512, 4096))
+    adam = llama_on(512, words.replace("muon", "adam"), "70B")
+    assert up < most.update < many.update < 1.1 * up and many.hidden == adam.hidden  # nothing hides what Muon exchanges
+    shares = [llama_on(8, f"--optimizer muon {more}").update for more in ("", "--zero-stage 1", TP8)]
+    assert shares[0] / 8 < shares[1] < shares[0] / 6 and shares[0] / 8 < shares[2] < shares[0] / 6
+    words = f"{SMALL} --optimizer muon --world-size 3 --pipeline-model-parallel-size 3"  # of sixteen layers one rank has six
+    three, one = (timed(each).update for each in (words, words.replace("-size 3", "-size 1")))
+    assert three / one == pytest.approx(6 / 16, rel=0.05)
 
 
 def test_an_mdm_reads_half_of_its_head_and_all_of_its_attention():

@@ -136,6 +136,8 @@ def choose_compile(cfg: Config, kind: str, peak: float, world_size: int = 1) -> 
     asked = cfg.train.compile
     if asked == "off" or cfg.train.skip_train:
         return False, "--compile off" if asked == "off" else "nothing is trained"
+    if not cfg.may_compile:
+        return False, f"--pipeline-schedule {cfg.parallel.pipeline_schedule} cannot run compiled blocks"
     missing = missing_for_compile()
     if missing and asked == "on":
         raise MissingInput(f"--compile on: torch.compile needs {missing}; install it or use --compile off")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from megatron.config import Config, ConfigError, memory_bytes, resolve
+from megatron.config import Config, ConfigError, memory_bytes
 from megatron.errors import exits
 from megatron.flags import spelling
 from megatron.forecast import Forecast, Load, forecast, zero_stage
@@ -32,18 +32,22 @@ GROUPS = ("tensor", "data", "pipeline", "embedding")
 @exits
 def show(cfg: Config) -> None:
     """Print the forecast. Raises ConfigError, and so leaves with 2, when it does not fit --device-memory."""
-    cfg = with_vocabulary(cfg)
+    cfg, machine = with_vocabulary(cfg), read_machine(cfg.train.machine or DEFAULT)
+    called = machine.name if cfg.train.machine else f"{machine.name} (--machine says another)"
     if cfg.train.suggest:
-        best, most = suggest.suggest(cfg)
-        said = [json.dumps(suggest.as_json(cfg, best, most), indent=1)] if cfg.train.json else suggest.told(cfg, best, most)
-        print("\n".join(said))
+        best, most = suggest.suggest(cfg, machine)
+        if cfg.train.json:
+            print(json.dumps(suggest.as_json(cfg, machine, best, most), indent=1))
+        else:
+            print("\n".join(suggest.told(cfg, called, best, most)))
         return
-    found, machine = forecast(cfg), read_machine(cfg.train.machine or DEFAULT)
+    found = forecast(cfg)
     time = step_time(cfg, found, machine)
     if cfg.train.json:
         print(json.dumps(as_json(cfg, found, machine, time), indent=1))
     else:
-        tables = memory_table(cfg, found), traffic_table(cfg, found), time_table(cfg, machine, time), notes(cfg, found, machine)
+        times = time_table(cfg, machine, called, time)
+        tables = memory_table(cfg, found), traffic_table(cfg, found), times, notes(cfg, found, machine, time)
         print("\n".join([headline(cfg), *(line for one in tables for line in ("", *one))]))
     limit = memory_bytes(cfg.train.device_memory) if cfg.train.device_memory else None
     worst = max(found.loads, key=lambda load: load.peak)
@@ -96,14 +100,12 @@ def traffic_table(cfg: Config, found: Forecast) -> list[str]:
     return ["sent by each process in a step, GiB, by group", *table(("stage", "processes", *GROUPS), lines)]
 
 
-def time_table(cfg: Config, machine: Machine, time: StepTime) -> Iterator[str]:
+def time_table(cfg: Config, machine: Machine, called: str, time: StepTime) -> Iterator[str]:
     """Seconds of a step by what they are spent on, and what follows for the run."""
     p, steps = cfg.parallel, cfg.train.num_samples // cfg.train.global_batch_size
-    yield f"time of a step on {machine.name}, s"
+    yield f"time of a step on {called}, s"
     yield from table((*PARTS, "total"), [[f"{getattr(time, part):.3g}" for part in (*PARTS, "total")]])
-    tp, pp, dp = p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.data_parallel_size
-    groups = [("tensor", tp, 1), ("data", dp, tp), ("pipeline", pp, tp * dp)]
-    links = [f"{name} over {link_of(size, stride, machine)}" for name, size, stride in groups if size > 1]
+    links = [f"{name} over {link_of(ranks, machine)}" for name, ranks in p.groups.items() if ranks.size > 1]
     if links:
         yield f"messages: {', '.join(links)}; {time.hidden:.3g} s of the replicas' are hidden behind computing"
     rate = time.tokens_per_second
@@ -151,20 +153,15 @@ def gib(number: int) -> str:
     return f"{number / GIB:.3f}" if number < 10 * GIB else f"{number / GIB:.1f}"
 
 
-def notes(cfg: Config, found: Forecast, machine: Machine) -> Iterator[str]:
-    p, most = cfg.parallel, max(load.peak for load in found.loads)
+def notes(cfg: Config, found: Forecast, machine: Machine, time: StepTime) -> Iterator[str]:
+    p, t = cfg.parallel, cfg.train
     if p.pipeline_model_parallel_size > 1:
-        near = (
-            "close to 0 where its three kinds of work take equal time"
-            if p.pipeline_schedule == "zero-bubble"
-            else f"{100 * found.bubble:.1f} % of a step"
-        )
-        yield f"pipeline bubble: {near}"
+        yield f"pipeline bubble: {100 * time.bubble / time.total:.1f} % of a step"
     yield "weights, gradients and moments are exact (fp32); activations and buffers are estimates for a GPU without compile"
     yield "peak: all of these, and 1 GiB for CUDA and its communicators"
-    if most > machine.memory * GIB:
-        yield f"does not fit: {most / GIB:.1f} GiB, and {machine.name} has {machine.memory:g}; --suggest shows what does"
-    yield "time: an estimate without saves and validations; published steps were within 25 % of it (docs/layouts.md)"
+    if t.machine and not t.device_memory and found.peak > machine.memory * GIB:
+        yield f"does not fit: {found.peak / GIB:.1f} GiB, and {machine.name} has {machine.memory:g}; --suggest shows what does"
+    yield f"time: an estimate without saves and validations; {tried(cfg, machine)} (docs/layouts.md)"
     if share := cfg.orthogonalising_flops() / cfg.flops_per_token():
         yield f"orthogonalising: {100 * share:.2g} % of the model's FLOPs besides, which executed TFLOPs count"
     if cfg.objective.distill:
@@ -174,6 +171,22 @@ def notes(cfg: Config, found: Forecast, machine: Machine) -> Iterator[str]:
         yield f"--distill: and what they say of a step's asked positions, up to {told / 2**30:.2f} GiB whatever the micro-batch"
     if p.deepspeed and p.pipeline_model_parallel_size == 1:
         yield "counted as the native engine shards; DeepSpeed has buffers of its own besides"
+
+
+def tried(cfg: Config, machine: Machine) -> str:
+    """How far off the forecast was where steps like this one were published."""
+    p, objective, optimizer = cfg.parallel, cfg.objective.objective, cfg.optim.optimizer
+    other = {
+        machine.name: machine.name.partition(",")[0] not in ("a100", "h100"),
+        "fp32": not cfg.train.bf16,
+        f"--objective {objective}": objective != "ar",
+        f"--optimizer {optimizer}": optimizer != "adam",
+        "--pipeline-schedule zero-bubble": p.pipeline_schedule == "zero-bubble",
+        "offload to the CPU": p.cpu_optimizer or p.cpu_params,
+    }
+    if untried := [name for name, is_other in other.items() if is_other]:
+        return f"held against no published step with {', '.join(untried)}"
+    return "published steps of autoregressive bf16 models with AdamW on A100 and H100 were within 25 % of it"
 
 
 def advice(cfg: Config, limit: int) -> str:
@@ -187,7 +200,7 @@ def advice(cfg: Config, limit: int) -> str:
         if not nearest or peak < least:
             nearest, least = words, peak
     if fits:
-        return f"it fits with {', or '.join(list(fits.values())[:3])}"
+        return f"at --global-batch-size {cfg.train.global_batch_size} it fits with {', or '.join(list(fits.values())[:3])}"
     smallest = f"the smallest has {nearest} and {least / GIB:.1f} GiB: " if nearest else ""
     return f"no near layout fits; {smallest}take more processes or a smaller model"
 
@@ -198,7 +211,7 @@ def alternatives(cfg: Config) -> Iterator[tuple[dict[str, int | str], int]]:
     pairs = (pair for pair in combinations(changes, 2) if pair[0][0] != pair[1][0])
     for values in map(dict, (*((one,) for one in changes), *pairs)):
         if other := changed(cfg, values):
-            yield values, max(load.peak for load in forecast(other).loads)
+            yield values, forecast(other).peak
 
 
 def single_changes(cfg: Config) -> Iterator[tuple[str, int | str]]:
@@ -220,14 +233,6 @@ def single_changes(cfg: Config) -> Iterator[tuple[str, int | str]]:
 
 def changed(cfg: Config, values: dict[str, int | str]) -> Config | None:
     """The config with other values, if they are legal and would act."""
-    parallel: dict[str, Any] = {n: v for n, v in values.items() if hasattr(cfg.parallel, n)}
-    train: dict[str, Any] = {n: v for n, v in values.items() if hasattr(cfg.train, n)}
-    late: dict[str, Any] = {"padded_vocab_size": None}  # it may grow with tensor parallelism
-    other, mistakes = resolve(
-        replace(
-            cfg, model=replace(cfg.model, **late), train=replace(cfg.train, **train), parallel=replace(cfg.parallel, **parallel)
-        ),
-        {},
-    )
+    other, mistakes = suggest.relaid(cfg, values)
     idle = "zero_stage" in values and other.parallel.data_parallel_size == 1
     return None if mistakes or idle or other.model.padded_vocab_size is None else other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -10,14 +11,15 @@ from typing import Any, Literal
 
 from megatron.config import Config, ConfigError, check_batch, memory_bytes, resolve
 from megatron.flags import spelling
-from megatron.forecast import Forecast, forecast, least_bytes, weigh
-from megatron.machines import DEFAULT, GIB, Machine, read_machine
+from megatron.forecast import Forecast, forecast, least_bytes, micro, weigh
+from megatron.machines import GIB, Machine
 from megatron.step_time import StepTime, Turn, block_turn, least_seconds, step_time
 
 SHOWN = 5
 HEADROOM = 0.85  # of a GPU's memory that a layout may take where --device-memory does not say: peaks are forecast to 15 %
 RECOMPUTED: tuple[Literal["selective", "full"] | None, ...] = (None, "selective", "full")
 MOST_ROWS = 64  # of a micro-batch
+DATA_PARALLEL = "(none: data parallel)"  # what no flags stand for
 Key = tuple[int, int, int]  # tensor size, pipeline size, ZeRO stage
 
 
@@ -31,8 +33,8 @@ class Trial:
 
     @property
     def key(self) -> Key:
-        v = self.values
-        return v["tensor_model_parallel_size"], v["pipeline_model_parallel_size"], v["zero_stage"]
+        p = self.cfg.parallel
+        return p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.zero_stage
 
     @property
     def flags(self) -> str:
@@ -54,28 +56,30 @@ class Found:
     slower: int = 0  # fit, and another of their tensor x pipeline x ZeRO, or five others, are faster
     unasked: int = 0  # cannot be faster, whatever they hold
     too_large: int = 0
-    nearest: tuple[int, str] | None = None  # of these: bytes and flags
+    nearest: tuple[int, str] | None = None  # of these the smallest: bytes of its largest process, and flags
     refused: Counter[str] = field(default_factory=Counter)  # sentences, without their numbers
     sentences: dict[str, str] = field(default_factory=dict)  # and the first of each kind
+    given: Candidate | None = None  # as the flags have it, whether it fits or not; None where the batch has no room for it
 
 
-def suggest(cfg: Config) -> tuple[Found, int]:
+def suggest(cfg: Config, machine: Machine) -> tuple[Found, int]:
     """The fastest layouts, and the bytes that each GPU may hold. Raises ConfigError with one sentence where nothing fits.
 
     Tensor, pipeline and data sizes, schedule, ZeRO stage, micro-batch and recomputation are tried; all else stays as given.
     """
-    machine, world = read_machine(cfg.train.machine or DEFAULT), cfg.parallel.world_size
+    world = cfg.parallel.world_size
     limit = memory_bytes(cfg.train.device_memory) if cfg.train.device_memory else int(HEADROOM * machine.memory * GIB)
     found = search(cfg, machine, limit)
     if not found.best:
         why = (
-            f"the smallest, {found.nearest[1]}, needs at least {found.nearest[0] / GIB:.1f} GiB"
+            f"the smallest, {found.nearest[1] or DATA_PARALLEL}, needs {found.nearest[0] / GIB:.1f} GiB"
             if found.nearest
             else "; ".join(refusals(found))
         )
         raise ConfigError(
             [f"no layout of {world} GPUs fits {limit / GIB:.0f} GiB each: {why}; take more GPUs or a smaller model"]
         )
+    found.given = given_layout(cfg, machine)
     return found, limit
 
 
@@ -84,6 +88,7 @@ def search(cfg: Config, machine: Machine, limit: int) -> Found:
     found = Found()
     ranked = sorted(trials(cfg, machine, found), key=lambda one: one.least)
     best: dict[Key, Candidate] = {}
+    large: list[tuple[int, Trial]] = []
     for number, one in enumerate(ranked):
         totals = sorted(each.time.total for each in best.values())
         if len(totals) >= SHOWN and one.least >= totals[SHOWN - 1]:
@@ -94,14 +99,25 @@ def search(cfg: Config, machine: Machine, limit: int) -> Found:
             continue
         memory, peak = held(one.cfg, limit)
         if memory is None:
-            found.too_large += 1
-            found.nearest = min(found.nearest or (peak, one.flags), (peak, one.flags))
+            large.append((peak, one))
             continue
-        new = Candidate(flags=one.flags, peak=peak, time=step_time(one.cfg, memory, machine))
+        new = candidate(one.flags, one.cfg, memory, machine)
         found.slower += 1
         best[one.key] = min(best.get(one.key, new), new, key=lambda each: each.time.total)
     found.best = sorted(best.values(), key=lambda each: each.time.total)[:SHOWN]
     found.slower -= len(found.best)
+    found.too_large, found.nearest = len(large), smallest(large)
+    return found
+
+
+def smallest(large: list[tuple[int, Trial]]) -> tuple[int, str] | None:
+    """Of layouts and bytes that each needs more than: the least bytes that one really needs, and its flags."""
+    found: tuple[int, str] | None = None
+    for bound, one in sorted(large, key=lambda each: each[0]):
+        if found and bound >= found[0]:
+            break
+        memory, peak = held(one.cfg, found[0] - 1 if found else sys.maxsize)
+        found = (peak, one.flags) if memory else found
     return found
 
 
@@ -114,28 +130,23 @@ def held(cfg: Config, limit: int) -> tuple[Forecast | None, int]:
         if (peak := weigh(cfg, plan, rank).peak) > limit:
             return None, peak
     found = forecast(cfg)
-    peak = max(load.peak for load in found.loads)
-    return (found if peak <= limit else None), peak
+    return (found if found.peak <= limit else None), found.peak
 
 
 def trials(cfg: Config, machine: Machine, found: Found) -> Iterator[Trial]:
     """All legal layouts; the others are counted as refused."""
     turns: dict[tuple[Any, ...], Turn] = {}
     for layout in layouts(cfg, machine):
-        base, mistakes = laid_out(cfg, layout)
-        if mistakes:
-            refuse(found, mistakes[0])
-            continue
-        for rows in micro_batches(base):
-            train = replace(base.train, micro_batch_size=rows)
-            wrong: list[str] = []
-            check_batch(base.parallel, train, wrong)
-            if wrong:
-                refuse(found, wrong[0])
+        for rows in micro_batches(cfg, layout):
+            base, mistakes = relaid(cfg, layout | {"micro_batch_size": rows, "recompute_granularity": None})
+            if mistakes:
+                refuse(found, mistakes[0])
+                if rows == 1:
+                    break
                 continue
             for kind in RECOMPUTED:
-                one = replace(base, train=replace(train, recompute_granularity=kind))
-                place = (layout["tensor_model_parallel_size"], one.train.compile, one.num_micro_batches, rows, kind)
+                one = replace(base, train=replace(base.train, recompute_granularity=kind))
+                place = (micro(one), one.may_compile, kind)
                 turn = turns[place] = turns.get(place) or block_turn(one, machine)
                 values = {**layout, "micro_batch_size": rows, "recompute_granularity": kind}
                 yield Trial(values=values, cfg=one, least=least_seconds(one, machine, turn))
@@ -144,15 +155,17 @@ def trials(cfg: Config, machine: Machine, found: Found) -> Iterator[Trial]:
 def layouts(cfg: Config, machine: Machine) -> Iterator[dict[str, Any]]:
     """Values of the flags that cut the model; not all are legal. Tensor parallelism stays on a host."""
     world, layers = cfg.parallel.world_size, cfg.model.num_layers
-    for tp in (n for n in divisors(world) if n <= machine.host):
+    for tp in (n for n in divisors(world) if machine.host % n == 0):
         for pp in (n for n in divisors(world // tp) if n <= layers):
             for schedule in schedules(layers, pp):
-                for stage in range(4) if world > tp * pp else (0,):
+                for stage in range(cfg.parallel.use_distributed_optimizer, 4) if world > tp * pp else (0,):
                     yield {
                         "tensor_model_parallel_size": tp,
                         "sequence_parallel": tp > 1 and cfg.model.seq_length % tp == 0,
                         "pipeline_model_parallel_size": pp,
                         **schedule,
+                        "decoder_first_pipeline_num_layers": None,
+                        "decoder_last_pipeline_num_layers": None,
                         "zero_stage": stage,
                     }
 
@@ -166,8 +179,9 @@ def schedules(layers: int, pp: int) -> Iterator[dict[str, Any]]:
             yield {"pipeline_schedule": "interleaved", "num_layers_per_virtual_pipeline_stage": each}
 
 
-def micro_batches(cfg: Config) -> list[int]:
-    rows = -(-cfg.train.global_batch_size // cfg.parallel.data_parallel_size)
+def micro_batches(cfg: Config, layout: dict[str, Any]) -> list[int]:
+    ranks = layout["tensor_model_parallel_size"] * layout["pipeline_model_parallel_size"]
+    rows = -(-cfg.train.global_batch_size * ranks // cfg.parallel.world_size)
     return sorted(n for n in {2**k for k in range(MOST_ROWS.bit_length())} | {rows} if n <= min(rows, MOST_ROWS))
 
 
@@ -175,19 +189,15 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def laid_out(cfg: Config, layout: dict[str, Any]) -> tuple[Config, list[str]]:
-    """The config with another layout, of one row a micro-batch, and what is wrong with it."""
-    ends: dict[str, Any] = {"decoder_first_pipeline_num_layers": None, "decoder_last_pipeline_num_layers": None}
+def relaid(cfg: Config, values: dict[str, Any]) -> tuple[Config, list[str]]:
+    """The config with other values of a layout's flags, and what is wrong with it."""
+    values = values | {"suggest": False}  # beside which a given layout need not be legal
+    parallel, train = ({n: v for n, v in values.items() if hasattr(part, n)} for part in (cfg.parallel, cfg.train))
     late: dict[str, Any] = {"padded_vocab_size": None}  # it may grow with tensor parallelism
-    return resolve(
-        replace(
-            cfg,
-            model=replace(cfg.model, **late),
-            parallel=replace(cfg.parallel, **ends, **layout),
-            train=replace(cfg.train, micro_batch_size=1, recompute_granularity=None),
-        ),
-        {},
+    other = replace(
+        cfg, model=replace(cfg.model, **late), parallel=replace(cfg.parallel, **parallel), train=replace(cfg.train, **train)
     )
+    return resolve(other, {})
 
 
 def refuse(found: Found, sentence: str) -> None:
@@ -207,55 +217,58 @@ def spelled(values: dict[str, Any]) -> str:
     kept = {
         n: v for n, v in values.items() if v not in (None, False) and idle.get(n) != v and not (n.endswith("size") and v == 1)
     }
-    return (
-        " ".join(spelling(name) + ("" if value is True else f" {value}") for name, value in kept.items())
-        or "(none: data parallel)"
-    )
+    return " ".join(spelling(name) + ("" if value is True else f" {value}") for name, value in kept.items())
 
 
-def told(cfg: Config, found: Found, limit: int) -> list[str]:
+def told(cfg: Config, machine: str, found: Found, limit: int) -> list[str]:
     """A table of flags to paste, the layout that was given below it, and why others are not in it."""
-    machine, world = read_machine(cfg.train.machine or DEFAULT), cfg.parallel.world_size
-    lines = [row(one, world) for one in found.best]
-    given = given_layout(cfg, machine)
-    beyond = f" (the nearest: {found.nearest[1]}, at least {found.nearest[0] / GIB:.1f} GiB)" if found.nearest else ""
+    world, given = cfg.parallel.world_size, found.given
+    nearest = f" (the nearest: {found.nearest[1] or DATA_PARALLEL}, {found.nearest[0] / GIB:.1f} GiB)" if found.nearest else ""
     return [
-        f"the fastest of each tensor x pipeline x ZeRO on {world} {machine.name} that fits {limit / GIB:.0f} GiB, "
+        f"the fastest of each tensor x pipeline x ZeRO on {world} {machine} that fits {limit / GIB:.0f} GiB, "
         f"{cfg.train.global_batch_size} rows of {cfg.model.seq_length} tokens a step; in place of layout flags:",
-        "  s/step  tokens/s/GPU  MFU    GiB  flags",
-        *lines,
-        *([row(given, world) + ", does not fit" * (given.peak > limit)] if given else []),
-        f"others: {found.too_large:,} do not fit{beyond}; {found.slower:,} fit and are slower; {found.unasked:,} would be "
+        "    s/step  tokens/s/GPU  MFU    GiB  flags",
+        *(row(one, world, one.flags or DATA_PARALLEL) for one in found.best),
+        *([row(given, world, "(as given)" + ", does not fit" * (given.peak > limit))] if given else []),
+        f"others: {found.too_large:,} do not fit{nearest}; {found.slower:,} fit and are slower; {found.unasked:,} would be "
         "slower, whatever they hold",
         *(f"others: {line}" for line in refusals(found)),
         "not tried: tensor parallelism between hosts, uneven ends, offload to the CPU, DeepSpeed",
     ]
 
 
-def row(one: Candidate, world: int) -> str:
-    seconds = f"  {one.time.total:6.3f}  {one.time.tokens_per_second / world:12,.0f}  {100 * one.time.mfu:2.0f}%  "
-    return f"{seconds}{one.peak / GIB:5.1f}  {one.flags}"
+def row(one: Candidate, world: int, flags: str) -> str:
+    seconds = f"  {one.time.total:8.4g}  {one.time.tokens_per_second / world:12,.0f}  {100 * one.time.mfu:2.0f}%  "
+    return f"{seconds}{one.peak / GIB:5.1f}  {flags}"
 
 
 def given_layout(cfg: Config, machine: Machine) -> Candidate | None:
-    """As the flags have it, whether it fits or not; None where the batch has no room for it."""
     wrong: list[str] = []
     check_batch(cfg.parallel, cfg.train, wrong)
-    if wrong:
-        return None
-    memory = forecast(cfg)
-    return Candidate(flags="(as given)", peak=max(load.peak for load in memory.loads), time=step_time(cfg, memory, machine))
+    return None if wrong else candidate("", cfg, forecast(cfg), machine)
 
 
-def as_json(cfg: Config, found: Found, limit: int) -> dict[str, Any]:
+def candidate(flags: str, cfg: Config, memory: Forecast, machine: Machine) -> Candidate:
+    return Candidate(flags=flags, peak=memory.peak, time=step_time(cfg, memory, machine))
+
+
+def as_json(cfg: Config, machine: Machine, found: Found, limit: int) -> dict[str, Any]:
+    given = found.given
     return {
         "world_size": cfg.parallel.world_size,
+        "machine": asdict(machine),
         "limit_bytes": limit,
-        "layouts": [{"flags": one.flags, "peak_bytes": one.peak, "seconds": asdict(one.time)} for one in found.best],
+        "layouts": [{"flags": one.flags, **figures(one)} for one in found.best],
+        "given": figures(given) | {"fits": given.peak <= limit} if given else None,
         "others": {
             "too_large": found.too_large,
+            "nearest": {"flags": found.nearest[1], "peak_bytes": found.nearest[0]} if found.nearest else None,
             "slower": found.slower,
             "unasked": found.unasked,
             "refused": found.refused.total(),
         },
     }
+
+
+def figures(one: Candidate) -> dict[str, Any]:
+    return {"peak_bytes": one.peak, "seconds": asdict(one.time)}

@@ -11,6 +11,7 @@ import pytest
 from megatron.config import parse
 from megatron.core import checkpoint
 from megatron.rundir.names import step_and_attempt
+from megatron.training import dry_run
 from megatron.training.pretrain import main
 from tests.warm import Warm
 
@@ -192,6 +193,18 @@ def read_records():
 @pytest.fixture
 def trainer(corpus, warm):
     return Trainer(corpus, warm)
+
+
+@pytest.fixture
+def shown(capsys):
+    """What a dry run of these flags says: exit code, standard output and standard error."""
+
+    def show(words: str) -> tuple[int, str, str]:
+        code = dry_run.show(parse(words.split(), environ={}))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return show
 
 
 @pytest.fixture

@@ -48,6 +48,8 @@ def test_compiling_is_chosen_where_it_repays_itself(tmp_path, trainer, monkeypat
     assert "compiling repays itself after 120 s" in chosen(1e12)[1]
     assert chosen(1e12, compile="on") == (True, "--compile on") and chosen(1e3, compile="off") == (False, "--compile off")
     assert chosen(1e3, skip_train=True)[0] is False
+    zero_bubble = {"dry_run": True, "pipeline_model_parallel_size": 2, "pipeline_schedule": "zero-bubble", "num_layers": 4}
+    assert chosen(1e3, **zero_bubble) == (False, "--pipeline-schedule zero-bubble cannot run compiled blocks")
 
 
 def test_setup_measures_the_peak_it_says(tmp_path, trainer):

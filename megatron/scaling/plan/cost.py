@@ -64,7 +64,7 @@ def forecast(cfg: Config, first_step: int, speed: Speed | None, rates: Rates, va
         "cost": None,
         "energy_kwh": None,
         "gpus": rates.gpus,
-        "memory_bytes": max(load.peak for load in forecast_layout(cfg).loads),
+        "memory_bytes": forecast_layout(cfg).peak,
         "memory_basis": MEMORY_BASIS,
         "basis": speed.basis if speed else None,
     }
