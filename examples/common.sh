@@ -193,6 +193,9 @@ launch() {
   return "$code"
 }
 
+# cpp_step: whether the installation has the compiled step (--cpp-step); every run of a plan has it, or none.
+cpp_step() { "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("megatron.engine._cpp_step"))'; }
+
 # -- corpora
 text_tokens() {                                       # of the training text; before it is gathered, what it is going to be
   if [[ -f $text/train_text_document.bin ]]; then echo $(($(wc -c <"$text/train_text_document.bin") / 2))

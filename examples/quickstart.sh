@@ -31,6 +31,7 @@ grid+=(
 # What a width of 8 to 64 needs (docs/quick-start.md): weights and a rate that follow it, and heads of 16 channels whose rotary
 # angles tell neighbours apart. One subset for all: no run on the text that is gathered here reads a token twice.
 extra=(--init-method small-init --rotary-base 10 --unique-tokens "$(least 10000000 "$(text_tokens)")")
+if cpp_step; then extra+=(--cpp-step); fi       # twice as fast here; without a compiler the grid takes twice as long
 rate=(--lr rule:width)
 if [[ ${LEARNING_RATE:-} ]]; then rate=(); fi
 

@@ -763,6 +763,9 @@ class Train:
     flops: float | None = flag(None, "or: training FLOPs, C = 6 x all parameters x tokens", count=True, identity="noted")
     seed: int = flag(1234, "names weights, data order and noise", least=0, identity="experiment")
     bf16: bool = flag(False, "compute in bfloat16; weights and moments stay fp32", identity="noted")
+    cpp_step: bool = flag(
+        False, "forward and backward pass in C++, for small models: one process on a CPU, fp32, no dropout", identity="noted"
+    )
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "where to run", identity="free")
     num_threads: int | None = flag(None, "CPU threads [OMP_NUM_THREADS, or all cores]", identity="free")
     compile: Literal["auto", "on", "off"] = flag(
@@ -1040,6 +1043,8 @@ def resolve(cfg: Config, environ: dict[str, str], unread: Collection[str] = ()) 
         check_muon(optim, parallel, model, mistakes)
     if cfg.log.log_gradient_noise_scale:
         check_noise_scale(parallel, train, mistakes)
+    if train.cpp_step:
+        check_cpp_step(replace(cfg, parallel=parallel, train=train, model=model), mistakes)
     check_data(cfg, unread, mistakes)
     check_final_scores(train, model, mistakes)
     return replace(
@@ -1498,6 +1503,33 @@ def check_noise_scale(p: Parallel, t: Train, mistakes: list[str]) -> None:
         mistakes.append(
             f"--log-gradient-noise-scale compares micro-batches, and a step of {t.global_batch_size} samples is one: "
             "give a smaller --micro-batch-size, or a larger --global-batch-size"
+        )
+
+
+def check_cpp_step(cfg: Config, mistakes: list[str]) -> None:
+    """What is written in C++ is the plain network of one process (engine/cpp_step.h)."""
+    m, p, t, o = cfg.model, cfg.parallel, cfg.train, cfg.objective
+    asked = {
+        f"{p.world_size} processes": p.world_size > 1,
+        "--deepspeed": p.deepspeed,
+        "--bf16": t.bf16,
+        "--device cuda": t.device == "cuda",
+        "--compile on": t.compile == "on",
+        "--recompute-granularity": t.recompute_granularity,
+        "--log-gradient-noise-scale": cfg.log.log_gradient_noise_scale,
+        "--group-query-attention": m.group_query_attention,
+        f"--objective {o.objective}": o.objective not in ("ar", "mdm"),
+        "--time-conditioning": m.time_conditioning,
+        "--block-size": o.block_size,
+        "--random-length-prob": o.random_length_prob,
+        "--distill": o.distill,
+        "--reset-attention-mask": cfg.data.reset_attention_mask,
+        "--latent-size": m.latent_size,
+    } | {f"{spelling(name)} {getattr(m, name)}": getattr(m, name) for name in vars(m) if name.endswith("_dropout")}
+    if found := [name for name, given in asked.items() if given]:
+        mistakes.append(
+            f"--cpp-step computes a plain network in fp32 on one CPU, without dropout: it does not go with {', '.join(found)}; "
+            "leave it out, or these"
         )
 
 

@@ -1,4 +1,5 @@
-"""Engines turn posed batches into updates: `native` on torch alone, at any layout, and `deepspeed` without a pipeline."""
+"""Engines turn posed batches into updates: `native` on torch alone, at any layout, `deepspeed` without a pipeline, `cpp_step` for
+small models on a CPU."""
 
 from __future__ import annotations
 
@@ -78,6 +79,10 @@ def build(cfg: Config, objective: Objective, where, mesh: Mesh, say: Callable[[s
         return deepspeed.build(cfg, stages[0], mesh, say)
     if parallel.deepspeed:
         say(f"--deepspeed: with a pipeline the native engine runs, at the same ZeRO stage {parallel.zero_stage}")
+    if cfg.train.cpp_step:
+        from megatron.engine.cpp_step import CppStepEngine
+
+        return CppStepEngine(stages, cfg.optim, say)
     from megatron.engine.native import NativeEngine
 
     return NativeEngine(stages, cfg.optim, parallel, mesh, cfg.log.log_gradient_noise_scale)

@@ -301,7 +301,7 @@ def at_layout(cfg: Config, device: str, dtype: str | None = None, layout: dict |
     there = {"WORLD_SIZE": str(dist.get_world_size()), "RANK": str(dist.get_rank())} if dist.is_initialized() else os.environ
     bf16 = cfg.train.bf16 if dtype is None else dtype == "bf16"
     where: Any = device
-    train = replace(cfg.train, device=where, bf16=bf16, skip_train=True, recompute_granularity=None)
+    train = replace(cfg.train, device=where, bf16=bf16, skip_train=True, recompute_granularity=None, cpp_step=False)
     parallel = resolve_parallel(Parallel(**layout), cfg.model, False, dict(there), mistakes)
     check_parallel(parallel, train, mistakes)
     if mistakes:
