@@ -280,6 +280,11 @@ def test_a_value_that_cannot_be(words, said):
             "--init-method small-init --init-method-std 0.1",
             "--init-method-std would do nothing here: use --init-method normal, or leave it out",
         ),
+        (
+            "--cpp-step --bf16 --hidden-dropout 0.1 --attention-dropout 0 --compile on",
+            "--cpp-step computes a plain network in fp32 on one CPU, without dropout: it does not go with --bf16, --compile on, "
+            "--hidden-dropout 0.1; leave it out, or these",
+        ),
         ("--finetune", "--finetune would do nothing here: give --load, or leave it out"),
         ("--num-query-groups 2", "--num-query-groups would do nothing here: give --group-query-attention, or leave it out"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -30,14 +31,15 @@ class Size:
     ffn_hidden_size: int
     steps: int
     gate: float | None = None  # of a whole run against plain
+    cpp_gate: float | None = None  # the same with --cpp-step
     seq_length: int = 128
     padded_vocab_size: int = 384
     kv_channels: int | None = None
 
 
 SIZES = (
-    Size("12 k", 2, 16, 2, 43, 300, gate=0.8),
-    Size("100 k", 3, 48, 4, 128, 200, gate=0.8),
+    Size("12 k", 2, 16, 2, 43, 300, gate=0.8, cpp_gate=1.5),
+    Size("100 k", 3, 48, 4, 128, 200, gate=0.8, cpp_gate=1.2),
     Size("1 M", 5, 128, 4, 342, 40),
     Size("10 M", 6, 384, 6, 1024, 8),
 )
@@ -55,15 +57,18 @@ class Cost(NamedTuple):
 
 
 def sweep(rounds: int, sizes: tuple[Size, ...] = SIZES) -> list[Row]:
-    """A run of 1,000 steps of 1,024 tokens in fp32: ours and a plain script's in turn; a compiled one's once."""
-    rows = []
+    """A run of 1,000 steps of 1,024 tokens in fp32: ours, that with --cpp-step, and a plain script's in turn; a compiled one's once."""
+    rows, built = [], importlib.util.find_spec("megatron.engine._cpp_step") is not None
     with tempfile.TemporaryDirectory() as folder:
         make_corpus(f"{folder}/corpus")
         for size in sizes:
             for objective in ("ar", "mdm"):
                 ours, plain = partial(our_run, size, objective, folder), partial(plain_run, size, objective, folder)
-                costs = [(ours(), plain()) for _ in range(rounds)]
-                rows += compared(f"{size.name} {objective}", "plain", *zip(*costs, strict=True), size.gate)
+                kinds = [ours, plain] + [partial(ours, cpp=True)] * built
+                own, others, *cpp = zip(*([run() for run in kinds] for _ in range(rounds)), strict=True)
+                rows += compared(f"{size.name} {objective}", "plain", own, others, size.gate)
+                for costs in cpp:
+                    rows += compared(f"{size.name} {objective} with --cpp-step", "plain", costs, others, size.cpp_gate)
                 if not shutil.which(os.environ.get("CXX", "g++")):
                     why = "torch.compile needs a C++ compiler and none is on PATH"
                     rows.append(Row(section="sweep", what=f"{size.name} {objective}, against compiled plain", why=why))
@@ -89,7 +94,7 @@ def compared(what: str, peer: str, ours: list[Cost], others: list[Cost], gate: f
     return [row(f"{WHOLE_STEPS} steps", lambda c: c.whole, WHOLE_STEPS, gate), row("a step", lambda c: c.step, 1, None)]
 
 
-def our_run(size: Size, objective: str, folder: str) -> Cost:
+def our_run(size: Size, objective: str, folder: str, cpp: bool = False) -> Cost:
     """The trainer's, from the difference between two of its runs."""
 
     def spent(steps: int) -> float:
@@ -98,6 +103,7 @@ def our_run(size: Size, objective: str, folder: str) -> Cost:
             --hidden-dropout 0 --micro-batch-size {BATCH} --global-batch-size {BATCH} --train-iters {steps} --lr 1e-4
             --tokenizer-type ByteTokenizer --split 100,0,0 --eval-iters 0 --log-interval 10 --device cpu --num-threads 1
             --make-vocab-size-divisible-by {size.padded_vocab_size} --data-path {folder}/corpus""".split()
+        flags += ["--cpp-step"] * cpp
         with tempfile.TemporaryDirectory(dir=folder) as run:
             began = children_seconds()
             program(f"pretrain_{'diff_gpt' if objective == 'mdm' else 'gpt'}.py", [*flags, "--run-dir", f"{run}/run"])

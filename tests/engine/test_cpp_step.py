@@ -110,7 +110,9 @@ def test_is_torchs_step(name, built, monkeypatch):
 
 def take(rows, which):
     weights = rows.weights[which]
-    return replace(rows, **{name: x[which] for name, x in rows.tensors().items() if name != "asked"}, asked=asked_positions(weights))
+    return replace(
+        rows, **{name: x[which] for name, x in rows.tensors().items() if name != "asked"}, asked=asked_positions(weights)
+    )
 
 
 def test_reads_each_rows_positions_and_ties(built):
