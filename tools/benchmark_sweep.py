@@ -57,7 +57,7 @@ class Cost(NamedTuple):
 
 
 def sweep(rounds: int, sizes: tuple[Size, ...] = SIZES) -> list[Row]:
-    """A run of 1,000 steps of 1,024 tokens in fp32: ours, that with --cpp-step, and a plain script's in turn; a compiled one's once."""
+    """A run of 1,000 steps of 1,024 tokens in fp32: ours, also with --cpp-step, and a plain script's in turn; compiled once."""
     rows, built = [], importlib.util.find_spec("megatron.engine._cpp_step") is not None
     with tempfile.TemporaryDirectory() as folder:
         make_corpus(f"{folder}/corpus")

@@ -10,7 +10,7 @@ from megatron.config import Model, Optim
 from megatron.core.transformer import GPT
 from megatron.engine import cpp_step
 from megatron.engine.native import NativeEngine
-from megatron.errors import MissingInput, Mismatch
+from megatron.errors import Mismatch, MissingInput
 
 OPTIM = Optim(lr=1e-2, weight_decay=0.1, clip_grad=0.5)
 IDS = 50
