@@ -5,7 +5,7 @@
     python tools/convert_checkpoint.py RUN_DIR PLAIN_DIR [--dtype bf16]         a checkpoint to plain weights
     python tools/convert_checkpoint.py PLAIN_DIR NEW_DIR                        and back
     python tools/convert_checkpoint.py global_step1000 NEW_DIR                  Megatron-DeepSpeed: mp_rank_* or layer_* files
-    python tools/convert_checkpoint.py RUN --to dict DIR                        a dictionary for torch.load(weights_only=True)
+    python tools/convert_checkpoint.py RUN --to dict FILE.pt                    a dictionary for torch.load(weights_only=True)
 
 Plain weights are model.safetensors, or several such files with model.safetensors.index.json, under logical names, and a
 config.json. Of Megatron-DeepSpeed's files only tensors are taken, whatever the layout they were trained at. Nothing that a
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("source", type=Path, metavar="SOURCE", help="a run or one of its checkpoints, or what --from names")
-    found.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    found.add_argument("out", type=Path, metavar="OUT", help="a new folder; of --to dict a new .pt file, or a folder for checkpoint.pt")
     found.add_argument("--from", dest="form", choices=FORMS, help="what SOURCE is; another form is refused [as it looks]")
     found.add_argument(
         "--to", choices=("plain", "checkpoint", "hf", "dict"), help="what to write [plain for a checkpoint, else checkpoint]"

@@ -137,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
         dtype=given.dtype,
         say=lambda line: print(line, file=sys.stderr),
         vectors=bool(given.vectors or given.to_vectors),
+        blocks=True,
     )
     source = Source.of(trained.cfg, trained.tokenizer)
     names = ("temperature", "top_k", "top_p", "min_p", *SETTINGS)

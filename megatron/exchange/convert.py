@@ -9,7 +9,7 @@ import torch
 from megatron.core import checkpoint
 from megatron.errors import Mismatch, MissingInput
 from megatron.exchange.checkpoints import read_checkpoint, write_checkpoint
-from megatron.exchange.dictionary import FILE, is_dictionary, read_dictionary, write_dictionary
+from megatron.exchange.dictionary import ENDS, FILE, is_dictionary, read_dictionary, write_dictionary
 from megatron.exchange.hugging_face import is_hugging_face, read_hugging_face, training_flags, write_hugging_face
 from megatron.exchange.megatron_deepspeed import holds_megatron, named_by_latest, read_megatron
 from megatron.exchange.plain import holds_tensors, read_plain, write_plain
@@ -17,6 +17,7 @@ from megatron.exchange.weights import Weights, check_shapes
 from megatron.flags import ConfigError
 from megatron.training.trained import find_finished, open_run
 
+WRITES = {"dict": "a folder or a .pt file"} | dict.fromkeys(("plain", "checkpoint", "hf"), "a folder")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -31,7 +32,7 @@ def convert(
     num_heads: int | None = None,
     with_tokenizer: bool = True,
 ) -> dict:
-    """Read `source` and write the new folder `out`; what was done, with a `sentence` for people. Raises the classes of errors."""
+    """Read `source` and write the new folder, or dictionary's file, `out`; what was done, with a `sentence` for people. Raises the classes of errors."""
     if not source.exists():
         raise MissingInput(f"{source} is not there: give a run, one of its checkpoints, or what --from names")
     place = folder_of(source)
@@ -40,6 +41,8 @@ def convert(
         raise Mismatch(f"{source} looks like {looks}, and --from says {form}: leave it out, or give the folder that you mean")
     to = to or ("plain" if looks == "checkpoint" else "checkpoint")
     refuse_idle(looks, to, which, dtype, num_heads, with_tokenizer)
+    if out.suffix in (*ENDS, ".safetensors", ".bin") and not (to == "dict" and out.suffix in ENDS):
+        raise ConfigError([f"{out} is named like a file, and --to {to} writes {WRITES[to]}: give a name without {out.suffix}"])
     if to in ("hf", "dict"):
         if looks != "checkpoint":
             raise Mismatch(
@@ -66,9 +69,10 @@ def of_run(source: Path, out: Path, to: str, which: str | None, dtype: torch.dty
         found = checkpoint.load(path)
         if "model_config" not in found.facts or "train_config" not in found.facts:
             raise Mismatch(f"{path} holds no run: --to dict takes a checkpoint of training")
-        write_dictionary(out, found)
-        said = {"source": str(path), "out": str(out), "to": to, "step": found.step}
-        return said | {"sentence": f"{path}: written to {out / FILE}, a dictionary for torch.load(..., weights_only=True)"}
+        file = out if out.suffix in ENDS else out / FILE
+        write_dictionary(file, found)
+        said = {"source": str(path), "out": str(file), "to": to, "step": found.step}
+        return said | {"sentence": f"{path}: written to {file}, a dictionary for torch.load(..., weights_only=True)"}
     trained = open_run(source, which, device="cpu", dtype="fp32", say=lambda line: None)
     agreed = write_hugging_face(out, trained, source, dtype, with_tokenizer)
     said = {"source": str(trained.checkpoint.path), "out": str(out), "to": to, "step": trained.checkpoint.step} | vars(agreed)

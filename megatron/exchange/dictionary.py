@@ -18,12 +18,13 @@ from megatron.exchange.weights import Weights
 from megatron.files import staged
 
 FILE = "checkpoint.pt"
+ENDS = (".pt", ".pth")  # of the name of such a file
 ARCHITECTURES = {"ar": "ar", "mdm": "diffusion", "sdd": "sdd"}  # our objectives by their names there
 KEYS = ("global_step", "model_state_dict", "model_config", "train_config", "architecture")
 
 
 def write_dictionary(out: Path, found: Checkpoint) -> None:
-    """All of a checkpoint's tensors in OUT/checkpoint.pt, in fp32."""
+    """All of a checkpoint's tensors in `out`, a .pt file, in fp32."""
     facts, tensors = found.facts, found.tensors()
     state = {
         "global_step": found.step,
@@ -37,8 +38,8 @@ def write_dictionary(out: Path, found: Checkpoint) -> None:
         "facts": facts,
         "others": {name: t for name, t in tensors.items() if not name.startswith(("model/", "optimizer/"))},
     }
-    with staged(out) as stage:
-        torch.save(state, stage / FILE)
+    with staged(out.parent) as stage:
+        torch.save(state, stage / out.name)
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -46,7 +47,7 @@ def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_dictionary(path: Path) -> bool:
-    return path.suffix in (".pt", ".pth") or (path / FILE).is_file()
+    return path.suffix in ENDS or (path / FILE).is_file()
 
 
 def load_dictionary(path: Path) -> dict:

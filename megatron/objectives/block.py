@@ -57,8 +57,14 @@ class BlockDiffusion(MaskedDiffusion):
         return 1 - (1 - self.times(noise, progress)[:, None] + stratum / blocks) % 1.0
 
 
+def of_text(length: int, block: int) -> Tensor:
+    """What `sight` shows to x of x alone, which a block of hidden tokens in the place of its own sees as well.  -> [n, n] bool"""
+    of = torch.arange(length) // block
+    return of[:, None] >= of
+
+
 def sight(length: int, block: int) -> Tensor:
     """Which place (row) of [z; x] sees which (column).  -> [2n, 2n] bool"""
-    place = torch.arange(2 * length)
-    copy, of = place >= length, place % length // block
-    return ((copy[:, None] == copy) & (of[:, None] == of)) | (copy & (of[:, None] > of))
+    x, own = of_text(length, block), of_text(length, block)
+    own = own & own.T
+    return torch.cat((torch.cat((own, x & ~own), 1), torch.cat((torch.zeros_like(x), x), 1)))

@@ -56,6 +56,7 @@ class Rows:
     candidates: int = 0  # of such a place
     uniform_share: float = 0.0  # of the noise that is a random id; the rest is the mask
     latent: Tensor | None = None  # [b, d] fp32   each row's vector, standardised, of which the first place is
+    block: int = 0  # places of a block of a model that sees only blocks up to a place's own; 0: it sees all places
 
 
 def exponentials(seed: int, number: int, place: int, size: int, before: int = 0) -> np.ndarray:

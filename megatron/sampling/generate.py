@@ -52,6 +52,7 @@ class Source:
     states: States | None = None  # what places between clean and noise are, where they are no ids
     candidates: int = 0  # of such a place
     uniform_share: float = 0.0  # of the noise that is a random id; the rest is the mask
+    block: int = 0  # places of a block of a model that sees only blocks up to a place's own (--block-size); 0: it sees all
     latent_size: int = 0  # numbers in a row's vector, whose place comes before the text; 0: rows have none
 
     @classmethod
@@ -65,6 +66,7 @@ class Source:
             rows_end=cfg.data.data_kind in ROWS_THAT_END,
             **noisy_states(cfg),
             uniform_share=cfg.objective.uniform_share if cfg.objective.objective == "udm" else 0.0,
+            block=cfg.objective.block_size or 0,
             latent_size=cfg.model.latent_size or 0,
         )
 
@@ -132,6 +134,8 @@ def with_gaps(source: Source, text: str) -> Template:
         ids += [None] * int(part) if i % 2 else encoded(source, part)
     if source.mask is None:
         raise BadData(f"--infill: a model of the objective {source.objective} reads only what stands left of a gap: use --prompt")
+    if source.block:
+        raise BadData(f"--infill: a model of --block-size {source.block} reads nothing that stands behind a gap's block: use --prompt")
     if None not in ids:
         raise BadData(f"--infill {text[:60]!r} has no gap: write [MASK:5] where five tokens are to be found")
     if len(ids) > source.window:
@@ -173,7 +177,7 @@ def generate(
     Raises ConfigError for settings that cannot be, Mismatch for a sampler that does not serve the objective.
     """
     known = sampler_for(sampler, source.objective)
-    check(known, how, templates, ignore_end and source.rows_end)
+    check(known, how, templates, ignore_end and source.rows_end, source.block)
     causal, eod = source.mask is None, source.tokenizer.eod
     how = replace(how, end=eod if source.rows_end or (causal and not ignore_end) else None)
     if stop and causal:
@@ -209,9 +213,9 @@ class Counted:
         return self.model.logits(batches, caches) if isinstance(self.model, CachingModel) else self.model.logits(batches)
 
 
-def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignored: bool) -> None:
-    """Raises ConfigError with a sentence for each mistake."""
-    blocks = max((-(-t.num_open // (how.block_length or max(1, t.num_open))) for t in templates), default=0)
+def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignored: bool, own: int = 0) -> None:
+    """Raises ConfigError with a sentence for each mistake. `own`: places of a model's own blocks, where it has them."""
+    blocks = max((num_blocks(t, how.block_length, own) for t in templates), default=0)
     fewest = min((t.num_open for t in templates), default=0)
     limits = [
         ("--temperature", how.temperature, 0 <= how.temperature < float("inf"), "0 or more"),
@@ -237,15 +241,37 @@ def check(sampler: Sampler, how: How, templates: Sequence[Template], ends_ignore
     if how.temperature == 0 and (how.top_k or how.top_p or how.min_p):
         mistakes.append("--temperature 0 takes the likeliest id: --top-k, --top-p and --min-p would do nothing, leave them out")
     if how.steps and not mistakes and how.steps < blocks:
-        mistakes.append(f"--steps {how.steps}: --block-length {how.block_length} makes {blocks} blocks, which need a step each")
+        made = f"--block-length {how.block_length} makes" if how.block_length else f"--block-size {own} of the run makes"
+        mistakes.append(f"--steps {how.steps}: {made} {blocks} blocks, which need a step each")
     if how.steps and not mistakes and how.steps > fewest and not sampler.any_steps:
         mistakes.append(f"--steps {how.steps}: each step fills at least one place, and there are {fewest}: give at most {fewest}")
     if how.guidance and any(t.num_open == len(t.ids) for t in templates):
         mistakes.append("--guidance moves away from a row with nothing given, and nothing is: give a prompt, or leave it out")
     if ends_ignored:
         mistakes.append("--ignore-end: behind the end of this run's rows there is nothing: leave it out")
+    if own:
+        mistakes += refuse_whole_rows(sampler, how, own)
     if mistakes:
         raise ConfigError(mistakes)
+
+
+def num_blocks(template: Template, length: int | None, own: int) -> int:
+    """That hold something open."""
+    if own:
+        return len({place // own for place, one in enumerate(template.ids) if one is None})
+    return -(-template.num_open // (length or max(1, template.num_open)))
+
+
+def refuse_whole_rows(sampler: Sampler, how: How, own: int) -> list[str]:
+    """What a model of blocks cannot do, which reads no place behind a block."""
+    found = [
+        f"--{name.replace('_', '-')} is for models that read whole rows, and this one reads blocks of {own}: leave it out"
+        for name in ("block_length", "cache", "guidance")
+        if getattr(how, name)
+    ]
+    if "block_length" not in sampler.reads:
+        found.append(f"this sampler ({sampler.title}) returns to whole rows, and this model reads blocks of {own}: use another one")
+    return found
 
 
 def batches(numbers: Sequence[int], size: int, kinds: Sequence[int | None]) -> list[list[int]]:
@@ -281,6 +307,7 @@ def rows_of(source: Source, templates: Sequence[Template], numbers: list[int], s
         states=source.states,
         candidates=source.candidates,
         uniform_share=source.uniform_share,
+        block=source.block,
     )
 
 

@@ -172,7 +172,7 @@ def by_rule(model: Model, rows: Rows, how: How, score: Score, take: Take | None 
 def reader(model: Model, rows: Rows, how: How) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """What gives the logits of some places, of ids that may be drawn: (ids, asked, block) [b, s] each -> [n, v]"""
     if how.guidance is None:
-        places: Places | Guided = Places(model, rows.ids.shape, how.cache, rows.mask, rows.latent)
+        places: Places | Guided = Places(model, rows.ids.shape, how.cache, rows.mask, rows.latent, block=rows.block)
     else:
         assert rows.mask is not None
         places = Guided(model, ~rows.open, rows.mask, how.guidance, how.cache, rows.latent)
@@ -188,9 +188,9 @@ def reveal(ids: Tensor, still: Tensor, where: Tensor, logits: Tensor, rows: Rows
 def blocks_of(rows: Rows, how: How) -> list[list[tuple[Tensor, int]]]:
     """Each row's blocks: their open places, and the steps that are spent on them: at least one each, where there are as many."""
     found = []
-    for row in rows.open:
+    for row, number in zip(rows.open, numbered(rows, how)):
         places = row.nonzero()[:, 0]
-        blocks = places.split(how.block_length or max(1, len(places)))
+        blocks = places.split(number[places].bincount().tolist())
         steps, ends = how.steps or len(places), [0]
         for block in blocks:
             ends.append(ends[-1] + len(block))
@@ -201,6 +201,10 @@ def blocks_of(rows: Rows, how: How) -> list[list[tuple[Tensor, int]]]:
 
 def numbered(rows: Rows, how: How) -> Tensor:
     """Which block each open place belongs to, in `blocks_of`.  -> [b, s] int64"""
+    if rows.block:  # the model's own, from place 0 on; those that are filled do not count
+        of = torch.arange(rows.open.shape[1]) // rows.block
+        there = torch.zeros(len(rows.open), int(of[-1]) + 1).index_add(1, of, rows.open.float()) > 0
+        return (there.cumsum(1) - 1).clamp(min=0)[:, of]
     return (rows.open.cumsum(1) - 1).clamp(min=0) // (how.block_length or rows.open.shape[1])
 
 

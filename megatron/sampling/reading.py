@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron.batch import Batch, reading
 from megatron.core.cache import Cache
+from megatron.objectives.block import of_text
 
 Kept = Literal["prefix", "dual", "delayed"]
 
@@ -71,6 +72,7 @@ class Places:
     only what is hidden and what has changed since it was last read is read again (Ma et al., arXiv:2505.15781). Each is another
     model than the one without, whose distribution it approximates; what it says is a function of the row and its blocks alone.
     `mask` is what hidden places read, which `delayed` must know, and models that are told the noise level.
+    `block`: a place sees its own block of so many and those before it, as in objectives/block.py; what stands behind is not read.
     """
 
     def __init__(
@@ -81,8 +83,10 @@ class Places:
         mask: int | None = None,
         latent: Tensor | None = None,
         level: Tensor | None = None,
+        block: int = 0,
     ):
         self.model, self.kept, self.mask, self.latent, self.level = model, kept, mask, latent, level
+        self.model_block = block
         self.block = torch.zeros(shape, dtype=torch.bool)  # for which each row's cache was made
         self.ids = torch.full(shape, -1)  # as each row was last read
         self.cache = None if kept is None else caching(model).cache(*shape)
@@ -112,9 +116,17 @@ class Places:
 
     def whole(self, ids: Tensor, asked: Tensor, rows: Tensor) -> Tensor:
         """-> [n, v] of these rows"""
-        rest = {"asked": asked[rows].flatten().nonzero()[:, 0]} | told(self.latent, rows, self.level)
-        batch = replace(reading(ids[rows]), **rest)
+        ids, asked, rest = ids[rows], asked[rows], told(self.latent, rows, self.level)
+        if self.model_block:
+            ids, asked = (self.to_block_end(x, asked, fill) for x, fill in ((ids, self.mask), (asked, False)))
+            rest["attend"] = of_text(ids.shape[1], self.model_block)
+        batch = replace(reading(ids), asked=asked.flatten().nonzero()[:, 0], **rest)
         return self.model.logits([batch])[0].cpu() if self.cache is None else self.passed(batch, rows)
+
+    def to_block_end(self, x: Tensor, asked: Tensor, fill: int | bool | None) -> Tensor:
+        """Up to the end of the last block of which something is asked; places behind the row's end are hidden."""
+        end = (int(asked.any(0).nonzero().max()) // self.model_block + 1) * self.model_block
+        return torch.nn.functional.pad(x, (0, end - x.shape[1]), value=fill)  # a negative number cuts
 
     def part(self, ids: Tensor, asked: Tensor, rows: Tensor) -> Tensor:
         """-> [n, v] of these rows, whose block has been begun"""

@@ -132,12 +132,13 @@ def open_run(
     dtype: str | None = None,
     say: Callable[[str], None] = print,
     vectors: bool = False,
+    blocks: bool = False,
     **layout,
 ) -> Trained:
     """The trained model of a run's folder, or of one of its checkpoints, which `run` may name itself.
 
     `checkpoint`: a step, `best` by validation, `newest`, or a path; left out, the last one of a run that is finished.
-    `vectors`: the caller reads rows that begin with a vector (--latent-size).
+    `vectors`: the caller reads rows that begin with a vector (--latent-size). `blocks`: it says who sees whom (--block-size).
     `device`: auto, cpu or cuda. `dtype`: what the model computes in, fp64, fp32 or bf16 [the run's]. `layout`: flags of
     --tensor-model-parallel-size and its like by name, for the processes that the launcher started, whatever the run had.
 
@@ -148,7 +149,8 @@ def open_run(
     facts = checkpoints.read_manifest(path)["facts"]
     refuse_untrained(path, facts)
     cfg = at_layout(read_config(facts, path), device, dtype, layout)
-    refuse_blocks(path, cfg)
+    if not blocks:
+        refuse_blocks(path, cfg)
     if not vectors:
         refuse_vectors(path, cfg)
     if checkpoint is None and path != Path(run):
@@ -319,8 +321,8 @@ def refuse_untrained(path: Path, facts: dict) -> None:
 def refuse_blocks(path: Path, cfg: Config) -> None:
     if cfg.objective.block_size:
         raise Mismatch(
-            f"{path} was trained with --block-size {cfg.objective.block_size}, whose network reads rows twice, as samplers and "
-            "estimators of whole rows do not: score it with --skip-train --load"
+            f"{path} was trained with --block-size {cfg.objective.block_size}, whose network reads blocks from left to right, "
+            "as what reads whole rows does not: score it with --skip-train --load, or write with tools/generate.py"
         )
 
 

@@ -26,7 +26,11 @@ def test_there_and_back(tmp_path, corpus, capsys):
     assert (found["model_config"]["hidden_size"], found["train_config"]["lr"]) == (16, 1e-3)
     assert torch.equal(found["model_state_dict"]["norm.weight"], tensors["model/norm.weight"])
     assert torch.equal(found["optimizer_state_dict"]["exp_avg/norm.weight"], tensors["optimizer/exp_avg/norm.weight"])
-    assert convert_checkpoint.main([str(out / "checkpoint.pt"), str(tmp_path / "back")]) == 0
+    assert convert_checkpoint.main([str(run), "--to", "dict", str(tmp_path / "named.pt")]) == 0
+    assert torch.load(tmp_path / "named.pt", weights_only=True).keys() == found.keys()
+    assert convert_checkpoint.main([str(run), "--to", "plain", str(tmp_path / "w.safetensors")]) == 2
+    assert "--to plain writes a folder: give a name without .safetensors" in capsys.readouterr().err
+    assert convert_checkpoint.main([str(tmp_path / "named.pt"), str(tmp_path / "back")]) == 0
     longer = [*FLAGS, "--data-path", corpus, "--run-dir", str(run), "--save", str(run), "--load", str(run)]
     longer[longer.index("--train-iters") + 1] = "9"
     assert main(parse([*longer, "--exit-interval", "3"], "mdm")) == 85

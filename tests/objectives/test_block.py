@@ -128,7 +128,7 @@ def test_flags_build_it_and_a_whole_row_is_refused():
     cfg = parse([*words("x"), "--objective", "mdm", "--block-size", "4", "--mdm-t-sampling", "iid"])
     found = checked(build(cfg, MASK))
     assert found == blocks(4) and found.reference() == blocks(4, strata=16) == found.reference().reference()
-    with pytest.raises(Mismatch, match="was trained with --block-size 4, .* score it with --skip-train --load"):
+    with pytest.raises(Mismatch, match="was trained with --block-size 4, .* score it with --skip-train --load, or write with"):
         refuse_blocks(Path("runs/b"), cfg)
 
 

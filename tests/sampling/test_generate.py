@@ -72,6 +72,21 @@ def test_a_sample_is_the_same_alone_in_any_batch_and_at_any_layout(pool, objecti
         assert pool.run(2, answers, objective, flags.split()) == [whole, whole]
 
 
+def test_a_model_of_blocks_fills_its_own_blocks():
+    engine, source = opened("mdm", ["--block-size", "4"])
+    templates = [continued(source, "abcde", 6), continued(source, "", 5)]
+    for name, how in (("confidence", replace(WARM, steps=5)), ("ancestral", How()), ("threshold", How(threshold=0.05))):
+        whole = generate(engine, source, templates, name, how, num_samples=2)
+        alone = generate(engine, source, templates, name, how, num_samples=2, numbers=[1], batch_size=1)
+        assert alone.samples == [whole.samples[1]] and whole.samples[0] != whole.samples[1]
+    with pytest.raises(ConfigError, match="(?s)--block-size 4 of the run makes 2 blocks.*--cache is for models that read whole"):
+        generate(engine, source, templates[:1], "confidence", How(steps=1, cache="dual"))
+    with pytest.raises(ConfigError, match="returns to whole rows, and this model reads blocks of 4"):
+        generate(engine, source, templates[:1], "remdm-cap", How())
+    with pytest.raises(BadData, match="reads nothing that stands behind a gap's block"):
+        with_gaps(source, "a[MASK:3]b")
+
+
 def test_gaps_keep_what_stands_around_them():
     engine, source = opened("mdm")
     template = with_gaps(source, "[MASK:2]bc[MASK:3]!")

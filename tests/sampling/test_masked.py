@@ -1,14 +1,18 @@
 """Samples of small tables of random conditionals against their exact distributions, worked out by recursion."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
+from megatron.batch import reading
+from megatron.objectives.block import sight
 from megatron.sampling.draws import How, Rows
 from megatron.sampling.table import SAMPLERS
+from tests.test_bound import engine
 
 VOCAB, MASK, LENGTH, DRAWS = 3, 3, 3, 2000
 
@@ -183,3 +187,25 @@ def test_behind_a_drawn_end_everything_is_the_end():
     for name in ("ancestral", "confidence", "threshold"):
         for row in SAMPLERS[name].load()(Conditionals(), rows, How(end=1)).tolist():
             assert 1 not in row or set(row[row.index(1) :]) == {1}
+
+
+@pytest.mark.parametrize("length", [4, 3])
+def test_a_model_of_blocks_is_sampled_as_it_was_trained(length):
+    """Blocks of two, read twice as in training, against samples that read each block once; a row may end within one."""
+    network, texts = engine(False), torch.tensor(list(itertools.product(range(VOCAB), repeat=4)))
+    chances = torch.ones(len(texts), dtype=torch.float64)
+    for place in range(4):
+        hidden = texts.clone()
+        hidden[:, place // 2 * 2 :][:, place % 2 : 2] = MASK
+        batch = replace(reading(torch.cat((hidden, texts), 1)), attend=sight(4, 2), asked=torch.arange(len(texts)) * 8 + place)
+        batch = replace(batch, positions=batch.positions % 4)
+        (logits,) = network.logits([batch])
+        chances *= logits[:, :VOCAB].double().softmax(1).gather(1, texts[:, place, None])[:, 0]
+    assert float(chances.sum()) == pytest.approx(1)
+    ids, open_places = torch.full((DRAWS, length), MASK), torch.ones(DRAWS, length, dtype=torch.bool)
+    rows = Rows(ids=ids, open=open_places, numbers=list(range(DRAWS)), seed=3, vocab_size=VOCAB, mask=MASK, block=2)
+    drawn = SAMPLERS["left-to-right"].load()(network, rows, How())
+    digits = 3 ** torch.arange(length)
+    counts = (drawn * digits).sum(1).bincount(minlength=3**length)
+    expected = torch.zeros(3**length, dtype=torch.float64).index_add(0, (texts[:, :length] * digits).sum(1), chances)
+    assert chisquare(counts.numpy(), expected.numpy() * DRAWS).pvalue > 1e-3

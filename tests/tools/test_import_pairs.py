@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megatron.data.indexed import IndexedDataset
+from megatron.data.lineage import inputs
 from megatron.data.pairs import Pairs
 from tools import import_pairs
 
@@ -62,6 +63,14 @@ def test_one_corpus_in_natural_order(pairs, capsys):
     assert matrix.dtype == np.float32 and np.array_equal(matrix, np.repeat(np.arange(6)[:, None], 4, 1))
     assert "p: 6 pairs, " in capsys.readouterr().out and not [name for name in made(pairs) if name.startswith(".")]
     assert np.array_equal(Pairs(str(pairs / "out" / "p"), 9, 1, 1000, 1001).vectors(np.arange(6))[:, 0].sum(), 15)
+    (pairs / "out").rename(pairs / "before")
+    run(pairs)
+    again, folders = IndexedDataset(pairs / "out" / "p"), sorted(inputs(corpus).values())
+    assert folders == [str(pairs / "tokens"), str(pairs / "vectors")] and inputs(corpus).keys() == inputs(again).keys()
+    put(pairs, "b", ids=ids_of("b")[::-1])
+    (pairs / "out").rename(pairs / "between")
+    run(pairs, "--on-bad", "skip")
+    assert len(inputs(corpus).keys() & inputs(IndexedDataset(pairs / "out" / "p")).keys()) == 1  # the vectors alone
 
 
 @pytest.mark.parametrize("shape", ["row", "left padded", "float64", "float16", "bool mask"])

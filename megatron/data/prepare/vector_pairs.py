@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.data.indexed import IndexedWriter, best_dtype
+from megatron.data.lineage import folder_record
 from megatron.data.pairs import NO_NPY, checksums, moments, vectors_path
 from megatron.errors import BadData, MissingInput
 from megatron.progress import ProgressLine
@@ -213,6 +214,10 @@ def import_all(pairs: Sequence[Found], given: PairFolders, prefix: Path, skipped
             matrix.write(matrix_header(tally.pairs, tally.width))
         path = vectors_path(prefix)
         writer.extra = {"vectors": {"width": tally.width, "block_crc32": checksums(path)} | moments(path).said()}
+        writer.extra["inputs"] = [
+            folder_record(given.tokens, [pair.tokens for pair in pairs if pair.tokens]),
+            folder_record(given.vectors, [pair.vector for pair in pairs if pair.vector]),
+        ]
     return tally
 
 
