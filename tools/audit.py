@@ -94,7 +94,8 @@ def describe(found) -> str:
         lines.append("closed form sum_k w_k n CE_k, w = " + " ".join(f"{w:.4f}" for w in found.closed_form.weights))
     if found.floor:
         lines.append(f"floor: model minus oracle {found.floor['difference']:+.6f} +- {found.floor['se']:.6f} nats per token")
-    return "\n".join([*lines, *found.notes, *found.reasons, f"{found.subject}: {found.verdict}"])
+    of = f" ({found.unscored})" if found.unscored else ""
+    return "\n".join([*lines, *found.notes, *found.reasons, f"{found.subject}: {found.verdict}{of}"])
 
 
 @exits

@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("source", type=Path, metavar="SOURCE", help="a run or one of its checkpoints, or what --from names")
-    found.add_argument("out", type=Path, metavar="OUT", help="a new folder; of --to dict a new .pt file, or a folder for checkpoint.pt")
+    found.add_argument(
+        "out", type=Path, metavar="OUT", help="a new folder; of --to dict a new .pt file, or a folder for checkpoint.pt"
+    )
     found.add_argument("--from", dest="form", choices=FORMS, help="what SOURCE is; another form is refused [as it looks]")
     found.add_argument(
         "--to", choices=("plain", "checkpoint", "hf", "dict"), help="what to write [plain for a checkpoint, else checkpoint]"

@@ -69,6 +69,7 @@ class Audit:
     floor: dict | None = None
     faults: list[str] = field(default_factory=list)  # that were seen otherwise, one sentence each
     notes: list[str] = field(default_factory=list)  # what was left out, and why
+    unscored: str = ""  # what the verdict is of, where nothing was asked of the weights that it names
     seconds: float = 0.0
 
     @property
@@ -105,6 +106,7 @@ class Audit:
             "subject": self.subject,
             "verdict": self.verdict,
             "bound": self.bound,
+            "unscored": self.unscored,
             "reasons": self.reasons,
             "sums": [asdict(one) | {"passed": one.passed} for one in self.sums],
             "closed_form": self.closed_form and asdict(self.closed_form) | {"trouble": self.closed_form.trouble},

@@ -202,6 +202,11 @@ class Posed:
             return NODES * (vocab + 1 + (self.objective.share < 1)) ** length
         return len(draws(length, Times())[0]) if self.noisy else 1
 
+    def num_problems(self, vocab: int, length: int) -> int:
+        """How many different ones the draws of a row make, at most."""
+        hides = self.noisy and not isinstance(self.objective, UniformDiffusion)
+        return 2**length - 1 if hides else self.num_draws(vocab, length)
+
     def distinct(
         self, rows: Rows, number: Tensor, chance: Tensor, t: Tensor, uniforms: Tensor, ids: Tensor | None = None
     ) -> tuple[Batch, Tensor]:
@@ -259,11 +264,24 @@ def merged(batches: list[Batch], weights: Tensor) -> Batch:
     """Problems that differ by their weight alone as one, with the sum of the weights.  weights float64 [b, s]"""
     own = {name: torch.cat([b.tensors()[name] for b in batches]) for name in batches[0].tensors() if name != "asked"}
     told = [x.reshape(len(x), -1).double() for name, x in own.items() if name not in ("weights", "scored", "positions")]
-    _, group = torch.unique(torch.cat(told, 1), dim=0, return_inverse=True)  # [b]
+    group = alike(torch.cat(told, 1))
     first = torch.zeros(int(group.max()) + 1, dtype=torch.long).scatter_(0, group.flip(0), torch.arange(len(group)).flip(0))
     summed = torch.zeros(len(first), weights.shape[1], dtype=torch.float64).index_add(0, group, weights)
     kept = {name: x[first] for name, x in own.items()} | {"weights": summed, "asked": asked_positions(summed)}
     return replace(batches[0], **kept)
+
+
+def alike(table: Tensor) -> Tensor:
+    """Which of the different rows of a table each one is, in their order: what unique(dim=0) says, in a tenth of its time.
+
+    [b, n] -> int64 [b]
+    """
+    group = torch.zeros(len(table), dtype=torch.long)
+    for column in table.unbind(1):
+        values, number = column.unique(return_inverse=True)
+        if len(values) > 1:
+            group = (group * len(values) + number).unique(return_inverse=True)[1]
+    return group
 
 
 @dataclass(frozen=True, kw_only=True)

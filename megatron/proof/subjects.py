@@ -28,7 +28,7 @@ from megatron.objectives.masked import MaskedDiffusion
 from megatron.objectives.uniform import UniformDiffusion
 from megatron.objectives.vectors import TextGivenVector
 from megatron.proof.audit import SIZES, Audit, audit, network_sum
-from megatron.proof.scoring import LONGEST_DRAWN, Posed
+from megatron.proof.scoring import LONGEST_DRAWN, Posed, Scorer
 from megatron.proof.sources import Rows, packed
 from megatron.training import device, floor
 from megatron.training.trained import open_run
@@ -38,7 +38,8 @@ TINY = """--num-layers 1 --hidden-size 16 --num-attention-heads 2 --ffn-hidden-s
     --train-data-path none --tokenizer-type ByteTokenizer"""
 REDRAWN_SIZES = (3, 3)  # tokens and places, where a place may hold any id
 LEAK = 1e-3  # of logits, in float32
-MOST = 1 << 17  # rows under draws that a trained network is asked about
+MOST = 1 << 18  # rows as they are seen that a trained network is asked about
+MOST_DRAWS = 1 << 21  # rows under the draws that these come from
 
 
 def audit_objective(
@@ -71,10 +72,7 @@ def audit_run(
     found = audit(posed, *sizes, seed)
     own = posed_text(str(run), trained.reference)
     rows = longest(own, trained.cfg.model.vocab_size)
-    if rows:
-        found.sums.append(network_sum(own, rows, trained.engine, "trained"))
-    else:
-        found.notes.append(f"left out: all rows of the run's {trained.cfg.model.vocab_size} tokens, which are too many")
+    add_own(found, own, rows, trained.engine, "trained", f"the run's {trained.cfg.model.vocab_size} tokens")
     try:
         found.floor = floor.measure(trained)
     except (BadData, MissingInput) as error:  # no oracle, or the corpus is elsewhere now
@@ -96,13 +94,20 @@ def audit_folder(folder: Path, vocab: int | None = None, length: int | None = No
     found = audit(Posed(name=str(folder), objective=plain(masked, sizes[0])), *sizes, seed)
     own = Posed(name=str(folder), objective=plain(masked, known))
     rows = longest(own, known)
-    if rows and rows.tokens.shape[1] > 1:
-        found.sums.append(network_sum(own, rows, network, "folder"))
-    else:
-        found.notes.append(f"left out: all rows of the folder's {known} tokens, which are too many")
+    add_own(found, own, rows, network, "folder", f"the folder's {known} tokens")
     if not masked and (moved := network.leak(known, place)) > LEAK:
         found.faults.append(f"later tokens move the logits of earlier places by up to {moved:.3g}: they are seen")
     return found
+
+
+def add_own(found: Audit, own: Posed, rows: Rows | None, network: Scorer, name: str, tokens: str) -> None:
+    """The sum over rows that the weights themselves are asked about; where even pairs of tokens are too many, that there is none."""
+    if rows and rows.tokens.shape[1] > 1:
+        found.sums.append(network_sum(own, rows, network, name))
+        found.notes.append(f"{name}: all {len(rows.tokens):,} rows of {rows.tokens.shape[1]} of {tokens}")
+    else:
+        found.notes.append(f"left out: all rows of {tokens}, of which even pairs are too many")
+        found.unscored = f"of how it is scored: no row was scored with the {name} weights themselves"
 
 
 def plain(masked: bool, mask_id: int) -> Objective:
@@ -175,7 +180,7 @@ def longest(posed: Posed, vocab: int) -> Rows | None:
     """All rows of as many places as MOST allows; None where one place is too many."""
     found = None
     for n in range(1, LONGEST_DRAWN + 1):
-        if vocab**n * posed.num_draws(vocab, n) > MOST:
+        if vocab**n * posed.num_problems(vocab, n) > MOST or vocab**n * posed.num_draws(vocab, n) > MOST_DRAWS:
             break
         found = packed(vocab, n)
     return found

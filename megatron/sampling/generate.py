@@ -135,7 +135,9 @@ def with_gaps(source: Source, text: str) -> Template:
     if source.mask is None:
         raise BadData(f"--infill: a model of the objective {source.objective} reads only what stands left of a gap: use --prompt")
     if source.block:
-        raise BadData(f"--infill: a model of --block-size {source.block} reads nothing that stands behind a gap's block: use --prompt")
+        raise BadData(
+            f"--infill: a model of --block-size {source.block} reads nothing that stands behind a gap's block: use --prompt"
+        )
     if None not in ids:
         raise BadData(f"--infill {text[:60]!r} has no gap: write [MASK:5] where five tokens are to be found")
     if len(ids) > source.window:
@@ -270,7 +272,9 @@ def refuse_whole_rows(sampler: Sampler, how: How, own: int) -> list[str]:
         if getattr(how, name)
     ]
     if "block_length" not in sampler.reads:
-        found.append(f"this sampler ({sampler.title}) returns to whole rows, and this model reads blocks of {own}: use another one")
+        found.append(
+            f"this sampler ({sampler.title}) returns to whole rows, and this model reads blocks of {own}: use another one"
+        )
     return found
 
 

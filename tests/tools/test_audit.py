@@ -6,8 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron.proof.subjects import Folder
-from tools.audit import main
+from megatron.objectives.masked import MaskedDiffusion
+from megatron.proof.audit import Audit
+from megatron.proof.scoring import Posed
+from megatron.proof.subjects import Folder, add_own, longest
+from tools.audit import describe, main
 
 
 def test_a_rule_of_ones_own(tmp_path, monkeypatch, capsys):
@@ -45,7 +48,22 @@ def test_a_folder_of_another_library(tmp_path, capsys):
     assert main([str(tmp_path / "llama"), "--vocab", "2", "--length", "3"]) == 0
     said = json.loads((tmp_path / "llama" / "audit.json").read_text())
     (folder,) = [one for one in said["sums"] if one["source"] == "folder"]
-    assert said["verdict"] == "tight" and folder["total"] == pytest.approx(1, abs=1e-5)
+    assert said["verdict"] == "tight" and folder["total"] == pytest.approx(1, abs=1e-5) and said["unscored"] == ""
+
+
+def test_a_verdict_without_a_row_of_the_weights_says_so():
+    wide, pairs = Audit(subject="wide"), Audit(subject="pairs")
+    network = Folder(lambda input_ids: SimpleNamespace(logits=torch.zeros(*input_ids.shape, 4)))
+    posed = Posed(name="own", objective=MaskedDiffusion(mask_id=600).reference())
+    add_own(wide, posed, longest(posed, 600), network, "folder", "the folder's 600 tokens")
+    assert (
+        not wide.sums and wide.record()["unscored"] == "of how it is scored: no row was scored with the folder weights themselves"
+    )
+    assert "wide: loose (of how it is scored: no row was scored" in describe(wide)
+    posed = Posed(name="own", objective=MaskedDiffusion(mask_id=3).reference())
+    add_own(pairs, posed, longest(posed, 3), network, "folder", "the folder's 3 tokens")
+    assert not pairs.unscored and pairs.sums[0].total == pytest.approx(0.75**4)
+    assert pairs.notes == ["folder: all 81 rows of 4 of the folder's 3 tokens"]
 
 
 def test_a_model_that_sees_later_tokens_is_told():
