@@ -81,12 +81,14 @@ def folder_record(folder: str | Path, files: Iterable[str | Path]) -> dict[str, 
 
     Raises OSError.
     """
-    size, count, mark = 0, 0, hashlib.sha256()
-    for count, path in enumerate(files, 1):
-        about = input_record(str(path))
-        size += about["bytes"]
-        mark.update(str(about.get("ends_sha256")).encode())
-    return {"path": str(folder), "files": count, "bytes": size, "ends_sha256": mark.hexdigest()}
+    about = [input_record(str(path)) for path in files]
+    mark = hashlib.sha256("".join(str(one.get("ends_sha256")) for one in about).encode())
+    return {
+        "path": str(folder),
+        "files": len(about),
+        "bytes": sum(one["bytes"] for one in about),
+        "ends_sha256": mark.hexdigest(),
+    }
 
 
 def inputs(corpus: IndexedDataset | TokenFile) -> dict[tuple[Any, ...], str]:

@@ -32,7 +32,10 @@ def convert(
     num_heads: int | None = None,
     with_tokenizer: bool = True,
 ) -> dict:
-    """Read `source` and write the new folder, or dictionary's file, `out`; what was done, with a `sentence` for people. Raises the classes of errors."""
+    """Read `source` and write the new folder, or a dictionary's file, `out`; what was done, with a `sentence` for people.
+
+    Raises the classes of errors.
+    """
     if not source.exists():
         raise MissingInput(f"{source} is not there: give a run, one of its checkpoints, or what --from names")
     place = folder_of(source)

@@ -101,7 +101,7 @@ def audit_folder(folder: Path, vocab: int | None = None, length: int | None = No
 
 
 def add_own(found: Audit, own: Posed, rows: Rows | None, network: Scorer, name: str, tokens: str) -> None:
-    """The sum over rows that the weights themselves are asked about; where even pairs of tokens are too many, that there is none."""
+    """The sum over rows that the weights themselves are asked about; where pairs of tokens are too many, that there is none."""
     if rows and rows.tokens.shape[1] > 1:
         found.sums.append(network_sum(own, rows, network, name))
         found.notes.append(f"{name}: all {len(rows.tokens):,} rows of {rows.tokens.shape[1]} of {tokens}")
