@@ -233,7 +233,7 @@ def job(flags, toy, save=None, load=None, steps=STEPS):
         at, interval = one_step(cfg, engine, objective, Words(LENGTH - (toy == "vectors")), world, at, interval, learner)
         if save:
             pieces = engine.pieces() + (learner.pieces() if learner else [])
-            checkpoint.save(Path(save), at.step, pieces, {}, group=mesh.control)
+            checkpoint.Saving(Path(save), at.step, pieces, {}, group=mesh.control).finish()
     drawn = most_confident_first(engine).tolist() if toy == "adaptive" else None
     return world.said, drawn
 

@@ -2,6 +2,8 @@
 
 `Warm.python` is used as `sys.executable` is: SCRIPT ARGS, -m MODULE ARGS or -c CODE ARGS; with other options the real one starts.
 Open files, environment, folder, exit code and signals are the program's own; SIGTSTP stops it, SIGSTOP does not.
+Two processes fork in turn, whose hash seeds differ, as those of two Pythons do: what depends on the order of a set differs
+between two ranks, and between a run and its resume. With PYTHONHASHSEED the real Python starts.
 Not for a test of what is imported, or of the first moments of a program.
 """
 
@@ -44,35 +46,38 @@ PRELOAD = (
 
 
 class Warm:
-    """`python`, which starts the server when it is first asked for, may be given to a shell or stand in for `sys.executable`."""
+    """`python`, which starts the servers when it is first asked for, may be given to a shell or stand in for `sys.executable`."""
 
     def __init__(self, folder: Path):
-        self.folder, self.server = folder, None
+        self.folder, self.servers = folder, []
 
     @property
     def python(self) -> str:
         if not hasattr(os, "pidfd_open"):  # Linux alone
             return sys.executable
         path, address = self.folder / "python", self.folder / "socket"
-        if not self.server:
+        if not self.servers:
             words = [sys.executable, "-I", "-S", str(ROOT / "tests/warm_python.py"), str(address)]
             path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
             path.chmod(0o755)
-            with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(str(address))
-                listener.listen(64)
-                self.server = subprocess.Popen(
-                    [sys.executable, __file__, str(listener.fileno()), str(path)],
-                    pass_fds=[listener.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env=os.environ | {"PYTHONPATH": str(ROOT)},
-                )
+            for seed in (0, 1):
+                with socket.socket(socket.AF_UNIX) as listener:
+                    listener.bind(f"{address}{seed}")
+                    listener.listen(64)
+                    self.servers.append(
+                        subprocess.Popen(
+                            [sys.executable, __file__, str(listener.fileno()), str(path)],
+                            pass_fds=[listener.fileno()],
+                            stdin=subprocess.DEVNULL,
+                            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": str(seed)},
+                        )
+                    )
         return str(path)
 
     def close(self) -> None:
-        if self.server:
-            self.server.kill()
-            self.server.wait()
+        for server in self.servers:
+            server.kill()
+            server.wait()
 
 
 def serve(listener: socket.socket, python: str) -> None:

@@ -20,10 +20,11 @@ import re
 import secrets
 import shutil
 import stat
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,6 +47,7 @@ SHARD_BYTES = 2 << 30
 HEADER_BYTES = 100_000_000  # the longest header that safetensors accepts
 MANIFEST_BYTES = 1 << 20  # room asked for beside the tensors
 HASH_THREADS = min(8, os.cpu_count() or 1)
+DROP_SECONDS = 1.0  # for a write to end, of a checkpoint that is given up
 NEW_NANOSECONDS = 2 * 10**9  # file systems tell times by seconds, at worst by two
 ABANDONED_SECONDS = 24 * 3600  # a temporary of another machine, whose processes cannot be seen, is dead after this
 SHARD = re.compile(r"[A-Za-z0-9_-]+\.safetensors")
@@ -151,34 +153,20 @@ def refuse_misfits(path: Path, shapes: dict[str, tuple[int, ...]], wanted: dict[
 # Saving
 
 
-def save(
-    folder: Path,
-    step: int,
-    pieces: list[Piece],
-    facts: dict,
-    *,
-    group: Group = ALONE,
-    audit: bool = True,
-    say: Callable[[str], None] = print,
-) -> Path:
-    """Publish one checkpoint of all ranks' pieces and return its directory; earlier ones stay as they are, whatever happens.
-
-    `facts` is plain JSON, rank 0's counts. Raises BadData for a NaN or Inf (unless not `audit`) and for pieces that do not
-    fill their tensors, CannotWrite for lack of space or permission.
-    """
-    return Saving(Path(folder), step, pieces, facts, group=group, audit=audit, say=say).finish()
-
-
 class Saving:
-    """A checkpoint on its way. All ranks make one and finish or drop it, each where the others do; at most one in a folder.
+    """A checkpoint of all ranks' pieces on its way: `finish` publishes it; earlier ones stay as they are, whatever happens.
 
-    `beside`: a thread writes copies of the pieces, which may change from here on. It talks to no other rank: what needs all
-    of them, the manifest and the rename too, is `finish`'s. Raises as `save` does.
+    All ranks make one and finish or drop it, each where the others do; at most one in a folder. `facts` is plain JSON, rank
+    0's counts. `beside`: a thread writes copies of the pieces, which may change from here on. It talks to no other rank: what
+    needs all of them, the manifest and the rename too, is `finish`'s.
+
+    Raises BadData for a NaN or Inf (unless not `audit`) and for pieces that do not fill their tensors, CannotWrite for lack
+    of space, permission or, `beside`, memory.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         step: int,
         pieces: list[Piece],
         facts: dict,
@@ -188,7 +176,7 @@ class Saving:
         say: Callable[[str], None] = print,
         beside: bool = False,
     ):
-        self.folder, self.step, self.facts, self.group, self.say = folder, step, facts, group, say
+        self.folder, self.step, self.facts, self.group, self.say = Path(folder), step, facts, group, say
         self.aside: Path | None = None
         self.future: Future | None = None
         with agreed(group):
@@ -197,9 +185,10 @@ class Saving:
         try:
             with self.refused():
                 if group.rank == 0:
-                    self.aside = make_aside(folder, checkpoint_name(step), self.needed, say)
-            aside = folder / gather_json(self.aside and self.aside.name, group)[0]
-            self.write = partial(write_part, aside, group.rank, copies(pieces) if beside else pieces)
+                    self.aside = make_aside(self.folder, checkpoint_name(step), self.needed, say)
+                held = copies(pieces) if beside else pieces
+            aside = self.folder / gather_json(self.aside and self.aside.name, group)[0]
+            self.write = partial(write_part, aside, group.rank, held)
             if beside:
                 self.future = in_a_thread(self.write)
         except BaseException:
@@ -218,7 +207,7 @@ class Saving:
         return bool(all_reduce(torch.tensor(int(written)), self.group, dist.ReduceOp.MIN))
 
     def finish(self) -> Path:
-        """Publish it. What a thread met on the way is raised here, and leaves nothing behind."""
+        """Publish it and return its directory. What a thread met on the way is raised here, and leaves nothing behind."""
         try:
             with self.refused():
                 part = self.future.result() if self.future else self.write()
@@ -235,9 +224,12 @@ class Saving:
         return self.folder / name
 
     def drop(self) -> None:
-        """Give it up, without a word to other ranks, which may be gone."""
+        """Give it up, without a word to other ranks, which may be gone.
+
+        A write that goes on leaves its temporary folder to a later save, which removes it.
+        """
         if self.future:
-            self.future.exception()
+            wait([self.future], DROP_SECONDS)
         self.clear()
 
     def clear(self) -> None:
@@ -246,14 +238,29 @@ class Saving:
 
 
 def copies(pieces: list[Piece]) -> list[Piece]:
-    """The same values in memory of their own on the CPU."""
-    return [replace(piece, tensor=piece.tensor.detach().to("cpu", copy=True)) for piece in pieces]
+    """The same values in memory of their own on the CPU. Raises CannotWrite where there is not enough of it."""
+    try:
+        return [replace(piece, tensor=piece.tensor.detach().to("cpu", copy=True)) for piece in pieces]
+    except (MemoryError, RuntimeError) as error:  # torch has no class of errors for the CPU's memory
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise CannotWrite(
+            f"no checkpoint was written: --async-save found no CPU memory for a copy of {sum(p.tensor.nbytes for p in pieces)} "
+            "bytes; earlier ones are intact: leave the flag out, or give each process more memory"
+        ) from error
 
 
 def in_a_thread(work: Callable[[], Any]) -> Future:
-    pool = ThreadPoolExecutor(1)
-    future = pool.submit(work)
-    pool.shutdown(wait=False)
+    """A daemon's: a process that ends does not wait for it, as it would for those of a pool."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="save", daemon=True).start()
     return future
 
 
@@ -455,7 +462,7 @@ def retain(
     """
     if keep_last is None:
         return
-    complete = [path for path in find(folder) if is_complete(path)]
+    complete = [path for path in find(folder) if facts_of_complete(path) is not None]
     keep = {path.name for path in complete[: max(1, keep_last)]} | {best.name if best else "", read_latest(Path(folder))}
     for path in complete:
         step = step_and_attempt(path.name)[0]
@@ -468,13 +475,15 @@ def retain(
                 say(f"the old checkpoint {path} could not be deleted: {error.strerror}")
 
 
-def is_complete(path: Path) -> bool:
-    """Its manifest is intact and all its files have the right size; their data is not read."""
+def facts_of_complete(path: Path) -> dict | None:
+    """Facts of one whose manifest is intact and whose files have the right size, data unread; None of others, and of one gone."""
     try:
-        files = read_manifest(path)["files"]
-        return all((path / name).stat().st_size == record["bytes"] for name, record in files.items())
+        manifest = read_manifest(path)
+        with damage_refused(path / MANIFEST):
+            whole = all((path / name).stat().st_size == record["bytes"] for name, record in manifest["files"].items())
+            return manifest["facts"] if whole else None
     except (Refusal, OSError):
-        return False
+        return None
 
 
 def remove(path: Path) -> None:
@@ -733,8 +742,10 @@ def copy_entry(path: Path, entry: dict, pieces: list[Piece], verified: Stamp | N
             raise BadData(f"{file}: tensor {name} has {size} bytes, more than its file")
         data = torch.empty(size, dtype=torch.uint8)
         opened.seek(entry["offset"])
-        opened.readinto(data.numpy())
-        actual = entry["sha256"] if verified and stamp == verified else sha256(data.numpy())
+        if opened.readinto(data.numpy()) < size:
+            raise BadData(f"{file} ends within tensor {name}")
+        unchanged = verified and stamp == verified == stamp_of(opened)  # a change during the read, too
+        actual = entry["sha256"] if unchanged else sha256(data.numpy())
         if actual != entry["sha256"]:
             raise BadData(f"{file}: tensor {name} has sha256 {actual}, expected {entry['sha256']}")
     stored = data.view(DTYPE_OF[entry["dtype"]]).view([stop - start for start, stop in entry["slice"]])

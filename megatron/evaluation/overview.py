@@ -85,7 +85,7 @@ def opened(path: Path, device: str) -> Any:
     state = load_dictionary(path)
     with tempfile.TemporaryDirectory() as folder:
         tensors = {f"model/{name}": tensor for name, tensor in state["model_state_dict"].items()}
-        saved = checkpoint.save(Path(folder), state["global_step"], whole(tensors), facts_of(path, state), say=quiet)
+        saved = checkpoint.Saving(Path(folder), state["global_step"], whole(tensors), facts_of(path, state), say=quiet).finish()
         return open_run(saved, device=device, say=quiet)
 
 

@@ -50,7 +50,7 @@ def average(
         "weights": shares,
         "of": [root_of_weights(one, weights_only=True) for one in found],
     }
-    written = checkpoint.save(out, newest.step, whole(tensors), newest.facts | {"averaged": averaged}, say=say)
+    written = checkpoint.Saving(out, newest.step, whole(tensors), newest.facts | {"averaged": averaged}, say=say).finish()
     return averaged | {"out": str(written), "parameters": sum(t.numel() for t in tensors.values())}
 
 

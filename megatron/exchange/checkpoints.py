@@ -42,4 +42,4 @@ def write_checkpoint(out: Path, weights: Weights) -> None:
         "samples": known.get("samples"),
     }
     tensors = {f"model/{name}": t.float() for name, t in weights.tensors.items()}
-    checkpoint.save(out, known.get("step") or 0, whole(tensors), facts)
+    checkpoint.Saving(out, known.get("step") or 0, whole(tensors), facts).finish()

@@ -106,7 +106,7 @@ def train(argv: list[str], steps: int, save: str | None = None, load: str | None
             record.validation = evaluate(trial.engine, trial.objective.reference(), trial.valid)["loss"]
     record.moved = {name: (after - before[name]).tolist() for name, after in probes(trial.pieces()).items()}
     if save:
-        checkpoint.save(Path(save), at.step, trial.pieces(), {}, group=trial.engine.mesh.control)
+        checkpoint.Saving(Path(save), at.step, trial.pieces(), {}, group=trial.engine.mesh.control).finish()
         record.ended = fingerprints(trial.pieces())
     return record
 

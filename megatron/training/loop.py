@@ -64,7 +64,8 @@ class Run(Records, Protocol):
     def validate(self, at: Progress) -> Progress: ...
     def score_tasks(self, at: Progress) -> dict[str, dict]: ...
     def save(self, at: Progress, interval: Interval, last: bool = False) -> bool: ...
-    def settle(self, at: Progress, wait: bool = True) -> bool: ...
+    def attend(self, at: Progress) -> None: ...
+    def settle(self) -> bool: ...
     def owes_save(self, at: Progress) -> bool: ...
     def stop_reason(self, at: Progress) -> str | None: ...
 
@@ -84,7 +85,7 @@ def train(
     reason = run.stop_reason(at)
     while reason is None and left(cfg, at):
         at, interval = one_step(cfg, engine, objective, data, run, at, interval, learner)
-        run.settle(at, wait=False)
+        run.attend(at)
         if left(cfg, at) and cfg.train.eval_tasks and due(at, cfg.train.eval_tasks_interval or cfg.train.eval_interval):
             run.score_tasks(at)
         new_best = False
@@ -95,11 +96,12 @@ def train(
         if left(cfg, at) and (wanted or new_best) and run.save(at, interval):
             saved = at.step
         reason = run.stop_reason(at)
+    written = run.settle()
     if reason is None and cfg.train.eval_iters:
         at = run.validate(at)
     if reason is None and cfg.train.eval_tasks:
         run.score_tasks(at)
-    if not run.settle(at) or reason is None or saved != at.step:
+    if not written or reason is None or saved != at.step:
         run.save(at, interval, last=True)
     return at, reason
 

@@ -23,7 +23,7 @@ from megatron.core.checkpoint import Piece, Saving, whole
 from megatron.core.mesh import agreed, gather_json
 from megatron.engine import Engine
 from megatron.engine.learner import Learner
-from megatron.errors import CannotWrite
+from megatron.errors import CannotWrite, TooManyBadSteps
 from megatron.objectives import Objective, kind_of_loss
 from megatron.rundir import records
 from megatron.rundir.folders import read_file
@@ -161,6 +161,7 @@ class Run:
         found = evaluate(self.engine, self.reference, data, self.log.line_of_rows(data.rows * data.num_mc))
         found |= {name: evaluate(self.engine, other, data)["loss"] for name, other in self.besides.items()}
         self.keep(kind, at, found, "loss")
+        self.attend(at)
         return found
 
     def score_tasks(self, at: Progress) -> dict[str, dict]:
@@ -168,6 +169,7 @@ class Run:
         for name, found in self.exam.take():
             self.watch.at(at.step, f"scoring {name}")
             self.keep(f"task-{name}", at, found, "answer_bpb")
+            self.attend(at)
         return self.tasks()
 
     def tasks(self) -> dict[str, dict]:
@@ -194,7 +196,7 @@ class Run:
         if not train.save or (at == self.began and train.load == train.save):  # nothing happened since it was loaded
             return True
         self.watch.at(at.step, "saving")
-        self.settle(at)
+        self.settle()
         beside = train.async_save and not last
         wrote = facts(self.cfg, at, interval, self.fingerprints, self.log.wandb_id, self.begun, self.noted)
         try:
@@ -211,14 +213,21 @@ class Run:
             return False
         return True
 
-    def settle(self, at: Progress, wait: bool = True) -> bool:
-        """Publish what --async-save wrote; without `wait`, only once it is written. False where that failed, and is owed."""
-        if self.saving is None or not (wait or self.saving[0].is_written()):
-            return True
+    def attend(self, at: Progress) -> None:
+        """Publish what --async-save has written by now; what could not be written is owed."""
+        if self.saving and self.saving[0].is_written():
+            try:
+                self.publish()
+            except CannotWrite as error:
+                self.owe(error, at)
+
+    def settle(self) -> bool:
+        """Wait for what --async-save writes, and publish it. False where it could not be written, which is said."""
         try:
-            self.publish()
+            if self.saving:
+                self.publish()
         except CannotWrite as error:
-            self.owe(error, at)
+            self.log.say(str(error))
             return False
         return True
 
@@ -228,11 +237,11 @@ class Run:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        """What fails may have left others behind, who answer no more: only a run of one process still publishes then."""
-        if kind and self.saving and self.mesh.world.size > 1:
-            self.saving[0].drop()
+        """What fails may have left others behind, who answer no more: then no process waits, and nothing is published."""
+        if kind and self.saving and (self.mesh.world.size == 1 or issubclass(kind, TooManyBadSteps)):  # which all meet together
+            self.settle()
         elif kind and self.saving:
-            self.settle(self.saving[1])
+            self.saving[0].drop()
 
     def publish(self) -> None:
         assert self.saving is not None
@@ -246,10 +255,11 @@ class Run:
             checkpoint.retain(saving.folder, train.keep_last, train.keep_every, best, train.save_at or (), say=self.log.say)
 
     def owe(self, error: CannotWrite, at: Progress) -> None:
-        """A save that failed is tried again, after twice as many steps each time."""
-        self.owed_at = at.step + self.patience
+        """A save that failed is tried again, after twice as many steps each time, and with the last step."""
+        last = self.cfg.train.num_samples // self.cfg.train.global_batch_size
+        self.owed_at = min(at.step + self.patience, last)
         self.patience = min(2 * self.patience, MOST_STEPS_BETWEEN_TRIES)
-        self.log.say(f"{error}; the run goes on and tries again at step {self.owed_at}")
+        self.log.say(f"{error}; the run goes on and tries again by step {self.owed_at}")
 
     def owes_save(self, at: Progress) -> bool:
         return at.step == self.owed_at
@@ -280,9 +290,9 @@ class Run:
             "host": platform.node(),
         }
         try:
-            path = checkpoint.save(
+            path = checkpoint.Saving(
                 self.dir / BAD_BATCHES, at.step + 1, pieces, said, group=self.mesh.control, audit=False, say=self.log.say
-            )
+            ).finish()
             self.log.say(f"its batch is in {path}: python tools/replay.py {path}")
         except CannotWrite as error:
             self.log.say(f"its batch could not be kept: {error}")

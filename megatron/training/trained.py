@@ -260,11 +260,10 @@ def find_checkpoint(run: Path, which: str | int | Path | None) -> Path:
 def intact(found: list[Path], run: Path) -> list[Path]:
     """Of a run's checkpoints those that are whole, without what its last start left behind."""
     starts = starts_of(known_of(run))
-    whole = [path for path in found if checkpoints.is_complete(path)]
+    facts = {path: known for path in found if (known := checkpoints.facts_of_complete(path)) is not None}
     if not starts:
-        return whole
-    branches = {path: checkpoints.read_manifest(path)["facts"].get("branch") for path in whole}
-    return [path for path in whole if on_branch(starts, branches[path], step_and_attempt(path.name)[0])]
+        return list(facts)
+    return [path for path in facts if on_branch(starts, facts[path].get("branch"), step_and_attempt(path.name)[0])]
 
 
 def saved_elsewhere(run: Path) -> Path:

@@ -1,5 +1,6 @@
 """Checkpoints survive damage, kills and full disks: refused by name, or the previous good one, never other tensors."""
 
+import io
 import json
 import os
 import random
@@ -9,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from megatron.core import checkpoint
-from megatron.core.checkpoint import Piece, Saving, find, load, load_latest, render, retain, save, verify, whole
+from megatron.core.checkpoint import Piece, Saving, find, load, load_latest, render, retain, verify, whole
 from megatron.core.mesh import Group, build_mesh
 from megatron.errors import BadData, CannotWrite, Mismatch, MissingInput, Refusal, Untrusted
 from megatron.layout import split_evenly
@@ -60,7 +62,7 @@ def assert_same(found, expected):
 
 
 def two_checkpoints(folder, say):
-    return [save(folder, step, whole(tensors_of(step)), {"global_step": step}, say=say) for step in (100, 200)]
+    return [Saving(folder, step, whole(tensors_of(step)), {"global_step": step}, say=say).finish() for step in (100, 200)]
 
 
 def flip(file, offset, bit=0):
@@ -84,7 +86,7 @@ def rewrite(path, change):
 def test_round_trip_of_every_dtype(tmp_path, monkeypatch, shard_bytes):
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", shard_bytes)
     facts = {"global_step": 7, "best_val_loss": 1 / 3, "model_config": {"num_layers": 2}, "name": "\u00e9", 1: None}
-    path = save(tmp_path / "new" / "folder", 7, whole(tensors_of(7)), facts)
+    path = Saving(tmp_path / "new" / "folder", 7, whole(tensors_of(7)), facts).finish()
     assert path.name == "step-00000007" and (path.parent / "latest").read_text() == "step-00000007\n"
     found = load(path)
     assert found.path == path and found.step == 7 and found.facts == json.loads(json.dumps(facts))
@@ -96,7 +98,7 @@ def test_round_trip_of_every_dtype(tmp_path, monkeypatch, shard_bytes):
 
 def test_safetensors_reads_the_shards(tmp_path):
     library = pytest.importorskip("safetensors.torch")
-    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     found = library.load_file(path / "shard-00000-00001.safetensors")
     assert_same({name: found[name] for name in tensors_of(1)}, tensors_of(1))
     entries = json.loads((path / "manifest.json").read_text())["tensors"]
@@ -104,7 +106,7 @@ def test_safetensors_reads_the_shards(tmp_path):
 
 
 def test_fields_of_the_manifest(tmp_path):
-    path = save(tmp_path, 1, whole({"w": torch.zeros(2, 3)}), {})
+    path = Saving(tmp_path, 1, whole({"w": torch.zeros(2, 3)}), {}).finish()
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["format_version"] == 1
     assert set(manifest["files"]["shard-00000-00001.safetensors"]) == {"bytes", "header_sha256"}
@@ -114,7 +116,7 @@ def test_fields_of_the_manifest(tmp_path):
 
 def test_checkpoints_of_the_first_program_load(tmp_path):
     """It wrote whole tensors only, and its files had no rank in their names."""
-    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     (path / "shard-00000-00001.safetensors").rename(path / "shard-00001.safetensors")
 
     def rename(manifest):
@@ -127,7 +129,7 @@ def test_checkpoints_of_the_first_program_load(tmp_path):
 
 
 def test_some_tensors_are_read_and_all_are_verified(tmp_path):
-    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     found = load(path)
     assert found.names() == list(tensors_of(1)) and found.shapes["w"] == (7, 5) and found.shapes["step"] == ()
     assert list(found.tensors(["w", "ids"])) == ["w", "ids"]
@@ -142,7 +144,7 @@ def test_some_tensors_are_read_and_all_are_verified(tmp_path):
 
 
 def test_misfits_are_listed_before_anything_is_touched(tmp_path):
-    found = load(save(tmp_path, 1, whole({"a": torch.ones(2), "b": torch.ones(2, 3)}), {}))
+    found = load(Saving(tmp_path, 1, whole({"a": torch.ones(2), "b": torch.ones(2, 3)}), {}).finish())
     a = torch.zeros(2)
     with pytest.raises(Mismatch, match=r"does not fit the model: head is missing; b has shape \[2, 3\], expected \[3, 2\]"):
         found.fill(whole({"a": a, "b": torch.zeros(3, 2), "head": torch.zeros(1)}))
@@ -151,7 +153,7 @@ def test_misfits_are_listed_before_anything_is_touched(tmp_path):
 
 def test_rectangles_are_filled_in_place_and_in_their_own_type(tmp_path):
     x = torch.arange(24.0).view(4, 6)
-    found = load(save(tmp_path, 1, whole({"w": x}), {}))
+    found = load(Saving(tmp_path, 1, whole({"w": x}), {}).finish())
     held = torch.full((4, 4), -1.0, dtype=torch.float64)
     held.requires_grad_()
     left = torch.zeros(4, 1, dtype=torch.bfloat16)
@@ -172,7 +174,7 @@ HOLES = {
 
 @pytest.mark.parametrize("sentence", HOLES)
 def test_pieces_that_do_not_fill_their_tensor_are_refused(tmp_path, sentence):
-    path = save(tmp_path, 1, whole({"w": torch.zeros(2, 3)}), {})
+    path = Saving(tmp_path, 1, whole({"w": torch.zeros(2, 3)}), {}).finish()
 
     def cut(manifest):
         entry = manifest["tensors"].pop()
@@ -196,7 +198,7 @@ def test_overlaps_are_found_as_by_comparing_all_with_all():
 
 
 def test_loaded_tensors_are_not_a_map_of_the_file(tmp_path):
-    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     found = load(path).tensors()
     file = path / "shard-00000-00001.safetensors"
     with open(file, "r+b") as opened:
@@ -205,21 +207,23 @@ def test_loaded_tensors_are_not_a_map_of_the_file(tmp_path):
 
 
 def test_no_tensors_and_parameters(tmp_path):
-    assert load(save(tmp_path, 0, whole({}), {"global_step": 0})).tensors() == {}
+    assert load(Saving(tmp_path, 0, whole({}), {"global_step": 0}).finish()).tensors() == {}
     weight = torch.nn.Parameter(torch.ones(3))
-    assert torch.equal(load(save(tmp_path, 1, whole({"w": weight}), {})).tensors()["w"], weight.detach())
+    assert torch.equal(load(Saving(tmp_path, 1, whole({"w": weight}), {}).finish()).tensors()["w"], weight.detach())
 
 
 # Publishing
 
 
 def test_same_step_twice_never_overwrites(tmp_path):
-    paths = [save(tmp_path, 200, whole({"w": torch.full((3,), float(k))}), {}) for k in range(3)]
+    paths = [Saving(tmp_path, 200, whole({"w": torch.full((3,), float(k))}), {}).finish() for k in range(3)]
     assert [p.name for p in paths] == ["step-00000200", "step-00000200.a1", "step-00000200.a2"]
     assert [load(p).tensors()["w"][0].item() for p in paths] == [0, 1, 2]
     assert load_latest(tmp_path).path == paths[2] and find(tmp_path) == paths[::-1]
     shutil.rmtree(paths[0])
-    assert save(tmp_path, 200, whole({}), {}).name == "step-00000200.a3"  # the freed first name would sort as the oldest
+    assert (
+        Saving(tmp_path, 200, whole({}), {}).finish().name == "step-00000200.a3"
+    )  # the freed first name would sort as the oldest
 
 
 def test_newest_is_by_number_not_by_name(tmp_path):
@@ -231,38 +235,38 @@ def test_newest_is_by_number_not_by_name(tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_tensors_are_not_published(tmp_path, bad):
-    good = save(tmp_path, 1, whole(tensors_of(1)), {})
+    good = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     tensors = {"fine": torch.ones(3), "blocks.3.weight": torch.tensor([1, bad]).bfloat16(), "later": torch.tensor(bad)}
     with pytest.raises(BadData, match="tensor blocks.3.weight holds NaN or Inf"):
-        save(tmp_path, 2, whole(tensors), {})
+        Saving(tmp_path, 2, whole(tensors), {}).finish()
     assert find(tmp_path) == [good]
-    assert load(save(tmp_path, 2, whole(tensors), {}, audit=False)).tensors()["fine"].sum() == 3
+    assert load(Saving(tmp_path, 2, whole(tensors), {}, audit=False).finish()).tensors()["fine"].sum() == 3
 
 
 def test_dtype_without_a_name_is_refused(tmp_path):
     with pytest.raises(BadData, match="tensor z is torch.complex64"):
-        save(tmp_path, 1, whole({"z": torch.zeros(2, dtype=torch.complex64)}), {})
+        Saving(tmp_path, 1, whole({"z": torch.zeros(2, dtype=torch.complex64)}), {}).finish()
     assert not list(tmp_path.iterdir())
 
 
 def test_full_disk_is_seen_before_writing(tmp_path, monkeypatch):
-    good = save(tmp_path, 1, whole(tensors_of(1)), {})
+    good = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 1000)
     with pytest.raises(CannotWrite, match=r"step-00000002 was not written: No space left.* needs 10485\d\d bytes, 1000 are free"):
-        save(tmp_path, 2, whole({"w": torch.zeros(3)}), {})
+        Saving(tmp_path, 2, whole({"w": torch.zeros(3)}), {}).finish()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", good.name]
 
 
 @pytest.mark.parametrize("function", ["write_shard", "write_synced", "sync_folder", "publish"])
 def test_any_failure_leaves_nothing_half_written(tmp_path, monkeypatch, function):
-    good = save(tmp_path, 1, whole(tensors_of(1)), {})
+    good = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, function, fail)
     with pytest.raises(CannotWrite, match="No space left"):
-        save(tmp_path, 2, whole(tensors_of(2)), {})
+        Saving(tmp_path, 2, whole(tensors_of(2)), {}).finish()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", good.name]
     assert_same(load_latest(tmp_path).tensors(), tensors_of(1))
 
@@ -273,13 +277,13 @@ def test_interrupt_removes_the_temporary(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "render", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, 2, whole(tensors_of(2)), {})
+        Saving(tmp_path, 2, whole(tensors_of(2)), {}).finish()
     assert not list(tmp_path.iterdir())
 
 
 def test_unwritable_hint_does_not_fail_the_save(tmp_path, lines):
     (tmp_path / "latest").mkdir()
-    path = save(tmp_path, 1, whole(tensors_of(1)), {}, say=lines.append)
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}, say=lines.append).finish()
     assert "latest could not be written" in lines[0]
     assert load_latest(tmp_path, say=lines.append).path == path
     assert not list(tmp_path.glob(".tmp-*"))
@@ -288,7 +292,7 @@ def test_unwritable_hint_does_not_fail_the_save(tmp_path, lines):
 def test_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(CannotWrite, match="File exists"):
-        save(tmp_path / "file", 1, whole(tensors_of(1)), {})
+        Saving(tmp_path / "file", 1, whole(tensors_of(1)), {}).finish()
 
 
 # A thread that writes
@@ -298,7 +302,7 @@ def test_what_a_thread_writes_is_what_was_there(tmp_path):
     """The same bytes as a save at once, whatever becomes of the tensors before they are written."""
     tensors = {name: t.clone() for name, t in tensors_of(1).items()}
     given = {"global_step": 1}
-    expected = save(tmp_path / "at once", 1, whole(tensors), given)
+    expected = Saving(tmp_path / "at once", 1, whole(tensors), given).finish()
     started = Saving(tmp_path / "beside", 1, whole(tensors), given, beside=True)
     for t in tensors.values():
         t.zero_()
@@ -309,7 +313,7 @@ def test_what_a_thread_writes_is_what_was_there(tmp_path):
 
 
 def test_what_was_verified_is_hashed_once_unless_its_file_changed(tmp_path, monkeypatch):
-    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     (file,) = path.glob("*.safetensors")
     hashed = []
     monkeypatch.setattr(checkpoint, "sha256", lambda data, plain=checkpoint.sha256: hashed.append(len(data)) or plain(data))
@@ -331,8 +335,33 @@ def test_what_was_verified_is_hashed_once_unless_its_file_changed(tmp_path, monk
         found.tensors()
 
 
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    """What was verified is not hashed again, but for a change between a look at the file and the end of its reading."""
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
+    (file,) = path.glob("*.safetensors")
+    monkeypatch.setattr(checkpoint, "NEW_NANOSECONDS", 0)
+
+    def read_while(change):
+        class Changing(io.BufferedReader):
+            def readinto(self, data):
+                change()
+                return super().readinto(data)
+
+        with monkeypatch.context() as patch:
+            found = load(path)
+            patch.setattr(checkpoint, "open_regular", lambda path: Changing(open(path, "rb", buffering=0)))
+            found.tensors()
+
+    os.utime(file, (1, 1))
+    with pytest.raises(BadData, match="has sha256"):
+        read_while(partial(flip, file, -1))
+    flip(file, -1)
+    with pytest.raises(BadData, match="ends within tensor"):
+        read_while(partial(os.truncate, file, file.stat().st_size - 1))
+
+
 def test_a_save_that_is_given_up_leaves_nothing(tmp_path, monkeypatch):
-    good = save(tmp_path, 1, whole(tensors_of(1)), {})
+    good = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     Saving(tmp_path, 2, whole(tensors_of(2)), {}, beside=True).drop()
     monkeypatch.setattr(checkpoint, "write_shard", stumble)
     Saving(tmp_path, 2, whole(tensors_of(2)), {}, beside=True).drop()
@@ -367,7 +396,7 @@ def run_child(code, *arguments):
 
 @pytest.mark.parametrize("failpoint", ["write_and_hash", "render", "publish", "write_latest"])
 def test_kill_at_every_stage(tmp_path, lines, failpoint):
-    save(tmp_path, 100, whole(tensors_of(100)), {})
+    Saving(tmp_path, 100, whole(tensors_of(100)), {}).finish()
     assert run_child(CHILD, tmp_path, failpoint).returncode == -signal.SIGKILL
     torn = list(tmp_path.glob(".tmp-*"))
     found = load_latest(tmp_path, say=lines.append)
@@ -376,7 +405,7 @@ def test_kill_at_every_stage(tmp_path, lines, failpoint):
     else:
         assert_same(found.tensors(), tensors_of(100))
         assert len(torn) == 1 and not lines
-    save(tmp_path, 300, whole(tensors_of(3)), {}, say=lines.append)
+    Saving(tmp_path, 300, whole(tensors_of(3)), {}, say=lines.append).finish()
     assert not list(tmp_path.glob(".tmp-*")) and len(lines) == 1
     assert "left by a run that was killed" in lines[0] or failpoint == "write_latest"
 
@@ -389,7 +418,7 @@ def test_temporaries_of_the_living_are_left_alone(tmp_path, lines):
     for name in (mine, parent, elsewhere, old, ".trash-step-00000001-0a0a0a0a"):
         (tmp_path / name).mkdir()
     os.utime(tmp_path / old, times=(time.time() - 2 * 86400,) * 2)
-    save(tmp_path, 1, whole(tensors_of(1)), {}, say=lines.append)
+    Saving(tmp_path, 1, whole(tensors_of(1)), {}, say=lines.append).finish()
     assert {p.name for p in tmp_path.glob(".t*")} == {parent, elsewhere} and len(lines) == 3
 
 
@@ -397,19 +426,19 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from megatron.core.checkpoint import save, whole
+from megatron.core.checkpoint import Saving, whole
 from megatron.errors import exits
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 @exits
 def main():
-    save(Path(sys.argv[1]), 200, whole({"w": torch.ones(100_000)}), {})
+    Saving(Path(sys.argv[1]), 200, whole({"w": torch.ones(100_000)}), {}).finish()
 sys.exit(main())
 """
 
 
 def test_write_that_fails_midway_is_a_sentence(tmp_path):
-    save(tmp_path, 100, whole(tensors_of(100)), {})
+    Saving(tmp_path, 100, whole(tensors_of(100)), {}).finish()
     child = run_child(FULL, tmp_path)
     assert child.returncode == 73 and child.stderr.count("\n") == 1
     for part in ("CannotWrite", str(tmp_path), "step-00000200", "File too large", "needs 1448576 bytes", "are free"):
@@ -464,7 +493,7 @@ def test_no_mutation_of_any_file_yields_other_tensors(tmp_path, monkeypatch, lin
 
 
 def test_every_bit_of_the_manifest_counts(tmp_path):
-    path = save(tmp_path, 1, whole({"w": torch.ones(2)}), {"best_val_loss": 1e-30, "name": "\u00e9"})
+    path = Saving(tmp_path, 1, whole({"w": torch.ones(2)}), {"best_val_loss": 1e-30, "name": "\u00e9"}).finish()
     intact = (path / "manifest.json").read_bytes()
     for offset in range(len(intact)):
         for bit in (0, 5):
@@ -475,7 +504,7 @@ def test_every_bit_of_the_manifest_counts(tmp_path):
 
 
 def test_refusal_names_file_tensor_and_both_hashes(tmp_path):
-    path = save(tmp_path, 1, whole({"a": torch.zeros(64), "b": torch.zeros(64)}), {})
+    path = Saving(tmp_path, 1, whole({"a": torch.zeros(64), "b": torch.zeros(64)}), {}).finish()
     flip(path / "shard-00000-00001.safetensors", -1)
     with pytest.raises(BadData, match=r"shard-00000-00001.safetensors: tensor b has sha256 [0-9a-f]{64}, expected [0-9a-f]{64}"):
         verify(path)
@@ -555,7 +584,7 @@ def test_paths_out_of_the_folder_are_untrusted(tmp_path, lines, name, where):
 
 @pytest.mark.parametrize("name", ["shard-00000-00001.safetensors", "manifest.json"])
 def test_links_and_pipes_are_untrusted(tmp_path, name):
-    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     (path / name).rename(tmp_path / "elsewhere")
     (path / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Untrusted, match="is a link"):
@@ -582,14 +611,14 @@ def test_links_and_pipes_are_untrusted(tmp_path, name):
     ],
 )
 def test_malformed_manifest_with_a_right_hash_is_refused(tmp_path, change):
-    path = save(tmp_path, 1, whole({"w": torch.ones(5, 7)}), {})
+    path = Saving(tmp_path, 1, whole({"w": torch.ones(5, 7)}), {}).finish()
     rewrite(path, change)
     with pytest.raises(BadData, match=str(path)):
         load(path)
 
 
 def test_no_memory_is_asked_for_more_than_the_file_holds(tmp_path):
-    path = save(tmp_path, 1, whole({"w": torch.ones(5)}), {})
+    path = Saving(tmp_path, 1, whole({"w": torch.ones(5)}), {}).finish()
     rewrite(path, lambda m: m["tensors"][0].update(shape=[10**15], slice=[[0, 10**15]]))
     with pytest.raises(BadData, match="tensor w has 4000000000000000 bytes, more than its file"):
         load(path)
@@ -597,14 +626,14 @@ def test_no_memory_is_asked_for_more_than_the_file_holds(tmp_path):
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_manifest_that_is_none(tmp_path, text):
-    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     (path / "manifest.json").write_bytes(text)
     with pytest.raises(BadData, match="manifest.json is damaged"):
         load(path)
 
 
 def test_later_format_is_a_mismatch(tmp_path):
-    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     rewrite(path, lambda m: m.update(format_version=9))
     for target in (path, tmp_path):
         with pytest.raises(Mismatch, match="format version 9, and this program reads 1"):
@@ -616,7 +645,7 @@ def test_nothing_unpickles(tmp_path, monkeypatch):
         def __reduce__(self):
             return Path.touch, (tmp_path / "sprung",)
 
-    path = save(tmp_path, 1, whole(tensors_of(1)), {})
+    path = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     torch.save(Canary(), path / "canary.pt")
     shutil.copy(path / "canary.pt", path / ".metadata")
     opened = []
@@ -646,7 +675,9 @@ def cut(tensors, cuts, rank, alone=True):
 
 def save_cut(folder, step, cuts):
     group = build_mesh().control
-    return save(folder, step, cut(tensors_of(step), cuts, group.rank), {"global_step": step, "rank": group.rank}, group=group)
+    return Saving(
+        folder, step, cut(tensors_of(step), cuts, group.rank), {"global_step": step, "rank": group.rank}, group=group
+    ).finish()
 
 
 def check_filled(folder, step, cuts):
@@ -714,10 +745,13 @@ def save_with_trouble(folder, trouble, beside=False):
                 "hole": pieces[1:],
                 "nan": [Piece("w", (7, 5), (4, 0), torch.full((3, 5), torch.nan))],
             }.get(trouble, pieces)
+            if trouble == "memory":
+                pieces = [Piece("w", (2**50,), (0,), torch.zeros(1, dtype=torch.uint8).expand(2**50))]
             if trouble in ("full", "mistake"):
                 patch.setattr(checkpoint, "write_shard", fail if trouble == "full" else stumble)
             if trouble == "death":
                 patch.setattr(checkpoint, "write_shard", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(checkpoint, "free_bytes", lambda folder: 2**60)
         own = folder / f"node{group.rank}" if trouble == "nodes" else folder
         return outcome(lambda: Saving(own, 2, pieces, {}, group=group, beside=beside).finish())
 
@@ -728,12 +762,16 @@ TROUBLE = {
     "overlap": "BadData: rank 0: .*pieces of tensor flag overlap",
     "hole": "BadData: rank 0: step 2 was not saved: the pieces of tensor flag hold 20 of its 35 values",
     "nodes": "CannotWrite: rank 1: .*node1 is not the same folder on every node",
+    "memory": f"CannotWrite: rank 1: no checkpoint was written: --async-save found no CPU memory for a copy of {2**50} bytes",
 }
+AT_ONCE = [name for name in TROUBLE if name != "memory"]
 
 
-@pytest.mark.parametrize("trouble, beside", [*((trouble, False) for trouble in TROUBLE), ("full", True), ("nodes", True)])
+@pytest.mark.parametrize(
+    "trouble, beside", [*((trouble, False) for trouble in AT_ONCE), *((t, True) for t in ("full", "nodes", "memory"))]
+)
 def test_what_one_rank_cannot_save_nobody_saves(tmp_path, pool, trouble, beside):
-    good = save(tmp_path, 1, whole(tensors_of(1)), {})
+    good = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     first, second = pool.run(2, save_with_trouble, tmp_path, trouble, beside)
     assert re.match(TROUBLE[trouble], first) and first == second
     assert {p.name for p in tmp_path.iterdir()} - {"node0"} == {"latest", good.name}
@@ -746,7 +784,7 @@ def test_a_mistake_of_ours_on_one_rank_ends_all(tmp_path, pool):
 
 
 def test_the_room_that_all_ranks_need_is_asked_for(tmp_path, pool):
-    alone = save(tmp_path, 1, whole({"w": torch.zeros(6)}), {}).parent
+    alone = Saving(tmp_path, 1, whole({"w": torch.zeros(6)}), {}).finish().parent
     said = pool.run(3, save_without_room, alone)
     assert len(set(said)) == 1 and "needs 1048648 bytes, 1000 are free" in said[0]
 
@@ -755,11 +793,11 @@ def save_without_room(folder):
     group = build_mesh().control
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "free_bytes", lambda folder: 1000)
-        return outcome(save, folder, 2, cut({"w": torch.zeros(6, 3)}, (3, 1), group.rank), {}, group=group)
+        return outcome(Saving, folder, 2, cut({"w": torch.zeros(6, 3)}, (3, 1), group.rank), {}, group=group)
 
 
 def test_a_rank_killed_while_writing_leaves_the_earlier_checkpoint(tmp_path, pool, lines):
-    good = save(tmp_path, 1, whole(tensors_of(1)), {})
+    good = Saving(tmp_path, 1, whole(tensors_of(1)), {}).finish()
     with pytest.raises(RuntimeError, match="rank 1 of 2: died"):
         pool.run(2, save_with_trouble, tmp_path, "death")
     assert find(tmp_path) == [good] and load_latest(tmp_path, say=lines.append).path == good and not lines
@@ -794,11 +832,11 @@ def test_damage_that_one_rank_finds_makes_all_fall_back(tmp_path, pool, shard):
     ],
 )
 def test_nodes_with_folders_of_their_own(tmp_path, pool, what, sentence):
-    save(tmp_path / "node0", 1, whole(tensors_of(1)), {})
+    Saving(tmp_path / "node0", 1, whole(tensors_of(1)), {}).finish()
     if what == "same":
         shutil.copytree(tmp_path / "node0", tmp_path / "node1")
     if what == "other":
-        save(tmp_path / "node1", 1, whole(tensors_of(2)), {})
+        Saving(tmp_path / "node1", 1, whole(tensors_of(2)), {}).finish()
     for name, _ in pool.run(2, load_and_tell, tmp_path, True):
         assert re.match(sentence, name)
 
@@ -839,7 +877,7 @@ def steps(folder):
 )
 def test_retention(tmp_path, keep_last, keep_every, best, kept):
     for step in range(10, 70, 10):
-        save(tmp_path, step, whole({"w": torch.ones(2)}), {})
+        Saving(tmp_path, step, whole({"w": torch.ones(2)}), {}).finish()
     retain(tmp_path, keep_last, keep_every, tmp_path / f"step-{best:08d}" if best else None)
     assert steps(tmp_path) == kept and not list(tmp_path.glob(".*"))
     assert load_latest(tmp_path).step == 60
@@ -847,14 +885,14 @@ def test_retention(tmp_path, keep_last, keep_every, best, kept):
 
 def test_steps_that_were_asked_for_are_kept(tmp_path):
     for step in range(10, 70, 10):
-        save(tmp_path, step, whole({"w": torch.ones(2)}), {})
+        Saving(tmp_path, step, whole({"w": torch.ones(2)}), {}).finish()
     retain(tmp_path, 1, steps=[20, 50])
     assert steps(tmp_path) == [60, 50, 20]
 
 
 def test_retention_counts_complete_checkpoints_only(tmp_path, lines):
     for step in (10, 20, 30):
-        save(tmp_path, step, whole({"w": torch.ones(2)}), {})
+        Saving(tmp_path, step, whole({"w": torch.ones(2)}), {}).finish()
     (tmp_path / "step-00000030" / "manifest.json").unlink()
     os.truncate(tmp_path / "step-00000020" / "shard-00000-00001.safetensors", 5)
     (tmp_path / "latest").unlink()
@@ -864,17 +902,17 @@ def test_retention_counts_complete_checkpoints_only(tmp_path, lines):
 
 def test_retention_spares_what_was_just_saved_after_going_back(tmp_path):
     for step in (10, 20, 30, 15):
-        save(tmp_path, step, whole({"w": torch.ones(2)}), {})
+        Saving(tmp_path, step, whole({"w": torch.ones(2)}), {}).finish()
     retain(tmp_path, 1)
     assert steps(tmp_path) == [30, 15]
 
 
 def test_deletion_cut_short_leaves_no_torn_checkpoint(tmp_path, monkeypatch, lines):
     for step in (10, 20):
-        save(tmp_path, step, whole({"w": torch.ones(2)}), {})
+        Saving(tmp_path, step, whole({"w": torch.ones(2)}), {}).finish()
     monkeypatch.setattr(checkpoint, "remove", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     retain(tmp_path, 1, say=lines.append)
     assert steps(tmp_path) == [20] and "could not be deleted: Input/output error" in lines[0]
     monkeypatch.undo()
-    save(tmp_path, 30, whole({"w": torch.ones(2)}), {}, say=lines.append)
+    Saving(tmp_path, 30, whole({"w": torch.ones(2)}), {}, say=lines.append).finish()
     assert not list(tmp_path.glob(".*")) and "removed" in lines[1]

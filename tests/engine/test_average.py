@@ -40,7 +40,7 @@ def test_validation_and_those_who_open_the_run_read_it(tmp_path):
     (scored,), (logits,) = e.score([batch(3)]), e.logits([batch(3)])
     assert same(before, state(e))  # and training goes on from the weights
     assert abs(scored.loss - plain.score([batch(3)])[0].loss).min() > 1e-3
-    saved = checkpoint.load(checkpoint.save(tmp_path, 2, e.pieces(), {}))
+    saved = checkpoint.load(checkpoint.Saving(tmp_path, 2, e.pieces(), {}).finish())
     for optim in (OPTIM, AVERAGED):
         opened = engine(seed=9, optim=optim)
         opened.load(saved, weights_only=True)
@@ -53,8 +53,8 @@ def test_it_may_begin_and_end_on_the_way(tmp_path):
     for each in (late, early):
         each.step([batch(1)], 1e-2)
     begun, ended = engine(seed=9, optim=AVERAGED), engine(seed=9)
-    begun.load(checkpoint.load(checkpoint.save(tmp_path / "late", 1, late.pieces(), {})))
-    ended.load(checkpoint.load(checkpoint.save(tmp_path / "early", 1, early.pieces(), {})))
+    begun.load(checkpoint.load(checkpoint.Saving(tmp_path / "late", 1, late.pieces(), {}).finish()))
+    ended.load(checkpoint.load(checkpoint.Saving(tmp_path / "early", 1, early.pieces(), {}).finish()))
     weights = of(state(begun), "model")
     assert begun.step([batch(2)], 1e-2) == ended.step([batch(2)], 1e-2)
     d = min(DECAY, 3 / 12)
@@ -74,7 +74,7 @@ def two_steps(flags, folder, moved):
     for seed in (0, 2):
         e.step([part_of(seed, e.mesh), part_of(seed + 1, e.mesh)], 1e-2)
         found.append(score(e))
-    path = checkpoint.save(folder, 2, e.pieces(), {}, group=e.mesh.control, say=lambda line: None)
+    path = checkpoint.Saving(folder, 2, e.pieces(), {}, group=e.mesh.control, say=lambda line: None).finish()
     other, elsewhere = (engine_at(flags, seed=9, optim=AVERAGED) for _ in range(2))
     other.load(checkpoint.load(path, group=e.mesh.control))
     elsewhere.load(checkpoint.load(moved, group=e.mesh.control))
@@ -89,7 +89,7 @@ def test_every_layout_has_the_same_and_goes_on_bit_for_bit(pool, tmp_path, layou
     for seed in (0, 2):
         alone.step([batch(seed), batch(seed + 1)], 1e-2)
         expected.append(alone.score([batch(9)])[0].loss.tolist())
-    path = checkpoint.save(tmp_path / "alone", 2, alone.pieces(), {})
+    path = checkpoint.Saving(tmp_path / "alone", 2, alone.pieces(), {}).finish()
     found = pool.run(2, two_steps, LAYOUTS[layout], tmp_path / "there", path)
     alone.step([batch(4), batch(5)], 1e-2)
     assert all(rank[2] for rank in found)

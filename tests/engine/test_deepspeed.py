@@ -440,7 +440,7 @@ def save(environment, cfg, folder):
     os.environ.update(environment)
     engine = make(cfg)
     record(engine, range(STEPS))
-    checkpoint.save(folder, STEPS, engine.pieces(), {}, group=engine.mesh.control, say=lambda line: None)
+    checkpoint.Saving(folder, STEPS, engine.pieces(), {}, group=engine.mesh.control, say=lambda line: None).finish()
     return prints(engine), record(engine, range(STEPS, STEPS + 4))
 
 

@@ -79,7 +79,7 @@ def test_resume_is_bit_exact_and_a_bad_step_touches_nothing(tmp_path):
     a, b = engine(), engine(seed=9)
     for i in range(2):
         a.step([batch(i)], 1e-2)
-    b.load(checkpoint.load(checkpoint.save(tmp_path, 1, a.pieces(), {})))
+    b.load(checkpoint.load(checkpoint.Saving(tmp_path, 1, a.pieces(), {}).finish()))
     before = state(a)
     bad = batch(7)
     assert a.step([replace(bad, weights=torch.full_like(bad.weights, torch.nan))], 1e-2).skipped and same(before, state(a))

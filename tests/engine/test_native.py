@@ -55,7 +55,7 @@ def state(e):
 
 def kept(e, folder, without=""):
     """The engine's checkpoint, but for one tensor."""
-    return checkpoint.load(checkpoint.save(folder, 1, [p for p in e.pieces() if p.name != without], {}))
+    return checkpoint.load(checkpoint.Saving(folder, 1, [p for p in e.pieces() if p.name != without], {}).finish())
 
 
 def same(a, b):
@@ -185,7 +185,7 @@ def skip_and_resume(flags, folder):
     poison = poisoned(poison) if e.mesh.dp.rank == e.mesh.dp.size - 1 else poison
     skipped = e.step([part_of(3, e.mesh), poison], 1e-2).skipped
     untouched = same(before, state(e))
-    path = checkpoint.save(folder, 1, e.pieces(), {}, group=e.mesh.control, say=lambda line: None)
+    path = checkpoint.Saving(folder, 1, e.pieces(), {}, group=e.mesh.control, say=lambda line: None).finish()
     other = engine_at(flags, seed=9)
     other.load(checkpoint.load(path, group=e.mesh.control))
     again = [one.step([part_of(4, e.mesh), part_of(5, e.mesh)], 1e-2) for one in (e, other)]

@@ -73,7 +73,7 @@ def ours(tmp_path):
         "fingerprints": {"tokenizer": "abc", "train": "def"},
         "progress": {},
     }
-    return checkpoint.save(tmp_path / "run", 100, whole(tensors), facts).parent
+    return checkpoint.Saving(tmp_path / "run", 100, whole(tensors), facts).finish().parent
 
 
 # Plain weights
@@ -177,7 +177,7 @@ def test_other_mistakes_get_a_sentence(tmp_path, ours, capsys):
     assert run(capsys, tmp_path / "nowhere", tmp_path / "out")[0] == 66
     code, said = run(capsys, ours, ours)
     assert code == 73 and "is taken: give a path that is new, or an empty folder" in said
-    checkpoint.save(tmp_path / "other", 1, whole({"a": torch.ones(1)}), {})
+    checkpoint.Saving(tmp_path / "other", 1, whole({"a": torch.ones(1)}), {}).finish()
     assert run(capsys, tmp_path / "other", tmp_path / "out")[0] == 78 and not (tmp_path / "out").exists()
 
 

@@ -103,12 +103,15 @@ class Trainer:
             stderr=subprocess.STDOUT,
         )
 
-    def ranks(self, folder: Path, world_size: int = 2, each: dict[int, dict] | None = None, **over) -> "Ranks":
-        """Train in that many children that meet at a port of this machine; `each` has flags of single ranks, None: no child."""
-        each, port = each or {}, free_port()
+    def ranks(self, folder: Path, world_size: int = 2, each: dict[int, dict] | None = None, code: str = "", **over) -> "Ranks":
+        """Train in that many children that meet at a port of this machine; `each` has flags of single ranks, None: no child.
+
+        `code`: runs instead of pretrain_gpt.py.
+        """
+        each, port, program = each or {}, free_port(), ["-c", code] if code else [str(ROOT / "pretrain_gpt.py")]
         here = [rank for rank in range(world_size) if each.get(rank, {}) is not None]
         return Ranks(
-            {rank: [str(ROOT / "pretrain_gpt.py"), *self.argv(folder, **over | each.get(rank, {}))] for rank in here},
+            {rank: [*program, *self.argv(folder, **over | each.get(rank, {}))] for rank in here},
             world_size,
             port,
             self.warm.python,

@@ -154,7 +154,7 @@ def test_programs_get_json(bad_step, capsys):
 def test_users_mistakes_get_a_sentence(bad_step, tmp_path, capsys):
     code, _, said = run(tmp_path / "nowhere", capsys)
     assert code == 66 and "there is no checkpoint in" in said
-    checkpoint.save(tmp_path / "other", 1, checkpoint.whole({"a": torch.zeros(1)}), {})
+    checkpoint.Saving(tmp_path / "other", 1, checkpoint.whole({"a": torch.zeros(1)}), {}).finish()
     code, _, said = run(tmp_path / "other", capsys)
     assert code == 78 and "is no dumped batch: give a folder of RUN_DIR/bad_batches" in said
     dump = bad_step(lambda model: spoil(model, "norm.weight", math.nan))
@@ -171,7 +171,7 @@ def test_users_mistakes_get_a_sentence(bad_step, tmp_path, capsys):
 def test_a_dump_of_another_version_is_refused(bad_step, capsys):
     dump = checkpoint.load(bad_step(lambda model: spoil(model, "norm.weight", math.nan)))
     dump.facts["config"]["model"]["no_such_flag"] = 1
-    path = checkpoint.save(dump.path.parent, 9, checkpoint.whole(dump.tensors()), dump.facts, audit=False)
+    path = checkpoint.Saving(dump.path.parent, 9, checkpoint.whole(dump.tensors()), dump.facts, audit=False).finish()
     capsys.readouterr()
     code, _, said = run(path, capsys)
     assert code == 78 and "--no-such-flag" in said and "open it with that version" in said

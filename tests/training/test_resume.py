@@ -189,7 +189,7 @@ def test_load_that_is_save_and_empty_is_a_fresh_start(tmp_path, trainer, capsys)
 def test_a_dumped_batch_is_no_checkpoint_to_go_on_from(tmp_path, trainer, half, capsys):
     loaded = checkpoint.load(half)
     facts = {name: loaded.facts[name] for name in ("config",)}
-    dump = checkpoint.save(tmp_path / "bad_batches", 3, checkpoint.whole(loaded.tensors()), facts)
+    dump = checkpoint.Saving(tmp_path / "bad_batches", 3, checkpoint.whole(loaded.tensors()), facts).finish()
     assert trainer.run(tmp_path / "new", load=dump) == 78
     assert "this is no training checkpoint" in capsys.readouterr().err
 
@@ -232,7 +232,7 @@ def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_intact(tmp_path, t
         signal.signal(signal.SIGXFSZ, handler)
     assert code == 73 and hashes(run, 4) == before
     said = capsys.readouterr()
-    assert "the run goes on and tries again at step 9" in said.out and "CannotWrite: " in said.err
+    assert "the run goes on and tries again by step 9" in said.out and "CannotWrite: " in said.err
     assert json.loads((run / "exit.json").read_text())["code"] == 73
     assert checkpoint.find(run) == saved and not [n for n in os.listdir(run) if n.startswith(".tmp")]
     assert [r["step"] for _, r in read(run / "metrics.jsonl") if r["kind"] == "train"] == list(range(1, 13))

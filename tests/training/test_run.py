@@ -1,17 +1,22 @@
 """Steps that are not finite, and what a run leaves in its directory."""
 
+import importlib.util
 import json
 import math
+import re
 import threading
 
 import pytest
 import torch
 
 from megatron.core import checkpoint
+from megatron.core.checkpoint import Saving
 from megatron.core.transformer import GPT
+from megatron.engine import deepspeed
 from megatron.engine.native import NativeEngine
 from megatron.errors import CannotWrite
 from megatron.rundir.names import step_and_attempt
+from megatron.training import run as run_module
 from megatron.training.branch import write_json
 from megatron.training.run import Run
 
@@ -228,26 +233,60 @@ def test_a_thread_that_saves_changes_nothing(tmp_path, trainer, slow_disk, recor
     assert len(checkpoint.find(tmp_path / "beside")) == 3
 
 
-@pytest.mark.parametrize("failures, code, saved", [(1, 0, [6, 8, 12]), (99, 73, [])])
-def test_a_thread_that_cannot_save_is_heard_and_the_save_tried_again(
-    tmp_path, trainer, monkeypatch, capsys, failures, code, saved
-):
+@pytest.fixture
+def full_disk(monkeypatch):
+    """The first so many parts of checkpoints cannot be written, which is noticed one step later or, not `noticed`, when asked."""
     write, calls = checkpoint.write_part, []
 
     def failing(*given):
         calls.append(1)
-        if len(calls) <= failures:
+        if len(calls) <= failing.failures:
             raise OSError(28, "No space left on device")
         return write(*given)
 
-    monkeypatch.setattr(checkpoint, "write_part", failing)
-    settle = Run.settle
-    monkeypatch.setattr(Run, "settle", lambda self, at, wait=True: settle(self, at))  # one step later, however slow the thread is
+    def fill(failures, noticed=True):
+        failing.failures = failures
+        monkeypatch.setattr(checkpoint, "write_part", failing)
+        monkeypatch.setattr(Saving, "is_written", lambda self: noticed and (self.future.exception() or True))
+
+    return fill
+
+
+@pytest.mark.parametrize("failures, code, saved", [(1, 0, [6, 8, 12]), (99, 73, [])])
+def test_a_thread_that_cannot_save_is_heard_and_the_save_tried_again(tmp_path, trainer, full_disk, capsys, failures, code, saved):
+    full_disk(failures)
     assert trainer.run(tmp_path / "run", eval_iters=0, async_save=True) == code
-    assert "step-00000004 was not written: No space left" in (out := capsys.readouterr()).out
-    assert "the run goes on and tries again at step 6" in out.out and ("step-00000012 was not written" in out.err) == (code == 73)
+    said = capsys.readouterr()
+    assert re.findall(r"step-0*(\d+) was not written: .*; the run goes on and tries again by step (\d+)", said.out) == (
+        [("4", "6")] if code == 0 else [("4", "6"), ("6", "9"), ("8", "12")]
+    )
+    assert ("step-00000012 was not written" in said.err) == (code == 73)
     assert sorted(step_and_attempt(path.name)[0] for path in checkpoint.find(tmp_path / "run")) == saved
     assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+def test_what_is_promised_of_a_failed_save_is_kept(tmp_path, trainer, full_disk, poison, monkeypatch, capsys):
+    """One met by the next save, which fails too, is owed once; one met by the end of a run that fails is owed no more."""
+    full_disk(99, noticed=False)
+    make, begun = checkpoint.make_aside, []
+
+    def once(*given):
+        begun.append(1)
+        return make(*given) if len(begun) == 1 else fail()
+
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "make_aside", once)
+        assert trainer.run(tmp_path / "full", eval_iters=0, async_save=True) == 73
+    said = capsys.readouterr().out
+    assert re.findall(r"step-0*(\d+) was not written", said) == ["4", "8", "9", "11"]
+    assert re.findall(r"tries again by step (\d+)", said) == ["9", "11", "12"]
+    poison(range(8 * 4, 99), "gradient")
+    assert trainer.run(tmp_path / "failed", eval_iters=0, async_save=True, max_skipped_steps=2) == 87
+    said = capsys.readouterr().out
+    assert "step-00000004 was not written: No space" in said and "tries again" not in said
 
 
 def test_a_run_that_is_stopped_or_fails_still_publishes_what_was_being_saved(tmp_path, trainer, slow_disk, poison):
@@ -258,3 +297,118 @@ def test_a_run_that_is_stopped_or_fails_still_publishes_what_was_being_saved(tmp
     poison(range(8 * 4, 99), "gradient")
     assert trainer.run(tmp_path / "failed", eval_iters=0, async_save=True, max_skipped_steps=2) == 87
     assert [path.name for path in checkpoint.find(tmp_path / "failed")] == ["step-00000004"]
+
+
+def test_what_is_written_does_not_wait_for_evaluations(tmp_path, trainer, monkeypatch, capsys):
+    """Written during one, it is published before the next step; the last validation begins when it is published."""
+    write, evaluate, settle, done = checkpoint.write_part, run_module.evaluate, Run.settle, threading.Event()
+
+    def evaluating(*given):
+        done.set()
+        return evaluate(*given)
+
+    def settling(self):
+        done.set()
+        return settle(self)
+
+    monkeypatch.setattr(run_module, "evaluate", evaluating)
+    monkeypatch.setattr(checkpoint, "write_part", lambda *given: done.wait(60) and write(*given))
+    monkeypatch.setattr(Saving, "is_written", lambda self: done.is_set() and (self.future.exception() or True))
+    assert trainer.run(tmp_path / "during", async_save=True, train_iters=6) == 0
+    monkeypatch.setattr(run_module, "evaluate", evaluate)
+    monkeypatch.setattr(Run, "settle", settling)
+    done.clear()
+    assert trainer.run(tmp_path / "last", async_save=True, train_iters=6, eval_interval=9) == 0
+    during, last = capsys.readouterr().out.split("finished: ")[:2]
+    for said, after in ((during, " iteration        6/"), (last, "validation loss at iteration 6")):
+        assert -1 < said.find("step-00000004") < said.index(after)
+
+
+WORLD = """
+import sys, threading, time
+from pathlib import Path
+from megatron.config import parse
+from megatron.core import checkpoint
+from megatron.core.checkpoint import Saving
+from megatron.errors import TooManyBadSteps
+from megatron.training import loop
+from megatron.training.pretrain import main
+begin, write, step, done = Saving.__init__, checkpoint.write_part, loop.one_step, {6: threading.Event(), 10: threading.Event()}
+def stepping(cfg, engine, objective, data, run, at, *rest):
+    found = step(cfg, engine, objective, data, run, at, *rest)
+    if at.step + 1 in done:
+        done[at.step + 1].set()
+    before_next(run.mesh.world.rank, at.step + 1)
+    return found
+loop.one_step = stepping
+"""
+SLOW = """
+def beginning(self, folder, at, pieces, facts, **named):
+    if named.get("beside"):
+        Saving(Path(folder) / "at-once", at, pieces, facts, group=named["group"], say=named["say"]).finish()
+    begin(self, folder, at, pieces, facts, **named)
+def writing(aside, rank, pieces):
+    if rank == 1 and threading.current_thread() is not threading.main_thread():
+        assert done[6 if "step-00000004" in aside.name else 10].wait(60)
+    return write(aside, rank, pieces)
+def before_next(rank, step):
+    if step == 10:
+        raise TooManyBadSteps("enough")
+Saving.__init__, checkpoint.write_part = beginning, writing
+"""
+BROKEN = """
+failed = threading.Event()
+def writing(aside, rank, pieces):
+    if rank == 1 and "step-00000004" in aside.name:
+        failed.set()
+        raise OSError(28, "No space left on device")
+    if rank == 1 and "step-00000008" in aside.name:
+        time.sleep(600)
+    return write(aside, rank, pieces)
+def before_next(rank, step):
+    if step == 5 and rank == 1:
+        failed.wait(60)
+    if step == 10 and rank == 1:
+        raise ZeroDivisionError("oops")
+checkpoint.write_part = writing
+"""
+START = "sys.exit(main(parse(sys.argv[1:], {!r})))"
+
+
+@pytest.mark.parametrize(
+    "objective, flags",
+    [
+        ("ar", {"zero_stage": 1}),
+        pytest.param("mdm", {"atat": "learned", "ema": 0.9}, marks=pytest.mark.slow),
+        pytest.param("mdm", {"deepspeed": True, "zero_stage": 1}, marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_publish_what_their_threads_wrote(tmp_path, trainer, hashes, objective, flags):
+    """A rank's slow disk changes no byte; an end that all ranks come to publishes what is on its way."""
+    if "deepspeed" in flags and not deepspeed_is_there():
+        pytest.skip("DeepSpeed or its op is not there: run once: python -m megatron.engine.deepspeed")
+    code = WORLD + SLOW + START.format(objective)
+    with trainer.ranks(tmp_path / "run", code=code, eval_iters=0, async_save=True, **flags) as ranks:
+        codes, (said, _) = ranks.end(timeout=120)
+    assert codes == [87, 87], said
+    lines = said.splitlines()
+    published = next(i for i, line in enumerate(lines) if line.startswith("saved") and "at-once" not in line)
+    assert any(line.startswith(" iteration        6/") for line in lines[:published])
+    assert not any(line.startswith(" iteration        9/") for line in lines[:published])
+    for step in (4, 8):
+        assert hashes(tmp_path / "run", step) == hashes(tmp_path / "run" / "at-once", step)
+    assert [path.name for path in checkpoint.find(tmp_path / "run")] == ["step-00000008", "step-00000004"]
+
+
+def deepspeed_is_there():
+    deepspeed.set_environment(on_cpu=True)
+    return importlib.util.find_spec("deepspeed") and all(map(deepspeed.is_built, deepspeed.OPS))
+
+
+def test_a_rank_that_fails_does_not_wait_for_its_thread(tmp_path, trainer):
+    """What one rank's thread cannot write, nobody saves, and all try again; a thread that hangs keeps nobody from ending."""
+    with trainer.ranks(tmp_path / "run", code=WORLD + BROKEN + START.format("ar"), eval_iters=0, async_save=True) as ranks:
+        codes, (said, other) = ranks.end()
+    assert codes == [70, 70] and "ZeroDivisionError: oops" in other, said + other
+    again = re.findall(r"rank 1: checkpoint .*step-00000004 was not written: No space .* tries again by step (\d)", said)
+    assert [path.name for path in checkpoint.find(tmp_path / "run")] == [f"step-0000000{again[0]}"]

@@ -16,6 +16,7 @@ from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.training import open_run
 from megatron.training.evaluate import cleans, evaluate
 from megatron.training.pretrain import main
+from megatron.training.trained import find_checkpoint
 
 FLAGS = """--num-layers 4 --hidden-size 32 --num-attention-heads 2 --seq-length 32 --micro-batch-size 4 --global-batch-size 8
     --train-iters 4 --lr 3e-3 --tokenizer-type ByteTokenizer --split 80,20,0 --eval-iters 1 --eval-interval 2 --save-interval 2
@@ -174,9 +175,24 @@ def test_what_cannot_be_opened_is_said_in_a_sentence(runs, tmp_path):
         ({"fingerprints": {"tokenizer": "another"}}, "was trained with the tokenizer another, and the files"),
     ):
         shutil.rmtree(older, ignore_errors=True)
-        checkpoint.save(older, 4, checkpoint.whole(found.tensors()), found.facts | change)
+        checkpoint.Saving(older, 4, checkpoint.whole(found.tensors()), found.facts | change).finish()
         with pytest.raises(Mismatch, match=said):
             open_run(older)
+
+
+def test_a_live_run_may_delete_an_old_checkpoint_meanwhile(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs / "ar", tmp_path / "ar")
+    newest, oldest = checkpoint.find(tmp_path / "ar")
+    seen, read = [], checkpoint.read_manifest
+
+    def reading(path):
+        if path in seen:
+            shutil.rmtree(oldest, ignore_errors=True)
+        seen.append(path)
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "read_manifest", reading)
+    assert find_checkpoint(tmp_path / "ar", None) == newest and seen == [newest, oldest]
 
 
 @pytest.mark.parametrize(
