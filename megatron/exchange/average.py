@@ -18,7 +18,7 @@ from megatron.engine.average import root_of_weights
 from megatron.errors import Mismatch, MissingInput
 from megatron.flags import ConfigError
 from megatron.rundir.names import CHECKPOINT, step_and_attempt
-from megatron.training.trained import find_checkpoint, intact, refuse_untrained
+from megatron.training.trained import find_checkpoint, intact, read_config, refuse_untrained, unfinished
 
 ALIKE = {"model": "the architecture", "objective": "the objective"}  # sections of the config that must agree
 
@@ -49,6 +49,7 @@ def average(
         "steps": [one.step for one in found],
         "weights": shares,
         "of": [root_of_weights(one, weights_only=True) for one in found],
+        "unfinished": unfinished_runs(paths, say),
     }
     written = checkpoint.Saving(out, newest.step, whole(tensors), newest.facts | {"averaged": averaged}, say=say).finish()
     return averaged | {"out": str(written), "parameters": sum(t.numel() for t in tensors.values())}
@@ -105,6 +106,18 @@ def refuse_others(found: Sequence[Checkpoint]) -> None:
             raise Mismatch(
                 f"{first.path} has the tokenizer {prints[0]} and {one.path} {prints[1]}: their weights are of other tokens"
             )
+
+
+def unfinished_runs(paths: Sequence[Path], say: Callable[[str], None]) -> list[str]:
+    """Folders whose newest checkpoint is not at its run's last step; each is said, for such weights are of a higher rate."""
+    found = []
+    for folder, one in {path.parent: path for path in paths}.items():
+        newest = next((path for path in checkpoint.find(folder) if checkpoint.facts_of_complete(path)), one)
+        facts = checkpoint.read_manifest(newest)["facts"]
+        if of := unfinished(read_config(facts, newest), facts):
+            say(f"{folder} did not finish: its newest checkpoint is at {of}; what is written says so too")
+            found.append(str(folder))
+    return found
 
 
 def settled(saved: dict, section: str) -> dict:

@@ -344,13 +344,17 @@ def find_finished(run: Path, which: str | int | Path | None) -> Path:
 
 
 def refuse_unfinished(run: Path, cfg: Config, facts: dict) -> None:
-    at = Progress(**facts["progress"])
-    if left(cfg, at):
-        total = cfg.train.num_samples // cfg.train.global_batch_size
+    if of := unfinished(cfg, facts):
         raise MissingInput(
-            f"{run} is not finished: its newest checkpoint is at step {at.step} of {total}; wait for it, or name the "
+            f"{run} is not finished: its newest checkpoint is at {of}; wait for it, or name the "
             "checkpoint: newest, best or a step"
         )
+
+
+def unfinished(cfg: Config, facts: dict) -> str:
+    """`step 800 of 1000` of a checkpoint after which its run has steps left; empty of its last one."""
+    at, total = Progress(**facts["progress"]), cfg.train.num_samples // cfg.train.global_batch_size
+    return f"step {at.step} of {total}" if left(cfg, at) else ""
 
 
 def refuse_other_tokenizer(path: Path, tokenizer: Tokenizer, facts: dict) -> None:

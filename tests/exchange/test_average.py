@@ -30,7 +30,9 @@ def test_the_mean_of_the_last_steps(tmp_path, corpus, capsys):
         found = dict(trained.engine.stages[0].named_parameters())[name]
         assert torch.allclose(found, parameter, rtol=0, atol=1e-6), name
     said = trained.checkpoint.facts["averaged"]
-    assert (said["steps"], said["weights"]) == ([2, 4, 6], [1 / 3] * 3) and trained.averaged["averaged"] == said
+    assert (said["steps"], said["weights"], said["unfinished"]) == ([2, 4, 6], [1 / 3] * 3, []) and trained.averaged[
+        "averaged"
+    ] == said
     # one weight counts for nothing beside the other: it is that checkpoint
     heavy = ["--weights", "1e-12,1", "--out", str(tmp_path / "heavy")]
     assert average_checkpoints.main([str(run / "step-00000002"), str(run / "step-00000006"), *heavy]) == 0
@@ -45,12 +47,20 @@ def test_the_mean_of_the_last_steps(tmp_path, corpus, capsys):
     assert '"averaged"' in (tmp_path / "e" / "evaluation.json").read_text()
 
 
-def test_an_exponential_average_is_what_validation_scores(tmp_path, corpus):
-    assert train(tmp_path / "run", corpus, "--ema", "0.5", objective="ar") == 0
-    assert average_checkpoints.main([str(tmp_path / "run"), "--steps", "4,6", "--out", str(tmp_path / "mean")]) == 0
-    four, six = (checkpoint.load(tmp_path / "run" / f"step-0000000{step}").tensors() for step in (4, 6))
-    found = checkpoint.load(tmp_path / "mean").tensors()
-    assert torch.allclose(found["model/norm.weight"], (four["ema/norm.weight"] + six["ema/norm.weight"]) / 2, rtol=0, atol=1e-7)
+def test_an_exponential_average_is_what_validation_scores(tmp_path, corpus, capsys):
+    """Of a run that did not finish, too, which is said."""
+    run, mean = tmp_path / "run", tmp_path / "mean"
+    assert train(run, corpus, "--ema", "0.5", "--exit-interval", "4", objective="ar") == 85
+    capsys.readouterr()
+    assert average_checkpoints.main([str(run), "--steps", "2,4", "--out", str(mean)]) == 0
+    assert (
+        capsys.readouterr().err == f"{run} did not finish: its newest checkpoint is at step 4 of 6; what is written says so too\n"
+    )
+    two, four = (checkpoint.load(run / f"step-0000000{step}").tensors() for step in (2, 4))
+    written = checkpoint.load(mean)
+    assert written.facts["averaged"]["unfinished"] == [str(run)]
+    found, middle = written.tensors()["model/norm.weight"], (two["ema/norm.weight"] + four["ema/norm.weight"]) / 2
+    assert torch.allclose(found, middle, rtol=0, atol=1e-7)
 
 
 def test_what_cannot_be_averaged_is_refused(tmp_path, corpus, capsys):
