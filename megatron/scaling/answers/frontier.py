@@ -16,12 +16,12 @@ from megatron.errors import BadData
 from megatron.files import read_json
 from megatron.scaling.answers.isoflop import SAME_BUDGET, IsoFlop, covers, power_law
 from megatron.scaling.law.fitted import Fit
-from megatron.scaling.law.form import Form
+from megatron.scaling.law.form import Form, golden_section
 from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.comparable import SAME_FOR_ALL
 
 NAMES = ("k_N", "a", "k_D", "b", "E", "k_L", "g")
-GROWTHS = np.geomspace(0.005, 3, 400)  # g of a law with E that are tried
+GROWTHS = np.geomspace(0.005, 3, 60)  # g of a law with E, between which the best is searched for
 BAND_POINTS = 31
 BEYOND = 10.0  # times the largest budget, up to which bands are given
 LEAST_MINIMA = 3  # for E, and for a bend
@@ -146,25 +146,33 @@ def _curvature(isoflop: IsoFlop, flops) -> dict | None:
 
 
 def _with_irreducible(isoflop: IsoFlop, flops) -> np.ndarray:
-    """(E, k_L, g) of L* = E + k_L C^-g, E and k_L not below 0, [1 + draws, 3]."""
+    """(E, k_L, g) of L* = E + k_L C^-g, E and k_L not below 0, [1 + draws, 3]; NaN where no such law falls through the minima."""
     losses, centre = _losses(isoflop), np.exp(np.log(flops).mean())
-    best = np.full(len(losses), np.inf)
-    found = np.full((len(losses), 3), np.nan)
-    for g in GROWTHS:
-        falling = (flops / centre) ** -g
-        columns = np.stack([1 / losses, falling / losses], axis=-1)  # of the relative error
-        squares = columns.swapaxes(-1, -2) @ columns
-        total, crossed = columns.sum(axis=1), squares[:, 0, 1]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            determinant = squares[:, 0, 0] * squares[:, 1, 1] - crossed**2
-            rest = (total[:, 0] * squares[:, 1, 1] - total[:, 1] * crossed) / determinant
-            rest = np.maximum(rest, 0)
-            size = (total[:, 1] - rest * crossed) / squares[:, 1, 1]
-            error = np.sum((rest[:, None] * columns[..., 0] + size[:, None] * columns[..., 1] - 1) ** 2, axis=1)
-        better = (error < best) & (size > 0)
-        best = np.where(better, error, best)
-        found[better] = np.stack([rest, size * centre**g, np.full_like(rest, g)], axis=1)[better]
-    return found
+
+    def at(ln_growth):
+        return _of_growth(losses, flops / centre, np.broadcast_to(np.exp(ln_growth), len(losses)))
+
+    grid = np.log(GROWTHS)
+    nearest = np.array([at(one)[0] for one in grid]).argmin(axis=0)
+    ends = grid[np.maximum(nearest - 1, 0)], grid[np.minimum(nearest + 1, len(grid) - 1)]
+    best = golden_section(lambda ln_growth: at(ln_growth)[0], *ends)
+    error, rest, size = at(best)
+    found = np.stack([rest, size * centre ** np.exp(best), np.exp(best)], axis=1)
+    return np.where(np.isfinite(error)[:, None], found, np.nan)
+
+
+def _of_growth(losses, flops, growth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(sum of squares of the relative error, infinite where k_L is not above 0; E; k_L) of losses [r, minima] and g [r]."""
+    falling = flops ** -growth[:, None]
+    columns = np.stack([1 / losses, falling / losses], axis=-1)  # of the relative error
+    squares = columns.swapaxes(-1, -2) @ columns
+    total, crossed = columns.sum(axis=1), squares[:, 0, 1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        determinant = squares[:, 0, 0] * squares[:, 1, 1] - crossed**2
+        rest = np.maximum((total[:, 0] * squares[:, 1, 1] - total[:, 1] * crossed) / determinant, 0)
+        size = (total[:, 1] - rest * crossed) / squares[:, 1, 1]
+        error = np.sum((rest[:, None] * columns[..., 0] + size[:, None] * columns[..., 1] - 1) ** 2, axis=1)
+    return np.where(size > 0, error, np.inf), rest, size
 
 
 def _intervals(names, values) -> dict:

@@ -218,13 +218,17 @@ def search_split(loss_at, flops, shape: Sequence[int]):
     for place in np.linspace(-1, 1, NUM_SCANNED):
         value = loss(centre + place * width)
         best, least = np.where(value < least, centre + place * width, best), np.minimum(value, least)
-    low, high = (best + side * 2 * width / (NUM_SCANNED - 1) for side in (-1, 1))
+    params = np.exp(golden_section(loss, *(best + side * 2 * width / (NUM_SCANNED - 1) for side in (-1, 1))))
+    return params, product / params
+
+
+def golden_section(function, low, high):
+    """Where `function`, of arrays like low and high, is least between them, one place each, to 1e-6 of the distance."""
     for _ in range(30):
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-        falls = loss(left) > loss(right)
+        falls = function(left) > function(right)
         low, high = np.where(falls, left, low), np.where(falls, high, right)
-    params = np.exp((low + high) / 2)
-    return params, product / params
+    return (low + high) / 2
 
 
 def split_equally(rows: Rows, share: float) -> tuple[float, float, float]:

@@ -23,8 +23,8 @@ def test_prefactors_exponents_and_the_loss_with_its_floor_are_those_of_the_law()
     a, b = LAW.exponents
     assert (exact["params"]["a"], exact["params"]["b"]) == pytest.approx((a, b), rel=1e-5)
     assert exact["params"]["k_N"] * 1e20**a == pytest.approx(LAW.optimum(1e20)[0], rel=1e-4)
-    assert exact["irreducible"]["E"] == pytest.approx(1.0, abs=0.01)
-    assert exact["irreducible"]["g"] == pytest.approx(0.4 * 0.3 / 0.7, rel=0.01)
+    assert exact["irreducible"]["E"] == pytest.approx(1.0, abs=1e-3)  # g is searched for between the values of a grid
+    assert exact["irreducible"]["g"] == pytest.approx(0.4 * 0.3 / 0.7, rel=1e-3)
     noisy = frontier_of(isoflop())
     assert all(low < truth < high for truth, (low, high) in ((a, noisy["ci"]["a"]), (1.0, noisy["ci"]["E"])))
     assert noisy["curvature"]["ci"][0] > 0 and noisy["params"]["E"] > 0 and "bends" in warnings_of(noisy)[0]
