@@ -23,7 +23,7 @@ from megatron.scaling.table.runs import records
 AXES = ("params", "tokens", "unique_tokens")
 LEVEL = 0.999  # of the band: a status is looked at often
 WINDOW = 0.02  # of a run's tokens, over which its loss is averaged
-LEAST_RECORDS = 2  # that are averaged, however long they took
+LEAST_RECORDS = 2  # that are averaged
 LEAST_SHARE = 0.05  # of a run, before which nothing is said
 LEAST_FREEDOM = 2  # of the residuals
 VARIES = 0.05  # of ln N, ln D and ln U: less is no difference
@@ -61,26 +61,34 @@ def curve_of(entry: dict, folder: Path) -> Curve:
     return points[:, 0] / entry["tokens"], points[:, 1]
 
 
-def mean_loss(curve: Curve, share: float) -> float | None:
-    """The mean training loss over the last WINDOW up to this share; None where there are no such records."""
+def places_of(shares: np.ndarray) -> np.ndarray:
+    """The shares of the last records of a run: those of the last WINDOW, or two."""
+    return shares[min(np.searchsorted(shares, shares[-1] - WINDOW), len(shares) - LEAST_RECORDS) :]
+
+
+def mean_loss(curve: Curve, places: np.ndarray) -> float | None:
+    """The mean training loss at these shares: at each that of the records over the WINDOW before it or, of a curve with too few
+    there, on a straight line between its records; None beyond them."""
     shares, loss = curve
-    before = np.flatnonzero(shares <= share * (1 + 1e-9))
-    if len(before) < LEAST_RECORDS or shares[before[-1]] < share - 2 * WINDOW:
+    if not len(shares) or places[0] < shares[0] * (1 - 1e-9) or places[-1] > shares[-1] + WINDOW:
         return None
-    recent = before[shares[before] >= share - WINDOW]
-    return float(np.mean(loss[recent if len(recent) >= LEAST_RECORDS else before[-LEAST_RECORDS:]]))
+    first, last = np.searchsorted(shares, places - WINDOW), np.searchsorted(shares, places * (1 + 1e-9), side="right")
+    total, count = np.append(0.0, np.cumsum(loss)), last - first
+    means = (total[last] - total[first]) / np.maximum(count, 1)
+    return float(np.mean(np.where(count >= LEAST_RECORDS, means, np.interp(places, shares, loss))))
 
 
 def watch(run: Standing, entry: dict, curve: Curve, finished: Sequence[tuple[dict, Curve]]) -> Standing:
     """A run that is on, beside finished runs (entry, curve)."""
     if run.loss is not None and not math.isfinite(run.loss):
         return replace(run, alarm=f"the training loss is {run.loss}: it diverged")
-    share = float(curve[0][-1]) if len(curve[0]) else 0.0
-    now = mean_loss(curve, share)
-    alike = [(one, mean_loss(other, share)) for one, other in finished if kind(one) == kind(entry)]
-    known = [(one, loss) for one, loss in alike if loss is not None and loss > 0]
-    if now is None or share < LEAST_SHARE:
+    share = float(curve[0][-1]) if len(curve[0]) >= LEAST_RECORDS else 0.0
+    if share < LEAST_SHARE:
         return run
+    places = places_of(curve[0])
+    now = mean_loss(curve, places)
+    alike = [(one, mean_loss(other, places)) for one, other in finished if kind(one) == kind(entry)]
+    known = [(one, loss) for one, loss in alike if loss is not None and loss > 0]
     ends = band(entry, [one for one, _ in known], np.array([loss for _, loss in known]))
     if ends is None:
         return replace(run, training_loss=now)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron.scaling.run.progress import Standing
-from megatron.scaling.run.trajectory import band, kind, mean_loss, watch, watched
+from megatron.scaling.run.trajectory import band, kind, mean_loss, places_of, watch, watched
 
 SHARES = np.arange(1, 201) / 200
 
@@ -50,9 +50,13 @@ def test_healthy_runs_raise_no_alarm_and_sick_ones_do():
     assert missed <= 3, missed
 
 
-@pytest.mark.parametrize("share, mean", [(0.5, 3.5), (0.52, 3.5), (0.53, 3.5), (0.54, 3.5), (0.55, None), (0.19, None)])
-def test_coarse_records_give_a_mean_or_none(share, mean):
-    assert mean_loss((np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.array([9.0, 7.0, 5.0, 4.0, 3.0])), share) == mean
+def test_curves_of_other_intervals_are_read_at_the_same_shares():
+    coarse, fine = np.array([0.1, 0.2, 0.3, 0.4, 0.5]), np.arange(1, 101) / 200
+    losses = np.array([9.0, 7.0, 5.0, 4.0, 3.0])
+    for places, mean in (([0.4, 0.5], 3.5), ([0.35, 0.45], 4.0), ([0.49, 0.5], 3.05), ([0.05, 0.2], None), ([0.5, 0.6], None)):
+        assert mean_loss((coarse, losses), np.array(places)) == (mean and pytest.approx(mean))
+    assert places_of(coarse).tolist() == [0.4, 0.5] and len(places_of(fine)) == 5
+    assert mean_loss((fine, 1 - fine), places_of(coarse)) == pytest.approx(0.56, abs=1e-9)  # what a WINDOW before each has
 
 
 def test_the_band_is_the_prediction_interval_of_one_more_run():
