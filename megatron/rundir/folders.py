@@ -26,16 +26,20 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         if not folder.is_dir():
             raise MissingInput(f"{folder}: no such folder; give run directories or folders of them.")
         for path in walk(folder):
-            found.setdefault(path.resolve(), path)
+            if found.get(path.resolve(), path).is_symlink():
+                found[path.resolve()] = path
+            else:
+                found.setdefault(path.resolve(), path)
     return sorted(found.values())
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """A checkpoint below a run is no run."""
+    """A checkpoint below a run is no run. A link to a run is one; links to other folders are not followed: they may lead round."""
     for path, below, files in os.walk(folder):
         if not MARKS.isdisjoint(files):
             below.clear()
             yield Path(path)
+        yield from (link for name in below if (link := Path(path, name)).is_symlink() and is_run(link))
 
 
 def read_file(folder: Path, name: str) -> dict:

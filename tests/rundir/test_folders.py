@@ -77,6 +77,11 @@ def test_each_run_is_found_once(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "exit.json").write_text("{}")
     (tmp_path / "none").mkdir()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "another-name").symlink_to(one)  # a link to a run is one, a link to a folder of runs is not followed
+    (tmp_path / "links" / "round").symlink_to(tmp_path)
+    assert find_runs([tmp_path / "links"]) == [tmp_path / "links" / "another-name"]
+    assert find_runs([tmp_path / "links", tmp_path]) == [one, tmp_path / "b"]
     assert find_runs([tmp_path, one, tmp_path / "none"]) == [one, tmp_path / "b"]
 
 

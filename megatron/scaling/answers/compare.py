@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron.errors import BadData, Mismatch
 from megatron.scaling.answers.critical import drawn_law
-from megatron.scaling.answers.frontier import compute_ratio, equal_loss_ratios
+from megatron.scaling.answers.frontier import compute_ratio, equal_loss_ratios, frontier_of, warnings_of
 from megatron.scaling.answers.isoflop import IsoFlop, params_ratio
 from megatron.scaling.law.fit import Fit, load_fit
 from megatron.scaling.law.intervals import percentile_interval
@@ -84,7 +84,7 @@ def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
     if refused:
         raise Mismatch(" ".join(refused))
     notes = [f"allowed: {sentence}." for sentence in found.values()]
-    notes += _covariates_between(sides)
+    notes += _covariates_between(sides) + [f"{side.name}: {warning}" for side in sides for warning in _doubts(side)]
     kinds = {row.get("bound") for row in rows}
     if len(kinds) > 1:
         notes.append(
@@ -98,6 +98,13 @@ def findings(sides: list[Side], allow: Iterable[str] = ()) -> list[str]:
     if kinds == {None}:
         notes.append("no side says whether its losses are exact or bounds: give the column bound.")
     return notes
+
+
+def _doubts(side: Side) -> list[str]:
+    """What a reader must know of the law or the minima of a side."""
+    if side.fit is not None:
+        return side.fit.warnings
+    return [] if side.isoflop is None else side.isoflop.warnings + warnings_of(frontier_of(side.isoflop))
 
 
 def _covariates_between(sides: list[Side]) -> list[str]:

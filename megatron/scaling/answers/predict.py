@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron.errors import BadData
+from megatron.errors import BadData, Mismatch
 from megatron.scaling.answers.critical import drawn_law, num_paired_draws
 from megatron.scaling.answers.frontier import Frontier, is_isoflop, load_frontiers
 from megatron.scaling.law.fit import Fit, load_fit
 from megatron.scaling.law.intervals import percentile_interval
+from megatron.scaling.table.downstream import ACCURACY, OTHER
 from megatron.scaling.table.labels import NAMES, kind_of
 
 LEAST_SPLIT = 1000.0  # parameters and tokens, below which an optimum is the end of the search
+UNIT_WORDS = {"bits-per-byte": ("bpb", "bits"), "nats": ("nats", "nll")}  # in the names of columns
 NORMAL_975 = 1.959963984540054
 
 
@@ -86,7 +88,7 @@ def predict_run(fit: Fit, label: str, flops=None, params=None, tokens=None, uniq
     said += [f"{label}: {sentence}" for sentence in [*beyond, *([] if known else unknown), *fit.warnings]]
     found["kind"] = kind_of(fit.conventions)
     found |= {"run_ci": run_ci, "ln_sd": ln_sd, "warnings": said}
-    followed = [follow(then[name], name, found, draws.get("loss")) for name in then or {}]
+    followed = [follow(then[name], name, found, draws.get("loss"), _unit_of_loss(fit)) for name in then or {}]
     return found | {"accuracy": _accuracy(fit, found), "then": followed}
 
 
@@ -94,9 +96,10 @@ def within(ends, value: float) -> bool:
     return bool(ends) and ends[0] * (1 - 1e-9) <= value <= ends[1] * (1 + 1e-9)
 
 
-def follow(law: Fit, label: str, found: dict, losses=None) -> dict:
+def follow(law: Fit, label: str, found: dict, losses=None, unit: str | None = None) -> dict:
     """What a law of the loss says of a predicted run (`found`, of `predict_run`): its accuracy, or its loss on other data, with
-    an interval of both laws: `losses` [draws] are the first one's, and independent of this one's. Raises BadData."""
+    an interval of both laws: `losses` [draws] are the first one's, and independent of this one's; `unit` is that of the predicted
+    loss, where it is known. Raises BadData, Mismatch."""
     form = law.law_form
     unknown = [column for symbol, column in form.columns.items() if symbol not in form.at]
     if not unknown and form.columns:
@@ -110,19 +113,47 @@ def follow(law: Fit, label: str, found: dict, losses=None) -> dict:
             "accuracy and loss-to-loss are, and --at for any others."
         )
     place = found["params"], found["tokens"], found["unique_tokens"]
+    said = _same_unit(unit, law, unknown[0], label)
     asked = law.given({unknown[0]: found["loss"]})
-    said: list[str] = []
     answer: dict = {"label": label, "form": law.form, "of": unknown[0], "loss": float(asked.predict(*place))}
     check_number(answer["loss"], label, f" at {unknown[0]} {found['loss']:.4g}")
     count = 0 if losses is None else min(np.size(losses), num_paired_draws({label: law}))
     if count:
         drawn = drawn_law(law.given({unknown[0]: losses[:count]}), count, 0)
-        draws, said = numbers_of(np.broadcast_to(drawn.loss(*place), count), label)
+        draws, few = numbers_of(np.broadcast_to(drawn.loss(*place), count), label)
+        said += few
         answer["loss_ci"] = percentile_interval(draws)
     axes = {} if not law.law_form.axes else dict(zip(("params", "tokens", "unique"), place))
     said += [f"{label}: {sentence}" for sentence in asked.extrapolation(**axes)]
     shown = _accuracy(law, answer) or {"value": answer["loss"], "ci": answer.get("loss_ci")}
     return answer | {"value": shown["value"], "ci": shown["ci"], "warnings": said}
+
+
+def _same_unit(of_loss: str | None, law: Fit, column: str, label: str) -> list[str]:
+    """A sentence where nothing says that a law's column is in the unit of the predicted loss. Raises Mismatch where it is not."""
+    source = str((law.choices.get("map") or {}).get(column, column))
+    of_column = law.choices.get("unit") if source in (OTHER, "loss") else _unit_in(source)
+    of_column = None if of_column == ACCURACY else of_column  # of the law's own loss
+    if of_loss == of_column is not None:
+        return []
+    if of_loss is None or of_column is None:
+        words = f" in {of_loss}" if of_loss else "", f" in {of_column}" if of_column else ""
+        return [f"{label}: the predicted loss{words[0]} stands for {source}{words[1]}; nothing says that both are in one unit."]
+    raise Mismatch(
+        f"--then {label}: {source} is in {of_column} and the predicted loss in {of_loss}; fit the loss again in that unit, with "
+        "--unit or --map loss=COLUMN."
+    )
+
+
+def _unit_of_loss(fit: Fit) -> str | None:
+    """The unit of what a fit predicts, as far as its choices or the name of the column say it."""
+    column = (fit.choices.get("map") or {}).get("loss")
+    return fit.choices.get("unit") if column in (None, "loss") else _unit_in(str(column))
+
+
+def _unit_in(column: str) -> str | None:
+    """What a column's name says."""
+    return next((unit for unit, words in UNIT_WORDS.items() if any(word in column.lower() for word in words)), None)
 
 
 def check_number(value: float, label: str, where: str = "") -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
+from scipy.special import fdtrc
 
 from megatron.scaling.law.fitted import Fit
 from megatron.scaling.law.form import Form, Rows
@@ -11,6 +14,8 @@ VANISHED = 1e-3  # of the smallest loss: an E below that is none
 CLOSE = 1.01  # objectives within this ratio are equally good
 LEVEL_BIAS = 3.0  # standard errors, and
 LEAST_BIAS = 2e-3  # of the loss: less than another seed changes
+NO_CHANCE = 0.01  # p-value of a pattern in the residuals below which it is none of noise
+ROUNDING = 1e-6  # of ln L
 LEAST_LEVEL, LEAST_APART = 3, 0.05  # rows of a level, and between two in ln L
 
 
@@ -30,7 +35,7 @@ def diagnose(fit: Fit, law: Form, rows: Rows, theta, low, high, residual) -> lis
         found.append(f"{fit.failed_resamples} of {fit.num_resamples} resamples could not be fitted: {effect}.")
     if fit.held and fit.draws is not None and "alpha" not in fit.ci:
         found.append("the held Chinchilla part came without draws: the intervals take it as exact.")
-    return found + _misfit(fit, law, rows, residual)
+    return found + _misfit(fit, law, rows, residual) + _pattern(fit, law, rows, theta, free, residual)
 
 
 def vanished(fit: Fit, rows: Rows) -> bool:
@@ -91,7 +96,7 @@ def _at_bounds(law: Form, theta, low, high, free) -> list[str]:
 def _optima(fit: Fit) -> list[str]:
     found = []
     if fit.basins and fit.basins[0]["objective"] < CLOSE * fit.objective:
-        found.append("another optimum is within 1 % of this one: see basins.")
+        found.append("another optimum is within 1 % of this one: see `other optimum` (fit.json: basins).")
     if fit.share_at_optimum < 0.1:
         found.append(f"only {fit.share_at_optimum:.1%} of {fit.num_starts} starts reached the optimum.")
     return found
@@ -152,3 +157,37 @@ def _misfit(fit: Fit, law: Form, rows: Rows, residual) -> list[str]:
             "times the residuals of the fit: do not extrapolate that way."
         )
     return found
+
+
+def _pattern(fit: Fit, law: Form, rows: Rows, theta, free, residual) -> list[str]:
+    """Whether squares, products and cubes of the law's variables explain more of the residuals than chance would, beside what a
+    move of its parameters explains (F test); of runs that are independent, one row each."""
+    if fit.num_runs < len(rows) or np.sqrt(np.mean(residual**2)) < ROUNDING:
+        return []
+    axes = [*law.axes, *(["unique"] if law.repeats and len(law.axes) > 1 else [])]
+    x = np.array([*(getattr(rows, axis) for axis in axes), *rows.covariates.values()]).reshape(-1, len(rows))
+    x = x[np.ptp(x, axis=1) > 0]
+    x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+    products = [x[i] * x[j] for i, j in itertools.combinations_with_replacement(range(len(x)), 2)]
+    own = law.log_loss(theta[None], rows)[1][0][free]
+    own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), np.finfo(float).tiny)
+    before, taken = _left_over(own, residual)
+    after, more = _left_over(np.concatenate([own, products, x**3]), residual)
+    freedom = len(rows) - more
+    if freedom < LEAST_LEVEL or more <= taken:
+        return []
+    F = (before - after) / (more - taken) / max(after / freedom, np.finfo(float).tiny)
+    p = float(fdtrc(more - taken, freedom, max(F, 0.0)))
+    if p > NO_CHANCE:
+        return []
+    return [
+        f"lack of fit: the residuals have a pattern (rms {np.sqrt((before - after) / len(rows)):.2g} of ln L) that noise has not "
+        f"(F {F:.3g}, p {p:.2g}): the form does not describe these runs over their whole range; try others (`rank`), or leave a "
+        "part out with --drop."
+    ]
+
+
+def _left_over(columns, residual) -> tuple[float, int]:
+    """(sum of squares that least squares on these columns [k, n] leaves of residual [n], their rank)."""
+    coefficients, _, rank, _ = np.linalg.lstsq(columns.T, residual, rcond=1e-8)
+    return float(np.sum((residual - columns.T @ coefficients) ** 2)), int(rank)

@@ -322,10 +322,12 @@ def setting_lines(fit: Fit) -> list[tuple[str, str]]:
         ("rows", f"{fit.rows_used} used in {fit.num_runs} clusters, {len(fit.rows_dropped)} left out"),
         ("starts", f"{fit.num_starts}, {fit.share_at_optimum:.1%} of them at this optimum"),
         ("residual rms of ln L", f"{fit.residual_rms:.4g}"),
-        ("condition number", f"{fit.condition:.4g}"),
+        ("condition number", f"{fit.condition:.4g} (above 1e4 some combination of the parameters is not told apart)"),
         ("intervals", f"95 %, {fit.ci_method}, {fit.num_resamples} resamples ({fit.failed_resamples} failed), seed {fit.seed}"),
     ]
     lines.append(("scatter between runs", _scatter(fit)))
+    if {"a", "b"} <= set(fit.names) and fit.law.exponents is not None:
+        lines.append(("a, b", "exponents of the best split of compute: N* ~ C^a, D* ~ C^b"))
     if fit.holdout:
         lines.append(
             (

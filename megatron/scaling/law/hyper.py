@@ -25,7 +25,8 @@ from megatron.scaling.law.intervals import percentile_interval
 from megatron.scaling.table.covariates import Places, column_of, said, spelled
 
 VARIABLES = ("params", "tokens", "unique_tokens")
-USUAL = ("lr", "batch_size", "weight_decay")  # what is fitted where nothing is named
+BATCH = "batch_size"
+USUAL = ("lr", BATCH, "weight_decay")  # what is fitted where nothing is named
 WINDOW = 0.1  # settings whose ln L lies further above the least of their place count as no part of its parabola
 NUM_DRAWS = 2000
 ROUNDING = 1e-10  # of ln L
@@ -41,6 +42,7 @@ class HyperLaw:
     exponents: dict[str, float]
     range: dict[str, list[float]] = field(default_factory=dict)  # variable -> [least, most] of the runs behind it
     params_convention: str | None = None
+    seq_length: int | None = None  # of a batch: tokens in each of the samples that it counts; None where the runs do not say
 
     def at(self, **variables: float) -> float:
         """h* at these params, tokens and unique_tokens."""
@@ -84,7 +86,9 @@ def settings_of(rows: Sequence[dict], named: Sequence[str]) -> list[str]:
 
 def fit_hyper(rows: Sequence[dict], settings: Sequence[str], window: float = WINDOW, seed: int = 0) -> HyperFit:
     """The laws of these columns from runs of one objective. Raises BadData where the runs have no minimum or are too few."""
+    rows, seq_length, said_of_batch = _equal_samples(rows, settings)
     rows, x, warnings = _positive(rows, settings)
+    warnings = said_of_batch + warnings
     if not rows:
         raise BadData(f"no run states a {' and a '.join(map(spelled, settings))} above 0: name another flag with --of.")
     ln_loss, place = np.log([row["loss"] for row in rows]), Places.of(rows).number
@@ -108,11 +112,34 @@ def fit_hyper(rows: Sequence[dict], settings: Sequence[str], window: float = WIN
     _check_minimum(curvature, settings, x, ln_loss, len(rows))
     bends, drawn = design.minimum(draws)
     drawn[np.linalg.eigvalsh(bends)[:, 0] <= 0] = np.nan
-    warnings += _lopsided(design, x, z, best, ln_loss, theta, dof)
-    fit = _laws(rows, settings, variables, centre, best, drawn)
+    warnings += _lopsided(design, x, z, best, ln_loss, theta, dof) + _apart(design, x, place, settings, ln_loss, theta, dof)
+    fit = _laws(rows, settings, variables, centre, best, drawn, seq_length)
     places = _places(rows, settings, x, ln_loss, place, z, design.centre, best, drawn)
     warnings += _beyond_the_values(places, settings, x, place)
     return HyperFit(*fit, curvature, rms, len(rows), places, warnings)
+
+
+def _equal_samples(rows: Sequence[dict], settings: Sequence[str]) -> tuple[list[dict], int | None, list[str]]:
+    """(rows whose batches count samples of one length, that of the first; that length; a sentence where runs differ in it).
+
+    Raises BadData where some do not say theirs.
+    """
+    lengths = {row.get("seq_length") for row in rows}
+    if BATCH not in settings or lengths == {None}:
+        return list(rows), None, []
+    if None in lengths:
+        known = ", ".join(said(one) for one in sorted(filter(None, lengths)))
+        raise BadData(
+            f"batches count samples, and some runs do not say of how many tokens (seq-length {known} in others): give all the "
+            "column seq_length, or fit other settings with --of."
+        )
+    one = int(rows[0]["seq_length"])
+    if len(lengths) == 1:
+        return list(rows), one, []
+    rows = [
+        row | {BATCH: row[BATCH] * row["seq_length"] / one} if isinstance(row.get(BATCH), (int, float)) else row for row in rows
+    ]
+    return rows, one, [f"runs differ in seq-length: batches of equal tokens are equal, counted in samples of {one} tokens."]
 
 
 def _positive(rows: Sequence[dict], settings: Sequence[str]) -> tuple[list[dict], np.ndarray, list[str]]:
@@ -231,17 +258,38 @@ def _lopsided(design: _Design, x, z, best, ln_loss, theta, dof: int) -> list[str
     """A sentence where cubes of the distance from the minimum explain more than chance (F test)."""
     cubes = (x - z @ best.T) ** 3
     wider = np.column_stack([design.columns, cubes])
-    more = int(np.linalg.matrix_rank(wider)) - len(theta)
-    before = float(np.sum((ln_loss - design.columns @ theta) ** 2))
-    after = float(np.sum((ln_loss - wider @ np.linalg.lstsq(wider, ln_loss, rcond=None)[0]) ** 2))
-    if more <= 0 or dof <= more or before < len(x) * ROUNDING**2:
-        return []
-    if fdtrc(more, dof - more, max(0.0, before - after) / more / (after / (dof - more))) > LOPSIDED:
+    if _more_than_chance(design.columns, wider, ln_loss, theta, dof)[1] > LOPSIDED:
         return []
     return ["the losses are no parabola in the logarithms (cubic terms matter): the optimum is biased; give a smaller --window."]
 
 
-def _laws(rows, settings, variables, centre, best, drawn) -> tuple[dict[str, HyperLaw], dict]:
+def _apart(design, x, place, settings, ln_loss, theta, dof: int) -> list[str]:
+    """A sentence for each setting whose best values, with slopes of each place's own, lie off the power law by more than chance
+    (F test)."""
+    places, found = np.eye(place.max() + 1)[place], []
+    for i, name in enumerate(settings):
+        wider = np.column_stack([design.columns, places * (x[:, i : i + 1] - design.centre[i])])
+        F, p = _more_than_chance(design.columns, wider, ln_loss, theta, dof)
+        if p < LOPSIDED:
+            found.append(
+                f"lack of fit: the best {spelled(name)} of single places lies off the power law by more than the scatter of runs "
+                f"(F {F:.3g}, p {p:.2g}): its intervals do not hold that; fit fewer places, as of one range of N or D, at a time."
+            )
+    return found
+
+
+def _more_than_chance(columns, wider, ln_loss, theta, dof: int) -> tuple[float, float]:
+    """(F, p) of what the wider columns explain of ln L beyond these; p is 1 where nothing tells."""
+    more = int(np.linalg.matrix_rank(wider)) - len(theta)
+    before = float(np.sum((ln_loss - columns @ theta) ** 2))
+    after = float(np.sum((ln_loss - wider @ np.linalg.lstsq(wider, ln_loss, rcond=None)[0]) ** 2))
+    if more <= 0 or dof <= more or before < len(ln_loss) * ROUNDING**2:
+        return 0.0, 1.0
+    F = max(0.0, before - after) / more / (after / (dof - more))
+    return F, float(fdtrc(more, dof - more, F))
+
+
+def _laws(rows, settings, variables, centre, best, drawn, seq_length) -> tuple[dict[str, HyperLaw], dict]:
     """(law of each setting, intervals) with the centres of z taken out."""
     reach = {name: [min(row[name] for row in rows), max(row[name] for row in rows)] for name in VARIABLES}
     convention = rows[0].get("params_convention")
@@ -250,7 +298,8 @@ def _laws(rows, settings, variables, centre, best, drawn) -> tuple[dict[str, Hyp
         slopes, constants = best[i, 1:], drawn[:, i, 0] - drawn[:, i, 1:] @ centre
         own = {name: [min(row[name] for row in rows), max(row[name] for row in rows)]}
         exponents = dict(zip(variables, slopes.tolist()))
-        laws[name] = HyperLaw(float(best[i, 0] - slopes @ centre), exponents, reach | own, convention)
+        length = seq_length if name == BATCH else None
+        laws[name] = HyperLaw(float(best[i, 0] - slopes @ centre), exponents, reach | own, convention, length)
         ci[name] = {"constant": _interval(constants)} | {
             variable: _interval(drawn[:, i, 1 + j]) for j, variable in enumerate(variables)
         }
@@ -309,6 +358,7 @@ def as_record(fit: HyperFit) -> dict:
                 "ci": fit.ci[name],
                 "range": law.range,
                 "params_convention": law.params_convention,
+                "seq_length": law.seq_length,
             }
             for name, law in fit.laws.items()
         },
@@ -330,6 +380,7 @@ def read_hyper(path: str | Path, setting: str) -> dict[str, HyperLaw]:
                 {name: float(part["settings"][setting]["exponents"][name]) for name in part["settings"][setting]["exponents"]},
                 {name: [float(low), float(high)] for name, (low, high) in part["settings"][setting]["range"].items()},
                 part["settings"][setting]["params_convention"],
+                part["settings"][setting].get("seq_length"),
             )
             for objective, part in held["objectives"].items()
             if setting in part["settings"]

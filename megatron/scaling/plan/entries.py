@@ -35,6 +35,7 @@ from megatron.scaling.plan.halving import rungs_of, share_that_runs
 SCHEMA_VERSION = 1
 NESTED = ("flags", "forecast", "budget", "varied")  # parts of a run's entry that are no cells of a table
 NUMBER = (int, float)
+SHORT = 0.01  # of a run, that whole batches may leave out unsaid
 SUMMED = ("tokens", "hours", "gpu_hours", "cost", "energy_kwh")
 ENTRY: dict[str, tuple[type, ...]] = {  # types of a run's fields that other verbs read
     "name": (str,),
@@ -98,10 +99,28 @@ def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: R
     notes += [f"the data are not here yet: {sentence}" for sentence in missing]
     told = corpus_size(r.valid_data)
     finished = [finish_run(run, r, (speeds or {}).get(run["objective"]), rates, told) for run in runs]
+    notes += short_of_asked(finished)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     varied = list(dict.fromkeys(name for run in finished for name in run["varied"]))
     groups = rungs_of(finished, r.halving) if r.halving else []
     return Plan(r.kind, r.scale, asdict(r), finished, created, notes=notes, varied=varied, halving=groups)
+
+
+def short_of_asked(runs: list[dict]) -> list[str]:
+    """A sentence where whole global batches leave out more than SHORT of the samples that a run was to have."""
+    lost: dict[float, dict] = {}
+    for run in runs:
+        if "--train-samples" in run["flags"]:
+            asked = int(run["flags"][run["flags"].index("--train-samples") + 1])
+            lost[1 - run["steps"] * run["global_batch_size"] / asked] = run
+    share = max(lost, default=0.0)
+    if share <= SHORT:
+        return []
+    run = lost[share]
+    return [
+        f"{run['name']} is {share:.1%} shorter than asked, which no other run exceeds: it trains {run['steps']} whole batches of "
+        f"{run['global_batch_size']} samples, {run['epochs']:.4g} epochs; a smaller --batch-size comes nearer"
+    ]
 
 
 def joined(plan: Plan, more: Plan) -> Plan:

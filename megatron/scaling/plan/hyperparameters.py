@@ -145,7 +145,10 @@ def batch_size(choice: Choice, facts: Facts) -> int:
             raise ValueError(f"--batch-size {choice.value:g}: expected whole samples")
         return int(choice.value)
     if choice.laws is not None:
+        law = choice.law(facts)
         samples = choice.by_law("--batch-size", facts)
+        if law is not None and law.seq_length:
+            samples *= law.seq_length / facts.seq_length
     else:
         samples = BATCH_SIZES[choice.rule][0](facts) / facts.seq_length
     return max(1, round(samples / MULTIPLE)) * MULTIPLE

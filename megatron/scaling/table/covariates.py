@@ -39,7 +39,7 @@ FLAGS = (*(name for name in (*experiment({}), "batch_size") if name not in AXES)
 SAME = 0.01  # largest gap in ln N, ln D and ln U of runs that stand for one place
 UNSET = "none"  # the value of a flag that a run left open
 MOST_NAMED = 3
-RENAMED = {"global_batch_size": "batch_size"}  # a flag's column, where that has another name
+RENAMED = {"global_batch_size": "batch_size", "learning_rate": "lr"}  # the column of a flag, where it is called otherwise
 
 
 @dataclass(frozen=True)

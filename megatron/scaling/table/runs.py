@@ -52,7 +52,8 @@ def run_directories(path: Path) -> Iterator[Path]:
     found = find_runs([path]) if path.is_dir() else []
     if not found:
         raise MissingInput(
-            f"{path}: no run in this folder or below it (a run has a result.json); give run directories or a table."
+            f"{path}: no run in this folder or below it (a run has a result.json; links are followed to runs alone); give run "
+            "directories or a table."
         )
     yield from found
 

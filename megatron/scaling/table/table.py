@@ -24,7 +24,17 @@ from megatron.progress import ProgressLine
 from megatron.rundir.folders import read_file
 from megatron.rundir.names import CONFIG, FACTS
 from megatron.scaling.table.comparable import check_comparable
-from megatron.scaling.table.covariates import FLAGS, choose_best, column_of, read_covariates, spelled, split_by, spread, unspelled
+from megatron.scaling.table.covariates import (
+    FLAGS,
+    RENAMED,
+    choose_best,
+    column_of,
+    read_covariates,
+    spelled,
+    split_by,
+    spread,
+    unspelled,
+)
 from megatron.scaling.table.downstream import ACCURACY, by_accuracy
 from megatron.scaling.table.plausible import check_plausible
 from megatron.scaling.table.runs import read_result, records, run_directories, table_lines
@@ -329,8 +339,8 @@ def _typed(row: dict, mapping, where: str) -> dict:
 
 
 def _column(name: str) -> str:
-    """weight-decay, as a flag is written, is the column weight_decay."""
-    return unspelled(name) if "-" in name and unspelled(name) in (*FLAGS, "batch_size") else name
+    """weight-decay, as a flag is written, is the column weight_decay, and learning_rate, as others call it, lr."""
+    return unspelled(name) if ("-" in name or name in RENAMED) and unspelled(name) in FLAGS else name
 
 
 def _value(name: str, value, where: str):

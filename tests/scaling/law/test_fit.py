@@ -294,17 +294,20 @@ def test_what_a_form_cannot_take_is_refused():
 
 
 def coverage(num_tables, num_resamples):
-    """Misses (below, above) of 95 % intervals over tables of 40 rows, and of the joint region of ln A and alpha."""
+    """Misses (below, above) of 95 % percentile and profile intervals over tables of 40 rows, and of the joint region of ln A and
+    alpha."""
     truth = {"E": TRUTH.E, "alpha": TRUTH.alpha, "beta": TRUTH.beta, "a": TRUTH.exponents[0]}
-    misses, joint = {name: np.zeros(2, int) for name in truth}, {"A": 0, "B": 0}
+    misses, joint = {}, {"A": 0, "B": 0}
     for seed in range(num_tables):
         random = np.random.default_rng([seed, 40])
         flops, shape = np.exp(random.uniform(np.log(1e18), np.log(1e22), 40)), np.exp(random.uniform(-1.6, 1.6, 40))
         params = np.sqrt(flops / 120) * shape
         loss = TRUTH.loss(params, flops / 6 / params) * np.exp(0.005 * random.standard_normal(40))
         fit = fit_chinchilla(params, flops / 6 / params, loss, seed=seed, num_resamples=num_resamples)
-        for name, value in truth.items():
-            misses[name] += [value > (fit.ci[name][1] or np.inf), value < (fit.ci[name][0] or 0)]
+        for kind, name in (*(("percentile", name) for name in truth), *(("profile", name) for name in fit.profile)):
+            low, high = (fit.ci if kind == "percentile" else fit.profile)[name]
+            missed = np.array([truth[name] > (high or np.inf), truth[name] < (low or 0)], int)
+            misses[kind, name] = misses.get((kind, name), 0) + missed
         for term, exponent in (("A", "alpha"), ("B", "beta")):
             draws = [np.log(fit.draws[:, fit.names.index(term)]), fit.draws[:, fit.names.index(exponent)]]
             away = [np.log(getattr(TRUTH, term) / fit.params[term]), getattr(TRUTH, exponent) - fit.params[exponent]]
@@ -317,6 +320,7 @@ def check_coverage(num_tables, num_resamples):
     low, high = binom.interval(0.99, num_tables, 0.05)
     said = f"misses (interval below the truth, above it) of {num_tables}: {misses}; joint {joint}"
     print(said)
+    assert len(misses) == 7
     assert all(low <= count.sum() <= high for count in misses.values()) and all(low <= n <= high for n in joint.values()), said
 
 

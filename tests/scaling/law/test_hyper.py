@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron.errors import BadData
-from megatron.scaling.law.hyper import fit_hyper, read_hyper, settings_of
+from megatron.scaling.law.hyper import as_record, fit_hyper, read_hyper, settings_of
 
 LR = {"constant": math.log(0.5), "params": -0.35, "tokens": 0.1, "unique_tokens": 0.05}
 DECAY = {"constant": math.log(0.3), "params": 0.5, "tokens": 0.0, "unique_tokens": -0.5}
@@ -83,6 +83,24 @@ def test_losses_that_are_no_parabola_are_said():
         "no parabola" in line for line in fit_hyper(runs(0.0005, cubic=0.008), ["lr", "weight_decay"], window=1.0).warnings
     )
     assert not any("no parabola" in line for line in fit_hyper(runs(0.0005), ["lr", "weight_decay"], window=1.0).warnings)
+
+
+def test_best_values_off_the_power_law_are_said():
+    bent = [row | {"lr": row["lr"] * (3 if row["params"] == 4e6 else 1)} for row in runs(0.002)]  # ln lr* no line over ln N
+    assert any("lack of fit: the best lr of single places" in line for line in fit_hyper(bent, ["lr"], 9).warnings)
+    assert not any("lack of fit" in line for line in fit_hyper(runs(0.002), ["lr", "weight_decay"], 1.0).warnings)
+
+
+def test_batches_of_runs_of_other_lengths_count_tokens():
+    rows = [row | {"batch_size": row["lr"] * 1e6, "seq_length": 128.0} for row in runs(0.0, decays=(1,), coupling=0.0)]
+    plain = fit_hyper(rows, ["batch_size"], 9)
+    longer = [row | {"seq_length": 512.0, "batch_size": row["batch_size"] / 4} if i % 2 else row for i, row in enumerate(rows)]
+    mixed = fit_hyper(longer, ["batch_size"], 9)
+    assert "batches of equal tokens are equal, counted in samples of 128" in mixed.warnings[0]
+    assert mixed.laws["batch_size"].constant == pytest.approx(plain.laws["batch_size"].constant, rel=1e-6)
+    assert mixed.laws["batch_size"].seq_length == 128 and as_record(mixed)["settings"]["batch_size"]["seq_length"] == 128
+    with pytest.raises(BadData, match=r"some runs do not say of how many tokens \(seq-length 128 in others\)"):
+        fit_hyper([*rows[1:], rows[0] | {"seq_length": None}], ["batch_size"], 9)
 
 
 def test_what_runs_cannot_tell_is_refused():

@@ -8,6 +8,7 @@ import pytest
 
 from megatron.errors import MissingInput
 from megatron.flags import ConfigError
+from megatron.scaling.law.hyper import HyperLaw
 from megatron.scaling.plan.axes import read_axis
 from megatron.scaling.plan.entries import make_plan
 from megatron.scaling.plan.grid import Request
@@ -96,6 +97,12 @@ def test_no_part_of_a_sample_and_no_rate_below_0():
         learning_rate(Choice(None, "kaplan"), Facts(params=10**11, tokens=1, flops=1.0, seq_length=1, hidden_size=1))
 
 
+def test_a_law_of_batches_counts_tokens_where_it_knows_them():
+    for length, samples in ((256, 80), (None, 640)):
+        laws = {"": HyperLaw(math.log(640), {}, {}, "total", length)}
+        assert batch_size(Choice(None, "hyper.json", laws), replace(FACTS, counts={"total": 1})) == samples  # of 2048 tokens
+
+
 def test_a_law_of_one_s_own_sets_what_it_says_and_says_where_it_is_beyond_its_data(tmp_path):
     """lr* = N^-0.5 and weight decay* = (D / U)^0.5 / 10 of ar: each planned run has its own, by its exact N, D and U."""
     path = tmp_path / "hyper.json"
@@ -122,6 +129,9 @@ def test_a_law_of_one_s_own_sets_what_it_says_and_says_where_it_is_beyond_its_da
             run["weight_decay"] == pytest.approx(0.1 * run["epochs"] ** 0.5, rel=2e-2)
             and f"_wd{run['weight_decay']:g}" in run["name"]
         )
+    assert not any("shorter than asked" in note for note in plan.notes)
+    uneven = make_plan(replace(asked, unique_tokens=(8000,), epochs=(1, 3), lr=None, weight_decay=None)).notes
+    assert any("u8000_1ep" in note and "is 9.7% shorter than asked" in note and "7 whole batches of 8" in note for note in uneven)
     said = [note for note in plan.notes if "lies outside" in note]
     assert len(said) == 2 and said[0].endswith(f"N lies outside of 10000 to 30000, where --lr rule:{path} was fitted for ar")
     assert "CPU_46K" in said[0] and "and 1 more" in said[0]

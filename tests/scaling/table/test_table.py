@@ -203,12 +203,14 @@ def test_conditions_are_parsed():
 
 
 def test_a_header_is_a_flag_as_it_is_written_too(tmp_path):
-    text = "params,tokens,loss,weight-decay,task-x/acc\n1e6,1e8,3,0.1,0.5\n1e6,1e9,2.9,0.3,0.6\n"
+    header = "params,tokens,loss,weight-decay,task-x/acc,global_batch_size,learning_rate"
+    text = f"{header}\n1e6,1e8,3,0.1,0.5,8,1\n1e6,1e9,2.9,0.3,0.6,8,1\n"
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(Mismatch, match="differ in weight-decay"):
         read_table([tmp_path / "t.csv"])
     rows = read_table([tmp_path / "t.csv"], columns=["weight_decay"]).rows
     assert [(row["weight_decay"], row["task-x/acc"]) for row in rows] == [(0.1, 0.5), (0.3, 0.6)]
+    assert (rows[0]["batch_size"], rows[0]["lr"]) == (8, 1) and not {"learning_rate", "global_batch_size"} & rows[0].keys()
 
 
 def test_names_and_factors_are_mapped(tmp_path):

@@ -44,12 +44,14 @@ def test_fits(tmp_path, capsys):
                     "form": "chinchilla",
                     "params": params,
                     "range": {"flops": [1e18, 1e20]},
+                    "warnings": ["lack of fit: the residuals have a pattern"],
                     "conventions": {"objective": name, "bound": "exact", "weight_decay": decay, "adam_beta2": None},
                 }
             )
         )
     assert main(["compare", str(tmp_path / "ar"), str(tmp_path / "mdm" / "fit.json")]) == 0
     out = capsys.readouterr().out
+    assert "note: mdm: lack of fit: the residuals have a pattern" in out
     assert " 2 " in out and "the sides differ in weight-decay: 0.1 in ar; 0.3 in mdm." in out and "adam" not in out
 
 

@@ -166,10 +166,16 @@ def test_what_a_law_cannot_say_is_said(tmp_path, capsys):
     scored = json.loads(capsys.readouterr().out)["scored"]
     assert [one["run"] for one in scored] == [f"r{i}" for i in range(len(N)) if (N[i], D[i], W[i]) == (1e8, 1e10, 0.3)]
     record = json.loads((tmp_path / "other" / "fit.json").read_text())
+    for name, choices in (("bits", {"unit": "bits-per-byte"}), ("unsaid", {"map": {"other_loss": "probe"}})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "fit.json").write_text(json.dumps(record | {"choices": record["choices"] | choices}))
+    assert main([*asked, *at, "--then", str(tmp_path / "unsaid"), fits["other"]]) == 0
+    assert capsys.readouterr().out.count("nothing says that both are in one unit") == 1
     record["params"]["F"] = 2.9  # above the loss that is predicted
     (tmp_path / "other" / "fit.json").write_text(json.dumps(record))
     for more, code, said in (
         ([*at, "--then", fits["other"]], 65, "the law gives no number there at other_loss"),
+        ([*at, "--then", str(tmp_path / "bits")], 78, "is in bits-per-byte and the predicted loss in nats; fit the loss again"),
         (["--at", "weight-decay=nan"], 2, "expected COLUMN=VALUE"),
         (["--at", "weight-decay=0"], 65, "the law gives no number there (inf)"),
         (["--at", "weight-decay=-1"], 65, "the law gives no number there (nan)"),

@@ -13,6 +13,7 @@ from megatron.scaling.law.fitted import Fit
 from megatron.scaling.show.figures.style import INK, UNITS, brackets, explain, frame, log_ticks, new_figure, style_of, write_in
 
 A_LINE = 8  # parameters of a caption
+WIDEST = 3.0  # times the largest residual, beyond which bars are cut
 
 
 def draw_residuals(fit: Fit, label: str = "", unit: str | None = None) -> Figure:
@@ -75,6 +76,9 @@ def _draw_residuals(axes: Axes, name: str, rows: dict, held, delta: float) -> No
     axes.axhline(0, color=INK, linewidth=1.2, linestyle="--")
     axes.vlines(rows[name], low, high, color="#888888", linewidth=1.2)
     _points(axes, rows[name], percent, held, zorder=3)
+    reach = max(float(np.max(np.abs(percent), initial=0.0)), 100 * delta)
+    if np.nanmax(np.abs([low, high]), initial=0.0) > WIDEST * reach > 0:  # else the residuals are one line
+        axes.set_ylim(-WIDEST * reach, WIDEST * reach)
     log_ticks(axes.xaxis)
 
 

@@ -27,6 +27,13 @@ def test_points_are_the_residuals_and_held_out_rows_stand_apart(fit, legible):
     assert np.allclose(drawn, expected[1:] + expected[:1]) and "held out" in legible(figure)
 
 
+def test_wide_intervals_do_not_press_the_residuals_into_a_line(fit):
+    low, high = draw_residuals(fit).axes[1].get_ylim()
+    wide = Fit(**{**vars(fit), "draws": fit.draws * np.geomspace(0.3, 3, len(fit.draws))[:, None]})
+    largest = max(abs(100 * (row["loss"] / row["predicted"] - 1)) for row in fit.residuals)
+    assert draw_residuals(wide).axes[1].get_ylim() == pytest.approx((-3 * largest, 3 * largest)) and high - low < 12 * largest
+
+
 def test_a_fit_without_rows_says_so(legible):
     bare = Fit("chinchilla", {"E": 1.0, "A": 2.0, "B": 3.0, "alpha": 0.4, "beta": 0.3})
     assert "without its rows" in legible(draw_residuals(bare))
