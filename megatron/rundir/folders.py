@@ -34,7 +34,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """A checkpoint below a run is no run. A link to a run is one; links to other folders are not followed: they may lead round."""
+    """A checkpoint below a run is no run. A link to a run is one; other links are not followed: they may lead round."""
     for path, below, files in os.walk(folder):
         if not MARKS.isdisjoint(files):
             below.clear()

@@ -333,6 +333,24 @@ def test_intervals_cover_closely():
     check_coverage(300, 500)
 
 
+@pytest.mark.slow
+def test_profile_intervals_of_repetition_cover():
+    law, misses = DataConstrained(**vars(TRUTH), R_D=15.0, R_N=6.0), {}
+    for seed in range(120):
+        random = np.random.default_rng([seed, 77])
+        flops, shape = np.exp(random.uniform(np.log(1e18), np.log(1e22), 45)), np.exp(random.uniform(-1.6, 1.6, 45))
+        params = np.sqrt(flops / 120) * shape
+        tokens = flops / 6 / params
+        unique = np.where(np.arange(45) < 15, tokens, tokens / np.exp(random.uniform(0, np.log(100), 45)))
+        loss = law.loss(params, tokens, unique) * np.exp(0.005 * random.standard_normal(45))
+        columns = {"params": params, "tokens": tokens, "unique_tokens": unique, "loss": loss}
+        fit = fit_law(columns, "data-constrained", seed=seed, num_resamples=0, ci="profile")
+        for name, (low, high) in fit.profile.items():
+            inside = (low or 0) <= getattr(law, name) <= (high or np.inf)
+            misses[name] = misses.get(name, 0) + (not inside)
+    assert len(misses) == 5 and max(misses.values()) <= binom.ppf(0.999, 120, 0.05), misses
+
+
 def masked_runs(seed=3):
     """36 runs at CPU scale, of a plateau that no power law has, with 2 % of scatter."""
     places = itertools.product((2e10, 6e10, 2e11), (12e3, 25e3, 46e3), (np.inf, 8e3, 16e3, 32e3))
