@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +25,7 @@ from megatron.scaling.law.intervals import (
     rescale,
     sandwich,
 )
-from megatron.scaling.law.many_rows import counting_for_all, normal_draws, sampled, settle
+from megatron.scaling.law.many_rows import SCOUTED, counting_for_all, normal_draws, sampled, settle
 from megatron.scaling.law.observations import AXES, Observations, held_out, observe, relabelled, stated_errors
 from megatron.scaling.law.solver import Ends, Problem, minimise, persist
 
@@ -73,13 +74,13 @@ def fit_law(
     rows, clusters = observed.rows(~left_out, law), relabelled(observed.cluster[~left_out])
     _check(law, rows, ci, reduction, observed.record["sources"])
     first = _starts(law, rows, starts, seed)
-    few, problem, pilot = _problems(law, rows, observed, ~left_out, first, weights, residual, delta, seed)
+    few, problem, pilot, scout = _problems(law, rows, observed, ~left_out, first, weights, residual, delta, seed)
     more = {"delta": delta, "residual": residual, "num_resamples": num_resamples, "seed": seed, "weights": problem.row_weights}
     chinchilla = _first_stage(chinchilla, law, observed, ~left_out, more)
     low, high = _hold(law.bounds(rows).T, chinchilla, rows)
     if law.simpler and starts == "default":
         first = np.concatenate([first, _from_simpler(law, few, low, high, residual, delta)])
-    ends = _descend(problem, pilot, first, low, high, law.name)
+    ends = _descend((scout, pilot, problem), first, low, high, law.name)
     theta = ends.theta[0]
     off = law.log_loss(theta[None], rows)[0][0] - rows.loss
     fitted = law.from_values(law.values(theta, rows))
@@ -150,14 +151,18 @@ def _check(law: Form, rows: Rows, ci: str, reduction: str, sources: list[dict]) 
 
 
 def _problems(law: Form, rows: Rows, observed: Observations, fitted, first, weights, residual: str, delta: float, seed):
-    """(rows of the pilot, problem of all rows, problem of the pilot): one and the same but for very many rows, of which the pilot
-    is a sample."""
+    """(rows of the pilot, problem of all rows, that of the pilot, that of the scout): one and the same but for very many rows, of
+    which the pilot is a sample, and the scout a part of that."""
     chosen = sampled(len(rows), seed)
     few = rows if chosen is None else rows.only(chosen)
     problem = _problem(law, rows, residual, delta)
     pilot = problem if chosen is None else counting_for_all(_problem(law, few, residual, delta), problem, chosen)
     problem = replace(problem, row_weights=_row_weights(weights, observed, law, rows, pilot, first, fitted))
-    return few, problem, problem if chosen is None else counting_for_all(pilot, problem, chosen)
+    if chosen is None:
+        return few, problem, problem, problem
+    part = chosen[::SCOUTED]
+    scout = counting_for_all(_problem(law, rows.only(part), residual, delta), problem, part)
+    return few, problem, counting_for_all(pilot, problem, chosen), scout
 
 
 def _problem(law: Form, rows: Rows, residual: str, delta: float) -> Problem:
@@ -270,16 +275,17 @@ def _from_simpler(law: Form, rows: Rows, low, high, residual: str, delta: float)
     return law.extended(ends.theta[ends.objective.argmin()][None], rows)
 
 
-def _descend(problem: Problem, pilot: Problem, first, low, high, name: str) -> Ends:
-    """The converged ends, best first; `pilot` is the problem itself, or one of fewer rows, which finds where to look."""
-    ends = minimise(pilot, first, low, high)
-    ends = persist(pilot, ends, ends.objective < RIVAL * ends.objective.min(), low, high)
-    if pilot is not problem:
-        ends = settle(problem, ends, low, high, RIVAL, SAME_BASIN)
+def _descend(problems: Sequence[Problem], first, low, high, name: str) -> Ends:
+    """The converged ends of the last of these problems, best first; those before it, of fewer rows, find where to look."""
+    ends = minimise(problems[0], first, low, high)
+    ends = persist(problems[0], ends, ends.objective < RIVAL * ends.objective.min(), low, high)
+    for before, problem in zip(problems, problems[1:]):
+        if problem is not before:
+            ends = settle(problem, ends, low, high, RIVAL, SAME_BASIN)
     good = np.flatnonzero(ends.converged)
     if not len(good):
         raise Refusal(
-            f"{name} did not converge from any of {len(first)} starts on {len(problem.ln_loss)} rows: "
+            f"{name} did not converge from any of {len(first)} starts on {len(problems[-1].ln_loss)} rows: "
             "give other starts or more runs."
         )
     order = good[np.argsort(ends.objective[good], kind="stable")]

@@ -14,6 +14,7 @@ from megatron.scaling.law.solver import Ends, Problem, minimise, persist
 
 MANY_ROWS = 5_000
 SAMPLE_ROWS = 4_000
+SCOUTED = 8  # one in so many of the sample, on which all starts descend
 
 
 def sampled(count: int, seed: int) -> np.ndarray | None:

@@ -87,6 +87,7 @@ def watch(run: Standing, entry: dict, curve: Curve, finished: Sequence[tuple[dic
         return run
     places = places_of(curve[0])
     now = mean_loss(curve, places)
+    assert now is not None  # a curve reaches its own last records
     alike = [(one, mean_loss(other, places)) for one, other in finished if kind(one) == kind(entry)]
     known = [(one, loss) for one, loss in alike if loss is not None and loss > 0]
     ends = band(entry, [one for one, _ in known], np.array([loss for _, loss in known]))

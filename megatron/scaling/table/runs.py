@@ -18,6 +18,8 @@ from megatron.rundir.folders import find_runs, read_file
 from megatron.rundir.names import FACTS, METRICS, RESULT
 from megatron.rundir.records import last_step, scan
 
+ROWS_A_SHOW = 500  # of a table, between two looks at the clock
+
 
 def training_curve(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """(FLOPs, loss) of the train records of a run directory, by step; of a step written twice (a resume) the last counts."""
@@ -165,7 +167,8 @@ def csv_lines(path: Path) -> Iterator[tuple[int, dict]]:
             if twice := [name for name in header if name and header.count(name) > 1]:
                 raise BadData(f"{path}, line 1: {twice[0]} heads {header.count(twice[0])} columns; rename all but one.")
             for fields in lines:
-                progress.show(raw.tell(), path.name)
+                if lines.line_num % ROWS_A_SHOW == 0:
+                    progress.show(raw.tell(), path.name)
                 fields = [field.strip() for field in fields]
                 if any(fields) and len(fields) != len(header):
                     relation = "more" if len(fields) > len(header) else "fewer"
