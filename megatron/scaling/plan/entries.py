@@ -99,7 +99,6 @@ def make_plan(request: Request, speeds: dict[str, Speed] | None = None, rates: R
     notes += [f"the data are not here yet: {sentence}" for sentence in missing]
     told = corpus_size(r.valid_data)
     finished = [finish_run(run, r, (speeds or {}).get(run["objective"]), rates, told) for run in runs]
-    notes += short_of_asked(finished)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     varied = list(dict.fromkeys(name for run in finished for name in run["varied"]))
     groups = rungs_of(finished, r.halving) if r.halving else []
@@ -119,7 +118,7 @@ def short_of_asked(runs: list[dict]) -> list[str]:
     run = lost[share]
     return [
         f"{run['name']} is {share:.1%} shorter than asked, which no other run exceeds: it trains {run['steps']} whole batches of "
-        f"{run['global_batch_size']} samples, {run['epochs']:.4g} epochs; a smaller --batch-size comes nearer"
+        f"{run['global_batch_size']} samples (epochs: {run['epochs']:.4g}); a smaller --batch-size comes nearer"
     ]
 
 

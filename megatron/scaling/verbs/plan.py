@@ -27,7 +27,7 @@ from megatron.flags import ConfigError, parse_count
 from megatron.scaling.plan import axes
 from megatron.scaling.plan.axes import read_axis
 from megatron.scaling.plan.cost import Rates, Speed, speed_of_peak, speed_of_points
-from megatron.scaling.plan.entries import Plan, joined, load_plan, make_plan, save_csv, save_plan
+from megatron.scaling.plan.entries import Plan, joined, load_plan, make_plan, save_csv, save_plan, short_of_asked
 from megatron.scaling.plan.flags import SCALES, WEIGHT_DECAY
 from megatron.scaling.plan.grid import CHOSEN, FIELDS, KINDS, SEED, Request, read_unique
 from megatron.scaling.plan.hyperparameters import BATCH_SIZES, LEARNING_RATES
@@ -374,7 +374,7 @@ def show(plan: Plan, measured: list[dict], written: list[str]) -> None:
 
 def lines_below(plan: Plan, measured: list[dict]) -> list[str]:
     """What the numbers rest on."""
-    lines = list(plan.notes)
+    lines = plan.notes + short_of_asked(plan.runs)
     if plan.halving:
         steps = ", ".join(map(str, plan.halving[0]["keep"]))
         lines.append(

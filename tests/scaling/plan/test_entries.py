@@ -13,7 +13,7 @@ from megatron.data.indexed import IndexedWriter
 from megatron.errors import BadData, CannotWrite, MissingInput, Untrusted
 from megatron.flags import ConfigError
 from megatron.scaling.plan.cost import Rates, speed_of_peak
-from megatron.scaling.plan.entries import branch_points, load_plan, make_plan, save_csv, save_plan
+from megatron.scaling.plan.entries import branch_points, load_plan, make_plan, save_csv, save_plan, short_of_asked
 from megatron.scaling.plan.grid import Request
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,6 +54,13 @@ def test_the_published_isoflop_recipe_number_by_number():
 def test_published_optima(name, samples, steps):
     run = next(run for run in make_plan(PUBLISHED).runs if run["name"] == name)
     assert run["flags"][run["flags"].index("--train-samples") + 1] == str(samples) and run["steps"] == steps
+
+
+def test_what_whole_batches_leave_out_is_said():
+    asked = Request(scale="cpu", objectives=("ar",), sizes=("CPU_12K",), unique_tokens=(8000,), epochs=(1, 3))
+    [said] = short_of_asked(make_plan(asked).runs)
+    assert "u8000_1ep is 9.7% shorter than asked" in said and "7 whole batches of 8 samples (epochs: 0.896)" in said
+    assert short_of_asked(make_plan(replace(asked, unique_tokens=(12800,), epochs=(4,))).runs) == []
 
 
 def test_numbers_are_the_shape_s():
