@@ -16,6 +16,7 @@ LEVEL_BIAS = 3.0  # standard errors, and
 LEAST_BIAS = 2e-3  # of the loss: less than another seed changes
 NO_CHANCE = 0.01  # p-value of a pattern in the residuals below which it is none of noise
 ROUNDING = 1e-6  # of ln L
+OUTLIER = 3.0  # standard deviations, beyond which a residual counts as that far off
 LEAST_LEVEL, LEAST_APART = 3, 0.05  # rows of a level, and between two in ln L
 
 
@@ -164,6 +165,8 @@ def _pattern(fit: Fit, law: Form, rows: Rows, theta, free, residual) -> list[str
     move of its parameters explains (F test); of runs that are independent, one row each."""
     if fit.num_runs < len(rows) or np.sqrt(np.mean(residual**2)) < ROUNDING:
         return []
+    far = OUTLIER * 1.4826 * np.median(np.abs(residual))  # as the fit itself, the test does not rest on a few rows
+    residual = np.clip(residual, -far, far)
     axes = [*law.axes, *(["unique"] if law.repeats and len(law.axes) > 1 else [])]
     x = np.array([*(getattr(rows, axis) for axis in axes), *rows.covariates.values()]).reshape(-1, len(rows))
     x = x[np.ptp(x, axis=1) > 0]
