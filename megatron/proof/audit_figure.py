@@ -14,7 +14,8 @@ RIGHT, WRONG = "#0b2f55", "#c0392b"
 def draw_audit(found: Audit) -> Figure:
     """Left, the sum of exp(-loss) by kind of rows and model; right, the cumulative weights by the number of hidden tokens."""
     figure, (sums, weights) = new_figure(2, width=15, height=7)
-    frame(sums, f"{found.subject}: {found.verdict}", "sum of exp(-loss) over all rows", "")
+    of = f"\n{found.unscored}" if found.unscored else ""
+    frame(sums, f"{found.subject}: {found.verdict}{of}", "sum of exp(-loss) over all rows", "")
     places = range(len(found.sums))
     sums.axvspan(1, 1e6, color=WRONG, alpha=0.07)
     sums.axvline(1, color=INK, linewidth=1.2)
