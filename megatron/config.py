@@ -542,6 +542,9 @@ class Objective:
     atat_layers: int = flag(1, "its blocks", identity="experiment", needs=ESTIMATED)
     low_noise_start: bool = flag(False, "begin with less noise: t x --low-noise-ratio", identity="experiment", needs=NOISED)
     low_noise_iter: int = flag(1000, "steps of it", identity="experiment", needs=LOW_NOISE)
+    low_noise_fraction: float | None = flag(
+        None, "instead a share of all steps", least=0, most=1, identity="experiment", needs=LOW_NOISE
+    )
     low_noise_ratio: float = flag(0.5, "factor of t in these", below=1, identity="experiment", needs=LOW_NOISE)
     ar_ratio: float = flag(
         0.0,
@@ -1574,6 +1577,8 @@ def resolve_objective(cfg: Config, mistakes: list[str]) -> Objective:
         mistakes.append("--noise-schedule importance needs --mdm-eps above 0, where log m begins")
     if o.noise_schedule == "geometric" and o.noise_sigma_min >= o.noise_sigma_max:
         mistakes.append(f"--noise-sigma-min {o.noise_sigma_min:g} must be below --noise-sigma-max {o.noise_sigma_max:g}")
+    if o.low_noise_fraction is not None and o.low_noise_iter != declared()["low_noise_iter"][1].default:
+        mistakes.append("--low-noise-iter and --low-noise-fraction exclude each other: give one")
     if o.block_size:
         check_blocks(cfg, mistakes)
     if cfg.model.latent_size or known.vectors:

@@ -300,6 +300,10 @@ def test_a_value_that_cannot_be(words, said):
             "--tokenizer-model x",
             "--tokenizer-model would do nothing here: use a --tokenizer-type that reads one, or leave it out",
         ),
+        (
+            "--objective mdm --low-noise-start --low-noise-iter 9 --low-noise-fraction 0.2",
+            "--low-noise-iter and --low-noise-fraction exclude each other: give one",
+        ),
         ("--mdm-eps 0", "--mdm-eps would do nothing here: use --objective mdm or udm, or leave it out"),
         ("--ar-ratio 1.5 --objective mdm", "--ar-ratio must be at most 1, not 1.5"),
         (

@@ -23,7 +23,8 @@ from megatron.core.parameters import Spec
 
 COEFFICIENTS, ROUNDS, EPSILON = (3.4445, -4.7750, 2.0315), 5, 1e-7  # as published
 MOMENTS = ("momentum",)
-Work = Callable[[Share, Tensor], Tensor]
+TOGETHER = 1 << 18  # numbers of small matrices of one shape that are orthogonalised at once; a larger one is alone
+Work = Callable[[Sequence[Share], list[Tensor]], list[Tensor]]
 
 
 class Axis(NamedTuple):
@@ -53,14 +54,15 @@ class Muon(torch.optim.Optimizer):
             axes = rows + ([Axis(mesh.tp, tensor_cut)] if cut and mesh.tp.size > 1 else [])
             there = [pair for pair in pairs if (pair[0].spec.cut is not None) is cut]
             at_once = math.prod(axis.group.size for axis in axes)
-            self.batches += [(axes, there[i : i + at_once]) for i in range(0, len(there), at_once)]
+            batches = [there[i : i + at_once] for i in range(0, len(there), at_once)] if axes else small_together(there)
+            self.batches += [(axes, batch) for batch in batches]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         lr, decay = self.param_groups[0]["lr"], self.optim.decay_of("matrix")
         for axes, pairs in self.batches:
             shares, parameters = [share for share, _ in pairs], [p for _, p in pairs]
-            parts = on_wholes(shares, [self.pushed(p).to(self.device) for p in parameters], axes, self.direction)
+            parts = on_wholes(shares, [self.pushed(p).to(self.device) for p in parameters], axes, self.directions)
             for share, p, part in zip(shares, parameters, parts):
                 p.mul_(1 - lr * decay * share.spec.decay)
                 p.add_(part.to(p.device), alpha=-lr)
@@ -74,10 +76,26 @@ class Muon(torch.optim.Optimizer):
         momentum = state["momentum"].lerp_(p.grad, 1 - self.optim.muon_momentum)
         return p.grad.lerp(momentum, self.optim.muon_momentum)
 
-    def direction(self, share: Share, whole: Tensor) -> Tensor:
-        """What a whole matrix moves by at a rate of -1."""
+    def directions(self, shares: Sequence[Share], wholes: list[Tensor]) -> list[Tensor]:
+        """What whole matrices move by at a rate of -1."""
         dtype = torch.bfloat16 if self.optim.muon_bf16 else torch.float32
-        return of_each(share.spec, whole, lambda x: orthogonal(x, dtype) * scale(x.shape[0], x.shape[1], self.optim.muon_scale))
+        apart = [separate(share.spec, whole) for share, whole in zip(shares, wholes)]
+        done = iter(orthogonal([x for parts in apart for x in parts], dtype))
+        found = [[next(done) * scale(x.shape[0], x.shape[1], self.optim.muon_scale) for x in parts] for parts in apart]
+        return [together(share.spec, parts) for share, parts in zip(shares, found)]
+
+
+def small_together(pairs: list[tuple[Share, nn.Parameter]]) -> list[list[tuple[Share, nn.Parameter]]]:
+    """In batches of at most TOGETHER numbers, or of one."""
+    batches: list[list[tuple[Share, nn.Parameter]]] = []
+    room = 0
+    for pair in pairs:
+        room -= pair[1].numel()
+        if room < 0:
+            batches.append([])
+            room = TOGETHER - pair[1].numel()
+        batches[-1].append(pair)
+    return batches
 
 
 def tensor_cut(share: Share) -> tuple[int, list[int]]:
@@ -87,9 +105,9 @@ def tensor_cut(share: Share) -> tuple[int, list[int]]:
 
 
 def on_wholes(shares: Sequence[Share], parts: list[Tensor], axes: list[Axis], work: Work) -> list[Tensor]:
-    """`work` on every matrix put together, each on one rank of each axis; a rank hands in its parts, and gets back its own."""
+    """`work` on the matrices put together, each on one rank of each axis; a rank hands in its parts, and gets back its own."""
     if not (axes and parts):
-        return [work(share, part) for share, part in zip(shares, parts)]
+        return work(shares, parts)
     (group, cut), *inner = axes
     n, cuts, mine = group.size, [cut(share) for share in shares], range(group.rank, len(parts), group.size)
 
@@ -106,30 +124,43 @@ def on_wholes(shares: Sequence[Share], parts: list[Tensor], axes: list[Axis], wo
     return [back[i % n][i // n] for i in range(len(parts))]
 
 
-def of_each(spec: Spec, whole: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """`work` on each of the matrices that stand in one, whose rows come in turns (Spec.fused)."""
+def separate(spec: Spec, whole: Tensor) -> list[Tensor]:
+    """The matrices that stand in one, whose rows come in turns (Spec.fused)."""
     if not spec.fused:
-        return work(whole)
+        return [whole]
     turns = whole.unflatten(0, (-1, sum(spec.fused)))  # [turn, rows, columns]
-    done = [work(x.flatten(0, 1)).unflatten(0, (len(turns), -1)) for x in turns.split(spec.fused, 1)]
-    return torch.cat(done, 1).flatten(0, 1)
+    return [x.flatten(0, 1) for x in turns.split(spec.fused, 1)]
 
 
-def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Near the orthogonal factor of x: singular values of .7 to 1.2 where those of x are above .002 of its norm.
+def together(spec: Spec, parts: list[Tensor]) -> Tensor:
+    """`separate` undone."""
+    if not spec.fused:
+        return parts[0]
+    return torch.cat([x.unflatten(0, (-1, rows)) for x, rows in zip(parts, spec.fused)], 1).flatten(0, 1)
+
+
+def orthogonal(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Near the orthogonal factor of each: singular values of .7 to 1.2 where its own are above .002 of its norm.
 
     Five rounds of Newton-Schulz, X <- a X + (b A + c A A) X with A = X X' on the smaller side, from X = x / |x|. Computes in
-    `dtype`, returns fp32.
+    `dtype`, returns fp32. Small ones of a shape go together: each by itself, a tiny model's calls would cost as much as its step.
     """
     a, b, c = COEFFICIENTS
-    y = x.to(dtype)
-    y = y / squares(y).sqrt().clamp(min=EPSILON)
-    tall = y.shape[0] > y.shape[1]
-    y = y.t() if tall else y
-    for _ in range(ROUNDS):
-        gram = y @ y.t()
-        y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
-    return (y.t() if tall else y).to(x.dtype)
+    lying = [(x.t() if x.shape[0] > x.shape[1] else x).to(dtype) for x in matrices]
+    shapes: dict[torch.Size, list[int]] = {}
+    for i, x in enumerate(lying):
+        shapes.setdefault(x.shape, []).append(i)
+    done: dict[int, Tensor] = {}
+    for shape, alike in shapes.items():
+        count = max(1, TOGETHER // shape.numel())
+        for group in (alike[i : i + count] for i in range(0, len(alike), count)):
+            norms = torch.stack([squares(lying[i]) for i in group]).sqrt().clamp(min=EPSILON).float()
+            y = (torch.stack([lying[i] for i in group]).float() / norms[:, None, None]).to(dtype)  # [group, rows, columns]
+            for _ in range(ROUNDS):
+                gram = y @ y.mT
+                y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+            done |= zip(group, y.to(matrices[0].dtype))
+    return [done[i].t() if x.shape[0] > x.shape[1] else done[i] for i, x in enumerate(matrices)]
 
 
 def scale(rows: int, columns: int, kind: str) -> float:

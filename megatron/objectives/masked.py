@@ -59,6 +59,9 @@ class MaskedDiffusion(Objective):
             from megatron.objectives.block import BlockDiffusion
 
             return BlockDiffusion(mask_id=mask_id, eps=0.0, count=True, block=o.block_size, strata=strata, antithetic=antithetic)
+        low_noise = o.low_noise_fraction
+        if low_noise is None:
+            low_noise = o.low_noise_iter * batch / max(1, cfg.train.num_samples)
         sigmas = {"sigma_min": o.noise_sigma_min, "sigma_max": o.noise_sigma_max}
         plain = cls(
             mask_id=mask_id,
@@ -67,7 +70,7 @@ class MaskedDiffusion(Objective):
             antithetic=antithetic,
             schedule=Schedule(name=o.noise_schedule, power=o.noise_power, steps=o.noise_steps, **sigmas),
             low_variance=o.mdm_loss == "low-variance",
-            low_noise_until=o.low_noise_iter * batch / max(1, cfg.train.num_samples) if o.low_noise_start else 0.0,
+            low_noise_until=low_noise if o.low_noise_start else 0.0,
             low_noise_ratio=o.low_noise_ratio,
             left_to_right=o.ar_ratio,
             random_length=o.random_length_prob,

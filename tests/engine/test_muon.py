@@ -9,7 +9,7 @@ from megatron.config import ConfigError, Model, Optim, parse
 from megatron.core import checkpoint
 from megatron.core.parameters import Spec
 from megatron.core.transformer import GPT
-from megatron.engine.muon import COEFFICIENTS, EPSILON, ROUNDS, of_each, orthogonal
+from megatron.engine.muon import COEFFICIENTS, EPSILON, ROUNDS, orthogonal, separate, together
 from megatron.engine.native import NativeEngine
 from tests.engine.test_native import MODEL, batch, same, state
 
@@ -89,19 +89,28 @@ def test_resume_is_bit_exact_and_a_bad_step_touches_nothing(tmp_path):
 def test_orthogonal_has_published_singular_values_and_keeps_directions():
     x = torch.randn(48, 20, generator=torch.Generator().manual_seed(0))
     u, s, v = torch.linalg.svd(x, full_matrices=False)
-    made = u.t() @ orthogonal(x, torch.float32) @ v.t()
+    small = [torch.randn(20, 48, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    first, flat, *rest = orthogonal([x, x.t(), *small, x[:5]], torch.float32)  # of one shape and others, each as if alone
+    assert torch.equal(flat, first.t()) and len(rest) == 3
+    for one, got in zip([*small, x[:5]], rest):
+        torch.testing.assert_close(got, orthogonal([one], torch.float32)[0], rtol=0, atol=1e-6)
+    made = u.t() @ first @ v.t()
     assert 0.68 < made.diagonal().min() and made.diagonal().max() < 1.21
     assert (made - made.diagonal().diag()).abs().max() < 1e-5
-    low, torchs = orthogonal(x, torch.bfloat16), torch.optim._muon._zeropower_via_newtonschulz(x, COEFFICIENTS, ROUNDS, EPSILON)
+    (low,), torchs = (
+        orthogonal([x], torch.bfloat16),
+        torch.optim._muon._zeropower_via_newtonschulz(x, COEFFICIENTS, ROUNDS, EPSILON),
+    )
     assert low.dtype == torch.float32 and torch.linalg.norm(low - torchs) < 0.01 * torch.linalg.norm(torchs)
-    assert torch.equal(orthogonal(torch.zeros(3, 2), torch.float32), torch.zeros(3, 2))
+    assert torch.equal(orthogonal([torch.zeros(3, 2)], torch.float32)[0], torch.zeros(3, 2))
 
 
 def test_fused_rows_come_back_to_their_places():
     x = torch.arange(24.0).view(12, 2)
-    seen = []
-    back = of_each(Spec(role="matrix", fused=(3, 2, 1)), x, lambda part: seen.append(part[:, 0].tolist()) or part)
-    assert torch.equal(back, x) and seen == [[0, 2, 4, 12, 14, 16], [6, 8, 18, 20], [10, 22]]
+    spec = Spec(role="matrix", fused=(3, 2, 1))
+    parts = separate(spec, x)
+    assert [part[:, 0].tolist() for part in parts] == [[0, 2, 4, 12, 14, 16], [6, 8, 18, 20], [10, 22]]
+    assert torch.equal(together(spec, parts), x)
 
 
 def test_flags_that_cannot_be():

@@ -164,6 +164,7 @@ def test_training_poses_what_flags_say_and_validation_the_plain_bound(words):
 
 def test_build_reads_all_flags():
     assert build(parse([*FLAGS, *TRAINING_ONLY[3].split()]), MASK).low_noise_until == 0.5
+    assert build(parse([*FLAGS, *"--low-noise-start --low-noise-fraction 0.2".split()]), MASK).low_noise_until == 0.2
     assert build(parse([*FLAGS, *TRAINING_ONLY[1].split()]), MASK).schedule == Schedule(name="polynomial", power=3.0, steps=8)
     told = build(parse([*FLAGS, "--time-conditioning"]), MASK)
     assert told.told and told.reference().told and told.slots(None).condition.mask_id == MASK
