@@ -13,8 +13,8 @@ grid=(
   "ar  1e10   CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K"
   "ar  3e10   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
   "ar  1e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
-  "mdm 1.5e11 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
-  "mdm 4e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
+  "mdm 2.5e11 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
+  "mdm 5e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
   "mdm 1.1e12 CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
 )
 # What a width of 8 to 64 needs (docs/quick-start.md): weights and a rate that follow it, and heads of 16 channels whose rotary
