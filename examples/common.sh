@@ -194,7 +194,7 @@ launch() {
 }
 
 # cpp_step: whether the installation has the compiled step (--cpp-step); every run of a plan has it, or none.
-cpp_step() { "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("megatron.engine._cpp_step"))'; }
+cpp_step() { "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("megatron.engine._cpp_step"))' 2>/dev/null; }
 
 # -- corpora
 text_tokens() {                                       # of the training text; before it is gathered, what it is going to be

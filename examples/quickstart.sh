@@ -8,11 +8,15 @@ source "$(dirname "$0")/setup.sh"
 [[ ${DRY_RUN:-} == 1 ]] || make_environment tracking
 source "$(dirname "$0")/common.sh"
 plan_name=quickstart name='quickstart_{objective}_{flops}_{size}'
-# The grid: an objective, a budget of training FLOPs, and the sizes of utils/model_params.sh that share it.
+# The grid: an objective, a budget of training FLOPs, and the sizes of utils/model_params.sh that share it. A short text is read
+# once or twice by AR, whose budgets are smaller then, and a few times by masked diffusion.
 grid=(
-  "ar  1e10   CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K"
   "ar  3e10   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
   "ar  1e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
+)
+if (($(text_tokens) < 3000000)); then grid+=("ar  1e10   CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K")
+else grid+=("ar  3e11   CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"); fi
+grid+=(
   "mdm 2.5e11 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
   "mdm 5e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
   "mdm 1.1e12 CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
@@ -21,7 +25,7 @@ grid=(
 # angles tell neighbours apart; masked diffusion begins with little hidden, so that its runs find neighbours soon.
 # One subset for all: no run on the text that is gathered here reads a token twice.
 extra=(--init-method small-init --rotary-base 10 --unique-tokens "$(least 11400000 "$(text_tokens)")")
-if cpp_step; then extra+=(--cpp-step); fi       # twice as fast here; without a compiler the grid takes twice as long
+if cpp_step; then extra+=(--cpp-step); fi       # without a compiler the grid takes twice as long
 rate=(--lr rule:width)
 if [[ ${LEARNING_RATE:-} ]]; then rate=(); fi
 

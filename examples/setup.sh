@@ -49,7 +49,7 @@ make_environment() {
     PYTHON=$project/.venv/bin/python
   fi
   stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.installed-${extras//,/-}
-  wanted="$project $(cat "$project/pyproject.toml" "$project"/setup.py "$project"/megatron/*/*.{cpp,h} | cksum)"
+  wanted="$project $(command -v "${CXX:-g++}" || true) $(cat "$project/pyproject.toml" "$project"/setup.py "$project"/megatron/*/*.{cpp,h} | cksum)"
   if [[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]] && torch_is_right; then return; fi
   echo "installing into $(dirname "$stamp") (a few minutes, once)" >&2
   if ! torch_is_right; then

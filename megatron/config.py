@@ -767,7 +767,9 @@ class Train:
     seed: int = flag(1234, "names weights, data order and noise", least=0, identity="experiment")
     bf16: bool = flag(False, "compute in bfloat16; weights and moments stay fp32", identity="noted")
     cpp_step: bool = flag(
-        False, "forward and backward pass in C++, for small models: one process on a CPU, fp32, no dropout", identity="noted"
+        False,
+        "forward and backward pass in C++, for small models: one process and thread on a CPU, fp32, no dropout",
+        identity="noted",
     )
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "where to run", identity="free")
     num_threads: int | None = flag(None, "CPU threads [OMP_NUM_THREADS, or all cores]", identity="free")
@@ -1509,11 +1511,15 @@ def check_noise_scale(p: Parallel, t: Train, mistakes: list[str]) -> None:
         )
 
 
+CPP_STEP_BYTES = 1 << 30  # of the probabilities of one row's attention in all layers, which are kept
+
+
 def check_cpp_step(cfg: Config, mistakes: list[str]) -> None:
     """What is written in C++ is the plain network of one process (engine/cpp_step.h)."""
     m, p, t, o = cfg.model, cfg.parallel, cfg.train, cfg.objective
     asked = {
         f"{p.world_size} processes": p.world_size > 1,
+        f"--seq-length {m.seq_length}": 4 * (m.num_layers or 0) * (m.num_attention_heads or 0) * m.seq_length**2 > CPP_STEP_BYTES,
         "--deepspeed": p.deepspeed,
         "--bf16": t.bf16,
         "--device cuda": t.device == "cuda",
@@ -1525,6 +1531,7 @@ def check_cpp_step(cfg: Config, mistakes: list[str]) -> None:
         "--time-conditioning": m.time_conditioning,
         "--block-size": o.block_size,
         "--random-length-prob": o.random_length_prob,
+        f"--randmask-kind {o.randmask_kind}": o.randmask_ratio and o.randmask_kind != "inputs",
         "--distill": o.distill,
         "--reset-attention-mask": cfg.data.reset_attention_mask,
         "--latent-size": m.latent_size,

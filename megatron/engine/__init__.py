@@ -79,10 +79,10 @@ def build(cfg: Config, objective: Objective, where, mesh: Mesh, say: Callable[[s
         return deepspeed.build(cfg, stages[0], mesh, say)
     if parallel.deepspeed:
         say(f"--deepspeed: with a pipeline the native engine runs, at the same ZeRO stage {parallel.zero_stage}")
-    if cfg.train.cpp_step:
+    if cfg.train.cpp_step and not cfg.train.skip_train:
         from megatron.engine.cpp_step import CppStepEngine
 
-        return CppStepEngine(stages, cfg.optim, say)
+        return CppStepEngine(stages, cfg.optim)
     from megatron.engine.native import NativeEngine
 
     return NativeEngine(stages, cfg.optim, parallel, mesh, cfg.log.log_gradient_noise_scale)

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -49,8 +50,9 @@ struct Matrix {
   std::unique_ptr<float, decltype(&std::free)> data{nullptr, &std::free};
   void size(long r, long c, long spare = 0) {
     rows = r, columns = c, stride = (c + spare + LINE - 1) / LINE * LINE;
-    data.reset(static_cast<float*>(std::aligned_alloc(64, std::max(1L, rows) * stride * sizeof(float))));
-    if (!data) throw std::bad_alloc();
+    void* made = nullptr;
+    if (posix_memalign(&made, 64, std::max(1L, rows) * stride * sizeof(float))) throw std::bad_alloc();
+    data.reset(static_cast<float*>(made));
     clear();
   }
   void clear() { std::memset(data.get(), 0, rows * stride * sizeof(float)); }
@@ -92,7 +94,9 @@ static std::vector<std::string> sets() {
   std::vector<std::string> found{"plain"};
 #ifdef FASTER
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back("avx2");
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) found.push_back("avx512");
+  if (found.size() > 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    found.push_back("avx512");
 #endif
   return found;
 }
@@ -137,7 +141,7 @@ class Model {
         !std::all_of(targets.data(), targets.data() + n, [&](int64_t id) { return id >= 0 && id < shape.v; }))
       throw std::invalid_argument("an id lies outside the table");
     std::vector<int64_t> places(asked.data(), asked.data() + n);
-    if (!std::is_sorted(places.begin(), places.end()) || (n && (places.front() < 0 || places.back() >= b * s)))
+    if (std::adjacent_find(places.begin(), places.end(), std::greater_equal<int64_t>()) != places.end() || (n && (places.front() < 0 || places.back() >= b * s)))
       throw std::invalid_argument("asked positions do not ascend within the batch");
     float *nlls = nll.mutable_data(), *hits = hit.mutable_data();
     const int64_t *ids = inputs.data(), *wanted = targets.data();

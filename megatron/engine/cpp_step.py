@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -35,17 +34,20 @@ def extension() -> ModuleType:
         ) from None
 
 
+def instructions() -> str:
+    """The widest set that is compiled and that this processor has. Raises MissingInput."""
+    return extension().sets()[-1]
+
+
 class CppStepEngine(NativeEngine):
     """One process on a CPU, in fp32, of a plain network: config.py refuses what else flags can ask for."""
 
-    def __init__(self, stages: list[GPT], optim: Optim, say: Callable[[str], None] = print):
+    def __init__(self, stages: list[GPT], optim: Optim):
         """Raises MissingInput where the installation had no compiler."""
         super().__init__(stages, optim)
         (stage,) = stages
-        cfg, known = stage.cfg, extension()
-        instructions = known.sets()[-1]  # the widest that this processor has
-        say(f"--cpp-step: forward and backward pass in C++, {instructions}")
-        self.kernel = known.Model(
+        cfg = stage.cfg
+        self.kernel = extension().Model(
             layers=cfg.num_layers,
             hidden=cfg.hidden_size,
             ffn=cfg.ffn_hidden_size,
@@ -59,7 +61,7 @@ class CppStepEngine(NativeEngine):
             score=cfg.query_factor / math.sqrt(cfg.kv_channels),
             branch=1 / cfg.depth_factor,
             logit=1 / cfg.width_factor,
-            instructions=instructions,
+            instructions=instructions(),
         )
 
     def forward_backward(self, batches: list[Batch], total: int) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -81,7 +81,7 @@ class Muon(torch.optim.Optimizer):
         dtype = torch.bfloat16 if self.optim.muon_bf16 else torch.float32
         apart = [separate(share.spec, whole) for share, whole in zip(shares, wholes)]
         done = iter(orthogonal([x for parts in apart for x in parts], dtype))
-        found = [[next(done) * scale(x.shape[0], x.shape[1], self.optim.muon_scale) for x in parts] for parts in apart]
+        found = [[next(done).mul_(scale(x.shape[0], x.shape[1], self.optim.muon_scale)) for x in parts] for parts in apart]
         return [together(share.spec, parts) for share, parts in zip(shares, found)]
 
 

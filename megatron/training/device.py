@@ -66,7 +66,7 @@ def choose(asked: str, place: Place) -> torch.device:
 
 def setup(cfg: Config, control: Group = ALONE) -> Where:
     """Choose the device, set threads and determinism; rank 0 measures and decides for all. Raises MissingInput."""
-    train, device = cfg.train, choose(cfg.train.device, find_place(os.environ))
+    train, device = cfg.train, choose("cpu" if cfg.train.cpp_step else cfg.train.device, find_place(os.environ))
     kind = device.type
     if train.num_threads:
         torch.set_num_threads(train.num_threads)

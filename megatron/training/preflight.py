@@ -45,6 +45,7 @@ def check(
         "device": lambda: device(where),
         "layout": lambda: layout(cfg, mesh),
         "deepspeed": lambda: use_deepspeed(cfg, say),
+        "cpp-step": lambda: cpp_step(cfg),
         "output": lambda: output(cfg),
         "tokenizer": lambda: f"{tokenizer.name}, {tokenizer.vocab_size} ids, {tokenizer.fingerprint()[:16]}",
         "model": lambda: model(cfg),
@@ -81,6 +82,14 @@ def environment() -> str:
     if importlib.util.find_spec("megatron.data._helpers") is None:
         lines.append("the compiled data helper is missing (no compiler at install time): numpy gives the same arrays, slower")
     return "\n".join(lines)
+
+
+def cpp_step(cfg: Config) -> str:
+    if not cfg.train.cpp_step or cfg.train.skip_train:
+        return ""
+    from megatron.engine.cpp_step import instructions
+
+    return f"forward and backward pass in C++, {instructions()}"
 
 
 def device(where: Where) -> str:

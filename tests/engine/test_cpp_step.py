@@ -90,7 +90,7 @@ def test_is_torchs_step(name, built, monkeypatch):
     (wide(rows)[0] / total).backward()
     for instructions in built.sets():
         monkeypatch.setattr(built, "sets", lambda one=instructions: [one])
-        engine = cpp_step.CppStepEngine([network(**said)], OPTIM, lambda line: None)
+        engine = cpp_step.CppStepEngine([network(**said)], OPTIM)
         ((own_loss, own_nll, own_hit),) = engine.forward_backward([rows], total)
         torch.testing.assert_close(own_loss, loss, rtol=2e-6, atol=0)
         torch.testing.assert_close(own_nll, nll, rtol=2e-6, atol=2e-6)
@@ -121,7 +121,7 @@ def test_reads_each_rows_positions_and_ties(built):
     rows = batch(said["positions"])
     rows = replace(rows, positions=rows.positions + 3 * torch.arange(5)[:, None])
     stage = network(**said)
-    engine = cpp_step.CppStepEngine([stage], OPTIM, lambda line: None)
+    engine = cpp_step.CppStepEngine([stage], OPTIM)
     _, nll, hit = stage(rows)
     ((_, own, _),) = engine.forward_backward([rows], 9)
     torch.testing.assert_close(own, nll, rtol=2e-6, atol=2e-6)
@@ -134,7 +134,7 @@ def test_reads_each_rows_positions_and_ties(built):
 
 def test_refuses_what_it_does_not_compute(built, monkeypatch):
     said = NETWORKS["whole"]
-    engine, rows = cpp_step.CppStepEngine([network(**said)], OPTIM, lambda line: None), batch(said["positions"])
+    engine, rows = cpp_step.CppStepEngine([network(**said)], OPTIM), batch(said["positions"])
     with pytest.raises(Mismatch, match="--cpp-step reads rows of tokens alone, and this run's have attend, segments too"):
         engine.step([replace(rows, attend=torch.ones(32, 32, dtype=torch.bool), segments=rows.inputs)], 1e-2)
     for wrong in (replace(rows, inputs=rows.inputs + 64), replace(rows, targets=rows.targets - IDS), batch(16)):
