@@ -281,9 +281,9 @@ def test_a_value_that_cannot_be(words, said):
             "--init-method-std would do nothing here: use --init-method normal, or leave it out",
         ),
         (
-            "--cpp-step --bf16 --hidden-dropout 0.1 --attention-dropout 0 --compile on",
-            "--cpp-step computes a plain network in fp32 on one CPU, without dropout: it does not go with --bf16, --compile on, "
-            "--hidden-dropout 0.1; leave it out, or these",
+            "--cpp-step --bf16 --hidden-dropout 0.1 --attention-dropout 0 --compile on --seq-length 16384 --randmask-ratio 0.1",
+            "--cpp-step computes a plain network in fp32 on one CPU, without dropout: it does not go with --seq-length 16384, "
+            "--bf16, --compile on, --randmask-kind edges, --hidden-dropout 0.1; leave it out, or these",
         ),
         ("--finetune", "--finetune would do nothing here: give --load, or leave it out"),
         ("--num-query-groups 2", "--num-query-groups would do nothing here: give --group-query-attention, or leave it out"),
