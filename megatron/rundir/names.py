@@ -21,7 +21,7 @@ CHECKPOINT = re.compile(r"step-([0-9]+)(?:\.a([0-9]+))?")
 SET_ASIDE = re.compile(r"aside(?:-[0-9]+)?-(step-[0-9]+(?:\.a[0-9]+)?)")
 MANIFEST = "manifest.json"  # of a checkpoint; written last
 LATEST = "latest"  # of a folder of checkpoints: a hint for people
-RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,@-]*")
+RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,@-]{0,199}")  # file systems take 255 bytes, and names grow: .tmp-NAME-..
 
 
 def checkpoint_name(step: int, attempt: int = 0) -> str:

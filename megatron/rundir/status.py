@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron.errors import KILLED, PEER_LOST, PREEMPTED, BadData
+from megatron.errors import KILLED, PEER_LOST, PREEMPTED, BadData, MissingInput
+from megatron.files import is_there
 from megatron.locks import LOCK, is_held
 from megatron.rundir.folders import is_run, read_file
 from megatron.rundir.names import EXIT, RESULT
@@ -30,12 +31,12 @@ def status(folder: str | Path) -> Status:
     folder = Path(folder)
     try:
         return _status(folder)
-    except BadData as error:
+    except (BadData, MissingInput) as error:
         return Status(state="failed", reason=str(error))
 
 
 def _status(folder: Path) -> Status:
-    if (folder / RESULT).exists():
+    if is_there(folder / RESULT):
         read_file(folder, RESULT)
         return Status(state="done")
     if is_held(folder):

@@ -2,16 +2,20 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 
-from megatron.errors import BadData
+from megatron.errors import BadData, MissingInput
 from megatron.rundir.folders import find_runs, read_file
 from megatron.rundir.status import status
+from megatron.scaling.answers.compare import is_fit
+from megatron.scaling.answers.frontier import is_isoflop
 from megatron.scaling.run.progress import seconds_so_far, stand
 from megatron.scaling.table.ingest.run_records import read_run
 from megatron.scaling.table.registry import describe
-from megatron.scaling.table.runs import read_result
+from megatron.scaling.table.runs import read_result, records
+from megatron.scaling.table.scores import measurements
 
 DAMAGED = {
     "empty": b"",
@@ -98,3 +102,16 @@ def test_what_stands_inside_an_object_is_looked_at_too(tmp_path, name, odd, said
     (run / name).write_text(json.dumps(odd))
     with pytest.raises(BadData, match=f"{name}: {re.escape(said)}"):
         describe(run)
+
+
+def test_a_record_that_is_a_link_to_nothing_is_lost_and_no_record_that_never_was(tmp_path):
+    """A run whose result.json is gone is no unfinished run, and a law's folder no folder of runs."""
+    whose = {"fit.json": is_fit, "isoflop.json": is_isoflop, "likelihood.jsonl": measurements, "result.json": read_result}
+    whose["metrics.jsonl"] = partial(records, kind="val")
+    for name in (*whose, "run.json", "config.json", "exit.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).symlink_to("gone")
+        with pytest.raises(MissingInput, match=f"{name}: a link to gone, which is not there"):
+            whose.get(name, partial(read_file, name=name))(folder)
+    assert status(tmp_path / "result").state == "failed"

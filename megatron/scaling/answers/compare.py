@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.errors import BadData, Mismatch
+from megatron.files import is_there
 from megatron.scaling.answers.critical import drawn_law
 from megatron.scaling.answers.frontier import compute_ratio, equal_loss_ratios, frontier_of, warnings_of
 from megatron.scaling.answers.isoflop import IsoFlop, params_ratio
@@ -44,7 +45,7 @@ class Side:
 
 def is_fit(path: Path) -> bool:
     """Whether a path is a fit.json or the folder of one."""
-    return path.name == "fit.json" or (path / "fit.json").is_file()
+    return path.name == "fit.json" or is_there(path / "fit.json")
 
 
 def side_of_fit(path: Path) -> Side:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from megatron.errors import BadData
-from megatron.files import read_json
+from megatron.files import is_there, read_json
 from megatron.scaling.answers.isoflop import SAME_BUDGET, IsoFlop, covers, power_law
 from megatron.scaling.law.fitted import Fit
 from megatron.scaling.law.form import Form, golden_section
@@ -297,7 +297,7 @@ def warnings_of(optimum: dict | None) -> list[str]:
 
 def is_isoflop(path: str | Path) -> bool:
     """Whether a path is an isoflop.json or the folder of one."""
-    return Path(path).name == "isoflop.json" or (Path(path) / "isoflop.json").is_file()
+    return Path(path).name == "isoflop.json" or is_there(Path(path) / "isoflop.json")
 
 
 def load_frontiers(path: str | Path) -> list[Fit]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.errors import BadData, Mismatch
+from megatron.files import is_there
 from megatron.scaling.answers.critical import drawn_law, num_paired_draws
 from megatron.scaling.answers.frontier import Frontier, is_isoflop, load_frontiers
 from megatron.scaling.law.fit import Fit, load_fit
@@ -35,7 +36,7 @@ def read_laws(paths) -> tuple[list[Fit], list[dict]]:
     fits: list[Fit] = []
     sources: list[dict] = []
     for path in map(Path, paths):
-        if (path / "fit.json").is_file() or not is_isoflop(path):
+        if is_there(path / "fit.json") or not is_isoflop(path):
             found, files = read_fits([path])
         else:
             found = load_frontiers(path)

@@ -30,6 +30,7 @@ from megatron.scaling.law.observations import AXES, Observations, held_out, obse
 from megatron.scaling.law.solver import Ends, Problem, minimise, persist
 
 __all__ = ["Fit", "fit_chinchilla", "fit_law", "load_fit", "save_fit"]
+HELD = ("E", "A", "B", "alpha", "beta")  # by a two-stage fit
 METHODS = ("percentile", "delta", "profile")
 WEIGHTS = ("equal", "se")
 ABSOLUTE = 1e-6  # of the median loss: a delta so small that Huber's loss is the absolute value
@@ -223,9 +224,13 @@ def _first_stage(chinchilla, law: Form, observed: Observations, chosen, more: di
         more = more | {"weights": np.broadcast_to(more["weights"], chosen.sum())[single[chosen]]}
         return fit_law(columns, cluster=observed.cluster[single], **more)
     found = chinchilla if isinstance(chinchilla, Fit) else Fit(form="chinchilla", params=dict(chinchilla))
-    missing = [name for name in ("E", "A", "B", "alpha", "beta") if name not in found.params]
+    missing = [name for name in HELD if name not in found.params]
     if missing:
         raise BadData(f"--chinchilla: its params lack {', '.join(missing)}; give a fit of the form chinchilla.")
+    if beyond := [name for name in HELD if not found.params[name] > 0]:
+        raise BadData(
+            f"--chinchilla: {beyond[0]} is {found.params[beyond[0]]:g}, and no law holds one that is not positive; fit again."
+        )
     return found
 
 
@@ -248,7 +253,7 @@ def _hold_draws(low, high, chinchilla, rows: Rows, num_resamples: int, seed):
 
 
 def _held_params(chinchilla) -> dict:
-    return {} if chinchilla is None else {name: chinchilla.params[name] for name in ("E", "A", "B", "alpha", "beta")}
+    return {} if chinchilla is None else {name: chinchilla.params[name] for name in HELD}
 
 
 # ---- the optimum

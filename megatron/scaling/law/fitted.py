@@ -13,7 +13,7 @@ import numpy as np
 import scipy
 
 from megatron.errors import BadData
-from megatron.files import read_json, staged
+from megatron.files import is_there, read_json, staged
 from megatron.rundir import fields
 from megatron.scaling.law.expression import form_of_file, is_formula, parse_form
 from megatron.scaling.law.form import Form
@@ -286,7 +286,7 @@ def _draws(record: dict, form: Form, path: Path):
 
 def _read_residuals(folder: Path) -> list[dict]:
     path = folder / "residuals.csv"
-    if not path.is_file():
+    if not is_there(path):
         return []
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron.errors import BadData, MissingInput
-from megatron.files import parse_json
+from megatron.files import is_there, parse_json
 from megatron.progress import ProgressLine
 from megatron.rundir.folders import find_runs, read_file
 from megatron.rundir.names import FACTS, METRICS, RESULT
@@ -34,7 +34,7 @@ def records(path: str | Path, kind: str) -> list[dict]:
     out. Raises BadData.
     """
     file = Path(path) / METRICS
-    if not file.is_file():
+    if not is_there(file):
         return []
     columns, others = scan(file)
     if kind == "train" and columns is not None:
@@ -65,7 +65,7 @@ def read_result(directory: Path) -> dict:
 
     {run, path, reason} of a run without one. Raises BadData for a damaged file.
     """
-    if not (directory / RESULT).is_file():
+    if not is_there(directory / RESULT):
         reason = f"no result.json: running or stopped, {last_step(directory)}"
         return {"run": directory.name, "path": str(directory), "reason": reason}
     row, trunk = read_file(directory, RESULT), _trunk(directory)

@@ -288,6 +288,10 @@ def test_what_a_form_cannot_take_is_refused():
         ({"ci": "guess"}, "percentile, delta, profile"),
         ({"starts": "many"}, "default, grid"),
         ({"form": "data-constrained", "chinchilla": {"E": 1.0}}, "lack A, B"),
+        (
+            {"form": "data-constrained", "chinchilla": {"E": 1.0, "A": -5.0, "B": 9.0, "alpha": 0.3, "beta": 0.3}},
+            "A is -5, and no law holds one that is not positive",
+        ),
     ):
         with pytest.raises(BadData, match=message):
             fit_law(columns, **more)

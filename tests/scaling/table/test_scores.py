@@ -1,6 +1,7 @@
 """A table whose loss is a score of the runs' likelihood.jsonl."""
 
 import json
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from megatron.errors import BadData, Mismatch, MissingInput
 from megatron.flags import ConfigError
 from megatron.scaling.__main__ import main
 from megatron.scaling.answers.compare import side_of_fit
+from megatron.scaling.table.scores import by_score
 from megatron.scaling.table.table import read_table
 
 CONVENTION = {"slice": "rows 64", "scored_tokens": "tokens 1..15", "conditioned_on": "token 0"}
@@ -84,3 +86,20 @@ def test_a_fit_says_which_score_it_is_of(runs, tmp_path):
     assert [said[name]["conventions"]["score"] for name in said] == ["exact", "rule:margin"]
     assert said["mdm"]["choices"]["score"] == "rule:margin"
     assert side_of_fit(tmp_path / "fit" / "mdm").label == "mdm (exact NLL of the sampler rule:margin)"
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"scores": [[1]]}, "scores is list"),
+        ({"scores": [{"value": "exact"}]}, "no score"),
+        ({"scores": None}, "no scores"),
+        ({"convention": []}, "convention is list"),
+        ({"scores": [entry("nelbo", "upper bound", "low")]}, "nats_per_token is 'low'"),
+        ({"scores": [entry("nelbo", "a guess", 3.0)]}, "nelbo is 'a guess', expected one of exact"),
+    ],
+)
+def test_measurements_of_another_shape_are_one_sentence(tmp_path, odd, said):
+    measured(tmp_path, **odd)
+    with pytest.raises(BadData, match=re.escape(said)):
+        by_score(tmp_path, {"bound": "bound", "steps": 40}, "nelbo")
