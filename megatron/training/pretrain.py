@@ -112,6 +112,7 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
                 code = run.leave(at, reason)
                 if cfg.train.final_scores and reason is None:
                     assert score is not None  # programs that take the flag bring it
+                    stop.end()
                     score(cfg, log.say)
                 return code
 

@@ -50,7 +50,12 @@ class StopRequest:
             self.before = {number: signal.signal(number, self.catch) for number in ASKED}
 
     def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
+        self.end()
+
+    def end(self) -> None:
+        """From here on nothing is to save: signals are the program's again, and so is one that nobody heeded."""
+        before, self.before = self.before, {}
+        for number, handler in before.items():
             # What a launcher passes on late must not kill a rank that has saved and is leaving.
             late = self.doubled_seconds and number in self.caught
             signal.signal(number, signal.SIG_IGN if late else handler)

@@ -13,6 +13,7 @@ from megatron.config import parse
 from megatron.core import checkpoint
 from megatron.engine.native import NativeEngine
 from megatron.rundir.names import step_and_attempt
+from megatron.stopping import ASKED
 from megatron.training import pretrain, run
 from megatron.training.signals import StopRequest
 from tests.failpoints import in_fork
@@ -149,6 +150,14 @@ def test_the_second_signal_of_a_kind_has_its_default_effect(tmp_path, trainer):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.reason(1, 1) == ("received SIGTERM", 85)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.getsignal(signal.SIGUSR1) == stop.catch
+
+
+def test_while_a_finished_run_is_scored_nothing_is_to_save(tmp_path, trainer):
+    """Its scores may take long: the signals are then what they were before the run, as in a start's first moments."""
+    found = []
+    cfg = parse(trainer.argv(tmp_path, train_iters=1, eval_interval=1, final_scores="exact"), "ar")
+    assert pretrain.main(cfg, lambda *_: found.append([signal.getsignal(number) for number in ASKED])) == 0
+    assert found == [[signal.getsignal(number) for number in ASKED]]
 
 
 def read_until(child, text):
