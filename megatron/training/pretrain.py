@@ -100,8 +100,7 @@ def carry_out(cfg: Config, score: Callable[[Config, Callable[[str], None]], None
                     if learning and loaded:
                         learning.load(loaded, weights_only=cfg.train.finetune or cfg.train.skip_train)
                 epoch, noted = (data["train"].tokens_per_epoch, data["train"].noted()) if data["train"] else (None, {})
-                exam = Exam.of(cfg, engine, source, tasks)
-                world, rest = (exam, where, stop, watch, log), (begun, noted, objective.besides())
+                world, rest = (Exam.of(cfg, engine, source, tasks), where, stop, watch, log), (begun, noted, objective.besides())
                 run = Run(cfg, engine, learner, reference, slices, *world, fingerprints, epoch, at, *rest, lesson.shapes)
                 if cfg.train.skip_train:
                     return run.evaluate_only(at, (loaded.facts if loaded else {}).get("averaged"))
