@@ -241,10 +241,11 @@ def compute_ratio(cheap: IsoFlop, dear: IsoFlop, loss: float) -> dict | None:
 
 
 def equal_loss_ratios(cheap: IsoFlop, dear: IsoFlop) -> list[dict]:
-    """At each common interior budget C of both: C / C', where C' is the compute at which `cheap` has the loss `dear` has at C.
+    """At each interior budget C of `dear`: C / C', where C' is the compute at which `cheap` has the loss `dear` has at C.
 
     C' comes from L*(C) through the interior minima of `cheap` (two or more), a power law (Nie et al., arXiv:2410.18514, section
-    4) or one with an irreducible term, as `frontier_of` has it; `extrapolated` where C' lies outside the minima.
+    4) or one with an irreducible term, as `frontier_of` has it; `extrapolated` where C' lies outside the minima,
+    which is said of a budget of both only: of others nobody asked what lies beyond the data.
     """
     values = _with_draws(cheap)
     if values is None:
@@ -252,11 +253,11 @@ def equal_loss_ratios(cheap: IsoFlop, dear: IsoFlop) -> list[dict]:
     pairs = min(len(values) - 1, len(dear.draws["loss"]))
     found = []
     for number, minimum in enumerate(dear.minima):
-        common = min(abs(np.log(other.flops / minimum.flops)) for other in cheap.interior) <= SAME_BUDGET
-        if minimum.reason is not None or not common:
+        if minimum.reason is not None:
             continue
+        common = min(abs(np.log(other.flops / minimum.flops)) for other in cheap.interior) <= SAME_BUDGET
         equal = _reached(values[: pairs + 1], np.array([minimum.loss, *dear.draws["loss"][:pairs, number]]))
-        if np.isfinite(equal[0]):
+        if np.isfinite(equal[0]) and (common or covers(cheap, equal[0])):
             found.append(
                 {
                     "flops": minimum.flops,

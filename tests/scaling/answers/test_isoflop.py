@@ -149,6 +149,12 @@ def test_equal_loss_ratio_of_power_laws_is_exact():
     ratios = equal_loss_ratios(ar, mdm)
     assert [ratio["ratio"] for ratio in ratios] == pytest.approx([2, 2, 2], rel=1e-6)
     assert [ratio["extrapolated"] for ratio in ratios] == [True, False, False]
+    ends, upper = (
+        fit_isoflop(*(np.delete(column, gone) for column in sweep(0.0)), num_resamples=0) for gone in (range(5, 10), range(5))
+    )
+    between = equal_loss_ratios(ends, mdm)  # at a budget that the cheap one has not, where its minima reach what is asked
+    assert [ratio["ratio"] for ratio in between] == pytest.approx([2, 2, 2], rel=1e-6)
+    assert [ratio["flops"] for ratio in equal_loss_ratios(upper, mdm)] == [ratio["flops"] for ratio in ratios[1:]]
 
 
 def test_equal_loss_ratio_has_an_interval_and_needs_two_minima():

@@ -36,7 +36,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is printed, written and drawn. `ratios`: compute of MDM over AR at equal loss, by common budget.
+    """Everything that is printed, written and drawn. `ratios`: compute of MDM over AR at equal loss, by budget.
 
     `fits`: other fits by the name they are shown under; `data_value`: curves and `crossover`: the result, as their verbs
     write them. `command`: what made the report.
