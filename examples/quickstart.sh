@@ -9,13 +9,13 @@ source "$(dirname "$0")/setup.sh"
 source "$(dirname "$0")/common.sh"
 plan_name=quickstart name='quickstart_{objective}_{flops}_{size}'
 # The grid: an objective, a budget of training FLOPs, and the sizes of utils/model_params.sh that share it. A short text is read
-# once or twice by AR, which has one budget less then, and a few times by masked diffusion.
+# once or twice by AR, whose budgets are smaller then, and a few times by masked diffusion.
 grid=(
-  "ar  1.5e10 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K"
   "ar  3e10   CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K"
   "ar  1e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
 )
-if (($(text_tokens) >= 3000000)); then grid+=("ar  3e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K CPU_246K"); fi
+if (($(text_tokens) < 3000000)); then grid+=("ar  1.5e10 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K")
+else grid+=("ar  3e11   CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K CPU_246K"); fi
 grid+=(
   "mdm 2.5e11 CPU_5K  CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K"
   "mdm 5e11   CPU_8K  CPU_12K CPU_16K CPU_25K CPU_46K CPU_74K CPU_107K"
