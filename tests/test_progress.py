@@ -93,6 +93,7 @@ def a_gathering(folder, _):
 )
 def test_long_work_tells_off_a_terminal_how_far_it_is(monkeypatch, capsys, tmp_path, corpus, work, said):
     monkeypatch.setattr(progress, "ELSEWHERE", 0.0)
+    monkeypatch.setattr("megatron.scaling.table.runs.ROWS_A_SHOW", 4)  # a table of eight rows
     work(tmp_path, corpus)
     assert said in capsys.readouterr().err
 
